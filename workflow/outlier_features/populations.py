@@ -1,0 +1,29 @@
+"""The two parts of a sequence's positions, and the populations made of them.
+
+Part 0, *excluded*: the first position of a sequence and special tokens. Part 1, *rest*. Padding is in neither. What adds
+up is stored per part; tables speak of populations: `all` (both parts) and `without_first` (rest).
+"""
+
+from typing import Any
+
+import numpy as np
+
+EXCLUDED, REST, PADDING = 0, 1, 2
+POPULATIONS = {"all": (EXCLUDED, REST), "without_first": (REST,)}
+
+
+def position_parts(special: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The part of every position, uint8 (N, T), from the boolean arrays `special` and `mask` (N, T).
+
+    The first position is the first that is not padding.
+    """
+    special, mask = np.asarray(special, bool), np.asarray(mask, bool)
+    first = np.zeros_like(mask)
+    has_any = mask.any(axis=1)
+    first[np.flatnonzero(has_any), mask.argmax(axis=1)[has_any]] = True
+    return np.where(~mask, PADDING, np.where(special | first, EXCLUDED, REST)).astype(np.uint8)
+
+
+def population_sizes(parts: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Positions of each population in each sequence, int64 (N,), from `position_parts` (N, T)."""
+    return {name: np.isin(parts, members).sum(axis=1) for name, members in POPULATIONS.items()}

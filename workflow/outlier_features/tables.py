@@ -1,0 +1,219 @@
+"""The public tables: every column's name, type, unit and meaning, and how a table is written and read.
+
+This is the one description of them: it goes into the files' own field metadata and makes `docs/tables.md`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from outlier_features.artifacts import PROVENANCE, replacing
+from outlier_features.errors import InputError
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    dtype: Any
+    meaning: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        return {column.name: column.dtype for column in self.columns}
+
+
+_POPULATION = Column("population", pl.String, "`all` positions, or `without_first`: without the first and special tokens")
+_RULE = Column("rule", pl.String, "the rule by which the row was selected")
+_SITES = Column("sites", pl.String, "the sites the rule was applied to, joined by `+`")
+_SITE = Column("site", pl.String, "where in a block the tensor is taken")
+_SEQUENCE = Column("sequence", pl.UInt32, "index of the sequence, from 0")
+_LAYER = Column("layer", pl.UInt16, "index of the block, from 0")
+_TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
+_DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
+
+READINGS = {
+    "blocks": "blocks with a hit at any of the sites / blocks of the model",
+    "sites_share": "site tensors with a hit / site tensors that the model has",
+    "union": "positions with a hit at any site tensor / positions of the population",
+    "pooled": "hits / (positions x site tensors)",
+    "affected": "share of positions with a hit, averaged over the site tensors that have one",
+}
+
+HITS = Table(
+    "hits",
+    "a value at or above the site's floor",
+    (
+        _SEQUENCE, _LAYER, _TOKEN, _DIM,
+        Column("value", pl.Float32, "the value itself, signed", "activation"),
+        Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+    ),
+)  # fmt: skip
+
+LAYERS = Table(
+    "layers",
+    "population, site, layer",
+    (
+        _POPULATION, _SITE, _LAYER,
+        *(Column(f"top{k}", pl.Float64, f"rank {k} of abs(x) in a sequence, averaged over sequences", "activation")
+          for k in (1, 2, 3)),
+        Column("median", pl.Float64, "median of abs(x) in a sequence, averaged over sequences", "activation"),
+        Column("mean", pl.Float64, "mean of abs(x) over all values", "activation"),
+        Column("max", pl.Float64, "largest abs(x) over all sequences", "activation"),
+        Column("rms", pl.Float64, "root of the mean square over all values", "activation"),
+        Column("kurtosis_flat_excess", pl.Float64, "Fisher kurtosis of all values of the site and layer (0 if normal)"),
+        Column("kurtosis_token", pl.Float64, "Pearson kurtosis over the dims of a position (3 if normal), averaged over positions"),
+        Column("kurtosis_channel_rms", pl.Float64, "mean_h(s_h^4) / mean_h(s_h^2)^2, s_h the RMS of dim h: 1 if all alike, d if one"),
+        Column("occurrences", pl.Int64, "values with abs(x) >= 6", "values"),
+        Column("dims_hit", pl.Int64, "dims with a value with abs(x) >= 6", "dims"),
+        Column("positions_hit", pl.Int64, "positions (sequence, token) with a value with abs(x) >= 6", "positions"),
+        Column("positions", pl.Int64, "positions of the population over all sequences", "positions"),
+    ),
+)  # fmt: skip
+
+PAIRS = Table(
+    "pairs",
+    "population, rule, sites, sequence, dim: every pair with a hit",
+    (
+        _POPULATION, _RULE, _SITES, _SEQUENCE, _DIM,
+        *(Column(name, pl.Float64, meaning, "share") for name, meaning in READINGS.items()),
+        Column("occurrences", pl.Int64, "hits (layer, site, token) of this dim in this sequence", "values"),
+        Column("positive", pl.Int64, "hits above zero", "values"),
+        Column("first_layer", pl.UInt16, "first block with a hit"),
+        Column("last_layer", pl.UInt16, "last block with a hit"),
+        Column("max_abs", pl.Float64, "largest abs(x) among the hits", "activation"),
+        Column("passes", pl.Boolean, "the pair meets the rule's criteria"),
+    ),
+)  # fmt: skip
+
+DIMS = Table(
+    "dims",
+    "population, rule, sites, dim: every dim with a hit",
+    (
+        _POPULATION, _RULE, _SITES, _DIM,
+        Column("occurrences", pl.Int64, "hits (sequence, layer, site, token)", "values"),
+        Column("positive", pl.Int64, "hits above zero", "values"),
+        Column("negative", pl.Int64, "hits below zero", "values"),
+        Column("one_sided", pl.Boolean, "one sign holds at least 95 % of the hits"),
+        Column("sequences", pl.Int64, "sequences with a hit", "sequences"),
+        Column("sequences_passing", pl.Int64, "sequences in which the dim meets the rule's criteria", "sequences"),
+        Column("selected", pl.Boolean, "at least one sequence passes"),
+        Column("selected_majority", pl.Boolean, "more than half of all sequences pass"),
+        *(Column(f"{name}_{how}", pl.Float64, f"{meaning}; {how} over the sequences with a hit", "share")
+          for name, meaning in READINGS.items() for how in ("mean", "median")),
+        Column("first_layer", pl.UInt16, "first block with a hit"),
+        Column("last_layer", pl.UInt16, "last block with a hit"),
+        Column("max_abs", pl.Float64, "largest abs(x) among the hits", "activation"),
+        Column("kind", pl.String, "of a selected dim, by its mean union share over passing sequences: `persistent` (>= 50 %), "
+               "`massive` (<= 5 %), else `mixed`"),
+        Column("step_up", pl.UInt16, "first block where max abs(x) of the dim on resid_post reaches half its maximum over blocks"),
+        Column("step_down", pl.UInt16, "first later block below that half; null if it never falls"),
+    ),
+)  # fmt: skip
+
+SENSITIVITY = Table(
+    "sensitivity",
+    "population, rule, layer reading, position reading, threshold, layer share, position share",
+    (
+        _POPULATION, _RULE, _SITES,
+        Column("layer_reading", pl.String, "which layer share: `blocks` or `sites_share`"),
+        Column("position_reading", pl.String, "which position share: `union`, `pooled` or `affected`"),
+        Column("threshold", pl.Float64, "abs(x) at least", "activation"),
+        Column("layer_share", pl.Float64, "layer share at least", "share"),
+        Column("position_share", pl.Float64, "position share at least", "share"),
+        Column("dims", pl.Int64, "dims that pass in at least one sequence", "dims"),
+        Column("pairs", pl.Int64, "(sequence, dim) pairs that pass", "pairs"),
+    ),
+)  # fmt: skip
+
+MASSIVE = Table(
+    "massive",
+    "rule, site, sequence, layer, token, dim: every massive activation",
+    (
+        _RULE, _SITE, _SEQUENCE, _LAYER, _TOKEN, _DIM,
+        Column("value", pl.Float64, "the value itself, signed", "activation"),
+        Column("median", pl.Float64, "median of abs(x) of that layer and sequence, all positions", "activation"),
+        Column("ratio", pl.Float64, "abs(value) / median"),
+        Column("massive_all", pl.Boolean, "meets the rule by the median over all positions"),
+        Column("median_without_first", pl.Float64, "the same median over population `without_first`", "activation"),
+        Column("massive_without_first", pl.Boolean, "is in population `without_first` and meets the rule by its median"),
+        Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+        Column("token_id", pl.Int64, "vocabulary id of the token"),
+        Column("token_text", pl.String, "the token's text"),
+    ),
+)  # fmt: skip
+
+EMERGENCE = Table(
+    "emergence",
+    "population, site, dim, layer: for every dim with a hit by a rule on a basis of d_model",
+    (
+        _POPULATION, _SITE, _DIM, _LAYER,
+        Column("max_abs", pl.Float64, "largest abs(x)", "activation"),
+        Column("low", pl.Float64, "smallest x", "activation"),
+        Column("high", pl.Float64, "largest x", "activation"),
+        Column("mean", pl.Float64, "mean x", "activation"),
+        Column("rms", pl.Float64, "root of the mean square", "activation"),
+    ),
+)  # fmt: skip
+
+LOSS = Table(
+    "loss",
+    "sequence; `nll` is null for a model without a causal language-model head",
+    (
+        _SEQUENCE,
+        Column("tokens", pl.Int64, "tokens that are predicted: positions 1..T-1, padding left out", "tokens"),
+        Column("bytes", pl.Int64, "UTF-8 bytes of the text of those tokens", "bytes"),
+        Column("nll", pl.Float64, "sum of their negative log-likelihoods given what precedes", "nats"),
+    ),
+)  # fmt: skip
+
+PUBLIC = (LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, LOSS, HITS)
+
+
+def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> pa.Table:
+    """`frame` with the columns, types and field metadata of `table`, in its order."""
+    arrow = frame.select(pl.col(name).cast(dtype) for name, dtype in table.schema.items()).to_arrow()
+    fields = [
+        field.with_type(pa.string()).with_metadata({"meaning": column.meaning, "unit": column.unit})
+        if pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)
+        else field.with_metadata({"meaning": column.meaning, "unit": column.unit})
+        for field, column in zip(arrow.schema, table.columns, strict=True)
+    ]
+    metadata = {"table": table.name, "row": table.row, PROVENANCE: json.dumps(provenance)}
+    return arrow.cast(pa.schema(fields, metadata))
+
+
+def write_table(path: str | Path, frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(to_arrow(frame, table, provenance), temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of a table that this package wrote, and their provenance.
+
+    Raises `InputError` where the file is damaged or is another table.
+    """
+    try:
+        arrow = pq.read_table(path, page_checksum_verification=True)
+        metadata = {key.decode(): value.decode() for key, value in (arrow.schema.metadata or {}).items()}
+        found, provenance = metadata["table"], json.loads(metadata[PROVENANCE])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(f"{path}: expected the Parquet table {table.name!r}, found {error}") from error
+    if found != table.name or arrow.column_names != list(table.schema):
+        raise InputError(f"{path}: expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}")
+    frame = pl.from_arrow(arrow)
+    assert isinstance(frame, pl.DataFrame)
+    return frame, provenance
