@@ -42,7 +42,9 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: expected a JSON file, found {type(error).__name__}: {error}") from error
 
 
-def require_equal(expected: Mapping[str, Any], found: Mapping[str, Any], keys: tuple[str, ...], path: str | Path) -> None:
+def require_equal(
+    expected: Mapping[str, Any], found: Mapping[str, Any], keys: tuple[str, ...], path: str | Path
+) -> None:
     """Raise `InputError` where the provenance `found` in the file `path` contradicts `expected` in one of `keys`."""
     for key in keys:
         if expected.get(key) != found.get(key):

@@ -1,7 +1,7 @@
 """The two parts of a sequence's positions, and the populations made of them.
 
-Part 0, *excluded*: the first position of a sequence and special tokens. Part 1, *rest*. Padding is in neither. What adds
-up is stored per part; tables speak of populations: `all` (both parts) and `without_first` (rest).
+Part 0, *excluded*: the first position of a sequence and special tokens. Part 1, *rest*. Padding is in neither. What
+adds up is stored per part; tables speak of populations: `all` (both parts) and `without_first` (rest).
 """
 
 from typing import Any

@@ -36,7 +36,9 @@ class Table:
         return {column.name: column.dtype for column in self.columns}
 
 
-_POPULATION = Column("population", pl.String, "`all` positions, or `without_first`: without the first and special tokens")
+_POPULATION = Column(
+    "population", pl.String, "`all` positions, or `without_first`: without the first and special tokens"
+)
 _RULE = Column("rule", pl.String, "the rule by which the row was selected")
 _SITES = Column("sites", pl.String, "the sites the rule was applied to, joined by `+`")
 _SITE = Column("site", pl.String, "where in a block the tensor is taken")
@@ -75,8 +77,8 @@ LAYERS = Table(
         Column("max", pl.Float64, "largest abs(x) over all sequences", "activation"),
         Column("rms", pl.Float64, "root of the mean square over all values", "activation"),
         Column("kurtosis_flat_excess", pl.Float64, "Fisher kurtosis of all values of the site and layer (0 if normal)"),
-        Column("kurtosis_token", pl.Float64, "Pearson kurtosis over the dims of a position (3 if normal), averaged over positions"),
-        Column("kurtosis_channel_rms", pl.Float64, "mean_h(s_h^4) / mean_h(s_h^2)^2, s_h the RMS of dim h: 1 if all alike, d if one"),
+        Column("kurtosis_token", pl.Float64, "Pearson kurtosis over a position's dims (3 if normal), their mean"),
+        Column("kurtosis_channel_rms", pl.Float64, "mean_h(s_h^4) / mean_h(s_h^2)^2, s_h the RMS of dim h; 1..d"),
         Column("occurrences", pl.Int64, "values with abs(x) >= 6", "values"),
         Column("dims_hit", pl.Int64, "dims with a value with abs(x) >= 6", "dims"),
         Column("positions_hit", pl.Int64, "positions (sequence, token) with a value with abs(x) >= 6", "positions"),
@@ -91,6 +93,7 @@ PAIRS = Table(
         _POPULATION, _RULE, _SITES, _SEQUENCE, _DIM,
         *(Column(name, pl.Float64, meaning, "share") for name, meaning in READINGS.items()),
         Column("occurrences", pl.Int64, "hits (layer, site, token) of this dim in this sequence", "values"),
+        Column("locations", pl.Int64, "positions with a hit of this dim at any site tensor", "positions"),
         Column("positive", pl.Int64, "hits above zero", "values"),
         Column("first_layer", pl.UInt16, "first block with a hit"),
         Column("last_layer", pl.UInt16, "last block with a hit"),
@@ -105,6 +108,7 @@ DIMS = Table(
     (
         _POPULATION, _RULE, _SITES, _DIM,
         Column("occurrences", pl.Int64, "hits (sequence, layer, site, token)", "values"),
+        Column("locations", pl.Int64, "positions (sequence, token) with a hit at any site tensor", "positions"),
         Column("positive", pl.Int64, "hits above zero", "values"),
         Column("negative", pl.Int64, "hits below zero", "values"),
         Column("one_sided", pl.Boolean, "one sign holds at least 95 % of the hits"),
@@ -117,9 +121,9 @@ DIMS = Table(
         Column("first_layer", pl.UInt16, "first block with a hit"),
         Column("last_layer", pl.UInt16, "last block with a hit"),
         Column("max_abs", pl.Float64, "largest abs(x) among the hits", "activation"),
-        Column("kind", pl.String, "of a selected dim, by its mean union share over passing sequences: `persistent` (>= 50 %), "
-               "`massive` (<= 5 %), else `mixed`"),
-        Column("step_up", pl.UInt16, "first block where max abs(x) of the dim on resid_post reaches half its maximum over blocks"),
+        Column("kind", pl.String, "of a selected dim, by its mean union share over the passing sequences: "
+               "`persistent` (>= 50 %), `massive` (<= 5 %), else `mixed`"),
+        Column("step_up", pl.UInt16, "first block where max abs(x) on resid_post reaches half its maximum over blocks"),
         Column("step_down", pl.UInt16, "first later block below that half; null if it never falls"),
     ),
 )  # fmt: skip
@@ -149,7 +153,7 @@ MASSIVE = Table(
         Column("ratio", pl.Float64, "abs(value) / median"),
         Column("massive_all", pl.Boolean, "meets the rule by the median over all positions"),
         Column("median_without_first", pl.Float64, "the same median over population `without_first`", "activation"),
-        Column("massive_without_first", pl.Boolean, "is in population `without_first` and meets the rule by its median"),
+        Column("massive_without_first", pl.Boolean, "is in `without_first` and meets the rule by its median"),
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
         Column("token_id", pl.Int64, "vocabulary id of the token"),
         Column("token_text", pl.String, "the token's text"),
@@ -213,7 +217,9 @@ def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, dict[str, 
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{path}: expected the Parquet table {table.name!r}, found {error}") from error
     if found != table.name or arrow.column_names != list(table.schema):
-        raise InputError(f"{path}: expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}")
+        raise InputError(
+            f"{path}: expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}"
+        )
     frame = pl.from_arrow(arrow)
     assert isinstance(frame, pl.DataFrame)
     return frame, provenance

@@ -55,7 +55,7 @@ class TensorFile:
             with self.path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: expected a whole safetensors file, found {error}") from error
 
@@ -74,8 +74,7 @@ class TensorFile:
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """The tensor `name` where it lies (bfloat16 as its bits in uint16)."""
         entry = self.entry(name)
-        flat = np.frombuffer(self._map, STORAGE[entry.dtype], math.prod(entry.shape), entry.offset)
-        return flat.reshape(entry.shape)
+        return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
     def will_need(self, offset: int, length: int) -> None:
         """Ask for bytes to be read ahead."""
@@ -89,7 +88,7 @@ class TensorFile:
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
         if stop > start:
-            self._map.madvise(advice, start, min(stop, self.size) - start)
+            self.map.madvise(advice, start, min(stop, self.size) - start)
 
 
 def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -119,7 +118,9 @@ class TensorFileWriter:
     The file takes its name only when the block ends without an error and every byte was written.
     """
 
-    def __init__(self, path: str | Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], provenance: Mapping[str, Any]):
+    def __init__(
+        self, path: str | Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], provenance: Mapping[str, Any]
+    ):
         self._replacing = replacing(path)
         header: dict[str, Any] = {"__metadata__": {PROVENANCE: json.dumps(provenance)}}
         position = 0
@@ -148,14 +149,16 @@ class TensorFileWriter:
         expected = np.dtype(STORAGE[entry.dtype]).itemsize
         if data.shape[1:] != entry.shape[1:] or data.dtype.itemsize != expected or row + len(data) > entry.shape[0]:
             raise ValueError(f"{name}: rows {row}.. of shape {data.shape} do not fit {entry.dtype} {entry.shape}")
-        view = memoryview(np.ascontiguousarray(data)).cast("B")
+        view = np.ascontiguousarray(data).data.cast("B")
         offset = entry.offset + row * (entry.nbytes // entry.shape[0])
         self._missing -= len(view)
         while len(view):
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if kind is None and self._missing:
             kind, error = ValueError, ValueError(f"{self._missing} bytes were never written")

@@ -1,0 +1,50 @@
+# make run: the default run from nothing. make resume: after a kill. Every target installs what it needs.
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run resume test test-all lint format docs bench clean
+
+run: $(VENV)/installed
+	$(BIN)/snakemake --cores $(CORES)
+
+# A killed run leaves a lock and perhaps unfinished files.
+resume: $(VENV)/installed
+	$(BIN)/snakemake --unlock
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# As test, but a test that is skipped for want of a browser or root is a failure.
+test-all: $(VENV)/installed
+	$(BIN)/python -m pytest --no-skips
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	$(BIN)/python tests/lint_workflow.py
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/pipeline.py
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake results build

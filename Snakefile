@@ -1,0 +1,48 @@
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
+
+include: "rules/common.smk"
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, CONFIG["models"])),
+    corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    chunk=r"\d+-\d+",
+
+
+localrules:
+    all,
+    tables,
+    report,
+
+
+rule all:
+    default_target: True
+    input:
+        rules_tables(),
+        f"{RESULTS}/report.html",
+
+
+rule tables:
+    input:
+        rules_tables(),
+
+
+rule report:
+    input:
+        f"{RESULTS}/report.html",
+
+
+include: "rules/fetch.smk"
+include: "rules/tokenize.smk"
+include: "rules/extract.smk"
+include: "rules/detect.smk"
+include: "rules/filter.smk"
+include: "rules/emergence.smk"
+include: "rules/loss.smk"
+include: "rules/report.smk"

@@ -1,0 +1,56 @@
+def local_files(source):
+    """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
+    if "pypi" in source or "hub" in source or "stdlib" in source:
+        return []
+    if "files" in source:
+        return source["files"]
+    return sorted(
+        str(path)
+        for path in Path(source["path"]).glob("*")
+        if path.suffix in (".json", ".safetensors", ".model", ".txt")
+    )
+
+
+rule fetch_model:
+    message:
+        "Fetch model {wildcards.model}"
+    input:
+        lambda wildcards: local_files(CONFIG["catalog"]["models"][wildcards.model]),
+    output:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+    params:
+        source=lambda wildcards: CONFIG["catalog"]["models"][wildcards.model],
+    log:
+        f"{RESULTS}/logs/fetch_model/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    script:
+        "../scripts/fetch_model.py"
+
+
+rule fetch_corpus:
+    message:
+        "Fetch corpus {wildcards.corpus}"
+    input:
+        lambda wildcards: local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]),
+    output:
+        source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
+        documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
+    params:
+        source=lambda wildcards: {
+            key: value
+            for key, value in CONFIG["catalog"]["corpora"][wildcards.corpus].items()
+            if key != "sample"
+        },
+    log:
+        f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_corpus/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    script:
+        "../scripts/fetch_corpus.py"

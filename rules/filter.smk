@@ -1,0 +1,27 @@
+rule filter_systematic:
+    message:
+        "Select systematic outliers of {wildcards.model} on {wildcards.corpus}"
+    input:
+        **{site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet") for site in SITES},
+        statistics=f"{RUN}/statistics.safetensors",
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+    output:
+        pairs=f"{RUN}/pairs.parquet",
+        sensitivity=f"{RUN}/sensitivity.parquet",
+        massive=f"{RUN}/massive.parquet",
+    params:
+        sites=SITES,
+        dettmers=CONFIG["rules"]["dettmers"],
+        massive=CONFIG["rules"]["massive"],
+        grid=CONFIG["sensitivity"],
+        code=code_version("filter_systematic"),
+    log:
+        f"{RESULTS}/logs/filter_systematic/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/filter_systematic/{{model}}/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    script:
+        "../scripts/filter_systematic.py"

@@ -1,0 +1,69 @@
+rule summarize_run:
+    message:
+        "Summarize {wildcards.model} on {wildcards.corpus}"
+    input:
+        tokens=f"{RUN}/tokens.safetensors",
+        layers=f"{RUN}/layers.parquet",
+        dims=f"{RUN}/dims.parquet",
+        pairs=f"{RUN}/pairs.parquet",
+        massive=f"{RUN}/massive.parquet",
+        loss=f"{RUN}/loss.parquet",
+        model_source=f"{RESOURCES}/models/{{model}}/source.json",
+        corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
+    output:
+        summary=f"{RUN}/summary.json",
+    params:
+        code=code_version("summarize_run"),
+    log:
+        f"{RESULTS}/logs/summarize_run/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/summarize_run/{{model}}/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    script:
+        "../scripts/summarize_run.py"
+
+
+RUN_TABLES = [
+    "summary.json",
+    "layers.parquet",
+    "dims.parquet",
+    "emergence.parquet",
+    "sensitivity.parquet",
+    "massive.parquet",
+    "tokens.safetensors",
+    "texts.parquet",
+]
+
+
+rule render_report:
+    message:
+        "Render the report"
+    input:
+        template=f"{workflow.basedir}/workflow/report/report.html.j2",
+        style=f"{workflow.basedir}/workflow/report/report.css",
+        tables=expand(
+            f"{RUN}/{{table}}",
+            model=CONFIG["models"],
+            corpus=CONFIG["corpora"],
+            table=RUN_TABLES,
+        ),
+    output:
+        report=f"{RESULTS}/report.html",
+    params:
+        runs=[
+            f"{RESULTS}/{model}/{corpus}"
+            for model in CONFIG["models"]
+            for corpus in CONFIG["corpora"]
+        ],
+        code=code_version("render_report"),
+    log:
+        f"{RESULTS}/logs/render_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/render_report.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    script:
+        "../scripts/render_report.py"

@@ -1,0 +1,22 @@
+rule tokenize_corpus:
+    message:
+        "Tokenize {wildcards.corpus} for {wildcards.model}"
+    input:
+        model=f"{RESOURCES}/models/{{model}}/source.json",
+        corpus=f"{RESOURCES}/corpora/{{corpus}}/source.json",
+        documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
+    output:
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+    params:
+        sample=sample,
+        code=code_version("tokenize_corpus"),
+    log:
+        f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tokenize_corpus/{{model}}/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    script:
+        "../scripts/tokenize_corpus.py"

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from outlier_features.detect_outliers import detect_outliers
+from outlier_features.errors import stage
+
+with stage(snakemake.log[0]):
+    floors = snakemake.params.floors
+    detect_outliers(
+        activations=Path(snakemake.input.activations),
+        first_chunk=Path(snakemake.input.first_chunk),
+        tokens=Path(snakemake.input.tokens),
+        hits={site: Path(snakemake.output[site]) for site in floors},
+        statistics=Path(snakemake.output.statistics),
+        floors=floors,
+        max_density=snakemake.params.max_density,
+        threads=snakemake.threads,
+    )

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.filter_systematic import filter_systematic
+
+with stage(snakemake.log[0]):
+    filter_systematic(
+        hits={site: [Path(path) for path in snakemake.input.get(site)] for site in snakemake.params.sites},
+        statistics=Path(snakemake.input.statistics),
+        tokens=Path(snakemake.input.tokens),
+        texts=Path(snakemake.input.texts),
+        pairs=Path(snakemake.output.pairs),
+        sensitivity=Path(snakemake.output.sensitivity),
+        massive=Path(snakemake.output.massive),
+        dettmers=snakemake.params.dettmers,
+        massive_rule=snakemake.params.massive,
+        grid=snakemake.params.grid,
+    )

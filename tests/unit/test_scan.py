@@ -1,0 +1,188 @@
+"""The streaming pass against brute force in numpy, on planted and ordinary values, in every format and layout."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from outlier_features import scan_kernel
+from outlier_features.errors import InputError
+from outlier_features.scan import SiteTensors, pilot_means, runs_of, scan
+from outlier_features.statistics import merge
+from outlier_features.tensorfile import TensorFile
+from safetensors.torch import save_file
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def activations(rng, n, layers, t, h, offset=50.0):
+    """Values with a dim far from zero (so that power sums cancel), a heavy dim and a few huge values."""
+    x = rng.standard_normal((n, layers, t, h)).astype(np.float32)
+    x[..., 1] += offset
+    x[..., h // 2] *= 5
+    x[:, layers // 2, 0, h - 1] = -2000
+    return x
+
+
+def parts_of(rng, n, t):
+    parts = np.ones((n, t), np.uint8)
+    parts[:, 0] = 0
+    parts[rng.random((n, t)) < 0.1] = 0
+    for row in range(1, n, 2):
+        parts[row, t - rng.integers(0, t // 2) :] = 2
+    return parts
+
+
+def save(path, x, dtype, layout):
+    tensor = torch.from_numpy(x).to(DTYPES[dtype])
+    if layout == "stacked":
+        save_file({"acts": tensor}, path)
+        return SiteTensors.stacked(TensorFile(path), "acts"), tensor.float().numpy()
+    save_file({f"acts.{layer}": tensor[:, layer].contiguous() for layer in range(x.shape[1])}, path)
+    tensors = SiteTensors.per_layer(TensorFile(path), "acts")
+    assert tensors is not None
+    return tensors, tensor.float().numpy()
+
+
+def run(tensors, parts, floor=4.0, **options):
+    hits = []
+    options = {"threads": 2, **options}
+    statistics = scan(tensors, parts, pilot_means(tensors, parts[0]), floor, on_hits=hits.append, **options)
+    columns = {name: np.concatenate([getattr(hit, name) for hit in hits]) for name in hits[0].__dataclass_fields__}
+    return statistics, columns
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("shape", [(3, 2, 16, 24), (5, 3, 37, 19), (2, 1, 5, 64)])
+def test_every_statistic_equals_brute_force(tmp_path, layout, dtype, shape):
+    rng = np.random.default_rng(0)
+    n, layers, t, _ = shape
+    tensors, x = save(tmp_path / "x.safetensors", activations(rng, *shape), dtype, layout)
+    parts = parts_of(rng, n, t)
+    statistics, hits = run(tensors, parts)
+
+    expected = np.argwhere((np.abs(x.transpose(0, 1, 2, 3)) >= 4) & (parts != 2)[:, None, :, None])
+    found = np.stack([hits["sequence"], hits["layer"], hits["token"], hits["dim"]], axis=1)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(hits["value"], x[tuple(expected.T)])
+    np.testing.assert_array_equal(hits["part"], parts[expected[:, 0], expected[:, 2]])
+
+    for population, members in (("all", [0, 1]), ("without_first", [1])):
+        chosen = np.isin(parts, members)
+        assert statistics.count(population) == chosen.sum()
+        for layer in range(layers):
+            values = x[:, layer][chosen].astype(np.float64)
+            magnitude = np.abs(values)
+            np.testing.assert_array_equal(statistics.over(population, "low")[layer], values.min(0))
+            np.testing.assert_array_equal(statistics.over(population, "high")[layer], values.max(0))
+            np.testing.assert_array_equal(statistics.over(population, "positive")[layer], (values >= 6).sum(0))
+            np.testing.assert_array_equal(statistics.over(population, "negative")[layer], (values <= -6).sum(0))
+            assert statistics.over(population, "positions_hit")[layer] == (magnitude >= 6).any(1).sum()
+            mean, square = (moment[layer] for moment in statistics.channel_mean_square(population))
+            np.testing.assert_allclose(mean, values.mean(0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(square, (values**2).mean(0), rtol=1e-5)
+            flat = values - values.mean()
+            kurtosis = (flat**4).mean() / (flat**2).mean() ** 2 - 3
+            np.testing.assert_allclose(statistics.flat_kurtosis(population)[layer], kurtosis, rtol=1e-5)
+            rows = values - values.mean(1, keepdims=True)
+            kurtosis = ((rows**4).mean(1) / (rows**2).mean(1) ** 2).mean()
+            np.testing.assert_allclose(statistics.token_kurtosis(population)[layer], kurtosis, rtol=1e-9)
+            rms = (values**2).mean(0)
+            kurtosis = (rms**2).mean() / rms.mean() ** 2
+            np.testing.assert_allclose(statistics.channel_kurtosis(population)[layer], kurtosis, rtol=1e-5)
+            for sequence in range(n):
+                one = np.abs(x[sequence, layer][chosen[sequence]].astype(np.float64))
+                if one.size == 0:
+                    continue
+                column = ["all", "without_first"].index(population)
+                assert statistics.median[layer, sequence, column] == np.median(one)
+                top = statistics.sequence_top(population)[layer, sequence]
+                np.testing.assert_array_equal(top, np.sort(one, axis=None)[::-1][:3])
+                mine = (
+                    statistics.absolute[layer, sequence, members].sum(),
+                    statistics.square[layer, sequence, members].sum(),
+                )
+                np.testing.assert_allclose(mine, (one.sum(), (one**2).sum()), rtol=1e-9)
+
+
+def test_histogram_counts_every_value_in_its_bin(tmp_path):
+    rng = np.random.default_rng(1)
+    tensors, x = save(tmp_path / "x.safetensors", activations(rng, 2, 2, 20, 24), "F32", "per_layer")
+    parts = parts_of(rng, 2, 20)
+    statistics, _ = run(tensors, parts)
+    for layer in range(2):
+        for part in (0, 1):
+            bits = x[:, layer][parts == part].reshape(-1).view(np.uint32) >> 16
+            bins, counts = np.unique(bits, return_counts=True)
+            start, stop = statistics.offsets[2 * layer + part : 2 * layer + part + 2]
+            np.testing.assert_array_equal(statistics.bins[start:stop], bins)
+            np.testing.assert_array_equal(statistics.counts[start:stop], counts)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), cut=st.integers(1, 6), threads=st.integers(1, 3))
+def test_chunks_and_threads_change_nothing(tmp_path_factory, seed, cut, threads):
+    rng = np.random.default_rng(seed)
+    x, parts = activations(rng, 7, 3, 18, 20), parts_of(rng, 7, 18)
+    folder = tmp_path_factory.mktemp("chunks")
+    whole, _ = save(folder / "whole.safetensors", x, "F32", "per_layer")
+    pilot = pilot_means(whole, parts[0])
+    reference = scan(whole, parts, pilot, 4.0, on_hits=lambda hits: None)
+    pieces = []
+    for start in range(0, 7, cut):
+        tensors, _ = save(folder / f"{start}.safetensors", x[start : start + cut], "F32", "stacked")
+        pieces.append(scan(tensors, parts[start : start + cut], pilot, 4.0, on_hits=lambda hits: None, threads=threads))
+    merged = merge(pieces)
+    for name in reference.__dataclass_fields__:
+        mine, theirs = getattr(merged, name), getattr(reference, name)
+        if name in ("sums", "kurtosis"):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+        else:
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_float16_is_widened_exactly():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    out = np.empty(bits.size, np.float32)
+    scan_kernel.widen_float16(bits, out)
+    np.testing.assert_array_equal(out, bits.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
+    x = activations(np.random.default_rng(2), 2, 2, 20, 24)
+    x[1, 1, 17, 3] = value
+    tensors, _ = save(tmp_path / "x.safetensors", x, dtype, "stacked")
+    with pytest.raises(InputError, match=r"site acts, layer 1 has 1 values that are NaN or infinite"):
+        run(tensors, np.ones((2, 20), np.uint8))
+
+
+def test_padding_may_hold_anything(tmp_path):
+    x = activations(np.random.default_rng(3), 2, 2, 20, 24)
+    parts = np.ones((2, 20), np.uint8)
+    parts[1, 10:] = 2
+    x[1, :, 10:] = np.nan
+    tensors, _ = save(tmp_path / "x.safetensors", x, "F32", "stacked")
+    statistics, hits = run(tensors, parts)
+    assert statistics.count("all") == 30 and np.isfinite(hits["value"]).all()
+
+
+def test_too_many_hits_are_refused(tmp_path):
+    x = np.full((2, 2, 20, 24), 7, np.float32)
+    tensors, _ = save(tmp_path / "x.safetensors", x, "F32", "stacked")
+    with pytest.raises(InputError, match=r"more than 2\.00% of the values of site acts"):
+        run(tensors, np.ones((2, 20), np.uint8), max_density=0.02)
+
+
+def test_runs_cover_every_position_once():
+    rng = np.random.default_rng(4)
+    parts = rng.integers(0, 3, (20, 13)).astype(np.uint8)
+    parts[3] = 2
+    runs, starts = runs_of(parts)
+    rebuilt = np.full_like(parts, 2)
+    for sequence in range(20):
+        for first, last, part in runs[starts[sequence] : starts[sequence + 1]]:
+            rebuilt[sequence, first:last] = part
+    np.testing.assert_array_equal(rebuilt, parts)

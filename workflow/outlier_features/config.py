@@ -1,0 +1,156 @@
+"""The configuration: filled with the schema's defaults and checked, before any rule is built."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from outlier_features.errors import InputError
+from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+
+Schema = Mapping[str, Any]
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """`config` with every default, and of the catalog only what is selected.
+
+    A corpus' sample takes the keys it lacks from the top-level `sample`. Raises `InputError` with the key that is
+    wrong, what was found and what was expected. An entry that is not selected is not looked at.
+    """
+    selected = {
+        **config,
+        "catalog": {
+            kind: {name: entry for name, entry in _entries(config, kind).items() if name in _names(config, kind)}
+            for kind in ("models", "corpora")
+        },
+    }
+    _check(selected, schema)
+    for kind in ("models", "corpora"):
+        for name in selected[kind]:
+            _require_known(kind, name, _entries(config, kind))
+    complete = with_defaults(selected, schema, schema)
+    for corpus, entry in complete["catalog"]["corpora"].items():
+        own = selected["catalog"]["corpora"][corpus].get("sample", {})
+        entry["sample"] = {**complete["sample"], **own}
+    _check_floors(complete)
+    return complete
+
+
+def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:
+    """`value` with the schema's defaults at every level; keys come in the schema's order."""
+    schema = dereferenced(schema, root)
+    if not isinstance(value, Mapping) or ("properties" not in schema and "additionalProperties" not in schema):
+        return value
+    filled = {}
+    for key, sub in schema.get("properties", {}).items():
+        sub = dereferenced(sub, root)
+        if key in value:
+            filled[key] = with_defaults(value[key], sub, root)
+        elif "default" in sub and _applies(key, value, schema):
+            filled[key] = with_defaults(sub["default"], sub, root)
+    extra = schema.get("additionalProperties")
+    if isinstance(extra, Mapping):
+        filled |= {key: with_defaults(value[key], extra, root) for key in value if key not in filled}
+    return filled
+
+
+def dereferenced(schema: Schema, root: Schema) -> Schema:
+    """`schema` with a `$ref` to the root's `$defs` put in its place; keys beside the `$ref` win."""
+    if "$ref" not in schema:
+        return schema
+    target = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+
+
+def _applies(key: str, value: Mapping[str, Any], schema: Schema) -> bool:
+    """A default is not given where another key that it needs is absent (a revision without a hub id)."""
+    return all(needed in value for needed in schema.get("dependentRequired", {}).get(key, []))
+
+
+def _entries(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    catalog = config.get("catalog") or {}
+    entries = catalog.get(kind) if isinstance(catalog, Mapping) else None
+    return entries if isinstance(entries, Mapping) else {}
+
+
+def _names(config: Mapping[str, Any], kind: str) -> list[Any]:
+    names = config.get(kind)
+    return names if isinstance(names, list) else []
+
+
+def _require_known(kind: str, name: str, entries: Mapping[str, Any]) -> None:
+    if name not in entries:
+        nearest = difflib.get_close_matches(name, entries, 1)
+        hint = f", did you mean {nearest[0]!r}" if nearest else ""
+        raise InputError(f"config: {kind} names {name!r}, expected a name defined in catalog.{kind}{hint}")
+
+
+def _check(config: Mapping[str, Any], schema: Schema) -> None:
+    error = best_match(Draft202012Validator(schema).iter_errors(config))
+    if error is not None:
+        raise InputError(f"config: {_sentence(error)}")
+
+
+def _sentence(error: ValidationError) -> str:
+    key = ".".join(map(str, error.absolute_path)) or "the top level"
+    found: Any = error.instance
+    schema: Any = error.schema
+    wanted: Any = error.validator_value
+    if error.validator == "additionalProperties":
+        unknown = next(name for name in found if name not in schema.get("properties", {}))
+        nearest = difflib.get_close_matches(str(unknown), schema.get("properties", {}), 1)
+        hint = f", did you mean {nearest[0]!r}" if nearest else ""
+        return f"unknown key {unknown!r} in {key}{hint}"
+    if error.validator == "propertyNames" or ("pattern" in schema and error.validator == "pattern"):
+        return f"{key} is {found!r}, expected a match of {schema['pattern']}"
+    if error.validator == "required":
+        missing = [name for name in wanted if name not in found]
+        return f"{key} lacks the key {missing[0]!r}"
+    if error.validator in ("oneOf", "dependentRequired"):
+        return f"{key} has the keys {', '.join(found)}, expected those of exactly one source (see docs/config.md)"
+    return f"{key} is {found!r}, expected {_expected(error)}"
+
+
+def _expected(error: ValidationError) -> str:
+    wanted: Any = error.validator_value
+    phrases = {
+        "type": f"{wanted}",
+        "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
+        "minimum": f"at least {wanted}",
+        "maximum": f"at most {wanted}",
+        "exclusiveMinimum": f"more than {wanted}",
+        "minItems": f"at least {wanted} entries",
+        "minLength": "a non-empty text",
+        "uniqueItems": "each entry once",
+    }
+    return phrases.get(str(error.validator), error.message)
+
+
+def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Every threshold that is applied to hits: its key, its value, the site."""
+    rules, sites = config["rules"], config["sites"]
+    for rule_sites in DETTMERS_SITES.values():
+        for site in rule_sites:
+            if site in sites:
+                yield "rules.dettmers.threshold", rules["dettmers"]["threshold"], site
+                yield "sensitivity.thresholds", min(config["sensitivity"]["thresholds"]), site
+    if MASSIVE_SITE in sites:
+        yield "rules.massive.threshold", rules["massive"]["threshold"], MASSIVE_SITE
+
+
+def _check_floors(config: Mapping[str, Any]) -> None:
+    for key, threshold, site in _thresholds(config):
+        floor = config["detect"]["floors"][site]
+        if threshold < floor:
+            raise InputError(
+                f"config: {key} is {threshold:g}, below detect.floors.{site}: {floor:g}; expected a floor at most "
+                f"every threshold used there"
+            )

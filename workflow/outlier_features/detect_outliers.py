@@ -1,0 +1,99 @@
+"""Rule detect_outliers: hits and statistics of one chunk of activations."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from outlier_features.artifacts import replacing, require_equal
+from outlier_features.populations import EXCLUDED
+from outlier_features.scan import Hits, SiteTensors, pilot_means, scan
+from outlier_features.tables import HITS, to_arrow
+from outlier_features.tensorfile import TensorFile, write_tensors
+from outlier_features.tokens import Tokens
+
+
+def detect_outliers(
+    activations: Path,
+    first_chunk: Path,
+    tokens: Path,
+    hits: Mapping[str, Path],
+    statistics: Path,
+    *,
+    floors: Mapping[str, float],
+    max_density: float,
+    threads: int,
+) -> None:
+    """Scan the activations of a chunk, site by site.
+
+    activations   tensors `{site}.{layer}` of shape (n, T, H)
+    first_chunk   the run's first such file: the mean of its first sequence is the pilot of all chunks
+    hits          the Parquet file to write for each site; empty where the model lacks the site
+    floors        per site, the smallest abs(x) that is a hit
+    max_density   share of a site's values that may be hits
+
+    Raises `InputError` on activations that are not finite, too dense, or of another run.
+    """
+    run = Tokens.read(tokens)
+    file, pilot_file = TensorFile(activations), TensorFile(first_chunk)
+    provenance = file.provenance
+    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), activations)
+    require_equal(provenance, pilot_file.provenance, ("tokens_sha256", "model_revision", "dtype"), first_chunk)
+    parts = run.parts
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    with ExitStack() as outputs:
+        for site, path in hits.items():
+            writer = outputs.enter_context(_HitsWriter(path, {**provenance, "site": site, "floor": floors[site]}))
+            tensors, pilot_tensors = SiteTensors.per_layer(file, site), SiteTensors.per_layer(pilot_file, site)
+            if tensors is None or pilot_tensors is None:
+                continue
+            bar = tqdm(total=tensors.shape[0], desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr)
+            site_statistics = scan(
+                tensors,
+                parts[provenance["start"] : provenance["stop"]],
+                pilot_means(pilot_tensors, parts[0]),
+                floors[site],
+                on_hits=writer.write,
+                max_density=max_density,
+                threads=threads,
+                progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
+            )
+            bar.close()
+            arrays |= site_statistics.arrays(site)
+        write_tensors(statistics, arrays, {**provenance, "floors": {site: floors[site] for site in hits}})
+
+
+class _HitsWriter:
+    """Writes hits to a Parquet file as they come."""
+
+    def __init__(self, path: Path, provenance: Mapping[str, Any]):
+        self._replacing, self._provenance = replacing(path), provenance
+
+    def __enter__(self) -> "_HitsWriter":
+        empty = to_arrow(pl.DataFrame(schema=HITS.schema), HITS, self._provenance)
+        self._writer = pq.ParquetWriter(
+            self._replacing.__enter__(),
+            empty.schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
+        return self
+
+    def write(self, hits: Hits) -> None:
+        if len(hits.value):
+            columns = {name: getattr(hits, name) for name in ("sequence", "layer", "token", "dim", "value")}
+            frame = pl.DataFrame({**columns, "excluded": hits.part == EXCLUDED}).with_columns(
+                pl.col("sequence") + self._provenance["start"]
+            )
+            self._writer.write_table(to_arrow(frame, HITS, self._provenance))
+
+    def __exit__(self, *error: Any) -> None:
+        self._writer.close()
+        self._replacing.__exit__(*error)

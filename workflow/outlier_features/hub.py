@@ -1,0 +1,153 @@
+"""Calls to the Hugging Face hub: bounded in time, and their errors as one sentence."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, constants, is_offline_mode, set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from outlier_features.errors import InputError
+
+REQUEST_SECONDS = 10.0
+RESOLVE_SECONDS = 12.0
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository on the hub, as a catalog entry names it."""
+
+    kind: Literal["model", "dataset"]
+    name: str
+    revision: str
+
+    @property
+    def page(self) -> str:
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether `revision` is a full commit, whose content never changes."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+
+class Unreachable(InputError):
+    """The hub did not answer; a cache may still have what was asked for."""
+
+
+@contextmanager
+def talking_to_hub(repo: Repo) -> Iterator[None]:
+    """Run a body that calls the hub about `repo`; what fails there is raised as an `InputError`."""
+    set_client_factory(_client)
+    try:
+        yield
+    except (OSError, httpx2.HTTPError, HFValidationError, RuntimeError) as error:  # RuntimeError: the Xet transfer
+        cause: Exception = error
+        while isinstance(cause, LocalEntryNotFoundError) and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__  # the hub library hides what happened behind "not in the cache"
+        if _is_unreachable(cause):
+            raise Unreachable(_sentence(repo, cause)) from error
+        raise InputError(_sentence(repo, cause)) from error
+
+
+def resolve(repo: Repo, timeout: float = RESOLVE_SECONDS) -> tuple[str, str]:
+    """The commit that `repo.revision` stands for, and the repository's full id (`gpt2` is `openai-community/gpt2`).
+
+    Raises `InputError` where the repository or revision is missing or closed, `Unreachable` after `timeout` seconds.
+    """
+    api = HfApi()
+    ask = api.model_info if repo.kind == "model" else api.dataset_info
+    with talking_to_hub(repo):
+        info = _within(timeout, lambda: ask(repo.name, revision=repo.revision, timeout=min(timeout, REQUEST_SECONDS)))
+    if not info.sha:
+        raise InputError(f"hub: {constants.ENDPOINT} names no commit for {repo.kind} {repo.name!r}, expected a hub")
+    return info.sha, info.id
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns, or `TimeoutError`.
+
+    The time limit of a request holds for each of its steps and for each address of the host, and looking the name up
+    has none; so the call runs in a thread that is left behind when its time is over.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+
+
+def _client() -> httpx2.Client:
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=REQUEST_SECONDS)
+
+
+def _prepare(request: httpx2.Request) -> None:
+    if is_offline_mode():
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    limits = request.extensions.get("timeout", {})
+    # The hub library lists files with no limit at all, and would wait forever.
+    request.extensions["timeout"] = {
+        step: REQUEST_SECONDS if limits.get(step) is None else limits[step]
+        for step in ("connect", "read", "write", "pool")
+    }
+
+
+def _is_unreachable(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx2.HTTPError | TimeoutError | ConnectionError)
+
+
+def _sentence(repo: Repo, error: Exception) -> str:
+    what = f"{repo.kind} {repo.name!r}"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, GatedRepoError) or status == 403:
+        return (
+            f"hub: access to {what} was refused (HTTP {status}), it is gated: accept its licence on {repo.page}, "
+            f"then {_LOG_IN}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"revision: {repo.revision!r} was not found in {what}, expected a branch, tag or commit of {repo.page}"
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+        return (
+            f"hub: {what} was not found on {constants.ENDPOINT} (HTTP {status}): check its name, "
+            f"or {_LOG_IN} if it is private"
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            f"hub: {what} at revision {repo.revision!r} is not in the cache and HF_HUB_OFFLINE is set: unset it, "
+            "or fill the cache"
+        )
+    if isinstance(error, HFValidationError):
+        return f"hub: {repo.name!r} is no id of a {repo.kind}, expected one such as 'organization/name'"
+    reason = f"HTTP {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    if _is_unreachable(error):
+        return (
+            f"hub: {what} at revision {repo.revision!r} could not be fetched from {constants.ENDPOINT} ({reason}): "
+            "check the network, a proxy or HF_ENDPOINT"
+        )
+    return f"hub: {what} at revision {repo.revision!r} could not be fetched from {constants.ENDPOINT}: {reason}"

@@ -1,0 +1,72 @@
+"""A model from the hub, in the hub library's ordinary cache."""
+
+import glob
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+from outlier_features.hub import Repo, Unreachable, resolve, talking_to_hub
+from outlier_features.model_files import model_files
+
+README = "README.md"
+
+
+def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, str, list[str]]:
+    """The snapshot's directory, its commit, and the names of the model's files in it.
+
+    A full commit whose files are all in the cache is taken from there with no request. Files that an interrupted
+    fetch had completed are not fetched again. Raises `InputError`.
+    """
+    cached = _cached(repo, trust_remote_code, need_listing=True)
+    if cached:
+        return cached
+    try:
+        commit, _ = resolve(repo)
+    except Unreachable:
+        cached = _cached(repo, trust_remote_code, need_listing=False)
+        if cached:
+            return cached
+        raise
+    with talking_to_hub(repo):
+
+        def read_text(name: str) -> str:
+            return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
+
+        names = HfApi().list_repo_files(repo.name, revision=commit)
+        files = model_files(names, read_text, _where(repo), trust_remote_code)
+        wanted = [glob.escape(name) for name in (*files, README)]
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
+    return Path(folder), commit, files
+
+
+def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Path, str, list[str]] | None:
+    """What the cache has of a full commit, if that is the whole model.
+
+    Older versions of the hub library keep no listing of the repository; then nobody can tell whether, say, the
+    tokenizer is missing, and what is there is good enough only where the hub is out of reach.
+    """
+    if not repo.is_pinned:
+        return None
+    try:
+        folder = Path(
+            snapshot_download(repo.name, revision=repo.revision, allow_patterns="config.json", local_files_only=True)
+        )
+        names = [file.path for file in get_cached_repo_tree(repo.name, revision=repo.revision)]
+    except LocalEntryNotFoundError:
+        return None
+    except CachedRepoTreeNotFoundError:
+        if need_listing:
+            return None
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    try:
+        files = model_files(
+            names, lambda name: (folder / name).read_text(encoding="utf-8"), _where(repo), trust_remote_code
+        )
+    except FileNotFoundError:
+        return None
+    return (folder, repo.revision, files) if all((folder / name).is_file() for name in files) else None
+
+
+def _where(repo: Repo) -> str:
+    return f"hub: model {repo.name!r} at revision {repo.revision!r}"

@@ -1,0 +1,276 @@
+"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from outlier_features import scan_kernel as kernel
+from outlier_features.errors import InputError
+from outlier_features.populations import PADDING, REST
+from outlier_features.statistics import SiteStatistics, sparse_histogram
+from outlier_features.tensorfile import Entry, TensorFile
+
+Array = np.ndarray[Any, Any]
+
+KINDS = {"F32": kernel.FLOAT32, "BF16": kernel.BFLOAT16, "F16": kernel.FLOAT16}
+_BLOCK_VALUES = 1 << 24  # values of all layers that are looked at together
+
+
+@dataclass(frozen=True)
+class SiteTensors:
+    """A site's activations in a file: per present layer a (N, T, H) view.
+
+    `starts` are the layers' positions in `raw` and `stride` the distance of two sequences, in values; so one tensor per
+    layer and one stacked (N, L, T, H) tensor look alike.
+    """
+
+    file: TensorFile
+    site: str
+    dtype: str
+    layers: tuple[int, ...]
+    shape: tuple[int, int, int]
+    starts: tuple[int, ...]
+    stride: int
+
+    @classmethod
+    def per_layer(cls, file: TensorFile, site: str) -> "SiteTensors | None":
+        """The tensors `{site}.{layer}` of a file; None if it has none."""
+        entries = {
+            int(name.rsplit(".", 1)[1]): entry for name, entry in file.entries.items() if name.rsplit(".", 1)[0] == site
+        }
+        if not entries:
+            return None
+        layers = tuple(sorted(entries))
+        first = entries[layers[0]]
+        for layer in layers:
+            if (entries[layer].shape, entries[layer].dtype) != (first.shape, first.dtype) or len(first.shape) != 3:
+                raise InputError(
+                    f"{file.path}: {site}.{layer} is {entries[layer].dtype} {list(entries[layer].shape)}, "
+                    f"expected (sequences, tokens, dims) alike in all layers"
+                )
+        _require_float(file, site, first)
+        size = itemsize(first.dtype)
+        starts = tuple(entries[layer].offset // size for layer in layers)
+        n, t, h = first.shape
+        return cls(file, site, first.dtype, layers, (n, t, h), starts, t * h)
+
+    @classmethod
+    def stacked(cls, file: TensorFile, key: str) -> "SiteTensors":
+        """The tensor `key` of shape (N, L, T, H)."""
+        entry = file.entry(key)
+        if len(entry.shape) != 4:
+            raise InputError(f"{file.path}: {key} has shape {list(entry.shape)}, expected (N, L, T, H)")
+        _require_float(file, key, entry)
+        n, layers, t, h = entry.shape
+        first = entry.offset // itemsize(entry.dtype)
+        starts = tuple(first + layer * t * h for layer in range(layers))
+        return cls(file, key, entry.dtype, tuple(range(layers)), (n, t, h), starts, layers * t * h)
+
+    @property
+    def raw(self) -> Array:
+        """The whole file as uint32 (float32) or uint16 (16-bit formats)."""
+        size = itemsize(self.dtype)
+        return np.ndarray((self.file.size // size,), f"u{size}", self.file.map)
+
+    def sequence(self, layer: int, n: int) -> Array:
+        """Sequence n of the layer at index `layer` of `layers`, float32 (T, H)."""
+        _, t, h = self.shape
+        start = self.starts[layer] + n * self.stride
+        bits = self.raw[start : start + t * h]
+        if self.dtype == "F32":
+            return bits.view(np.float32).reshape(t, h)
+        out = np.empty(t * h, np.float32)
+        (kernel.widen_bfloat16 if self.dtype == "BF16" else kernel.widen_float16)(bits, out)
+        return out.reshape(t, h)
+
+    def advise(self, advice: Callable[[int, int], None], start: int, stop: int) -> None:
+        """Call `advice(offset, length)` on the bytes of sequences start..stop."""
+        size, (_, t, h) = itemsize(self.dtype), self.shape
+        if self.stride > t * h:  # stacked: the layers of a sequence lie side by side
+            advice((self.starts[0] + start * self.stride) * size, (stop - start) * self.stride * size)
+        else:
+            for first in self.starts:
+                advice((first + start * self.stride) * size, (stop - start) * self.stride * size)
+
+
+def itemsize(dtype: str) -> int:
+    return 4 if dtype == "F32" else 2
+
+
+def _require_float(file: TensorFile, name: str, entry: Entry) -> None:
+    if entry.dtype not in KINDS:
+        raise InputError(f"{file.path}: {name} is {entry.dtype}, expected one of {', '.join(KINDS)}")
+    if entry.offset % itemsize(entry.dtype):
+        raise InputError(f"{file.path}: {name} does not start at a multiple of its item size")
+
+
+def pilot_means(tensors: SiteTensors, parts: Array) -> Array:
+    """Mean of each layer and dim over the rest positions of the file's first sequence, float32 (L, H).
+
+    `parts` (T,) are that sequence's; its excluded positions count if it has no others.
+    """
+    chosen = parts == REST if (parts == REST).any() else parts != PADDING
+    if not chosen.any():
+        return np.zeros((len(tensors.layers), tensors.shape[2]), np.float32)
+    return np.stack(
+        [
+            tensors.sequence(layer, 0)[chosen].mean(axis=0, dtype=np.float64).astype(np.float32)
+            for layer in range(len(tensors.layers))
+        ]
+    )
+
+
+def runs_of(parts: Array) -> tuple[Array, Array]:
+    """Runs of equal part, int64 (R, 3): first position, one past the last, part; and where each sequence's begin.
+
+    Padding is left out. The second array is int64 (N + 1,).
+    """
+    n, t = parts.shape
+    begins = np.ones((n, t), bool)
+    begins[:, 1:] = parts[:, 1:] != parts[:, :-1]
+    sequence, first = np.nonzero(begins)
+    last = np.append(np.where(sequence[1:] == sequence[:-1], first[1:], t), t) if len(first) else first
+    part = parts[sequence, first]
+    counted = part != PADDING
+    starts = np.searchsorted(sequence[counted], np.arange(n + 1))
+    return np.stack([first, last, part], axis=1)[counted].astype(np.int64), starts.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Values at or above the floor, one entry each, ordered by sequence, layer, token, dim."""
+
+    sequence: Array  # uint32, from 0 in the file
+    layer: Array  # uint16, the block's index
+    token: Array  # uint32
+    dim: Array  # uint32
+    value: Array  # float32
+    part: Array  # uint8
+
+
+def scan(
+    tensors: SiteTensors,
+    parts: Array,
+    pilot: Array,
+    floor: float | Array,
+    *,
+    on_hits: Callable[[Hits], None],
+    max_density: float = 1.0,
+    threads: int = 1,
+    profile: bool = True,
+    histogram: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> SiteStatistics:
+    """Scan a site's activations once.
+
+    parts      uint8 (N, T), see `populations`
+    pilot      float32 (L, H): power sums are taken about it
+    floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
+    on_hits    called with the hits of some sequences at a time, in order
+    profile    whether to take medians, mean abs(x), mean square and kurtosis per position
+    progress   called with the number of sequences done
+
+    Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
+    """
+    n, t, h = tensors.shape
+    layers = len(tensors.layers)
+    floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, h))
+    states = [kernel.new_layer(h) for _ in range(layers)]
+    per_sequence = [kernel.new_sequences(n) for _ in range(layers)]
+    scratches = [kernel.new_scratch(t, h) for _ in range(threads)]
+    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
+    found = 0
+
+    def scan_layers(worker: int, first: int, last: int, runs: Array, run_starts: Array) -> list[tuple[int, Any]]:
+        return [
+            (i, kernel.scan_layer(
+                tensors.raw, KINDS[tensors.dtype], tensors.starts[i] + first * tensors.stride, tensors.stride,
+                runs, run_starts, t, pilot[i], floors[i], profile, histogram, states[i],
+                kernel.Sequences(*(array[first:last] for array in per_sequence[i])), scratches[worker],
+            ))
+            for i in range(worker, layers, threads)
+        ]  # fmt: skip
+
+    with ThreadPoolExecutor(threads) as pool:
+        tensors.advise(tensors.file.will_need, 0, block)
+        for first in range(0, n, block):
+            last = min(first + block, n)
+            tensors.advise(tensors.file.will_need, last, min(last + block, n))
+            runs, run_starts = runs_of(parts[first:last])
+            work = partial(scan_layers, first=first, last=last, runs=runs, run_starts=run_starts)
+            hits = [hit for worker in pool.map(work, range(threads)) for hit in worker]
+            tensors.advise(tensors.file.drop, first, last)
+            _require_finite(tensors, states)
+            found += sum(len(values) for _, (_, values) in hits)
+            _require_sparse(tensors, found, max_density, floor)
+            on_hits(_in_order(hits, tensors, parts, first))
+            progress(last)
+    return _gather(tensors, parts, pilot, states, per_sequence)
+
+
+def _in_order(hits: Sequence[tuple[int, Any]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
+    _, t, h = tensors.shape
+    hits = sorted(hits, key=lambda hit: hit[0])
+    index, value = (np.concatenate([hit[1][k] for hit in hits]) for k in range(2))
+    layer = np.repeat(np.asarray(tensors.layers, np.uint16), [len(hit[1][0]) for hit in hits])
+    position, dim = np.divmod(index, h)
+    sequence, token = np.divmod(position, t)
+    order = np.argsort(sequence.astype(np.uint16 if sequence.max(initial=0) < 1 << 16 else np.uint32), kind="stable")
+    sequence, token = sequence[order] + first, token[order]
+    return Hits(
+        sequence.astype(np.uint32), layer[order], token.astype(np.uint32), dim[order].astype(np.uint32), value[order],
+        parts[sequence, token],
+    )  # fmt: skip
+
+
+def _require_finite(tensors: SiteTensors, states: Sequence[kernel.Layer]) -> None:
+    for layer, state in zip(tensors.layers, states, strict=True):
+        if state.nonfinite.any():
+            raise InputError(
+                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {int(state.nonfinite.sum())} values that "
+                f"are NaN or infinite, expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
+            )
+
+
+def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor: float | Array) -> None:
+    n, t, h = tensors.shape
+    values = n * t * h * len(tensors.layers)
+    if found > max_density * values:
+        raise InputError(
+            f"{tensors.file.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
+            f"its floor {np.min(floor):g}; raise detect.floors.{tensors.site}, or detect.max_density if you mean it"
+        )
+
+
+def _gather(
+    tensors: SiteTensors,
+    parts: Array,
+    pilot: Array,
+    states: Sequence[kernel.Layer],
+    per_sequence: Sequence[kernel.Sequences],
+) -> SiteStatistics:
+    def stacked(name: str) -> Array:
+        return np.stack([getattr(state, name) for state in states])
+
+    bins, counts, offsets = (np.concatenate(arrays) for arrays in zip(*map(_sparse_layer, states), strict=True))
+    return SiteStatistics(
+        layers=np.asarray(tensors.layers, np.int64),
+        pilot=pilot,
+        bins=bins,
+        counts=counts,
+        offsets=np.concatenate([[0], np.cumsum(offsets)]),
+        positions=np.stack([(parts == part).sum(axis=1) for part in (0, 1)], axis=1).astype(np.int64),
+        **{name: stacked(name)
+           for name in ("sums", "low", "high", "positive", "negative", "positions_hit", "kurtosis")},
+        **{name: np.stack([getattr(sequences, name) for sequences in per_sequence])
+           for name in ("top", "absolute", "square", "median")},
+    )  # fmt: skip
+
+
+def _sparse_layer(state: kernel.Layer) -> tuple[Array, Array, Array]:
+    bins, counts, offsets = sparse_histogram(state.histogram[None])
+    return bins, counts, np.diff(offsets)

@@ -1,0 +1,142 @@
+"""Rule summarize_run: what was found, in one JSON file; the report's first page says it in words."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from outlier_features.artifacts import read_json, require_equal, write_json
+from outlier_features.populations import POPULATIONS, population_sizes
+from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.tokens import Tokens
+
+
+def summarize_run(
+    tokens: Path,
+    layers: Path,
+    dims: Path,
+    pairs: Path,
+    massive: Path,
+    loss: Path,
+    model_source: Path,
+    corpus_source: Path,
+    summary: Path,
+) -> None:
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
+    run = Tokens.read(tokens)
+    _, provenance = read_table(pairs, PAIRS)
+
+    def rows(path: Path, table: Table) -> pl.DataFrame:
+        frame, found = read_table(path, table)
+        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+        return frame
+
+    layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
+    massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
+    model, corpus = read_json(model_source), read_json(corpus_source)
+    write_json(
+        summary,
+        {
+            "model": {
+                "name": provenance["model"],
+                **{key: model.get(key) for key in ("origin", "revision", "licence")},
+                **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
+            },
+            "corpus": {
+                "name": provenance["corpus"],
+                **{key: corpus.get(key) for key in ("origin", "revision", "licence", "sha256")},
+                "sample": provenance["sample"],
+                "sequences": provenance["sequences"],
+                "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
+            },
+            "run": {key: provenance[key]
+                    for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
+            "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
+            "rules": provenance["rules"],
+            "loss": loss_summary(loss_rows),
+            "populations": {
+                population: {
+                    "largest": _largest(layer_rows.filter(population=population)),
+                    "rules": {
+                        rule: rule_summary(
+                            dim_rows.filter(population=population, rule=rule),
+                            pair_rows.filter(population=population, rule=rule),
+                        )
+                        for rule in _applied(provenance["sites"])
+                    },
+                    "massive_activations": _massive(massive_rows.filter(f"massive_{population}")),
+                    "jaccard": jaccard(dim_rows.filter(population=population)),
+                }
+                for population in POPULATIONS
+            },
+        },
+    )  # fmt: skip
+
+
+def _applied(sites: list[str]) -> list[str]:
+    needed = {"dettmers": {"attn_norm", "mlp_norm"}, "dettmers_heads": {"attn_heads"}, "massive": {"resid_post"}}
+    return [rule for rule, some in needed.items() if some & set(sites)]
+
+
+def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
+    """Perplexity exp(mean nll) and bits per UTF-8 byte; None for a model without a causal head."""
+    if loss["nll"].is_null().all() or not loss["tokens"].sum():
+        return None
+    nll, tokens, size = (float(loss[name].sum()) for name in ("nll", "tokens", "bytes"))
+    return {
+        "tokens": int(tokens),
+        "bytes": int(size),
+        "nats_per_token": nll / tokens,
+        "perplexity": math.exp(nll / tokens),
+        "bits_per_byte": nll / math.log(2) / size if size else None,
+    }
+
+
+def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
+    """Counts of a rule in a population, none of them bare, and its selected dims, the largest first."""
+    selected = dims.filter("selected").sort(["max_abs", "dim"], descending=[True, False])
+    columns = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
+               "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
+    passing = pairs.filter("passes")
+    return {
+        "sites": dims["sites"][0] if len(dims) else None,
+        "dims_with_hit": len(dims),
+        "dims_selected": len(selected),
+        "dims_selected_majority": int(dims["selected_majority"].sum()),
+        "pairs_with_hit": len(pairs),
+        "pairs_passing": len(passing),
+        "locations": int(pairs["locations"].sum()),
+        "occurrences": int(pairs["occurrences"].sum()),
+        "dims": selected.select(columns).to_dicts(),
+    }
+
+
+def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Per site the layer with the largest abs(x)."""
+    best = layers.drop_nulls("max").sort("max", descending=True).unique("site", keep="first", maintain_order=True)
+    return best.sort("site").select("site", "layer", "max", "median").to_dicts()
+
+
+def _massive(massive: pl.DataFrame) -> dict[str, Any]:
+    """Counts of massive activations, and the largest of each dim."""
+    columns = ("dim", "value", "layer", "sequence", "token", "token_text", "median", "ratio", "excluded")
+    largest = massive.sort(pl.col("value").abs(), descending=True).unique("dim", keep="first", maintain_order=True)
+    return {
+        "activations": len(massive),
+        "layers": sorted(set(massive["layer"].to_list())),
+        "positions": len(massive.select("sequence", "token").unique()),
+        "at_excluded_positions": int(massive["excluded"].sum()),
+        "dims": largest.select(columns).to_dicts(),
+    }
+
+
+def jaccard(dims: pl.DataFrame) -> dict[str, Any]:
+    """Overlap of the dims selected by `dettmers` and by `massive`: |A and B| / |A or B|, None where both are empty."""
+    one, other = (set(dims.filter(pl.col("rule") == rule, "selected")["dim"]) for rule in ("dettmers", "massive"))
+    return {
+        "rules": ["dettmers", "massive"],
+        "common": sorted(one & other),
+        "union": len(one | other),
+        "jaccard": len(one & other) / len(one | other) if one | other else None,
+    }

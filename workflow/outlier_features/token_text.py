@@ -1,0 +1,28 @@
+"""The text of single tokens, from a run's texts and offsets."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from outlier_features.artifacts import PROVENANCE, require_equal
+from outlier_features.errors import InputError
+from outlier_features.tokens import Tokens
+
+
+def read_texts(texts: Path, run: Tokens) -> list[bytes]:
+    """The UTF-8 text of each sequence of a run."""
+    try:
+        table = pq.read_table(texts)
+        provenance = json.loads(table.schema.metadata[PROVENANCE.encode()])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{texts}: expected the Parquet table of texts, found {error}") from error
+    require_equal(run.provenance, provenance, ("tokens_sha256",), texts)
+    return [text.encode() for text in table.column("text").to_pylist()]
+
+
+def token_text(texts: list[bytes], run: Tokens, sequence: int, token: int) -> str:
+    """The text of a token; empty for a special token, with U+FFFD where it is only part of a character."""
+    first, last = run.offsets[sequence, token]
+    return texts[sequence][first:last].decode(errors="replace")

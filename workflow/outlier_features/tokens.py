@@ -1,0 +1,49 @@
+"""The tokens of a run: what was fed to the model, and where each token lies in the text."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlier_features.artifacts import require_equal
+from outlier_features.errors import InputError
+from outlier_features.populations import position_parts
+from outlier_features.tensorfile import TensorFile
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """tokens int32 (N, T), special and mask bool (N, T), offsets int32 (N, T, 2) in bytes of the sequence's text."""
+
+    tokens: Array
+    special: Array
+    mask: Array
+    offsets: Array
+    provenance: dict[str, Any]
+
+    @property
+    def parts(self) -> Array:
+        return position_parts(self.special, self.mask)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Tokens":
+        file = TensorFile(path)
+        arrays = {name: file.array(name) for name in ("tokens", "special", "mask", "offsets")}
+        shape = arrays["tokens"].shape
+        if any(array.shape[:2] != shape for array in arrays.values()):
+            raise InputError(f"{path}: expected tokens, special, mask and offsets of one shape (N, T)")
+        digest = tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"])
+        require_equal(file.provenance, {"tokens_sha256": digest}, ("tokens_sha256",), path)
+        return cls(**arrays, provenance=file.provenance)
+
+
+def tokens_digest(tokens: Array, special: Array, mask: Array) -> str:
+    """What identifies a run's input: SHA-256 over shape, tokens, special and mask."""
+    digest = hashlib.sha256(repr(tokens.shape).encode())
+    for array, dtype in ((tokens, "<i4"), (special, "u1"), (mask, "u1")):
+        digest.update(np.ascontiguousarray(array.astype(dtype)).tobytes())
+    return digest.hexdigest()
