@@ -9,7 +9,9 @@ from outlier_features.errors import InputError
 ROOT = Path(workflow.basedir)
 
 try:
-    CONFIG = resolve_config(config, read_schema(ROOT / "workflow/schemas/config.schema.yaml"))
+    CONFIG = resolve_config(
+        config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+    )
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -64,5 +66,8 @@ def rules_tables():
         "summary.json",
     ]
     return expand(
-        f"{RUN}/{{table}}", model=CONFIG["models"], corpus=CONFIG["corpora"], table=tables
+        f"{RUN}/{{table}}",
+        model=CONFIG["models"],
+        corpus=CONFIG["corpora"],
+        table=tables,
     )

@@ -1,17 +1,11 @@
 rule detect_outliers:
-    message:
-        "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"
     input:
         activations=f"{RUN}/activations/{{chunk}}.safetensors",
         first_chunk=lambda wildcards: f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors",
         tokens=f"{RUN}/tokens.safetensors",
     output:
-        statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
         **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
-    params:
-        floors={site: CONFIG["detect"]["floors"][site] for site in SITES},
-        max_density=CONFIG["detect"]["max_density"],
-        code=code_version("detect_outliers"),
+        statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -20,20 +14,22 @@ rule detect_outliers:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        floors={site: CONFIG["detect"]["floors"][site] for site in SITES},
+        max_density=CONFIG["detect"]["max_density"],
+        code=code_version("detect_outliers"),
+    message:
+        "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"
     script:
         "../scripts/detect_outliers.py"
 
 
 rule summarize_layers:
-    message:
-        "Summarize the layers of {wildcards.model} on {wildcards.corpus}"
     input:
         chunks=of_chunks(f"{RUN}/statistics/{{chunk}}.safetensors"),
     output:
         statistics=f"{RUN}/statistics.safetensors",
         layers=f"{RUN}/layers.parquet",
-    params:
-        code=code_version("summarize_layers"),
     log:
         f"{RESULTS}/logs/summarize_layers/{{model}}/{{corpus}}.log",
     benchmark:
@@ -41,5 +37,9 @@ rule summarize_layers:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        code=code_version("summarize_layers"),
+    message:
+        "Summarize the layers of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/summarize_layers.py"

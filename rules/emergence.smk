@@ -1,14 +1,10 @@
 rule analyze_emergence:
-    message:
-        "Follow the selected dimensions of {wildcards.model} on {wildcards.corpus} over the blocks"
     input:
         pairs=f"{RUN}/pairs.parquet",
         statistics=f"{RUN}/statistics.safetensors",
     output:
         dims=f"{RUN}/dims.parquet",
         emergence=f"{RUN}/emergence.parquet",
-    params:
-        code=code_version("analyze_emergence"),
     log:
         f"{RESULTS}/logs/analyze_emergence/{{model}}/{{corpus}}.log",
     benchmark:
@@ -16,5 +12,9 @@ rule analyze_emergence:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        code=code_version("analyze_emergence"),
+    message:
+        "Follow the selected dimensions of {wildcards.model} on {wildcards.corpus} over the blocks"
     script:
         "../scripts/analyze_emergence.py"

@@ -12,14 +12,10 @@ def local_files(source):
 
 
 rule fetch_model:
-    message:
-        "Fetch model {wildcards.model}"
     input:
         lambda wildcards: local_files(CONFIG["catalog"]["models"][wildcards.model]),
     output:
         source=f"{RESOURCES}/models/{{model}}/source.json",
-    params:
-        source=lambda wildcards: CONFIG["catalog"]["models"][wildcards.model],
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
@@ -27,24 +23,20 @@ rule fetch_model:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        source=lambda wildcards: CONFIG["catalog"]["models"][wildcards.model],
+    message:
+        "Fetch model {wildcards.model}"
     script:
         "../scripts/fetch_model.py"
 
 
 rule fetch_corpus:
-    message:
-        "Fetch corpus {wildcards.corpus}"
     input:
         lambda wildcards: local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]),
     output:
         source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
         documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
-    params:
-        source=lambda wildcards: {
-            key: value
-            for key, value in CONFIG["catalog"]["corpora"][wildcards.corpus].items()
-            if key != "sample"
-        },
     log:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
     benchmark:
@@ -52,5 +44,13 @@ rule fetch_corpus:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        source=lambda wildcards: {
+            key: value
+            for key, value in CONFIG["catalog"]["corpora"][wildcards.corpus].items()
+            if key != "sample"
+        },
+    message:
+        "Fetch corpus {wildcards.corpus}"
     script:
         "../scripts/fetch_corpus.py"

@@ -1,6 +1,4 @@
 rule filter_systematic:
-    message:
-        "Select systematic outliers of {wildcards.model} on {wildcards.corpus}"
     input:
         **{site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet") for site in SITES},
         statistics=f"{RUN}/statistics.safetensors",
@@ -10,12 +8,6 @@ rule filter_systematic:
         pairs=f"{RUN}/pairs.parquet",
         sensitivity=f"{RUN}/sensitivity.parquet",
         massive=f"{RUN}/massive.parquet",
-    params:
-        sites=SITES,
-        dettmers=CONFIG["rules"]["dettmers"],
-        massive=CONFIG["rules"]["massive"],
-        grid=CONFIG["sensitivity"],
-        code=code_version("filter_systematic"),
     log:
         f"{RESULTS}/logs/filter_systematic/{{model}}/{{corpus}}.log",
     benchmark:
@@ -23,5 +15,13 @@ rule filter_systematic:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        sites=SITES,
+        dettmers=CONFIG["rules"]["dettmers"],
+        massive=CONFIG["rules"]["massive"],
+        grid=CONFIG["sensitivity"],
+        code=code_version("filter_systematic"),
+    message:
+        "Select systematic outliers of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/filter_systematic.py"

@@ -1,13 +1,9 @@
 rule measure_loss:
-    message:
-        "Measure the loss of {wildcards.model} on {wildcards.corpus}"
     input:
         chunks=of_chunks(f"{RUN}/losses/{{chunk}}.safetensors"),
         tokens=f"{RUN}/tokens.safetensors",
     output:
         loss=f"{RUN}/loss.parquet",
-    params:
-        code=code_version("measure_loss"),
     log:
         f"{RESULTS}/logs/measure_loss/{{model}}/{{corpus}}.log",
     benchmark:
@@ -15,5 +11,9 @@ rule measure_loss:
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        code=code_version("measure_loss"),
+    message:
+        "Measure the loss of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/measure_loss.py"

@@ -1,6 +1,4 @@
 rule summarize_run:
-    message:
-        "Summarize {wildcards.model} on {wildcards.corpus}"
     input:
         tokens=f"{RUN}/tokens.safetensors",
         layers=f"{RUN}/layers.parquet",
@@ -12,8 +10,6 @@ rule summarize_run:
         corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
     output:
         summary=f"{RUN}/summary.json",
-    params:
-        code=code_version("summarize_run"),
     log:
         f"{RESULTS}/logs/summarize_run/{{model}}/{{corpus}}.log",
     benchmark:
@@ -21,6 +17,10 @@ rule summarize_run:
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        code=code_version("summarize_run"),
+    message:
+        "Summarize {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/summarize_run.py"
 
@@ -38,8 +38,6 @@ RUN_TABLES = [
 
 
 rule render_report:
-    message:
-        "Render the report"
     input:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         style=f"{workflow.basedir}/workflow/report/report.css",
@@ -51,13 +49,6 @@ rule render_report:
         ),
     output:
         report=f"{RESULTS}/report.html",
-    params:
-        runs=[
-            f"{RESULTS}/{model}/{corpus}"
-            for model in CONFIG["models"]
-            for corpus in CONFIG["corpora"]
-        ],
-        code=code_version("render_report"),
     log:
         f"{RESULTS}/logs/render_report.log",
     benchmark:
@@ -65,5 +56,14 @@ rule render_report:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        runs=[
+            f"{RESULTS}/{model}/{corpus}"
+            for model in CONFIG["models"]
+            for corpus in CONFIG["corpora"]
+        ],
+        code=code_version("render_report"),
+    message:
+        "Render the report"
     script:
         "../scripts/render_report.py"

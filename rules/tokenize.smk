@@ -1,6 +1,4 @@
 rule tokenize_corpus:
-    message:
-        "Tokenize {wildcards.corpus} for {wildcards.model}"
     input:
         model=f"{RESOURCES}/models/{{model}}/source.json",
         corpus=f"{RESOURCES}/corpora/{{corpus}}/source.json",
@@ -8,9 +6,6 @@ rule tokenize_corpus:
     output:
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",
-    params:
-        sample=sample,
-        code=code_version("tokenize_corpus"),
     log:
         f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}.log",
     benchmark:
@@ -18,5 +13,10 @@ rule tokenize_corpus:
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        sample=sample,
+        code=code_version("tokenize_corpus"),
+    message:
+        "Tokenize {wildcards.corpus} for {wildcards.model}"
     script:
         "../scripts/tokenize_corpus.py"

@@ -1,16 +1,25 @@
-"""A hub on loopback: enough of the Hugging Face hub's HTTP interface for models and data sets, and its ways to fail."""
+"""A hub on loopback: enough of the Hugging Face hub's HTTP interface for models and data sets, and its ways to fail.
+
+The hub library reads its settings when it is imported, so what talks to this hub runs in a process of its own.
+"""
 
 import hashlib
 import http.server
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+ROOT = Path(__file__).parents[2]
 LARGE = (".safetensors", ".bin", ".parquet", ".gz")  # what a real hub keeps apart, under its SHA-256
 
 
@@ -25,6 +34,7 @@ class Repository:
     info_status: int = 0  # the status with which everything is refused
     cut: dict[str, int] = field(default_factory=dict)  # close the connection once after so many bytes of a file
     stall: dict[str, int] = field(default_factory=dict)  # stop sending a file after so many bytes, say nothing
+    tree_is_mute: bool = False  # never answer what files there are
 
     def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
         content = repr((self.name, revision, sorted(files.items()))).encode()
@@ -72,23 +82,74 @@ class Hub:
         return repository
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = Hub(f"http://127.0.0.1:{self.server_address[1]}")
+
+
 @contextmanager
 def running_hub() -> Iterator[Hub]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    hub = _Handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    server = _Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield hub
+        yield server.hub
     finally:
         server.shutdown()
         server.server_close()
 
 
+_RUN = """
+import json, runpy, sys, types
+script, sources, log = json.loads(sys.argv[1])
+for source, output in sources:
+    snakemake = types.SimpleNamespace(
+        params=types.SimpleNamespace(source=source), output=types.SimpleNamespace(source=output), log=[log]
+    )
+    runpy.run_path(script, init_globals={"snakemake": snakemake})
+"""
+
+
+def start_rule(
+    rule: str, sources: dict[Path, dict[str, Any]], endpoint: str, home: Path, **environment: str
+) -> "subprocess.Popen[str]":
+    """Start the script of `rule` as Snakemake does, once for each output directory and its catalog entry."""
+    outputs = [(source, str(directory / "source.json")) for directory, source in sources.items()]
+    arguments = json.dumps([str(ROOT / "scripts" / f"{rule}.py"), outputs, str(home / "log.txt")])
+    home.mkdir(parents=True, exist_ok=True)
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", _RUN, arguments],
+        env={**inherited, **settings},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=home,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Wait; the one `error:` line of a rule that failed, or nothing."""
+    _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr, stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert (process.returncode, len(lines)) in ((0, 0), (1, 1)), stderr
+    return lines[0] if lines else ""
+
+
+def run_rule(rule: str, source: dict[str, Any], directory: Path, endpoint: str, home: Path, **environment: str) -> str:
+    return finish(start_rule(rule, {directory: source}, endpoint, home, **environment))
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: Hub
+    server: _Server
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub
 
     def log_message(self, *args: object) -> None:
         pass
@@ -119,6 +180,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = repository.commits[commit]
         if what == "tree":
+            if repository.tree_is_mute:
+                time.sleep(60)
             entries = _tree(files, folder, recursive)
             if folder and not entries:
                 return self._refuse(404, "EntryNotFound", f"{folder} does not exist")
@@ -223,6 +286,8 @@ def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[st
         parents = path[len(prefix) :].split("/")[:-1]
         depths = range(1, len(parents) + 1) if recursive else range(1, min(len(parents), 1) + 1)
         folders |= {prefix + "/".join(parents[:depth]) for depth in depths}
-    entries: list[dict[str, object]] = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders]
+    entries: list[dict[str, object]] = [
+        {"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders
+    ]
     entries += [_entry(path, content) for path, content in below.items() if recursive or "/" not in path[len(prefix) :]]
     return sorted(entries, key=lambda entry: str(entry["path"]))

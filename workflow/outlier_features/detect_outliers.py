@@ -49,7 +49,7 @@ def detect_outliers(
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     with ExitStack() as outputs:
         for site, path in hits.items():
-            writer = outputs.enter_context(_HitsWriter(path, {**provenance, "site": site, "floor": floors[site]}))
+            writer = outputs.enter_context(HitsWriter(path, {**provenance, "site": site, "floor": floors[site]}))
             tensors, pilot_tensors = SiteTensors.per_layer(file, site), SiteTensors.per_layer(pilot_file, site)
             if tensors is None or pilot_tensors is None:
                 continue
@@ -69,13 +69,13 @@ def detect_outliers(
         write_tensors(statistics, arrays, {**provenance, "floors": {site: floors[site] for site in hits}})
 
 
-class _HitsWriter:
+class HitsWriter:
     """Writes hits to a Parquet file as they come."""
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]):
         self._replacing, self._provenance = replacing(path), provenance
 
-    def __enter__(self) -> "_HitsWriter":
+    def __enter__(self) -> "HitsWriter":
         empty = to_arrow(pl.DataFrame(schema=HITS.schema), HITS, self._provenance)
         self._writer = pq.ParquetWriter(
             self._replacing.__enter__(),

@@ -82,7 +82,7 @@ def read_jsonl(lines: Iterable[bytes], column: str, where: str) -> Iterator[str]
 def read_parquet(file: Any, column: str, where: str) -> Iterator[str]:
     """Texts of one column of a Parquet file, given as an open binary file; no more of it is read than is asked for."""
     try:
-        parquet = pq.ParquetFile(file, buffer_size=_PAGES)
+        parquet = pq.ParquetFile(file, buffer_size=_PAGES, pre_buffer=False)
         schema = parquet.schema_arrow
         if column not in schema.names:
             raise InputError(f"{where}: has no column {column!r}, found {_names(schema.names)}")

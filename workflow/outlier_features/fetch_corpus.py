@@ -73,7 +73,7 @@ def _open_hub(source: dict[str, Any], column: str) -> _Corpus:
     from outlier_features.hub import Repo  # the hub library takes a second to import, and most corpora need none
     from outlier_features.hub_documents import find_documents, read_documents
 
-    repo = Repo("dataset", source["hub"], source.get("revision", "main"))
+    repo = Repo("data set", source["hub"], source.get("revision", "main"))
     found = find_documents(repo, source.get("config", "default"), source.get("split", "train"))
     details = {"config": found.config, "split": found.split, "column": column, "files": found.files}
     return _Corpus("hub", repo.name, found.repo.revision, found.licence, read_documents(found, column), details)

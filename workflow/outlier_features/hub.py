@@ -22,8 +22,7 @@ from huggingface_hub.errors import (
 
 from outlier_features.errors import InputError
 
-REQUEST_SECONDS = 10.0
-RESOLVE_SECONDS = 12.0
+ANSWER_SECONDS = 10.0
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 T = TypeVar("T")
@@ -33,13 +32,13 @@ T = TypeVar("T")
 class Repo:
     """A repository on the hub, as a catalog entry names it."""
 
-    kind: Literal["model", "dataset"]
+    kind: Literal["model", "data set"]
     name: str
     revision: str
 
     @property
     def page(self) -> str:
-        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'data set' else ''}{self.name}"
 
     @property
     def is_pinned(self) -> bool:
@@ -57,7 +56,7 @@ def talking_to_hub(repo: Repo) -> Iterator[None]:
     set_client_factory(_client)
     try:
         yield
-    except (OSError, httpx2.HTTPError, HFValidationError, RuntimeError) as error:  # RuntimeError: the Xet transfer
+    except (OSError, httpx2.HTTPError, ValueError, RuntimeError) as error:  # RuntimeError: the Xet transfer
         cause: Exception = error
         while isinstance(cause, LocalEntryNotFoundError) and isinstance(cause.__cause__, Exception):
             cause = cause.__cause__  # the hub library hides what happened behind "not in the cache"
@@ -66,7 +65,7 @@ def talking_to_hub(repo: Repo) -> Iterator[None]:
         raise InputError(_sentence(repo, cause)) from error
 
 
-def resolve(repo: Repo, timeout: float = RESOLVE_SECONDS) -> tuple[str, str]:
+def resolve(repo: Repo, timeout: float = ANSWER_SECONDS) -> tuple[str, str]:
     """The commit that `repo.revision` stands for, and the repository's full id (`gpt2` is `openai-community/gpt2`).
 
     Raises `InputError` where the repository or revision is missing or closed, `Unreachable` after `timeout` seconds.
@@ -74,13 +73,13 @@ def resolve(repo: Repo, timeout: float = RESOLVE_SECONDS) -> tuple[str, str]:
     api = HfApi()
     ask = api.model_info if repo.kind == "model" else api.dataset_info
     with talking_to_hub(repo):
-        info = _within(timeout, lambda: ask(repo.name, revision=repo.revision, timeout=min(timeout, REQUEST_SECONDS)))
+        info = within(timeout, lambda: ask(repo.name, revision=repo.revision, timeout=timeout))
     if not info.sha:
         raise InputError(f"hub: {constants.ENDPOINT} names no commit for {repo.kind} {repo.name!r}, expected a hub")
     return info.sha, info.id
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
+def within(seconds: float, call: Callable[[], T]) -> T:
     """What `call` returns, or `TimeoutError`.
 
     The time limit of a request holds for each of its steps and for each address of the host, and looking the name up
@@ -102,7 +101,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=REQUEST_SECONDS)
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=ANSWER_SECONDS)
 
 
 def _prepare(request: httpx2.Request) -> None:
@@ -111,7 +110,7 @@ def _prepare(request: httpx2.Request) -> None:
     limits = request.extensions.get("timeout", {})
     # The hub library lists files with no limit at all, and would wait forever.
     request.extensions["timeout"] = {
-        step: REQUEST_SECONDS if limits.get(step) is None else limits[step]
+        step: ANSWER_SECONDS if limits.get(step) is None else limits[step]
         for step in ("connect", "read", "write", "pool")
     }
 

@@ -12,7 +12,7 @@ from huggingface_hub import HfFileSystem
 from outlier_features.card import card_header, licence_of
 from outlier_features.documents import read_jsonl, read_parquet
 from outlier_features.errors import InputError
-from outlier_features.hub import Repo, resolve, talking_to_hub
+from outlier_features.hub import ANSWER_SECONDS, Repo, resolve, talking_to_hub, within
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")  # .json with an object a line, as many have it
 _CONVERTED = "refs/convert/parquet"
@@ -40,7 +40,7 @@ def find_documents(repo: Repo, config: str, split: str) -> HubDocuments:
     pinned = replace(repo, name=name, revision=commit)
     with talking_to_hub(pinned):
         tree = _Tree(pinned)
-        header = card_header(tree.text("README.md"))
+        header = card_header(within(ANSWER_SECONDS, lambda: tree.text("README.md")))
         configs = _configs(header)
         chosen = _choose(configs, config)
         entry = configs.get(chosen, {})

@@ -6,7 +6,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
-from outlier_features.hub import Repo, Unreachable, resolve, talking_to_hub
+from outlier_features.errors import InputError
+from outlier_features.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
 from outlier_features.model_files import model_files
 
 README = "README.md"
@@ -22,7 +23,7 @@ def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, s
     if cached:
         return cached
     try:
-        commit, _ = resolve(repo)
+        commit, names = _listing(repo)
     except Unreachable:
         cached = _cached(repo, trust_remote_code, need_listing=False)
         if cached:
@@ -33,11 +34,17 @@ def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, s
         def read_text(name: str) -> str:
             return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
 
-        names = HfApi().list_repo_files(repo.name, revision=commit)
         files = model_files(names, read_text, _where(repo), trust_remote_code)
         wanted = [glob.escape(name) for name in (*files, README)]
         folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
     return Path(folder), commit, files
+
+
+def _listing(repo: Repo) -> tuple[str, list[str]]:
+    """The commit and all names in it; the names that come with the commit are cut short for a large repository."""
+    commit, _ = resolve(repo)
+    with talking_to_hub(repo):
+        return commit, within(ANSWER_SECONDS, lambda: HfApi().list_repo_files(repo.name, revision=commit))
 
 
 def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Path, str, list[str]] | None:
@@ -65,6 +72,10 @@ def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Pa
         )
     except FileNotFoundError:
         return None
+    except InputError:
+        if need_listing:
+            raise
+        return None  # not what the model lacks, but what the cache does
     return (folder, repo.revision, files) if all((folder / name).is_file() for name in files) else None
 
 

@@ -34,7 +34,7 @@ class LossRecorder:
     def __init__(self, loaded: LoadedModel, blocks: list[Block]):
         self._model = loaded.model
         self._body = loaded.model.get_submodule(blocks[0].path.rpartition(".")[0].rpartition(".")[0])
-        self._block = max(1, _LOGITS_AT_ONCE // loaded.config.vocab_size)
+        self._block = max(1, _LOGITS_AT_ONCE // loaded.vocab_size)
         self._output: Any = None
         self._check(loaded)
 
@@ -85,10 +85,9 @@ class LossRecorder:
         expected = loaded.model(ids).logits
         with self.states():
             loaded.base(ids)
-        half = ids.shape[1] // 2
-        found = torch.stack([
-            torch.cat([self._logits(n, 0, half, row), self._logits(n, half, len(row), row)]) for n, row in enumerate(ids)
-        ])
+        half, length = ids.shape[1] // 2, ids.shape[1]
+        parts = [self._logits(n, *span, row) for n, row in enumerate(ids) for span in ((0, half), (half, length))]
+        found = torch.cat(parts).view_as(expected)
         allowed = TOLERANCE[loaded.dtype] * (expected.abs() + expected.square().mean(-1, keepdim=True).sqrt())
         difference = (found - expected).abs()
         if not (difference <= allowed).all():

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported: only the fetch rules talk to a network
 
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class LoadedModel:
     has_causal_head: bool
 
     @property
-    def base(self) -> PreTrainedModel:
+    def base(self) -> Any:
         """The model without its head: from token ids to last hidden states."""
         return _base(self.model)
 
@@ -57,7 +58,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Token ids that the model can embed."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        return _vocab_size(self.model)
 
     @property
     def parameters(self) -> int:
@@ -69,9 +70,7 @@ class LoadedModel:
         return self.model.dtype
 
 
-def load_model(
-    location: Path, *, dtype: str, device: str, attention: str, trust_remote_code: bool
-) -> LoadedModel:
+def load_model(location: Path, *, dtype: str, device: str, attention: str, trust_remote_code: bool) -> LoadedModel:
     """The model in the directory `location` (safetensors weights, transformers' format).
 
     dtype       float32, bfloat16 or float16
@@ -84,7 +83,7 @@ def load_model(
     place = _device(device)
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     config = _config(location, options)
     wants_head = _is_causal_lm(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "attn_implementation": attention, "use_safetensors": True}
@@ -96,7 +95,8 @@ def load_model(
         raise InputError(
             f"{location}: its weights lack {_some(missing - head)}, expected every weight of {type(model).__name__}"
         )
-    model = model.to(place).eval()
+    model.to(place)  # type: ignore[arg-type]
+    model.eval()
     model.config.get_text_config().use_cache = False  # one pass a sequence; not every encoder takes it as an argument
     causal = _is_causal(model)
     return LoadedModel(model, place, attention, causal, wants_head and causal and not missing & head)
@@ -104,11 +104,11 @@ def load_model(
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     """A few fixed tokens to try a model on, int64 (2, 6), on its device."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    # A padding token in the middle would be masked or lose its position.
-    usable = [token for token in range(3, min(vocabulary, 64)) if token != model.config.get_text_config().pad_token_id]
-    ids = torch.tensor(usable[:12] if len(usable) >= 12 else (usable * 12)[:12])
-    return ids.reshape(2, 6).to(model.device)
+    # Neither special nor byte tokens (first) nor unused rows (last), which may be untrained; padding has no position.
+    vocabulary = _vocab_size(model)
+    padding = model.config.get_text_config().pad_token_id
+    ordinary = [token for token in range(vocabulary // 3, vocabulary) if token != padding]
+    return torch.tensor(list(islice(cycle(ordinary), 12)), device=model.device).reshape(2, 6)
 
 
 def holds_experts(module: nn.Module) -> bool:
@@ -117,7 +117,12 @@ def holds_experts(module: nn.Module) -> bool:
     return not isinstance(module, nn.Conv1d) and any(parameter.ndim == 3 for parameter in own)
 
 
-def _base(model: PreTrainedModel) -> PreTrainedModel:
+def _vocab_size(model: PreTrainedModel) -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def _base(model: PreTrainedModel) -> Any:
     if model.base_model is model and model.get_output_embeddings() is not None:
         # The class's prefix names no attribute, so it passes for its own base, head and all.
         return next(child for child in model.children() if isinstance(child, PreTrainedModel))
@@ -139,7 +144,7 @@ def _config(location: Path, options: dict[str, Any]) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"{location}: found a model that brings its own Python code, expected `trust_remote_code: true` to run it"
+                f"{location}: found a model with Python code of its own, expected `trust_remote_code: true` to run it"
             ) from error
         raise InputError(
             f"{location}: expected a config.json of a transformers model, found {_sentence(error)}"
@@ -209,7 +214,7 @@ def _is_causal(model: PreTrainedModel) -> bool:
     """
     ids = probe_ids(model)
     ids, changed = ids[:1], torch.cat([ids[:1, :1], ids[1:, 1:]], dim=1)
-    before, after = (_base(model)(tokens).last_hidden_state[0, 0].double() for tokens in (ids, changed))
+    before, after = (_base(model)(tokens).last_hidden_state[0, 0].float() for tokens in (ids, changed))
     moved = (before - after).abs() / (before.abs() + before.square().mean().sqrt())
     routed = any(holds_experts(module) for module in model.modules())
     return bool(moved.max() <= (5e-2 if routed and model.dtype != torch.float32 else 1e-3))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def scan(
         return [
             (i, kernel.scan_layer(
                 tensors.raw, KINDS[tensors.dtype], tensors.starts[i] + first * tensors.stride, tensors.stride,
-                runs, run_starts, t, pilot[i], floors[i], profile, histogram, states[i],
+                runs, run_starts, pilot[i], floors[i], profile, histogram, states[i],
                 kernel.Sequences(*(array[first:last] for array in per_sequence[i])), scratches[worker],
             ))
             for i in range(worker, layers, threads)
@@ -202,29 +203,28 @@ def scan(
             tensors.advise(tensors.file.will_need, last, min(last + block, n))
             runs, run_starts = runs_of(parts[first:last])
             work = partial(scan_layers, first=first, last=last, runs=runs, run_starts=run_starts)
-            hits = [hit for worker in pool.map(work, range(threads)) for hit in worker]
+            hits: list[Any] = [None] * layers
+            for layer, found_there in chain.from_iterable(pool.map(work, range(threads))):
+                hits[layer] = found_there
             tensors.advise(tensors.file.drop, first, last)
             _require_finite(tensors, states)
-            found += sum(len(values) for _, (_, values) in hits)
+            found += sum(int(hits_of.sum()) for hits_of, *_ in hits)
             _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
     return _gather(tensors, parts, pilot, states, per_sequence)
 
 
-def _in_order(hits: Sequence[tuple[int, Any]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
-    _, t, h = tensors.shape
-    hits = sorted(hits, key=lambda hit: hit[0])
-    index, value = (np.concatenate([hit[1][k] for hit in hits]) for k in range(2))
-    layer = np.repeat(np.asarray(tensors.layers, np.uint16), [len(hit[1][0]) for hit in hits])
-    position, dim = np.divmod(index, h)
-    sequence, token = np.divmod(position, t)
-    order = np.argsort(sequence.astype(np.uint16 if sequence.max(initial=0) < 1 << 16 else np.uint32), kind="stable")
-    sequence, token = sequence[order] + first, token[order]
-    return Hits(
-        sequence.astype(np.uint32), layer[order], token.astype(np.uint32), dim[order].astype(np.uint32), value[order],
-        parts[sequence, token],
-    )  # fmt: skip
+def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
+    """Put the hits of a block, given for each layer in turn, in the order of sequences, then layers."""
+    hits_of = np.stack([one[0] for one in hits])  # (L, B)
+    begins = np.cumsum(hits_of.reshape(-1)).reshape(hits_of.shape) - hits_of
+    sizes, begins = hits_of.T.reshape(-1), begins.T.reshape(-1)
+    order = np.repeat(begins - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    token, dim, value = (np.concatenate([one[k] for one in hits])[order] for k in (1, 2, 3))
+    sequence = np.repeat(np.arange(first, first + hits_of.shape[1], dtype=np.uint32), hits_of.sum(axis=0))
+    layer = np.repeat(np.tile(np.asarray(tensors.layers, np.uint16), hits_of.shape[1]), sizes)
+    return Hits(sequence, layer, token, dim, value, parts[sequence, token])
 
 
 def _require_finite(tensors: SiteTensors, states: Sequence[kernel.Layer]) -> None:

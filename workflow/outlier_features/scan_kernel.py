@@ -20,6 +20,7 @@ FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 
 # No `nnan` or `ninf`: a NaN must come through, to be reported.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
+_LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 class Layer(NamedTuple):
@@ -49,7 +50,6 @@ class Scratch(NamedTuple):
     """Working memory of one thread."""
 
     tile: Any  # float32 (TILE * H,): a tile of 16-bit values, widened
-    lanes: Any  # float32 (4, H)
     low: Any  # float32 (H,)
     high: Any  # float32 (H,)
     extremes: Any  # float32 (H,): largest abs(x) of each dim in the tile
@@ -78,7 +78,6 @@ def new_scratch(tokens: int, dims: int) -> Scratch:
 
     return Scratch(
         tile=np.empty(TILE * dims, np.float32),
-        lanes=np.empty((4, dims), np.float32),
         low=vector(),
         high=vector(),
         extremes=vector(),
@@ -152,31 +151,34 @@ def _add_to_histogram_overload(raw, histogram):
 def _sum_tile(x, rows, pilot, sums, layer_low, layer_high, scratch):
     """Add the power sums of a tile x (rows * H,) to `sums` (4, H), its extremes to the layer's and to the scratch.
 
-    Returns whether a square sum is NaN or infinite.
+    Eight rows at a time stay in registers. Returns whether a sum of squares is NaN or infinite.
     """
     dims = pilot.size
-    low, high, lanes = scratch.low, scratch.high, scratch.lanes
-    s1, s2, s3, s4 = lanes[0], lanes[1], lanes[2], lanes[3]
+    low, high = scratch.low, scratch.high
+    s1, s2, s3, s4 = sums[0], sums[1], sums[2], sums[3]
     for h in range(dims):
-        s1[h] = s2[h] = s3[h] = s4[h] = np.float32(0)
         low[h] = high[h] = x[h]
+    infinite = np.uint32(0)
     row = 0
-    while row + 4 <= rows:
-        start = row * dims
-        xa, xb = x[start : start + dims], x[start + dims : start + 2 * dims]
-        xc, xd = x[start + 2 * dims : start + 3 * dims], x[start + 3 * dims : start + 4 * dims]
+    while row + 8 <= rows:
+        x0, x1, x2, x3 = x[row * dims :], x[(row + 1) * dims :], x[(row + 2) * dims :], x[(row + 3) * dims :]
+        x4, x5, x6, x7 = x[(row + 4) * dims :], x[(row + 5) * dims :], x[(row + 6) * dims :], x[(row + 7) * dims :]
         for h in range(dims):
-            a, b, c, d = xa[h], xb[h], xc[h], xd[h]
-            low[h] = min(low[h], min(min(a, b), min(c, d)))
-            high[h] = max(high[h], max(max(a, b), max(c, d)))
+            a, b, c, d, e, f, g, k = x0[h], x1[h], x2[h], x3[h], x4[h], x5[h], x6[h], x7[h]
+            low[h] = min(low[h], min(min(min(a, b), min(c, d)), min(min(e, f), min(g, k))))
+            high[h] = max(high[h], max(max(max(a, b), max(c, d)), max(max(e, f), max(g, k))))
             p = pilot[h]
-            a, b, c, d = a - p, b - p, c - p, d - p
-            a2, b2, c2, d2 = a * a, b * b, c * c, d * d
-            s1[h] += (a + b) + (c + d)
-            s2[h] += (a2 + b2) + (c2 + d2)
-            s3[h] += (a2 * a + b2 * b) + (c2 * c + d2 * d)
-            s4[h] += (a2 * a2 + b2 * b2) + (c2 * c2 + d2 * d2)
-        row += 4
+            a, b, c, d, e, f, g, k = a - p, b - p, c - p, d - p, e - p, f - p, g - p, k - p
+            a2, b2, c2, d2, e2, f2, g2, k2 = a * a, b * b, c * c, d * d, e * e, f * f, g * g, k * k
+            second = ((a2 + b2) + (c2 + d2)) + ((e2 + f2) + (g2 + k2))
+            s1[h] += np.float64(((a + b) + (c + d)) + ((e + f) + (g + k)))
+            s2[h] += np.float64(second)
+            s3[h] += np.float64(((a2 * a + b2 * b) + (c2 * c + d2 * d)) + ((e2 * e + f2 * f) + (g2 * g + k2 * k)))
+            s4[h] += np.float64(
+                ((a2 * a2 + b2 * b2) + (c2 * c2 + d2 * d2)) + ((e2 * e2 + f2 * f2) + (g2 * g2 + k2 * k2))
+            )
+            infinite |= np.uint32(not (second <= _LARGEST))
+        row += 8
     while row < rows:
         xa = x[row * dims : (row + 1) * dims]
         for h in range(dims):
@@ -185,23 +187,15 @@ def _sum_tile(x, rows, pilot, sums, layer_low, layer_high, scratch):
             high[h] = max(high[h], a)
             a = a - pilot[h]
             a2 = a * a
-            s1[h] += a
-            s2[h] += a2
-            s3[h] += a2 * a
-            s4[h] += a2 * a2
+            s1[h] += np.float64(a)
+            s2[h] += np.float64(a2)
+            s3[h] += np.float64(a2 * a)
+            s4[h] += np.float64(a2 * a2)
+            infinite |= np.uint32(not (a2 <= _LARGEST))
         row += 1
-    exponents = s2.view(np.uint32)
-    infinite = np.uint32(0)
     for h in range(dims):
         layer_low[h] = min(layer_low[h], low[h])
         layer_high[h] = max(layer_high[h], high[h])
-        infinite |= np.uint32((exponents[h] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
-    t1, t2, t3, t4 = sums[0], sums[1], sums[2], sums[3]
-    for h in range(dims):
-        t1[h] += np.float64(s1[h])
-        t2[h] += np.float64(s2[h])
-        t3[h] += np.float64(s3[h])
-        t4[h] += np.float64(s4[h])
     return infinite != 0
 
 
@@ -347,7 +341,7 @@ def _crossing_dims(floor, top, scratch):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_index, index, value, count):
+def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_token, token, dim, value, count):
     """Look at every value of the crossing dims: count it, keep it if a hit, rank it. Returns the count of hits."""
     dims = floor.size
     threshold = np.float32(COUNT_THRESHOLD)
@@ -362,7 +356,8 @@ def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_index,
             positive[h] += np.int64(v >= threshold)
             negative[h] += np.int64(v <= -threshold)
             reached |= magnitude >= threshold
-            index[count] = (first_index + row) * dims + h
+            token[count] = first_token + row
+            dim[count] = h
             value[count] = v
             count += np.int64(magnitude >= floor[h])
             if magnitude > third:
@@ -373,20 +368,17 @@ def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_index,
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _room_for(more, index, value, count):
-    """`index` and `value`, grown where fewer than `more` entries are free."""
-    if count + more <= index.size:
-        return index, value
-    size = 2 * index.size + more
-    new_index, new_value = np.empty(size, np.int64), np.empty(size, np.float32)
-    new_index[:count], new_value[:count] = index[:count], value[:count]
-    return new_index, new_value
+def _room_for(more, values, count):
+    """`values`, grown where fewer than `more` entries are free."""
+    if count + more <= values.size:
+        return values
+    grown = np.empty(2 * values.size + more, values.dtype)
+    grown[:count] = values[:count]
+    return grown
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def scan_layer(
-    raw, kind, start, stride, runs, run_starts, tokens, pilot, floor, profile, histogram, layer, sequences, scratch
-):
+def scan_layer(raw, kind, start, stride, runs, run_starts, pilot, floor, profile, histogram, layer, sequences, scratch):
     """Scan one layer of a block of sequences and return its hits.
 
     raw        uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat; sequence b lies at
@@ -396,14 +388,15 @@ def scan_layer(
     profile    whether to take medians, sums of abs(x) and x**2, and kurtosis per position
     histogram  whether to take the histogram
 
-    `layer` and `sequences` are updated. Returns the hits' index (b * T + t) * H + h (int64, ascending) and value
-    (float32).
+    `layer` and `sequences` are updated. Returns the number of hits of each sequence (int64), and of each hit the token
+    and dim (uint32) and the value (float32), ordered by sequence, token, dim.
     """
     dims = pilot.size
-    index, value = np.empty(4096, np.int64), np.empty(4096, np.float32)
+    token, dim, value = np.empty(4096, np.uint32), np.empty(4096, np.uint32), np.empty(4096, np.float32)
+    hits_of = np.zeros(run_starts.size - 1, np.int64)
     count = 0
     for b in range(run_starts.size - 1):
-        base = start + b * stride
+        base, count_before = start + b * stride, count
         rest = 0
         for r in range(run_starts[b], run_starts[b + 1]):
             if runs[r, 2] == 1:
@@ -421,10 +414,13 @@ def scan_layer(
                     layer.nonfinite[part] += _count_nonfinite(x)
                 crossing = _crossing_dims(floor, top, scratch)
                 if crossing > 0:
-                    index, value = _room_for(size + 1, index, value, count)
-                    count = _scan_rare(
-                        x, rows, part, layer, top, floor, scratch, crossing, b * tokens + t, index, value, count
+                    more = rows * crossing + 1
+                    token, dim, value = (
+                        _room_for(more, token, count),
+                        _room_for(more, dim, count),
+                        _room_for(more, value, count),
                     )
+                    count = _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, t, token, dim, value, count)
                 if histogram:
                     _add_to_histogram(bits, layer.histogram[part])
                 if profile:
@@ -438,7 +434,8 @@ def scan_layer(
                         filled_rest += size
                     else:
                         filled_all += size
+        hits_of[b] = count - count_before
         if profile:
             sequences.median[b, 0] = _median(scratch.magnitudes, filled_all, scratch.selected)
             sequences.median[b, 1] = _median(scratch.magnitudes, filled_rest, scratch.selected)
-    return index[:count].copy(), value[:count].copy()
+    return hits_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()

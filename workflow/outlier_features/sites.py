@@ -1,11 +1,11 @@
 """Where in a block each activation is found: by structure, not by a table of architectures.
 
-One forward pass over a few probe tokens records what went in and out of every module of a block. Which module is the norm
-before attention, the output projection and so on then follows from who reads whose output, bit by bit:
+One forward pass over a few probe tokens records what went in and out of every module of a block. Which module is the
+norm before attention, the output projection and so on then follows from who reads whose output, bit by bit:
 
 - the blocks are the list of modules, one per layer, that ran in order;
-- attention (or whatever else mixes tokens) is the first child of the block that multiplies by a weight matrix, if it does
-  so twice; its last linear layer is the output projection; all linear layers after it belong to the MLP;
+- attention (or whatever else mixes tokens) is the first child of the block with linear layers, if it has two or more;
+  its last linear layer is the output projection; all linear layers after it belong to the MLP;
 - a norm before them is the module whose output the first linear layer reads; a norm after them reads their output.
 """
 
@@ -106,7 +106,7 @@ def _hook(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None]) ->
 
 
 def first_tensor(value: Any) -> Any:
-    """The first floating-point tensor in nested arguments or outputs, `hidden_states` before other keywords, or None."""
+    """The first floating-point tensor in nested arguments or outputs, or None; `hidden_states` goes before others."""
     if torch.is_tensor(value):
         return value if value.is_floating_point() else None
     if isinstance(value, Mapping):
@@ -122,8 +122,11 @@ def _run(loaded: LoadedModel, ids: torch.Tensor) -> None:
 
 
 def _blocks_that_run(loaded: LoadedModel, ids: torch.Tensor) -> list[tuple[str, nn.Module]]:
-    """The model's blocks, with their paths: of the lists as long as the model is deep whose entries ran once each and in
-    order, the one that holds the most parameters (others hold norms or embeddings)."""
+    """The model's blocks, with their paths.
+
+    Of the lists as long as the model is deep whose entries ran once each and in order, they are the one that holds the
+    most parameters (others hold norms or embeddings).
+    """
     lists = {
         path: list(module)
         for path, module in loaded.model.named_modules()
@@ -175,8 +178,10 @@ class _Call:
 def _calls_of_each(
     modules: list[tuple[str, nn.Module]], describe: Callable[[str, list[_Call]], None]
 ) -> Iterator[None]:
-    """Record the calls inside each block, in the order in which they end, and hand them to `describe` when the block
-    itself, the last of them, ends."""
+    """Record the calls inside each block, in the order in which they end, the block itself last; then `describe` them.
+
+    One block's calls are held at a time: they are every tensor in it.
+    """
     handles = []
     running: list[str] = []
     calls: list[_Call] = []

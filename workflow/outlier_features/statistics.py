@@ -106,10 +106,10 @@ class SiteStatistics:
 
 def sparse_histogram(histogram: Array) -> tuple[Array, Array, Array]:
     """`bins`, `counts`, `offsets` of dense histograms (L, 2, 65536)."""
-    rows, bins = np.nonzero(histogram.reshape(-1, histogram.shape[-1]))
-    offsets = np.searchsorted(rows, np.arange(histogram.shape[0] * 2 + 1))
-    counts = histogram.reshape(-1, histogram.shape[-1])[rows, bins]
-    return bins.astype(np.uint16), counts.astype(np.int64), offsets.astype(np.int64)
+    flat = histogram.reshape(-1)
+    occupied = np.flatnonzero(flat)
+    offsets = np.searchsorted(occupied, np.arange(2 * len(histogram) + 1) * histogram.shape[-1])
+    return (occupied & 0xFFFF).astype(np.uint16), flat[occupied].astype(np.int64), offsets.astype(np.int64)
 
 
 def merge(parts: Iterable[SiteStatistics]) -> SiteStatistics:

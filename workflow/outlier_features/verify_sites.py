@@ -1,10 +1,11 @@
-"""Proof, on the model at hand, that each site is the tensor that its name says: identities between the tensors of a block.
+"""Proof, on the model at hand, that each site is the tensor that its name says: identities between a block's tensors.
 
 A wrong number is worse than a crash. The identities are computed by the model's own modules, in its own dtype, on a few
 probe tokens, and every value must agree: to the rounding of an addition where the stream adds up, to that of a matrix
 product elsewhere.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass(frozen=True)
 class Identity:
-    """`found` must equal `expected`, or the `sites` are in doubt; `terms` are what `expected` is the sum of, if it is."""
+    """`found` must equal `expected`, or the `sites` are in doubt; `terms`: what `expected` is the sum of, if it is."""
 
     text: str
     sites: tuple[str, ...]
@@ -36,9 +37,12 @@ class Identity:
 
     def worst(self) -> tuple[float, float]:
         """The worst difference as a multiple of what is allowed, and the difference itself."""
-        found, expected = self.found.double(), self.expected.double()
+        if self.found.shape != self.expected.shape:
+            return math.inf, math.inf
+        found, expected = _exact(self.found), _exact(self.expected)
         if self.terms:
-            allowed = 2 * torch.finfo(self.found.dtype).eps * sum(term.double().abs() for term in self.terms)
+            size = torch.stack([_exact(term).abs() for term in self.terms]).sum(0)
+            allowed = 2 * torch.finfo(self.found.dtype).eps * size
         else:
             allowed = TOLERANCE[self.found.dtype] * (expected.abs() + _row_rms(expected))
         difference = (found - expected).abs()
@@ -72,7 +76,9 @@ def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str])
                 raise InputError(_failure(doubtful[0], index, block, identity))
         for site in requested:
             if site in block.sites and site not in proven:
-                raise InputError(f"sites: nothing proves {site} of block {index}, expected an identity that it satisfies")
+                raise InputError(
+                    f"sites: found no identity that proves {site} of block {index}, expected one; leave {site} out"
+                )
     return {site: [f"{text} ({n} blocks)" for text, n in texts.items()] for site, texts in held.items()}
 
 
@@ -88,12 +94,18 @@ def _require_one(calls: list[Tensor], dtype: torch.dtype, name: str) -> None:
     if len(calls) != 1:
         raise InputError(f"sites: the module of {name} ran {len(calls)} times in a pass, expected once")
     if calls[0].dtype != dtype:
-        raise InputError(f"sites: {name} is {calls[0].dtype} in a model of {dtype}, set `dtype: float32` for this model")
+        raise InputError(
+            f"sites: {name} is {calls[0].dtype} in a model of {dtype}, set `dtype: float32` for this model"
+        )
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """The tensors of a pass, for each block and site or part the calls, and what the rest of the model read and gave."""
+    """The tensors of a pass: by block and site (or part of a block) those of each call, and what the rest made of them.
+
+    first_hidden_state   what transformers reports as the first block's input, if it does
+    after_blocks         what the modules outside the blocks read, and the last hidden state
+    """
 
     calls: list[dict[str, list[Tensor]]]
     first_hidden_state: Tensor | None
@@ -140,11 +152,7 @@ def _leaves_outside(loaded: LoadedModel, blocks: list[Block]) -> Iterator[Site]:
 def _identities(loaded: LoadedModel, blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
     block, tensors = blocks[index], probe.tensors(index)
     with torch.inference_mode():
-        if index == 0 and probe.first_hidden_state is not None:
-            yield Identity(
-                "resid_pre[0] == hidden_states[0]", ("resid_pre",), tensors["resid_pre"], probe.first_hidden_state
-            )
-        yield _what_follows(probe, index, tensors)
+        yield from _stream(probe, index, tensors)
         yield from _attention(block, tensors)
         if _has(block, "attn_out", "mlp_out"):
             yield from _residual_sums(block, tensors)
@@ -158,14 +166,20 @@ def _has(block: Block, *sites: str) -> bool:
     return block.sites.keys() >= set(sites)
 
 
-def _what_follows(probe: _Probe, index: int, tensors: Tensors) -> Identity:
-    post = tensors["resid_post"]
+def _stream(probe: _Probe, index: int, tensors: Tensors) -> Iterator[Identity]:
+    """The stream goes from block to block as it is."""
+    pre, post = tensors["resid_pre"], tensors["resid_post"]
+    if index > 0:
+        before = probe.tensors(index - 1)["resid_post"]
+        yield Identity("resid_pre[i] == resid_post[i - 1]", ("resid_pre",), pre, before)
+    elif probe.first_hidden_state is not None:
+        yield Identity("resid_pre[0] == hidden_states[0]", ("resid_pre",), pre, probe.first_hidden_state)
     if index + 1 < len(probe.calls):
-        following = probe.tensors(index + 1)["resid_pre"]
-        return Identity("resid_post[i] == resid_pre[i + 1]", ("resid_post", "resid_pre"), post, following)
-    readers = [value for value in probe.after_blocks if value.shape == post.shape]
-    text = "resid_post[-1] is what the model reads after its last block"
-    return _best([Identity(text, ("resid_post", "resid_pre"), post, value) for value in readers])
+        after = probe.tensors(index + 1)["resid_pre"]
+        yield Identity("resid_post[i] == resid_pre[i + 1]", ("resid_post",), post, after)
+    else:
+        text = "resid_post[-1] is what the model reads after its last block"
+        yield _best([Identity(text, ("resid_post",), post, value) for value in probe.after_blocks])
 
 
 def _attention(block: Block, tensors: Tensors) -> Iterator[Identity]:
@@ -208,12 +222,13 @@ def _residual_sums(block: Block, tensors: Tensors) -> Iterator[Identity]:
 def _sum_before_mlp(pre: Tensor, attn: Tensor, mid: Tensor) -> Iterator[Identity]:
     """`resid_mid` stands even where the block scales attention's output before it adds it; `attn_out` does not."""
     bare = Identity("resid_mid == resid_pre + attn_out", ("resid_mid", "attn_out"), mid, pre + attn, (pre, attn))
-    if bare.holds():
+    change, said = _exact(mid) - _exact(pre), _exact(attn)
+    scale = float((change * said).sum() / said.square().sum())
+    if bare.holds() or abs(scale) < 1e-3:
         yield bare
         return
     yield replace(bare, sites=("attn_out",))
-    change = mid.double() - pre.double()
-    scaled = attn * float((change * attn.double()).sum() / attn.double().square().sum())
+    scaled = attn * scale
     yield Identity("resid_mid == resid_pre + c * attn_out", ("resid_mid",), mid, pre + scaled, (pre, scaled))
 
 
@@ -268,6 +283,10 @@ def _best(identities: list[Identity]) -> Identity:
 def _call(site: Site, value: Tensor) -> Tensor:
     output: Tensor = site.module(value)
     return output
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.cpu().double()  # not every device has float64
 
 
 def _row_rms(value: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""Detection against reading the same bytes once with numpy, in one run: ratios of CPU time, and anonymous memory.
+
+The data are planted: (N, 24, 16, 384) float32, two one-sided dims, 0.45 % of the values at or above 6. Every measurement
+is a process of its own with compiled code warm; the smallest of several repetitions counts. Reading means: map the file
+and take numpy's maximum of all values.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from outlier_features.detect_outliers import HitsWriter
+from outlier_features.scan import SiteTensors, pilot_means, scan
+from outlier_features.tensorfile import TensorFile, TensorFileWriter
+
+LAYERS, TOKENS, DIMS = 24, 16, 384
+PROVENANCE = {"start": 0}
+
+
+def plant(path: Path, sequences: int) -> None:
+    """Ordinary values, and dims 58 and 264 that are large from layer 1 on and fade."""
+    rng = np.random.default_rng(0)
+    layer = np.arange(LAYERS)
+    mean = np.where(layer == 0, 3.0, 13.0 - 7.5 * np.clip((layer - 1) / 22, 0, None)).reshape(1, LAYERS, 1)
+    with TensorFileWriter(path, {"acts": ("F32", (sequences, LAYERS, TOKENS, DIMS))}, PROVENANCE) as writer:
+        for start in range(0, sequences, 64):
+            x = rng.standard_normal((64, LAYERS, TOKENS, DIMS), dtype=np.float32) * np.float32(0.71)
+            for dim, sign in ((58, 1), (264, -1)):
+                drift = rng.standard_normal((64, 1, TOKENS)) * 0.9
+                x[..., dim] = sign * np.clip(mean + drift + 0.15 * x[..., dim], 0.1, None)
+            writer.write("acts", start, x)
+
+
+def read(path: Path, folder: Path) -> None:
+    TensorFile(path).array("acts").max()
+
+
+def detector(threads: int, profile: bool, histogram: bool = True) -> Callable[[Path, Path], None]:
+    def detect(path: Path, folder: Path) -> None:
+        tensors = SiteTensors.stacked(TensorFile(path), "acts")
+        parts = np.ones((tensors.shape[0], TOKENS), np.uint8)
+        with HitsWriter(folder / "hits.parquet", PROVENANCE) as writer:
+            scan(
+                tensors, parts, pilot_means(tensors, parts[0]), 6.0, on_hits=writer.write, threads=threads,
+                profile=profile, histogram=histogram,
+            )  # fmt: skip
+
+    return detect
+
+
+MODES = {
+    "read": read,
+    "counts and sums": detector(1, profile=False, histogram=False),
+    "with histogram": detector(1, profile=False),
+    "with histogram, 2 threads": detector(2, profile=False),
+    "with medians and token kurtosis": detector(1, profile=True),
+}
+
+
+def anonymous_mib() -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
+
+
+def measure(mode: str, path: Path, repetitions: int) -> dict[str, float]:
+    """CPU and wall seconds of the quickest repetition, and the peak of anonymous memory."""
+    peak, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], anonymous_mib())
+
+    with tempfile.TemporaryDirectory() as folder:
+        MODES[mode](path, Path(folder))
+        watcher = threading.Thread(target=watch)
+        times = []
+        for repetition in range(repetitions):
+            cpu, wall = time.process_time(), time.perf_counter()
+            MODES[mode](path, Path(folder))
+            times.append((time.process_time() - cpu, time.perf_counter() - wall))
+            if repetition == 0:
+                watcher.start()  # memory is watched from here on, and costs the first repetition nothing
+        done.set()
+        watcher.join()
+    cpu_seconds, wall_seconds = (min(column) for column in zip(*times, strict=True))
+    return {
+        "cpu": cpu_seconds,
+        "wall": wall_seconds,
+        "anonymous_mib": peak[0],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sequences", type=int, default=1024, help="N; also measured at 2 N and 4 N")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--measure", nargs=2, metavar=("MODE", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        mode, path = arguments.measure
+        print(json.dumps(measure(mode, Path(path), arguments.repetitions)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{'N':>6}  {'mode':32} {'CPU / read':>10} {'wall / read':>11} {'anonymous MiB':>14} {'peak MiB':>9}")
+        for factor in (1, 2, 4):
+            path = Path(folder) / "planted.safetensors"
+            plant(path, factor * arguments.sequences)
+            base: dict[str, float] = {}
+            for mode in MODES:
+                command = [sys.executable, __file__, "--repetitions", str(arguments.repetitions), "--measure", mode]
+                found = json.loads(subprocess.run([*command, str(path)], check=True, capture_output=True).stdout)
+                base = base or found
+                print(
+                    f"{factor * arguments.sequences:6}  {mode:32} {found['cpu'] / base['cpu']:10.2f} "
+                    f"{found['wall'] / base['wall']:11.2f} {found['anonymous_mib']:14.0f} {found['peak_mib']:9.0f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

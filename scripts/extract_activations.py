@@ -1,0 +1,22 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.extract_activations import extract_activations
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    extract_activations(
+        source=Path(snakemake.input.source),
+        tokens=Path(snakemake.input.tokens),
+        activations=Path(snakemake.output.activations),
+        losses=Path(snakemake.output.losses),
+        start=params.start,
+        stop=params.stop,
+        sites=list(params.sites),
+        dtype=params.dtype,
+        device=params.device,
+        attention=params.attention,
+        batch_size=params.batch_size,
+        threads=params.threads,
+        trust_remote_code=params.trust_remote_code,
+    )

@@ -1,0 +1,52 @@
+"""The code version of a script changes with the modules it uses, and with no other."""
+
+from pathlib import Path
+
+import pytest
+
+from outlier_features import code_version as module
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "outlier_features"
+    folder.mkdir()
+    texts = {
+        "__init__": "", "a": "from outlier_features import b\n", "b": "import outlier_features.c as c\n", "c": "x = 1\n",
+        "d": "def late():\n    from outlier_features.c import x\n", "e": "",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    (tmp_path / "script.py").write_text("from outlier_features.a import run\n")
+    (tmp_path / "other.py").write_text("from outlier_features.d import late\n")
+    monkeypatch.setattr(module, "PACKAGE", folder)
+    module._imports.cache_clear()
+    yield tmp_path
+    module._imports.cache_clear()
+
+
+def test_closure(package):
+    assert module.import_closure(package / "script.py") == {"__init__", "a", "b", "c"}
+    assert module.import_closure(package / "other.py") == {"__init__", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("edited", "script", "other"), [("a", True, False), ("c", True, True), ("d", False, True), ("e", False, False)]
+)
+def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script, other):
+    before = [module.code_version(package / name) for name in ("script.py", "other.py")]
+    with (package / "outlier_features" / f"{edited}.py").open("a") as file:
+        file.write("# edited\n")
+    module._imports.cache_clear()
+    after = [module.code_version(package / name) for name in ("script.py", "other.py")]
+    assert [one != two for one, two in zip(before, after, strict=True)] == [script, other]
+
+
+def test_stages_import_no_more_than_they_need():
+    closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
+    assert "scan_kernel" in closure["detect_outliers"] and "scan_kernel" not in closure["filter_systematic"]
+    assert "rules" in closure["filter_systematic"] and "rules" not in closure["detect_outliers"]
+    for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
+        assert not closure[stage] & {"models", "sites", "losses", "extract_activations", "config"}

