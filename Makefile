@@ -4,7 +4,7 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test test-all lint format docs bench clean
+.PHONY: run resume test lint format docs bench clean
 
 run: $(VENV)/installed
 	$(BIN)/snakemake --cores $(CORES)
@@ -14,12 +14,9 @@ resume: $(VENV)/installed
 	$(BIN)/snakemake --unlock
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
 
+# PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
-
-# As test, but a test that is skipped for want of a browser or root is a failure.
-test-all: $(VENV)/installed
-	$(BIN)/python -m pytest --no-skips
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -41,6 +38,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pipeline.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.render_report import render_report
+
+with stage(snakemake.log[0]):
+    render_report(
+        runs=[Path(run) for run in snakemake.params.runs],
+        template=Path(snakemake.input.template),
+        style=Path(snakemake.input.style),
+        report=Path(snakemake.output.report),
+    )

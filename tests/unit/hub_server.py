@@ -1,25 +1,16 @@
-"""A hub on loopback: enough of the Hugging Face hub's HTTP interface for models and data sets, and its ways to fail.
-
-The hub library reads its settings when it is imported, so what talks to this hub runs in a process of its own.
-"""
+"""A hub on loopback: enough of the Hugging Face hub's HTTP interface for models and data sets, and its ways to fail."""
 
 import hashlib
 import http.server
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[2]
 LARGE = (".safetensors", ".bin", ".parquet", ".gz")  # what a real hub keeps apart, under its SHA-256
 
 
@@ -101,48 +92,6 @@ def running_hub() -> Iterator[Hub]:
         server.server_close()
 
 
-_RUN = """
-import json, runpy, sys, types
-script, sources, log = json.loads(sys.argv[1])
-for source, output in sources:
-    snakemake = types.SimpleNamespace(
-        params=types.SimpleNamespace(source=source), output=types.SimpleNamespace(source=output), log=[log]
-    )
-    runpy.run_path(script, init_globals={"snakemake": snakemake})
-"""
-
-
-def start_rule(
-    rule: str, sources: dict[Path, dict[str, Any]], endpoint: str, home: Path, **environment: str
-) -> "subprocess.Popen[str]":
-    """Start the script of `rule` as Snakemake does, once for each output directory and its catalog entry."""
-    outputs = [(source, str(directory / "source.json")) for directory, source in sources.items()]
-    arguments = json.dumps([str(ROOT / "scripts" / f"{rule}.py"), outputs, str(home / "log.txt")])
-    home.mkdir(parents=True, exist_ok=True)
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return subprocess.Popen(
-        [sys.executable, "-c", _RUN, arguments],
-        env={**inherited, **settings},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=home,
-    )
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    """Wait; the one `error:` line of a rule that failed, or nothing."""
-    _, stderr = process.communicate(timeout=60)
-    assert "Traceback" not in stderr, stderr
-    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert (process.returncode, len(lines)) in ((0, 0), (1, 1)), stderr
-    return lines[0] if lines else ""
-
-
-def run_rule(rule: str, source: dict[str, Any], directory: Path, endpoint: str, home: Path, **environment: str) -> str:
-    return finish(start_rule(rule, {directory: source}, endpoint, home, **environment))
-
-
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
@@ -173,7 +122,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if repository is None:
             return self._refuse(401, "RepoNotFound", "Repository not found")
         if repository.info_status:
-            return self._refuse(repository.info_status, "GatedRepo" if repository.info_status == 403 else "", "refused")
+            return self._refuse(repository.info_status, "", "refused")
         revision, folder = _split_revision(repository, rest or "main")
         commit = repository.revisions.get(revision, revision)
         if commit not in repository.commits:

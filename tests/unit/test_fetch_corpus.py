@@ -7,15 +7,15 @@ import json
 import platform
 import pydoc_data.topics
 import random
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import finish, run_rule, running_hub, start_rule
+from hub_server import running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch_corpus import fetch_corpus
+from rule_process import run_rule, run_rules
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_layouts_of_data_sets(hub, tmp_path):
         repository = hub.dataset(f"org/{name}", files)
         sources[tmp_path / name] = {"hub": f"org/{name}", **source}
         expected[tmp_path / name] = (texts, repository.revisions["main"])
-    assert finish(start_rule("fetch_corpus", sources, hub.url, tmp_path / "home")) == ""
+    assert not any(outcome.error for outcome in run_rules("fetch_corpus", sources, hub.url, tmp_path / "home"))
     for directory, (texts, commit) in expected.items():
         assert texts_of(directory) == texts, directory
         record = record_of(directory)
@@ -290,7 +290,7 @@ def test_converted_branch_is_the_last_resort_and_of_main_alone(hub, tmp_path):
     )
     sources = {tmp_path / "default": {"hub": "org/csv"}, tmp_path / "big": {"hub": "org/csv", "config": "big"}}
     sources[tmp_path / "again"] = {"hub": "org/csv", "revision": converted}
-    assert finish(start_rule("fetch_corpus", sources, hub.url, tmp_path / "home")) == ""
+    assert not any(outcome.error for outcome in run_rules("fetch_corpus", sources, hub.url, tmp_path / "home"))
     assert [texts_of(directory) for directory in sources] == [["a"], ["b"], ["a"]]
     assert {record_of(directory)["revision"] for directory in sources} == {converted}
     pinned = {"hub": "org/csv", "revision": original}
@@ -304,7 +304,7 @@ def test_commit_of_a_branch_is_kept(hub, tmp_path):
     old = repository.revisions["main"]
     repository.commit({"train.jsonl": jsonl(["new"])})
     sources = {tmp_path / "main": {"hub": "org/moving"}, tmp_path / "pinned": {"hub": "org/moving", "revision": old}}
-    assert finish(start_rule("fetch_corpus", sources, hub.url, tmp_path / "home")) == ""
+    assert not any(outcome.error for outcome in run_rules("fetch_corpus", sources, hub.url, tmp_path / "home"))
     assert [texts_of(directory) for directory in sources] == [["new"], ["old"]]
     assert [record_of(directory)["revision"] for directory in sources] == [repository.revisions["main"], old]
 
@@ -324,47 +324,36 @@ def test_large_files_are_not_fetched_whole(hub, tmp_path):
         assert hub.sent < 6_000_000, kind
 
 
+CONFIGS = """- config_name: en
+  data_files:
+  - {split: train, path: en.parquet}
+  - {split: test, path: test.parquet}
+- {config_name: fr, data_files: fr.parquet}
+- {config_name: gz, data_files: broken.jsonl.gz}
+"""
 REFUSED = {
-    "gated": (
-        {"gated": 403},
-        {"hub": "org/data"},
-        ["data set 'org/data' was refused (HTTP 403)", "/datasets/org/data"],
-    ),
-    "gated, no token": ({"gated": 401}, {"hub": "org/data"}, ["is gated: accept its licence", "hf auth login"]),
-    "missing": ({}, {"hub": "org/nothing"}, ["hub: data set 'org/nothing' was not found"]),
-    "revision": ({}, {"hub": "org/data", "revision": "v9"}, ["revision: 'v9' was not found in data set 'org/data'"]),
-    "config": (
-        {},
-        {"hub": "org/data", "config": "de"},
-        ["no files of config 'de'", "'en' (train, test), 'fr' (train)"],
-    ),
-    "split": ({}, {"hub": "org/data", "config": "en", "split": "dev"}, ["split 'dev'", "'en' (train, test)"]),
-    "column": ({}, {"hub": "org/data", "config": "fr"}, ["fr.parquet of data set 'org/data': has no column 'text'"]),
-    "broken": (
-        {},
-        {"hub": "org/data", "config": "gz"},
-        ["broken.jsonl.gz of data set 'org/data': expected a whole gzip"],
-    ),
+    "gated": ({"hub": "org/no-access"}, "data set 'org/no-access' was refused (HTTP 403)", "/datasets/org/no-access"),
+    "gated, no token": ({"hub": "org/no-token"}, "is gated: accept its licence", "hf auth login"),
+    "missing": ({"hub": "org/nothing"}, "hub: data set 'org/nothing' was not found"),
+    "revision": ({"hub": "org/data", "revision": "v9"}, "revision: 'v9' was not found in data set 'org/data'"),
+    "config": ({"hub": "org/data", "config": "de"}, "no files of config 'de'", "'en' (train, test), 'fr' (train)"),
+    "split": ({"hub": "org/data", "config": "en", "split": "dev"}, "split 'dev'", "'en' (train, test)"),
+    "column": ({"hub": "org/data", "config": "fr"}, "fr.parquet of data set 'org/data': has no column 'text'"),
+    "broken": ({"hub": "org/data", "config": "gz"}, "broken.jsonl.gz of data set 'org/data': expected a whole gzip"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused_data_sets_are_one_sentence(hub, tmp_path, case):
-    settings, source, expected = REFUSED[case]
-    configs = (
-        "- config_name: en\n  data_files:\n  - {split: train, path: en.parquet}\n  - {split: test, path: t.parquet}\n"
-    )
-    configs += "- config_name: fr\n  data_files: fr.parquet\n- config_name: gz\n  data_files: broken.jsonl.gz\n"
-    files = {"en.parquet": parquet(["a"]), "fr.parquet": parquet(["a"], "texte")}
-    broken = gzip.compress(jsonl(["a"] * 1000))[:-20]
-    repository = hub.dataset("org/data", {"README.md": card(configs), **files, "broken.jsonl.gz": broken})
-    for key, value in settings.items():
-        setattr(repository, key, value)
-    start = time.monotonic()
-    error = run_rule("fetch_corpus", source, tmp_path / "corpus", hub.url, tmp_path / "home")
-    assert time.monotonic() - start < 15
-    assert all(part in error for part in expected), error
-    assert not (tmp_path / "corpus").exists() or not list((tmp_path / "corpus").iterdir())
+def test_refused_data_sets_are_one_sentence(hub, tmp_path):
+    files = {"README.md": card(CONFIGS), "en.parquet": parquet(["a"]), "fr.parquet": parquet(["a"], "texte")}
+    hub.dataset("org/data", {**files, "broken.jsonl.gz": gzip.compress(jsonl(["a"] * 1000))[:-20]})
+    hub.dataset("org/no-access", files).gated = 403
+    hub.dataset("org/no-token", files).gated = 401
+    sources = {tmp_path / name: source for name, (source, *_) in REFUSED.items()}
+    outcomes = run_rules("fetch_corpus", sources, hub.url, tmp_path / "home")
+    for (name, (_, *expected)), outcome in zip(REFUSED.items(), outcomes, strict=True):
+        assert all(part in outcome.error for part in expected), outcome.error
+        assert outcome.seconds < 15, name
+        assert not (tmp_path / name).exists() or not list((tmp_path / name).iterdir())
 
 
 def test_data_whose_card_is_public_may_be_gated(hub, tmp_path):

@@ -43,9 +43,9 @@ def test_every_site_of_every_architecture_is_proven(name, dtype):
 def test_the_summary_names_the_identities():
     loaded = zoo.loaded("llama")
     proven = verify_sites(loaded, find_sites(loaded), ["resid_post"])
-    assert "attn_norm is read by q_proj, k_proj, v_proj (4 blocks)" in proven["attn_norm"]
-    assert "mlp_act == act(mlp_pre) * up (4 blocks)" in proven["mlp_pre"]
-    assert "resid_pre[0] == hidden_states[0] (1 blocks)" in proven["resid_pre"]
+    assert "attn_norm is read by q_proj, k_proj, v_proj (4 of 4 blocks)" in proven["attn_norm"]
+    assert "mlp_act == act(mlp_pre) * up (4 of 4 blocks)" in proven["mlp_pre"]
+    assert "resid_pre[0] == hidden_states[0] (1 of 4 blocks)" in proven["resid_pre"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -95,7 +95,7 @@ def test_a_scaled_branch_is_not_what_is_added(dtype):
     blocks = find_sites(loaded)
     others = [site for site in SITES if site not in ("attn_out", "mlp_out")]
     proven = verify_sites(loaded, blocks, others)
-    assert "resid_mid == resid_pre + c * attn_out (4 blocks)" in proven["resid_mid"]
+    assert "resid_mid == resid_pre + c * attn_out (4 of 4 blocks)" in proven["resid_mid"]
     for site in ("attn_out", "mlp_out"):
         with pytest.raises(InputError, match=f"{site} of block 0"):
             verify_sites(loaded, blocks, [site])

@@ -103,10 +103,14 @@ def extract_activations(
         TensorFileWriter(activations, activation_shapes, provenance) as activation_file,
         TensorFileWriter(losses, loss_shapes, provenance) as loss_file,
     ):
-        # On a CPU the last bit of a matrix product depends on its number of rows (few tokens, or few at an expert), so
-        # each sequence is run for itself; larger batches are no quicker there.
-        size = 1 if loaded.device.type == "cpu" else batch_size
+        size = _sequences_at_once(loaded, batch_size)
         _run(loaded, found, recorder, chunk, size, activation_file, loss_file)
+
+
+def _sequences_at_once(loaded: LoadedModel, batch_size: int) -> int:
+    # On a CPU the last bit of a matrix product depends on its number of rows (few tokens, or few at an expert), so each
+    # sequence is run for itself; larger batches are no quicker there.
+    return 1 if loaded.device.type == "cpu" else batch_size
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def _run(
     batches = chunk.batches(batch_size, apart=not loaded.causal)
     for rows in tqdm(batches, desc="forward passes", unit="batch", file=sys.stderr):
         ids = torch.from_numpy(chunk.ids[rows].astype(np.int64)).to(loaded.device)
-        mask = torch.from_numpy(chunk.mask[rows]).to(loaded.device)
+        mask = torch.from_numpy(chunk.mask[rows].copy()).to(loaded.device)
 
         def write(name: str, value: torch.Tensor, rows: slice = rows) -> None:
             activation_file.write(name, rows.start, _array(value, chunk.ids[rows].shape))

@@ -13,7 +13,8 @@ Topic = Literal["found", "not found", "prediction", "meaning"]
 Part = Mapping[str, Any]
 
 RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
-DIMS_IN_FULL = 8
+DIMS_IN_FULL = 4
+DIMS_BY_NUMBER = 8
 _FIRST_OR_SPECIAL = "the first position of a sequence or a special token"
 
 
@@ -47,8 +48,6 @@ def _of_population(summary: Part, population: str) -> Iterator[Finding]:
     if not summary["corpus"]["positions"][population]:
         yield Finding("not found", f"Population {population} has no positions, so nothing is said about it.")
         return
-    if found["largest"]:
-        yield _largest(found["largest"], population)
     for rule, result in found["rules"].items():
         if result["dims_selected"]:
             yield _selected(summary, population, rule, result)
@@ -56,6 +55,8 @@ def _of_population(summary: Part, population: str) -> Iterator[Finding]:
             yield Finding("not found", _none_selected(summary, population, rule, result))
     if {"dettmers", "massive"} <= found["rules"].keys():
         yield from _overlap(found["jaccard"], population)
+    if found["largest"]:
+        yield _largest(found["largest"], population)
 
 
 def _largest(sites: list[Part], population: str) -> Finding:
@@ -76,7 +77,7 @@ def _selected(summary: Part, population: str, rule: str, result: Part) -> Findin
         text, details = _outliers(summary, population, rule, result)
     rest = [str(row["dim"]) for row in result["dims"][DIMS_IN_FULL:]]
     if rest:
-        more = ", ".join(rest[:DIMS_IN_FULL]) + (" and others" if len(rest) > DIMS_IN_FULL else "")
+        more = ", ".join(rest[:DIMS_BY_NUMBER]) + (" and others" if len(rest) > DIMS_BY_NUMBER else "")
         details.append(f"And {count(len(rest), 'more dimension')}: {more}.")
     return Finding("found", text, tuple(details))
 
@@ -91,10 +92,10 @@ def _outliers(summary: Part, population: str, rule: str, result: Part) -> tuple[
 
 def _outlier(summary: Part, row: Part) -> str:
     return (
-        f"Dimension {row['dim']}, of kind {row['kind']}, passes in {_of_sequences(summary, row)}. Its largest |x| is "
-        f"{number(row['max_abs'])}; its hits lie within {_extent(row)}, on average in {percent(row['blocks_mean'])} of "
-        f"the layers and at {percent(row['union_mean'])} of the positions (means over the "
-        f"{count(row['sequences'], 'sequence')} with a hit).{_steps(row)}"
+        f"Dimension {row['dim']} (kind {row['kind']}) passes in {_of_sequences(summary, row)}. On average over the "
+        f"{count(row['sequences'], 'sequence')} with a hit, it has hits in {percent(row['blocks_mean'])} of the layers "
+        f"(within {_extent(row)}) and at {percent(row['union_mean'])} of the positions; max |x| is "
+        f"{number(row['max_abs'])}.{_steps(row)}"
     )
 
 
@@ -130,20 +131,19 @@ def _where_excluded(found: Part, population: str) -> str:
 
 def _massive_dim(summary: Part, row: Part, largest: Part) -> str:
     token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
-    excluded = f" ({_FIRST_OR_SPECIAL})" if largest["excluded"] else ""
     return (
-        f"Dimension {row['dim']}, of kind {row['kind']}, has one in {_of_sequences(summary, row)}, within "
-        f"{_extent(row)}. The largest is x = {number(largest['value'])}, {number(largest['ratio'])} times the median |x| "
-        f"over all positions of its layer and sequence ({number(largest['median'])}): layer {largest['layer']}, {token} at "
-        f"position {largest['token']}{excluded} of sequence {largest['sequence']}.{_steps(row)}"
+        f"Dimension {row['dim']} (kind {row['kind']}) has them in {_of_sequences(summary, row)}, within "
+        f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {token} (position {largest['token']} of "
+        f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| over all "
+        f"positions there ({number(largest['median'])}).{_steps(row)}"
     )
 
 
 def _steps(row: Part) -> str:
     if row["step_up"] is None:
         return ""
-    down = "and does not step down" if row["step_down"] is None else f"and down in layer {row['step_down']}"
-    return f" On resid_post it steps up in layer {row['step_up']} {down}."
+    down = "does not step down" if row["step_down"] is None else f"down in {row['step_down']}"
+    return f" On resid_post it steps up in layer {row['step_up']} and {down}."
 
 
 def _none_selected(summary: Part, population: str, rule: str, result: Part) -> str:
@@ -170,8 +170,8 @@ def _overlap(jaccard: Part, population: str) -> Iterator[Finding]:
     if not common:
         yield Finding("not found", f"No dimension is {where}")
         return
-    rest = [f"{len(common) - DIMS_IN_FULL} more"] if len(common) > DIMS_IN_FULL else []
-    names = listing([*common[:DIMS_IN_FULL], *rest])
+    rest = [f"{len(common) - DIMS_BY_NUMBER} more"] if len(common) > DIMS_BY_NUMBER else []
+    names = listing([*common[:DIMS_BY_NUMBER], *rest])
     yield Finding("found", f"{'Dimension' if len(common) == 1 else 'Dimensions'} {names} {_are(len(common))} {where}")
 
 

@@ -22,7 +22,8 @@ from huggingface_hub.errors import (
 
 from outlier_features.errors import InputError
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 10.0  # for the first answers, all in all
+_REQUEST_SECONDS = 8.0  # for each step of a request
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 T = TypeVar("T")
@@ -65,15 +66,15 @@ def talking_to_hub(repo: Repo) -> Iterator[None]:
         raise InputError(_sentence(repo, cause)) from error
 
 
-def resolve(repo: Repo, timeout: float = ANSWER_SECONDS) -> tuple[str, str]:
+def resolve(repo: Repo) -> tuple[str, str]:
     """The commit that `repo.revision` stands for, and the repository's full id (`gpt2` is `openai-community/gpt2`).
 
-    Raises `InputError` where the repository or revision is missing or closed, `Unreachable` after `timeout` seconds.
+    Raises `InputError` where the repository or revision is missing or closed, `Unreachable` where the hub does not answer in time.
     """
     api = HfApi()
     ask = api.model_info if repo.kind == "model" else api.dataset_info
     with talking_to_hub(repo):
-        info = within(timeout, lambda: ask(repo.name, revision=repo.revision, timeout=timeout))
+        info = within(ANSWER_SECONDS, lambda: ask(repo.name, revision=repo.revision, timeout=_REQUEST_SECONDS))
     if not info.sha:
         raise InputError(f"hub: {constants.ENDPOINT} names no commit for {repo.kind} {repo.name!r}, expected a hub")
     return info.sha, info.id
@@ -101,7 +102,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=ANSWER_SECONDS)
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=_REQUEST_SECONDS)
 
 
 def _prepare(request: httpx2.Request) -> None:
@@ -110,7 +111,7 @@ def _prepare(request: httpx2.Request) -> None:
     limits = request.extensions.get("timeout", {})
     # The hub library lists files with no limit at all, and would wait forever.
     request.extensions["timeout"] = {
-        step: ANSWER_SECONDS if limits.get(step) is None else limits[step]
+        step: _REQUEST_SECONDS if limits.get(step) is None else limits[step]
         for step in ("connect", "read", "write", "pool")
     }
 
@@ -124,11 +125,13 @@ def _is_unreachable(error: Exception) -> bool:
 def _sentence(repo: Repo, error: Exception) -> str:
     what = f"{repo.kind} {repo.name!r}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    if isinstance(error, GatedRepoError) or status == 403:
+    if isinstance(error, GatedRepoError):
         return (
             f"hub: access to {what} was refused (HTTP {status}), it is gated: accept its licence on {repo.page}, "
             f"then {_LOG_IN}"
         )
+    if status == 403:
+        return f"hub: access to {what} was refused (HTTP 403): {_LOG_IN} with a token that may read {repo.page}"
     if isinstance(error, RevisionNotFoundError):
         return f"revision: {repo.revision!r} was not found in {what}, expected a branch, tag or commit of {repo.page}"
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):

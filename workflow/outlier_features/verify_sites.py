@@ -79,7 +79,9 @@ def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str])
                 raise InputError(
                     f"sites: found no identity that proves {site} of block {index}, expected one; leave {site} out"
                 )
-    return {site: [f"{text} ({n} blocks)" for text, n in texts.items()] for site, texts in held.items()}
+    return {
+        site: [f"{text} ({n} of {len(blocks)} blocks)" for text, n in texts.items()] for site, texts in held.items()
+    }
 
 
 def _failure(site: str, index: int, block: Block, identity: Identity) -> str:
@@ -151,6 +153,8 @@ def _leaves_outside(loaded: LoadedModel, blocks: list[Block]) -> Iterator[Site]:
 
 def _identities(loaded: LoadedModel, blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
     block, tensors = blocks[index], probe.tensors(index)
+    if not _has(block, "resid_pre", "resid_post"):
+        return
     with torch.inference_mode():
         yield from _stream(probe, index, tensors)
         yield from _attention(block, tensors)

@@ -6,10 +6,10 @@ DASH = "–"
 
 
 def number(value: float | int | None) -> str:
-    """Integers in full, others to four significant digits; thousands are set apart."""
+    """Integers, and others from a thousand to ten million, in full; else four significant digits."""
     if value is None:
         return DASH
-    if isinstance(value, int) or abs(value) >= 1000:
+    if isinstance(value, int) or 1000 <= abs(value) < 1e7:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 

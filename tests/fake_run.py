@@ -1,0 +1,196 @@
+"""A small run, written table by table, for the tests of the report: what it holds is chosen, so what is shown is known."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from outlier_features import tables
+from outlier_features.analyze_emergence import dims_of
+from outlier_features.artifacts import PROVENANCE, write_json
+from outlier_features.summarize_run import summarize_run
+from outlier_features.tables import write_table
+from outlier_features.tensorfile import write_tensors
+from outlier_features.tokens import tokens_digest
+
+POPULATIONS = ("all", "without_first")
+BASIS = ("attn_norm", "mlp_norm", "resid_post")
+RULES = {
+    "dettmers": {"threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks",
+                 "position_reading": "union"},
+    "massive": {"threshold": 100.0, "ratio": 1000.0},
+}  # fmt: skip
+GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
+PIECES = ("The", " cat", " sat", "\n", " down", ".")
+
+
+@dataclass
+class FakeRun:
+    """What the run holds. `outliers` and `massive`: dims that rule dettmers and rule massive select; `hits`: further
+    dims with a hit. By default every massive activation is at position 0."""
+
+    model: str = "tiny"
+    origin: str = "a wheel"
+    layers: int = 4
+    sites: tuple[str, ...] = BASIS
+    absent: dict[str, str] = field(default_factory=dict)
+    outliers: tuple[int, ...] = (5,)
+    massive: tuple[int, ...] = (7, 5)
+    hits: tuple[int, ...] = (1,)
+    pieces: tuple[str, ...] = PIECES
+    position: int = 0
+    rest: bool = True
+    loss: bool = True
+    sequences: int = 2
+
+    def write(self, directory: Path) -> Path:
+        directory.mkdir(parents=True)
+        self._write_tokens(directory)
+        self._write_tables(directory)
+        self._write_summary(directory)
+        return directory
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """The sites of each rule, as the tables name them."""
+        norms = "+".join(site for site in ("attn_norm", "mlp_norm") if site in self.sites)
+        massive = "resid_post" if "resid_post" in self.sites else ""
+        return {rule: sites for rule, sites in (("dettmers", norms), ("massive", massive)) if sites}
+
+    def magnitude(self, population: str, site: str, dim: int, layer: int) -> float:
+        """Max |x| of a dim in the table of emergence."""
+        return (dim + 1) * 10.0 ** (layer % 3) / (1 + POPULATIONS.index(population)) + len(site)
+
+    def _write_tokens(self, directory: Path) -> None:
+        length, shape = len(self.pieces), (self.sequences, len(self.pieces))
+        ends = np.cumsum([len(piece.encode()) for piece in self.pieces])
+        offsets = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        arrays = {
+            "tokens": np.tile(np.arange(length, dtype=np.int32), (self.sequences, 1)),
+            "special": np.full(shape, not self.rest),
+            "mask": np.ones(shape, bool),
+            "offsets": np.tile(offsets.astype(np.int32), (self.sequences, 1, 1)),
+        }
+        self.provenance = {
+            "model": self.model, "model_revision": "0" * 8, "corpus": "text", "corpus_sha256": "1" * 64,
+            "sample": {"sequences": self.sequences, "tokens": length, "pack": "windows", "bos": "auto"},
+            "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
+            "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
+            "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
+            "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
+            "rules": RULES,
+        }  # fmt: skip
+        write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
+        texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
+        pq.write_table(
+            texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)}), directory / "texts.parquet"
+        )
+
+    def _write_tables(self, directory: Path) -> None:
+        pairs = self._pairs()
+        dims = dims_of(pairs, self.sequences).with_columns(
+            step_up=pl.when("selected").then(1).cast(pl.UInt16),
+            step_down=pl.when(pl.col("selected") & (pl.col("dim") != 5)).then(3).cast(pl.UInt16),
+        )
+        frames = {
+            "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
+            "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+        }  # fmt: skip
+        for table in tables.PUBLIC:
+            if table.name in frames:
+                frame = frames[table.name]
+                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance)
+
+    def _layers(self) -> pl.DataFrame:
+        rows = []
+        for p, population in enumerate(POPULATIONS):
+            empty = population == "without_first" and not self.rest
+            for s, site in enumerate(self.sites):
+                for layer in range(self.layers):
+                    value = None if empty else (s + 1) * 10.0 ** (layer % 5) / (p + 1)
+                    numbers = {
+                        name: value and value / divisor
+                        for name, divisor in (("top1", 1), ("top2", 2), ("top3", 3), ("median", 100), ("max", 0.5))
+                    }
+                    rows.append({"population": population, "site": site, "layer": layer, **numbers})
+        frame = pl.DataFrame(rows, schema_overrides={"top1": pl.Float64}) if rows else pl.DataFrame(schema=tables.LAYERS.schema)
+        missing = [pl.lit(None, dtype).alias(c) for c, dtype in tables.LAYERS.schema.items() if c not in frame.columns]
+        return frame.with_columns(missing)
+
+    def _pairs(self) -> pl.DataFrame:
+        rows = []
+        for population in POPULATIONS if self.rest else POPULATIONS[:1]:
+            for rule, sites in self.rules.items():
+                if rule == "massive" and population == "without_first" and self.position == 0:
+                    continue
+                chosen = self.outliers if rule == "dettmers" else self.massive
+                others = self.hits if rule == "dettmers" else ()
+                for dim in (*chosen, *others):
+                    passes, share = dim in chosen, 0.9 if rule == "dettmers" else 0.04
+                    for sequence in range(self.sequences):
+                        rows.append({
+                            "population": population, "rule": rule, "sites": sites, "sequence": sequence, "dim": dim,
+                            "blocks": 0.5 if passes else 0.125, "sites_share": 0.25, "union": share, "pooled": 0.1,
+                            "affected": 0.2, "occurrences": 10, "locations": 5, "positive": 10, "first_layer": 1,
+                            "last_layer": 2, "max_abs": 10.0 + dim, "passes": passes,
+                        })  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.PAIRS.schema)
+
+    def _emergence(self, dims: pl.DataFrame) -> pl.DataFrame:
+        rows = [
+            {"population": population, "site": site, "dim": dim, "layer": layer,
+             "max_abs": self.magnitude(population, site, dim, layer), "low": 0.0, "high": 0.0, "mean": 0.0, "rms": 0.0}
+            for population in POPULATIONS
+            for site in self.sites
+            if site in BASIS
+            for dim in dims.filter(population=population)["dim"].unique().sort()
+            for layer in range(self.layers)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.EMERGENCE.schema)
+
+    def _sensitivity(self) -> pl.DataFrame:
+        rows = [
+            {"population": population, "rule": "dettmers", "sites": self.rules["dettmers"], "layer_reading": layer_reading,
+             "position_reading": position_reading, "threshold": threshold, "layer_share": layer_share,
+             "position_share": position_share, "dims": int(10 * threshold - 8 * layer_share) + i, "pairs": 100 + i}
+            for population in POPULATIONS
+            for layer_reading in ("blocks", "sites_share")
+            for i, position_reading in enumerate(("union", "pooled", "affected"))
+            for threshold in GRID["threshold"]
+            for layer_share in GRID["layer_share"]
+            for position_share in GRID["position_share"]
+            if "dettmers" in self.rules
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SENSITIVITY.schema)
+
+    def _massive(self) -> pl.DataFrame:
+        rows = [
+            {"rule": "massive", "site": "resid_post", "sequence": sequence, "layer": layer, "token": self.position,
+             "dim": dim, "value": -2000.0 - dim - layer, "median": 1.0, "ratio": 2000.0 + dim + layer,
+             "massive_all": True, "median_without_first": 1.0, "massive_without_first": self.position > 0,
+             "excluded": self.position == 0, "token_id": self.position, "token_text": self.pieces[self.position]}
+            for sequence in range(self.sequences)
+            for layer in (1, 2)
+            for dim in self.massive
+            if "massive" in self.rules
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
+
+    def _loss(self) -> pl.DataFrame:
+        rows = [
+            {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0 if self.loss else None}
+            for n in range(self.sequences)
+        ]
+        return pl.DataFrame(rows, schema=tables.LOSS.schema)
+
+    def _write_summary(self, directory: Path) -> None:
+        write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
+        write_json(directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64})
+        paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
+        summarize_run(
+            tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",
+            corpus_source=directory / "corpus.json", summary=directory / "summary.json",
+        )  # fmt: skip

@@ -1,0 +1,151 @@
+"""A copy of the workflow in a temporary directory, with tiny models and a text; every run is a real Snakemake run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+PERSISTENT, MASSIVE = 5, 7  # planted dims
+
+
+def byte_tokenizer(path: Path, template: bool) -> None:
+    """Every byte is a token; with a template, [CLS] and [SEP] go around."""
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {name: i + 2 for i, name in enumerate(names)} | {"[CLS]": 0, "[SEP]": 1}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+        )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def tiny_llama(path: Path) -> None:
+    """A random Llama with an outlier dim behind every norm before attention, and a massive value at the letter z."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.input_layernorm.weight[PERSISTENT] = 20
+        model.model.embed_tokens.weight.mul_(5)
+        z = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("z")
+        model.model.embed_tokens.weight[z, MASSIVE] = 3000
+    model.save_pretrained(path)
+    byte_tokenizer(path, template=False)
+
+
+def tiny_bert(path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "bert", vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
+    )
+    AutoModel.from_config(config).save_pretrained(path)
+    byte_tokenizer(path, template=True)
+
+
+@dataclass
+class Run:
+    """What a Snakemake run said."""
+
+    status: int
+    output: str
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return "Nothing to be done" in self.output
+
+    def jobs(self) -> set[str]:
+        """Rules in the table of jobs of a dry run."""
+        table = re.search(r"^job +count\n-+ +-+\n(.*?)\ntotal ", self.output, re.DOTALL | re.MULTILINE)
+        rules = {line.split()[0] for line in table.group(1).splitlines()} if table else set()
+        return rules - {"all", "tables", "report"}
+
+    def jobs_with_other_parameters(self) -> set[str]:
+        """First two words of the message of each job of a dry run that is to run since its parameters changed."""
+        found = re.findall(r"^Job \d+: (\S+ \S+).*\nReason: (.*)$", self.output, re.MULTILINE)
+        return {words for words, reason in found if "Params have changed" in reason}
+
+
+@dataclass
+class Project:
+    """A copy of the workflow and a config that selects the tiny Llama."""
+
+    folder: Path
+    config: dict
+
+    def run(self, *arguments: str, **changes: object) -> Run:
+        """Run Snakemake on the config with keys set, given as section__key."""
+        config = yaml.safe_load(yaml.safe_dump(self.config))
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            place = config
+            for name in path:
+                place = place.setdefault(name, {})
+            place[last] = value
+        (self.folder / "mine.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--configfile", "mine.yaml"]
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "workflow")}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        return Run(done.returncode, done.stdout + done.stderr)
+
+    def planned(self, **changes: object) -> Run:
+        return self.run("--dry-run", "--nocolor", **changes)
+
+    def edit(self, module: str, text: str = "\n# edited\n") -> Callable[[], None]:
+        """Append to a library module; call the result to take it back."""
+        path = self.folder / "workflow/outlier_features" / f"{module}.py"
+        before, times = path.read_text(), path.stat()
+        path.write_text(before + text)
+
+        def undo() -> None:
+            path.write_text(before)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        return undo
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Project:
+    """The project after a complete run."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("Snakefile", "config.yaml", "rules", "scripts", "workflow"):
+        source = ROOT / name
+        # Times are kept, so numba's cache beside the modules stays valid.
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
+    for name, make in (("llama", tiny_llama), ("bert", tiny_bert)):
+        (folder / name).mkdir()
+        make(folder / name)
+    lines = [f"Line {i}: a lazy dog, dozing; <b>naïve</b> café № {i * i}." for i in range(200)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    config = {
+        "models": ["tiny"],
+        "corpora": ["text"],
+        "sample": {"sequences": 6, "tokens": 48},
+        "extract": {"chunk_sequences": 4, "batch_size": 3},
+        "detect": {"max_density": 0.2},
+        "catalog": {
+            "models": {"tiny": {"path": "llama"}, "tiny-bert": {"path": "bert"}},
+            "corpora": {"text": {"files": ["text.txt"]}},
+        },
+    }
+    project = Project(folder, config)
+    first = project.run()
+    assert first.status == 0, first.output
+    return project

@@ -1,0 +1,84 @@
+"""The figure of the two rules side by side."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figure_dimension_map import MAX_ROWS, TWO_RULES, add_steps, chosen_dims
+from outlier_features.figure_style import (
+    BLUE,
+    BOTH_POPULATIONS,
+    LAYER_AXIS,
+    VERMILLION,
+    Drawing,
+    capped,
+    columns_of_populations,
+    panels,
+    say_nothing_here,
+)
+
+_COLOURS = {"dettmers": BLUE, "massive": VERMILLION}
+
+
+def rules_side_by_side(dims: pl.DataFrame, blocks: int) -> Drawing:
+    """From where to where each selected dim has hits by either rule, and where it steps up and down."""
+    chosen = chosen_dims(dims)
+    shown = chosen[:MAX_ROWS]
+    sites = {rule: found["sites"][0] for rule in TWO_RULES if len(found := dims.filter(rule=rule))}
+    drawing = Drawing(
+        "rules",
+        "Two rules side by side",
+        "; ".join(f"{rule} on {site}" for rule, site in sites.items()).replace("+", " + ") or "none with a hit",
+        "dettmers and massive",
+        BOTH_POPULATIONS,
+        "For each dimension that either rule selects in a population, a rule's bar reaches from the first to the last "
+        "layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
+        "select it. Triangles mark the step-up and step-down layers on resid_post."
+        + capped(len(chosen), len(shown), "dimension"),
+    )
+    if not shown:
+        return drawing.empty("No dimension is selected by rule dettmers or rule massive in either population")
+    return replace(drawing, figure=_figure(dims, shown, blocks))
+
+
+def _figure(dims: pl.DataFrame, shown: Sequence[int], blocks: int) -> go.Figure:
+    figure = panels([max(90, 36 * len(shown) + 20)])
+    for population, column in columns_of_populations().items():
+        here = dims.filter(pl.col("population") == population, pl.col("dim").is_in(shown))
+        selected = here.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES))["dim"].unique().to_list()
+        if not selected:
+            say_nothing_here(figure, "no dimension is selected", 1, column)
+        for lane, rule in zip((-0.18, 0.18), TWO_RULES, strict=True):
+            bars = here.filter(pl.col("rule") == rule, pl.col("dim").is_in(selected))
+            _add_bars(figure, bars, shown, rule, lane, column)
+        add_steps(figure, here, shown, 1, column)
+    figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5])
+    figure.update_yaxes(title_text="dimension", row=1, col=1)
+    figure.update_layout(barmode="overlay")
+    figure.update_xaxes(title_text=LAYER_AXIS, range=[-0.6, blocks - 0.4])
+    return figure
+
+
+def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule: str, lane: float, column: int) -> None:
+    for selected in (True, False):
+        part = bars.filter(pl.col("selected") == selected).sort("dim")
+        first, last = part["first_layer"].to_list(), part["last_layer"].to_list()
+        kinds = [kind or "not selected" for kind in part["kind"].to_list()]
+        figure.add_bar(
+            base=[layer - 0.4 for layer in first],
+            x=[end - start + 0.8 for start, end in zip(first, last, strict=True)],
+            y=[shown.index(dim) + lane for dim in part["dim"].to_list()],
+            orientation="h",
+            width=0.3,
+            customdata=list(zip(part["dim"], first, last, kinds, part["sequences_passing"], strict=True)),
+            hovertemplate=f"dimension %{{customdata[0]}}, rule {rule}<br>layers %{{customdata[1]}} to "
+            "%{customdata[2]}<br>kind: %{customdata[3]}, sequences passing: %{customdata[4]}<extra></extra>",
+            marker={"color": _COLOURS[rule], "opacity": 1.0 if selected else 0.25},
+            name=f"rule {rule}",
+            legendgroup=rule,
+            showlegend=selected and column == 1,
+            row=1,
+            col=column,
+        )

@@ -1,0 +1,142 @@
+"""The figure of layer share against position share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figure_style import (
+    BLUE,
+    BOTH_POPULATIONS,
+    GREY,
+    INK,
+    VERMILLION,
+    Drawing,
+    columns_of_populations,
+    decades,
+    label,
+    panels,
+    say_nothing_here,
+)
+from outlier_features.tables import READINGS
+from outlier_features.wording import count, listing, number, percent
+
+MAX_POINTS = 2000
+MAX_LABELS = 12
+_RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
+
+
+def shares(dims: pl.DataFrame, criteria: Mapping[str, Any]) -> Drawing:
+    """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects."""
+    found = dims.filter(pl.col("rule").str.starts_with("dettmers"))
+    rules = found["rule"].unique().sort().to_list()
+    layer_reading, position_reading = criteria["layer_reading"], criteria["position_reading"]
+    sites = "; ".join(found["sites"].unique(maintain_order=True).to_list()).replace("+", " + ")
+    drawing = Drawing(
+        "shares",
+        "Layer share and position share",
+        sites or "none with a hit",
+        f"{listing(rules) if rules else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
+        BOTH_POPULATIONS,
+        f"Each point is a dimension with a hit. Across: {layer_reading}, {READINGS[layer_reading]}; up: "
+        f"{position_reading}, {READINGS[position_reading]}; both are means over the sequences with a hit. The dashed "
+        "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
+        f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",
+    )
+    if found.is_empty():
+        return drawing.empty(f"No value has |x| >= {number(criteria['threshold'])} on the rule's sites")
+    return replace(drawing, figure=_figure(found, rules, criteria))
+
+
+def _undrawn(found: pl.DataFrame) -> str:
+    hidden = [len(part) - MAX_POINTS for part in found.partition_by("rule", "population") if len(part) > MAX_POINTS]
+    if not hidden:
+        return ""
+    return f" At most {MAX_POINTS:,} are drawn in a panel; {count(sum(hidden), 'point')} of the smallest |x| are not."
+
+
+def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any]) -> go.Figure:
+    x, y = f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
+    figure = panels([340] * len(rules))
+    low, _ = decades([*found[y].to_list(), criteria["position_share"] or 1.0])
+    for row, rule in enumerate(rules, start=1):
+        for population, column in columns_of_populations().items():
+            here = found.filter(rule=rule, population=population)
+            here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
+            if here.is_empty():
+                say_nothing_here(figure, "no dimension has a hit", row, column)
+            _add_criteria(figure, criteria, low, row, column)
+            _add_points(figure, here, x, y, row, column)
+            _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row, column)
+        title = f"{label(rule)}<br>position share ({criteria['position_reading']})"
+        figure.update_yaxes(title_text=title, row=row, col=1)
+    ticks = [10.0**k for k in range(low, 1)]
+    figure.update_yaxes(type="log", range=[low - 0.08, _TOP], tickvals=ticks, ticktext=[*map(percent, ticks)])
+    across = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    figure.update_xaxes(range=[-0.03, _RIGHT], tickvals=across, ticktext=[*map(percent, across)])
+    figure.update_xaxes(title_text=f"layer share ({criteria['layer_reading']})", row=len(rules))
+    return figure
+
+
+def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row: int, column: int) -> None:
+    """Lines at the criteria, each with its value; a position share of 0 lies below any logarithmic axis."""
+    layer_share, position_share = criteria["layer_share"], criteria["position_share"] or 10.0 ** (low - 1)
+    place: dict[str, Any] = {"row": row, "col": column}
+    figure.add_shape(
+        type="rect", x0=layer_share, x1=_RIGHT, y0=position_share, y1=10**_TOP, fillcolor=BLUE, opacity=0.09,
+        line_width=0, layer="below", **place,
+    )  # fmt: skip
+    line = {"color": GREY, "dash": "dash", "width": 1.2}
+    figure.add_shape(type="line", x0=layer_share, x1=layer_share, y0=10.0 ** (low - 1), y1=10, line=line, **place)
+    figure.add_shape(type="line", x0=-1, x1=2, y0=position_share, y1=position_share, line=line, **place)
+    font: dict[str, Any] = {"showarrow": False, "font": {"size": 11, "color": GREY}}
+    figure.add_annotation(
+        text=f"layers ≥ {percent(layer_share)}", x=layer_share, y=low, xanchor="left", xshift=4, yanchor="bottom",
+        **font, **place,
+    )  # fmt: skip
+    if criteria["position_share"]:
+        figure.add_annotation(
+            text=f"positions ≥ {percent(position_share)}", x=_RIGHT, y=math.log10(position_share), xanchor="right",
+            yanchor="top", **font, **place,
+        )  # fmt: skip
+
+
+def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
+    open_circle = {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}}
+    full_circle = {"color": VERMILLION, "size": 11, "line": {"color": INK, "width": 1}}
+    for selected, title, marker in (
+        (False, "with a hit, not selected", open_circle),
+        (True, "selected", full_circle),
+    ):
+        part = here.filter(pl.col("selected") == selected)
+        figure.add_scatter(
+            x=part[x].to_list(),
+            y=part[y].to_list(),
+            customdata=part.select("dim", "sequences_passing", "sequences", "max_abs").rows(),
+            hovertemplate="dimension %{customdata[0]}<br>layer share %{x:.3p}, position share %{y:.3p}<br>passes in "
+            "%{customdata[1]} of %{customdata[2]} sequences with a hit<br>max |x| %{customdata[3]:.4g}<extra></extra>",
+            name=title,
+            legendgroup=title,
+            showlegend=row == column == 1,
+            mode="markers",
+            marker=marker,
+            row=row,
+            col=column,
+        )
+
+
+def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
+    """The numbers of some dims, the largest first; those that lie together share one label."""
+    places: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
+    for across, up, dim in named.head(MAX_LABELS).select(x, y, "dim").rows():
+        places.setdefault((round(across * 8), round(math.log10(up) * 6)), []).append((across, up, dim))
+    for together in places.values():
+        right = max(across for across, *_ in together) if together[0][0] < 0.75 else min(a for a, *_ in together)
+        anchor = "left" if together[0][0] < 0.75 else "right"
+        figure.add_annotation(
+            text=", ".join(str(dim) for *_, dim in together), x=right, y=math.log10(together[0][1]), showarrow=False,
+            xanchor=anchor, xshift=9 if anchor == "left" else -9, font={"size": 12}, row=row, col=column,
+        )  # fmt: skip

@@ -1,0 +1,124 @@
+"""What the figures share: colours, fonts, the grid of panels with a column for each population, and captions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from outlier_features.populations import POPULATIONS
+from outlier_features.visible_text import visible
+from outlier_features.wording import count
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#E69F00", "#56B4E9", "#D55E00"
+INK, GREY, PALE = "#222222", "#767676", "#EDEDED"
+
+LAYER_AXIS = "layer (block, from 0)"
+BOTH_POPULATIONS = " and ".join(POPULATIONS)
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 64, 54
+_GAP = 24
+_AXIS = {
+    "showline": True, "linecolor": GREY, "mirror": True, "ticks": "outside", "tickcolor": GREY, "gridcolor": "#E4E4E4",
+    "zeroline": False, "title": {"font": {"size": 12}}, "tickfont": {"size": 11},
+}  # fmt: skip
+STYLE = go.layout.Template(
+    layout={
+        "font": {"family": "Helvetica, Arial, sans-serif", "size": 12, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hoverlabel": {"font": {"size": 12}, "align": "left"},
+        "hovermode": "closest",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and its caption; without a figure where there is nothing to draw, and `text` says why.
+
+    sites, rule, population   where the numbers come from
+    text                      what is drawn
+    min_width                 pixels below which the figure cannot be read
+    """
+
+    name: str
+    title: str
+    sites: str
+    rule: str
+    population: str
+    text: str
+    figure: go.Figure | None = None
+    min_width: int = 640
+
+    def empty(self, why: str) -> "Drawing":
+        return replace(self, text=f"{why}: there is nothing to draw.")
+
+
+def label(text: str) -> str:
+    """Text as plotly shows it literally: it reads `<b>` and `&lt;` as HTML."""
+    return escape(visible(text), quote=False)
+
+
+def panels(heights: Sequence[int], *, titles: Sequence[str] = (), **options: Any) -> go.Figure:
+    """A grid of panels: rows of `heights` pixels, a column for each population, or for each of `titles`."""
+    columns = list(titles) or [f"population {name}" for name in POPULATIONS]
+    plot = sum(heights) + _GAP * (len(heights) - 1)
+    figure = make_subplots(
+        rows=len(heights),
+        cols=len(columns),
+        column_titles=columns,
+        row_heights=list(heights),
+        vertical_spacing=_GAP / plot,
+        horizontal_spacing=0.03,
+        **{"shared_xaxes": "columns", "shared_yaxes": "rows", **options},
+    )
+    figure.update_annotations(font_size=13, yshift=2)
+    figure.update_layout(
+        template=STYLE,
+        height=plot + _TOP + _BOTTOM,
+        margin={"l": _LEFT, "r": _RIGHT, "t": _TOP, "b": _BOTTOM},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": above(figure, plot), "yanchor": "bottom"},
+    )
+    return figure
+
+
+def above(figure: go.Figure, plot: int | None = None) -> float:
+    """The height, as a fraction of the plot, just above the columns' titles."""
+    if plot is None:
+        plot = figure.layout.height - _TOP - _BOTTOM
+    return 1 + 26 / plot
+
+
+def columns_of_populations() -> dict[str, int]:
+    return {population: column for column, population in enumerate(POPULATIONS, start=1)}
+
+
+def decades(values: Sequence[float]) -> tuple[int, int]:
+    """Exponents of the powers of ten that enclose positive values, at least one decade apart."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return low, max(high, low + 1)
+
+
+def power(exponent: int) -> str:
+    """A tick of a logarithmic axis."""
+    return f"{10**exponent:,}" if 0 <= exponent <= 5 else f"{10.0**exponent:g}"
+
+
+def say_nothing_here(figure: go.Figure, text: str, row: int, column: int) -> None:
+    """A note in the middle of an empty panel."""
+    figure.add_annotation(
+        text=text, x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, row=row, col=column,
+        font={"size": 12, "color": GREY},
+    )  # fmt: skip
+
+
+def capped(total: int, shown: int, noun: str) -> str:
+    """A sentence for the caption where not all could be drawn."""
+    return f" Shown: the {shown} with the largest |x| of {count(total, noun)}." if total > shown else ""

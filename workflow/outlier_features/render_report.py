@@ -1,0 +1,114 @@
+"""Rule render_report: one HTML file for all runs, complete in itself, that opens without a network."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.figure_style import Drawing
+from outlier_features.figures import run_figures
+from outlier_features.findings import findings
+from outlier_features.report_tables import headline, overview, provenance, selected_dims
+from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.token_context import massive_spans
+from outlier_features.token_text import read_texts
+from outlier_features.tokens import Tokens
+from outlier_features.visible_text import visible
+from outlier_features.wording import number, percent, ranges
+
+MASSIVE_ROWS = 50
+DIM_ROWS = 40
+TWO_RULES = ("dettmers", "massive")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left, checked to belong together."""
+
+    summary: Mapping[str, Any]
+    tables: Mapping[str, pl.DataFrame]
+    tokens: Tokens
+    texts: list[bytes]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Run":
+        tokens = Tokens.read(directory / "tokens.safetensors")
+        _, provenance = read_table(directory / "dims.parquet", DIMS)
+        require_equal(tokens.provenance, provenance, ("tokens_sha256",), directory / "dims.parquet")
+
+        def rows(table: Table) -> pl.DataFrame:
+            path = directory / f"{table.name}.parquet"
+            frame, found = read_table(path, table)
+            require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+            return frame
+
+        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
+        summary = read_json(directory / "summary.json")
+        require_equal(provenance, summary, ("rules",), directory / "summary.json")
+        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
+
+
+def render_report(runs: Sequence[Path], template: Path, style: Path, report: Path) -> None:
+    """Write `report` from a Jinja template, with a section for each run (a directory `<results>/model/corpus`).
+
+    Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
+    that the page forbids itself to load anything and to run any script but its own two, named by their hashes.
+    """
+    read = [Run.read(run) for run in runs]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "visible": visible, "number": number, "percent": percent, "ranges": ranges, "json_script": json_script,
+        "unbroken": unbroken, "script_hash": script_hash,
+    }  # fmt: skip
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+        sections=[section(run, index) for index, run in enumerate(read, start=1)],
+        overview=overview([run.summary for run in read]) if len(read) > 1 else [],
+        style=Markup(style.read_text(encoding="utf-8")),
+        plotly_js=Markup(get_plotlyjs()),
+    )
+    with replacing(report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def section(run: Run, index: int) -> dict[str, Any]:
+    """What the template shows of a run."""
+    spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
+    rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
+    return {
+        "id": f"run-{index}",
+        "summary": run.summary,
+        "headline": headline(run.summary),
+        "findings": findings(run.summary),
+        "figures": run_figures(run.tables, run.summary),
+        "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
+        "dims": {"rows": rows, "hidden": hidden},
+        "provenance": provenance(run.summary),
+    }
+
+
+def json_script(drawing: Drawing) -> Markup:
+    """A figure as JSON that no parser of HTML or JavaScript can take for anything else."""
+    assert drawing.figure is not None
+    text = json.dumps(json.loads(drawing.figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def script_hash(text: str) -> str:
+    """As the page's Content-Security-Policy names a script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def unbroken(text: str) -> str:
+    """A number and its unit on one line."""
+    return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")

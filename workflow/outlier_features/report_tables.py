@@ -1,0 +1,147 @@
+"""The report's tables and facts that are not figures: rows of text for its template."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from outlier_features.findings import applied_sites
+from outlier_features.populations import POPULATIONS
+from outlier_features.visible_text import visible
+from outlier_features.wording import DASH, count, number, percent
+
+Part = Mapping[str, Any]
+NAMES_IN_OVERVIEW = 4
+
+
+def headline(summary: Part) -> list[tuple[str, str, str]]:
+    """The run's few main numbers: value, what it is, and its site, rule and population."""
+    return [
+        _rule_fact(summary, "dettmers", "outlier-feature dimension"),
+        _rule_fact(summary, "massive", "dimension with massive activations", "dimensions with massive activations"),
+        _largest_fact(summary),
+        _loss_fact(summary),
+    ]
+
+
+def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str, str, str]:
+    sites = " + ".join(applied_sites(summary, rule))
+    if not sites:
+        return DASH, many or f"{one}s", f"rule {rule} was not applied: its sites are not in this run"
+    selected = {name: part["rules"][rule]["dims_selected"] for name, part in summary["populations"].items()}
+    others = ", ".join(f"{number(found)} in {name}" for name, found in selected.items() if name != "all")
+    noun = one if selected["all"] == 1 else many or f"{one}s"
+    return number(selected["all"]), noun, f"rule {rule}, {sites}, population all; {others}"
+
+
+def _largest_fact(summary: Part) -> tuple[str, str, str]:
+    value, where = _largest(summary)
+    return value, "largest |x|", f"{where}, no rule, population all"
+
+
+def _largest(summary: Part) -> tuple[str, str]:
+    """The largest |x| in population all, and its site and layer."""
+    sites = summary["populations"]["all"]["largest"]
+    if not sites:
+        return DASH, "no site in this run"
+    row = max(sites, key=lambda row: row["max"])
+    return number(row["max"]), f"{visible(row['site'])}, layer {row['layer']}"
+
+
+def _loss_fact(summary: Part) -> tuple[str, str, str]:
+    loss = summary["loss"]
+    if loss is None:
+        return DASH, "perplexity", "no causal language-model head, so there is no loss"
+    bits = "" if loss["bits_per_byte"] is None else f"; {number(loss['bits_per_byte'])} bits per byte"
+    return number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}{bits}"
+
+
+def provenance(summary: Part) -> list[tuple[str, str]]:
+    """Where the numbers come from, in words; a fact that the run does not know is a dash."""
+    model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
+    sample = corpus["sample"]
+    positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
+    facts = [
+        ("Model", model["name"]),
+        ("Model origin", model["origin"]),
+        ("Model revision", model["revision"]),
+        ("Model licence", model["licence"]),
+        ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
+                         f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
+        ("Parameters", number(model["parameters"])),
+        ("Computed in", f"{run['dtype']} on {run['device']}, attention {run['attention']}"),
+        ("Corpus", corpus["name"]),
+        ("Corpus origin", corpus["origin"]),
+        ("Corpus revision", corpus["revision"]),
+        ("Corpus licence", corpus["licence"]),
+        ("Corpus SHA-256", corpus["sha256"]),
+        ("Sample", f"{count(corpus['sequences'], 'sequence')} × {count(sample['tokens'], 'token')} "
+                   f"(pack {sample['pack']}, bos {sample['bos']})"),
+        ("Positions", positions),
+        ("Sites", ", ".join(sites["present"])),
+        ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
+        ("Rules", rules(summary)),
+        ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
+                      f"transformers {run['transformers']}"),
+    ]  # fmt: skip
+    return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
+
+
+def rules(summary: Part) -> str:
+    dettmers, massive = summary["rules"]["dettmers"], summary["rules"]["massive"]
+    return (
+        f"dettmers: |x| >= {number(dettmers['threshold'])}, {dettmers['layer_reading']} >= "
+        f"{percent(dettmers['layer_share'])}, {dettmers['position_reading']} >= {percent(dettmers['position_share'])}; "
+        f"massive: |x| > {number(massive['threshold'])}, |x| >= {number(massive['ratio'])} x median"
+    )
+
+
+def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
+    """For each population the dims that any of `rules` selects, the largest first, with their row by each rule.
+
+    Gives at most so many of each population, and how many are left out.
+    """
+    rows, hidden = [], 0
+    for population in POPULATIONS:
+        here = dims.filter(pl.col("population") == population, pl.col("rule").is_in(rules))
+        chosen = here.filter("selected").group_by("dim").agg(pl.col("max_abs").max())
+        order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+        hidden += max(0, len(order) - most)
+        by_rule = {(row["rule"], row["dim"]): row for row in here.iter_rows(named=True)}
+        for dim in order[:most]:
+            found = {rule: by_rule.get((rule, dim)) for rule in rules}
+            steps = next(row for row in found.values() if row and row["selected"])
+            rows.append({"population": population, "dim": dim, "rules": found,
+                         "step_up": steps["step_up"], "step_down": steps["step_down"]})  # fmt: skip
+    return rows, hidden
+
+
+def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
+    """A row for each run, to compare them."""
+    return [
+        {
+            "model": summary["model"]["name"],
+            "size": f"{summary['model']['architecture']}, {number(summary['model']['parameters'])} parameters, "
+            f"{count(summary['model']['blocks'], 'layer')} × {number(summary['model']['d_model'])}",
+            "corpus": summary["corpus"]["name"],
+            "sample": f"{number(summary['corpus']['sequences'])} × "
+            f"{count(summary['corpus']['sample']['tokens'], 'token')}",
+            "rules": [_selected_names(summary, rule) for rule in ("dettmers", "massive")],
+            "largest": _largest(summary),
+            "perplexity": number(summary["loss"] and summary["loss"]["perplexity"]),
+            "bits_per_byte": number(summary["loss"] and summary["loss"]["bits_per_byte"]),
+        }
+        for summary in summaries
+    ]
+
+
+def _selected_names(summary: Part, rule: str) -> dict[str, Any]:
+    """How many dims a rule selects in each population, the largest by number, and the sites that it was applied to."""
+    sites = " + ".join(applied_sites(summary, rule))
+    counts = []
+    for part in summary["populations"].values():
+        rows = part["rules"][rule]["dims"] if sites else []
+        more = ", …" if len(rows) > NAMES_IN_OVERVIEW else ""
+        names = ", ".join(str(row["dim"]) for row in rows[:NAMES_IN_OVERVIEW])
+        counts.append((number(len(rows)) if sites else DASH, f"{names}{more}"))
+    return {"sites": f"on {sites}" if sites else "not applied", "counts": counts}
