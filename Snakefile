@@ -24,13 +24,13 @@ localrules:
 rule all:
     default_target: True
     input:
-        rules_tables(),
+        TABLES,
         f"{RESULTS}/report.html",
 
 
 rule tables:
     input:
-        rules_tables(),
+        TABLES,
 
 
 rule report:

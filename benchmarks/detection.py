@@ -1,8 +1,8 @@
 """Detection against reading the same bytes once with numpy, in one run: ratios of CPU time, and anonymous memory.
 
-The data are planted: (N, 24, 16, 384) float32, two one-sided dims, 0.45 % of the values at or above 6. Every measurement
-is a process of its own with compiled code warm; the smallest of several repetitions counts. Reading means: map the file
-and take numpy's maximum of all values.
+The data are planted: (N, 24, 16, 384) float32, two one-sided dims, 0.45 % of the values at or above 6. Every
+measurement is a process of its own with compiled code warm; the smallest of several repetitions counts. Reading means:
+map the file and take numpy's maximum of all values.
 """
 
 import argparse

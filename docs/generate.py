@@ -18,8 +18,8 @@ def config_page() -> str:
     return (
         "# Configuration\n\n"
         "Made from `workflow/schemas/config.schema.yaml` by `make docs`; do not edit.\n\n"
-        "An overlay, `snakemake --cores all --configfile mine.yaml`, needs only the keys it changes: mappings are merged, "
-        "lists replaced whole. Paths are relative to the working directory. `<name>` matches "
+        "An overlay, `snakemake --cores all --configfile mine.yaml`, needs only the keys it changes: mappings are "
+        "merged, lists replaced whole. Paths are relative to the working directory. `<name>` matches "
         f"`{schema['$defs']['name']['pattern']}`.\n\n"
         f"| key | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
     )
@@ -60,7 +60,7 @@ def tables_page() -> str:
     for table in PUBLIC:
         name = "hits/<site>/<chunk>.parquet" if table.name == "hits" else f"{table.name}.parquet"
         rows = "\n".join(
-            f"| `{column.name}` | {str(column.dtype).split('(')[0]} | {column.unit} | {column.meaning.replace('|', '/')} |"
+            f"| `{column.name}` | {column.dtype} | {column.unit} | {column.meaning.replace('|', '/')} |"
             for column in table.columns
         )
         parts.append(

@@ -1,9 +1,10 @@
+import json
 import re
 import sys
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
-from outlier_features.config import read_schema, resolve_config
+from outlier_features.config import read_schema, require_files, resolve_config
 from outlier_features.errors import InputError
 
 ROOT = Path(workflow.basedir)
@@ -12,6 +13,7 @@ try:
     CONFIG = resolve_config(
         config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
     )
+    require_files(CONFIG)
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -54,20 +56,47 @@ def of_model(key):
     )
 
 
-def rules_tables():
-    tables = [
-        "layers.parquet",
-        "dims.parquet",
-        "emergence.parquet",
-        "pairs.parquet",
-        "sensitivity.parquet",
-        "massive.parquet",
-        "loss.parquet",
-        "summary.json",
-    ]
+def of_runs(*names):
+    """Files of every run: each model on each corpus."""
     return expand(
-        f"{RUN}/{{table}}",
-        model=CONFIG["models"],
-        corpus=CONFIG["corpora"],
-        table=tables,
+        f"{RUN}/{{name}}", model=CONFIG["models"], corpus=CONFIG["corpora"], name=names
     )
+
+
+TABLES = of_runs(
+    "layers.parquet",
+    "dims.parquet",
+    "emergence.parquet",
+    "pairs.parquet",
+    "sensitivity.parquet",
+    "massive.parquet",
+    "loss.parquet",
+    "summary.json",
+)
+
+
+def local_files(source):
+    """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
+    if "pypi" in source or "hub" in source or "stdlib" in source:
+        return []
+    if "files" in source:
+        return source["files"]
+    return sorted(
+        str(path)
+        for path in Path(source["path"]).glob("*")
+        if path.suffix in (".json", ".safetensors", ".model", ".txt")
+    )
+
+
+def first_sequence(wildcards):
+    return int(wildcards.chunk.split("-")[0])
+
+
+def model_mb(wildcards, input, attempt):
+    """Memory for the weights (the size of their files, twice: bfloat16 may be widened) and a batch of activations."""
+    source = Path(input.source)
+    files = json.loads(source.read_text())["files"] if source.exists() else {}
+    weights = sum(
+        file["bytes"] for name, file in files.items() if name.endswith(".safetensors")
+    )
+    return (4000 + 2 * weights // 10**6) * attempt

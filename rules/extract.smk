@@ -1,18 +1,3 @@
-def first_sequence(wildcards):
-    return int(wildcards.chunk.split("-")[0])
-
-
-def model_mb(wildcards, input, attempt):
-    """Memory for the weights (their files' size, twice: bfloat16 may be widened) and a batch of activations."""
-    source = Path(input.source)
-    weights = (
-        0
-        if not source.exists()
-        else sum(p.stat().st_size for p in source.parent.glob("*.safetensors"))
-    )
-    return (4000 + 2 * weights // 10**6) * attempt
-
-
 rule extract_activations:
     input:
         source=f"{RESOURCES}/models/{{model}}/source.json",

@@ -1,16 +1,3 @@
-def local_files(source):
-    """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
-    if "pypi" in source or "hub" in source or "stdlib" in source:
-        return []
-    if "files" in source:
-        return source["files"]
-    return sorted(
-        str(path)
-        for path in Path(source["path"]).glob("*")
-        if path.suffix in (".json", ".safetensors", ".model", ".txt")
-    )
-
-
 rule fetch_model:
     input:
         lambda wildcards: local_files(CONFIG["catalog"]["models"][wildcards.model]),
@@ -24,7 +11,11 @@ rule fetch_model:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        source=lambda wildcards: CONFIG["catalog"]["models"][wildcards.model],
+        source=lambda wildcards: {
+            key: value
+            for key, value in CONFIG["catalog"]["models"][wildcards.model].items()
+            if key not in ("dtype", "attention")
+        },
     message:
         "Fetch model {wildcards.model}"
     script:

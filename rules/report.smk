@@ -25,27 +25,19 @@ rule summarize_run:
         "../scripts/summarize_run.py"
 
 
-RUN_TABLES = [
-    "summary.json",
-    "layers.parquet",
-    "dims.parquet",
-    "emergence.parquet",
-    "sensitivity.parquet",
-    "massive.parquet",
-    "tokens.safetensors",
-    "texts.parquet",
-]
-
-
 rule render_report:
     input:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         style=f"{workflow.basedir}/workflow/report/report.css",
-        tables=expand(
-            f"{RUN}/{{table}}",
-            model=CONFIG["models"],
-            corpus=CONFIG["corpora"],
-            table=RUN_TABLES,
+        tables=of_runs(
+            "summary.json",
+            "layers.parquet",
+            "dims.parquet",
+            "emergence.parquet",
+            "sensitivity.parquet",
+            "massive.parquet",
+            "tokens.safetensors",
+            "texts.parquet",
         ),
     output:
         report=f"{RESULTS}/report.html",

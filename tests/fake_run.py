@@ -1,4 +1,4 @@
-"""A small run, written table by table, for the tests of the report: what it holds is chosen, so what is shown is known."""
+"""A small run, written table by table: what it holds is chosen, so what a report of it must show is known."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from outlier_features import tables
 from outlier_features.analyze_emergence import dims_of
 from outlier_features.artifacts import PROVENANCE, write_json
@@ -90,10 +91,10 @@ class FakeRun:
         )
 
     def _write_tables(self, directory: Path) -> None:
-        pairs = self._pairs()
+        pairs, has_residual = self._pairs(), "resid_post" in self.sites
         dims = dims_of(pairs, self.sequences).with_columns(
-            step_up=pl.when("selected").then(1).cast(pl.UInt16),
-            step_down=pl.when(pl.col("selected") & (pl.col("dim") != 5)).then(3).cast(pl.UInt16),
+            step_up=pl.when(pl.col("selected") & has_residual).then(1).cast(pl.UInt16),
+            step_down=pl.when(pl.col("selected") & has_residual & (pl.col("dim") != 5)).then(3).cast(pl.UInt16),
         )
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
@@ -116,7 +117,11 @@ class FakeRun:
                         for name, divisor in (("top1", 1), ("top2", 2), ("top3", 3), ("median", 100), ("max", 0.5))
                     }
                     rows.append({"population": population, "site": site, "layer": layer, **numbers})
-        frame = pl.DataFrame(rows, schema_overrides={"top1": pl.Float64}) if rows else pl.DataFrame(schema=tables.LAYERS.schema)
+        frame = (
+            pl.DataFrame(rows, schema_overrides={"top1": pl.Float64})
+            if rows
+            else pl.DataFrame(schema=tables.LAYERS.schema)
+        )
         missing = [pl.lit(None, dtype).alias(c) for c, dtype in tables.LAYERS.schema.items() if c not in frame.columns]
         return frame.with_columns(missing)
 
@@ -153,9 +158,10 @@ class FakeRun:
 
     def _sensitivity(self) -> pl.DataFrame:
         rows = [
-            {"population": population, "rule": "dettmers", "sites": self.rules["dettmers"], "layer_reading": layer_reading,
-             "position_reading": position_reading, "threshold": threshold, "layer_share": layer_share,
-             "position_share": position_share, "dims": int(10 * threshold - 8 * layer_share) + i, "pairs": 100 + i}
+            {"population": population, "rule": "dettmers", "sites": self.rules["dettmers"],
+             "layer_reading": layer_reading, "position_reading": position_reading, "threshold": threshold,
+             "layer_share": layer_share, "position_share": position_share, "pairs": 100 + i,
+             "dims": int(10 * threshold - 8 * layer_share) + i}
             for population in POPULATIONS
             for layer_reading in ("blocks", "sites_share")
             for i, position_reading in enumerate(("union", "pooled", "affected"))
@@ -188,7 +194,9 @@ class FakeRun:
 
     def _write_summary(self, directory: Path) -> None:
         write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
-        write_json(directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64})
+        write_json(
+            directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
+        )
         paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
         summarize_run(
             tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",

@@ -14,8 +14,8 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "outlier_features"
     folder.mkdir()
     texts = {
-        "__init__": "", "a": "from outlier_features import b\n", "b": "import outlier_features.c as c\n", "c": "x = 1\n",
-        "d": "def late():\n    from outlier_features.c import x\n", "e": "",
+        "__init__": "", "a": "from outlier_features import b\n", "b": "import outlier_features.c as c\n",
+        "c": "x = 1\n", "d": "def late():\n    from outlier_features.c import x\n", "e": "",
     }  # fmt: skip
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text)

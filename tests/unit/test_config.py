@@ -27,10 +27,8 @@ def changed(**changes):
 
 
 def test_defaults_at_every_level():
-    config = resolve_config(
-        {"models": ["m"], "corpora": ["c"], "catalog": {"models": {"m": {"path": "x"}}, "corpora": {"c": {"files": ["a.txt"]}}}},
-        SCHEMA,
-    )  # fmt: skip
+    catalog = {"models": {"m": {"path": "x"}}, "corpora": {"c": {"files": ["a.txt"]}}}
+    config = resolve_config({"models": ["m"], "corpora": ["c"], "catalog": catalog}, SCHEMA)
     assert config["rules"]["dettmers"]["threshold"] == 6.0
     assert config["detect"]["floors"]["attn_norm"] == 4.0
     assert config["catalog"]["models"]["m"] == {"path": "x", "trust_remote_code": False}
@@ -62,11 +60,15 @@ MISTAKES = {
     "sample.tokens is 1, expected at least 2": {"sample__tokens": 1},
     "extract.dtype is 'fp32', expected one of float32, bfloat16, float16": {"extract__dtype": "fp32"},
     "rules.dettmers.layer_share is 1.5, expected at most 1": {"rules__dettmers__layer_share": 1.5},
-    "models names 'smollm2', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {"models": ["smollm2"]},
+    "models names 'smollm2', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {
+        "models": ["smollm2"]
+    },
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},
     "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
-    "catalog.models.smollm2-135m has the keys hub, path": {"catalog__models__smollm2-135m": {"hub": "a/b", "path": "x"}},
+    "catalog.models.smollm2-135m has the keys hub, path": {
+        "catalog__models__smollm2-135m": {"hub": "a/b", "path": "x"}
+    },
     "rules.dettmers.threshold is 3, below detect.floors.attn_norm: 4": {"rules__dettmers__threshold": 3.0},
     "sensitivity.thresholds is 2, below detect.floors.attn_norm: 4": {"sensitivity__thresholds": [2.0, 6.0]},
     "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {"rules__massive__threshold": 50.0},

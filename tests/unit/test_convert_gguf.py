@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from outlier_features.convert_gguf import convert_gguf
-from outlier_features.errors import InputError
-from outlier_features.fetch_model import fetch_model
-from outlier_features.model_source import source_of
-from rule_process import ROOT
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from outlier_features.convert_gguf import convert_gguf
+from outlier_features.errors import InputError
+from outlier_features.fetch_model import fetch_model
+from outlier_features.model_source import source_of
+from rule_process import ROOT
 
 WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 24, 2
 MERGES = ["1 2", "12 3", "a b", "Ġ Ġ", "Ġ a"]

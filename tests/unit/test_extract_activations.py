@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
 import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
@@ -16,12 +18,11 @@ from outlier_features.extract_activations import _Chunk, extract_activations
 from outlier_features.sites import SITES
 from outlier_features.tensorfile import TensorFile, write_tensors
 from outlier_features.tokens import tokens_digest
-from transformers import AutoModel, AutoModelForCausalLM
 
 N, T = 5, 24
 SETTINGS = {
     "sites": ["resid_post", "attn_norm", "mlp_norm"], "dtype": "float32", "device": "cpu", "attention": "eager",
-    "batch_size": 2, "threads": 2, "trust_remote_code": False,
+    "batch_size": 2, "threads": 1, "trust_remote_code": False,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from hub_server import running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch_corpus import fetch_corpus

@@ -13,14 +13,15 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
+
 from hub_server import Hub, running_hub
 from outlier_features import hub as hub_module
 from outlier_features.errors import InputError
-from outlier_features.fetch_model import fetch_model
+from outlier_features.fetch_model import _blob_sha256, fetch_model
 from outlier_features.model_source import source_of
 from outlier_features.wheel import Wheel
 from rule_process import finish, run_rule, run_rules, start_rule
-from safetensors.numpy import load_file, save
 
 WEIGHTS = save({"weight": np.arange(100, dtype=np.float32)})
 MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
@@ -209,6 +210,8 @@ def test_wrong_revision_names_the_key(hub, tmp_path):
     for directory, outcome in zip(sources, run_rules("fetch_model", sources, hub.url, tmp_path / "home"), strict=True):
         assert outcome.error.startswith(f"error: revision: '{directory.name}' was not found in model 'org/tiny'")
         assert outcome.seconds < 15
+    error = run_rule("fetch_model", {"hub": "a/b/c", "revision": "0" * 40}, tmp_path / "c", hub.url, tmp_path / "home")
+    assert "'a/b/c' is no id of a model" in error
 
 
 def test_hub_that_is_away_is_one_sentence(hub, tmp_path):
@@ -305,6 +308,22 @@ def test_broken_directories_are_refused(tmp_path, case):
         fetch_model({"path": str(tmp_path / "mine")}, tmp_path / "model")
     assert str(tmp_path / "mine") in str(error.value)
     assert not (tmp_path / "model/source.json").exists()
+
+
+def test_only_a_link_of_the_cache_tells_a_digest(tmp_path):
+    """Whatever that blob itself is: a cache may share blobs, as links to files named by another hash."""
+    large, small, other = (
+        tmp_path / "blobs" / ("a" * 64),
+        tmp_path / "blobs" / ("b" * 40),
+        tmp_path / "other" / ("c" * 64),
+    )
+    for target in (large, small, other):
+        (tmp_path / target.name[0]).symlink_to(target)
+    write(tmp_path / "shared", {"d" * 64: b"content"})
+    write(tmp_path, {"plain": b"content"})
+    large.parent.mkdir()
+    large.symlink_to(tmp_path / "shared" / ("d" * 64))
+    assert [_blob_sha256(tmp_path / name) for name in ("a", "b", "c", "plain")] == ["a" * 64, None, None, None]
 
 
 def build_wheel(directory: Path, members: dict[str, bytes]) -> str:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch.nn import functional
+
 import zoo
 from outlier_features import losses
 from outlier_features.errors import InputError
 from outlier_features.losses import LossRecorder
 from outlier_features.sites import find_sites
-from torch.nn import functional
 
 N, T = 3, 20
 

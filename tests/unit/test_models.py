@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 import zoo
 from outlier_features.errors import InputError
 from outlier_features.models import load_model
-from safetensors.torch import load_file, save_file
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "sdpa", "trust_remote_code": False}
 

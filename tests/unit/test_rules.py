@@ -21,7 +21,8 @@ SITES = ("attn_norm", "mlp_norm", "resid_post")
 N, L, T, H = 7, 4, 24, 12
 FLOORS = {"attn_norm": 4.0, "mlp_norm": 4.0, "resid_post": 100.0}
 DETTMERS = {
-    "threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks", "position_reading": "union",
+    "threshold": 6.0, "layer_share": 0.25, "position_share": 0.06,
+    "layer_reading": "blocks", "position_reading": "union",
 }  # fmt: skip
 MASSIVE = {"threshold": 100.0, "ratio": 1000.0}
 GRID = {"thresholds": [4.0, 6.0, 9.0], "layer_shares": [0.0, 0.25, 0.6], "position_shares": [0.0, 0.06, 0.5]}
@@ -185,7 +186,8 @@ def test_dims(run, population, rule):
     assert set(table["dim"]) == set(pairs["dim"]) and len(table) == pairs["dim"].n_unique()
     profile = np.zeros((L, H))
     for layer, h in itertools.product(range(L), range(H)):
-        profile[layer, h] = max(np.abs(run.x["resid_post"][n, layer, chosen(run, population, n), h]).max() for n in range(N))
+        x = [run.x["resid_post"][n, layer, chosen(run, population, n), h] for n in range(N)]
+        profile[layer, h] = max(np.abs(one).max() for one in x)
     for row in table.iter_rows(named=True):
         mine = pairs.filter(dim=row["dim"]).to_dicts()
         passing = [pair for pair in mine if pair["passes"]]
@@ -225,7 +227,8 @@ def test_layers(run, population):
         assert row["occurrences"] == hit.sum()
         assert (row["dims_hit"], row["positions_hit"]) == (hit.any(0).sum(), hit.any(1).sum())
         centred = flat - flat.mean()
-        assert row["kurtosis_flat_excess"] == pytest.approx((centred**4).mean() / (centred**2).mean() ** 2 - 3, rel=1e-5)
+        excess = (centred**4).mean() / (centred**2).mean() ** 2 - 3
+        assert row["kurtosis_flat_excess"] == pytest.approx(excess, rel=1e-5)
 
 
 def test_emergence_has_the_extremes_of_every_dim_with_a_hit(run):

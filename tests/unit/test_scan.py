@@ -5,12 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+
 from outlier_features import scan_kernel
 from outlier_features.errors import InputError
 from outlier_features.scan import SiteTensors, pilot_means, runs_of, scan
 from outlier_features.statistics import merge
 from outlier_features.tensorfile import TensorFile
-from safetensors.torch import save_file
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
 import zoo
 from outlier_features.errors import InputError
 from outlier_features.models import probe_ids
 from outlier_features.sites import SITES, find_sites, hooked
-from torch import nn
 
 NEURONS = {"mlp_pre", "mlp_act", "mlp_down"}
 EVERY = set(SITES)

@@ -37,10 +37,11 @@ def test_an_unfinished_file_never_bears_the_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float64), np.zeros((5, 2), np.float32)])
-def test_pieces_that_do_not_fit_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="do not fit"), TensorFileWriter(tmp_path / "x", {"a": ("F32", (4, 2))}, {}) as writer:
-        writer.write("a", 0, wrong)
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 3), np.float32), ((2, 2), np.float64), ((5, 2), np.float32)])
+def test_pieces_that_do_not_fit_are_refused(tmp_path, shape, dtype):
+    tensors = {"a": ("F32", (4, 2))}
+    with pytest.raises(ValueError, match="do not fit"), TensorFileWriter(tmp_path / "x", tensors, {}) as writer:
+        writer.write("a", 0, np.zeros(shape, dtype))
 
 
 def damaged(path, how):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 import zoo
 from outlier_features.errors import InputError
 from outlier_features.sites import SITES, Site, find_sites

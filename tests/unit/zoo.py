@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 import transformers
-from outlier_features.models import LoadedModel, load_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from outlier_features.models import LoadedModel, load_model
 
 VOCABULARY, D_MODEL, BLOCKS, HEADS, D_MLP, EXPERTS = 128, 64, 4, 4, 96, 8
 
@@ -61,6 +62,7 @@ ENCODERS = {"bert", "modernbert"}
 EAGER_ONLY = {"gpt_oss", "gemma2"}
 
 transformers.utils.logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny products only lose time to a second thread
 
 
 def build(name: str, dtype: str = "float32", **changes: Any) -> Any:

@@ -135,16 +135,16 @@ def test_chunks_batches_and_temporary_activations_change_no_number(project):
 
 
 def test_documents_bert_and_a_site_that_is_absent(project):
-    run = project.run(
-        "tables", models=["tiny-bert"], results="bert", sample={"sequences": 2, "pack": "documents", "tokens": 64},
-        corpora=["lines"], catalog__corpora__lines={"files": ["lines.jsonl"]}, catalog__models__gone={"path": "nowhere"},
-    )  # fmt: skip
-    assert run.status == 1 and "lines.jsonl" in run.output  # the file is missing
     (project.folder / "lines.jsonl").write_text('{"text": "A short one."}\n{"text": "' + "long " * 30 + '"}\n')
     run = project.run(
-        "tables", models=["tiny-bert"], results="bert", sample={"sequences": 2, "pack": "documents", "tokens": 64},
-        corpora=["lines"], catalog__corpora__lines={"files": ["lines.jsonl"]}, catalog__models__gone={"path": "nowhere"},
-    )  # fmt: skip
+        "tables",
+        models=["tiny-bert"],
+        corpora=["lines"],
+        results="bert",
+        sample={"sequences": 2, "pack": "documents", "tokens": 64},
+        catalog__models__gone={"path": "nowhere"},
+        catalog__corpora__lines={"files": ["lines.jsonl"]},
+    )
     assert run.status == 0, run.output
     folder = project.folder / "bert/tiny-bert/lines"
     layers = pl.read_parquet(folder / "layers.parquet")
@@ -165,15 +165,20 @@ def test_documents_bert_and_a_site_that_is_absent(project):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"rules__dettmers__treshold": 6}, "error: config: unknown key 'treshold' in rules.dettmers, did you mean 'threshold'"),
-        ({"models": ["tinny"]}, "error: config: models names 'tinny', expected a name defined in catalog.models"),
-        ({"sample__sequences": 5000, "results": "short"}, "error: corpus 'text' yields"),
-        ({"extract__device": "cuda", "results": "gpu"}, "error: "),
+        (
+            {"rules__dettmers__treshold": 6},
+            "config: unknown key 'treshold' in rules.dettmers, did you mean 'threshold'",
+        ),
+        ({"models": ["tinny"]}, "config: models names 'tinny', expected a name defined in catalog.models"),
+        ({"catalog__models__tiny": {"path": "none"}}, "config: catalog.models.tiny.path: none is not a directory"),
+        ({"catalog__corpora__text": {"files": ["none.txt"]}}, "config: catalog.corpora.text.files: none.txt is not a"),
+        ({"sample__sequences": 5000, "results": "short"}, "corpus 'text' yields"),
+        ({"extract__device": "cuda", "results": "gpu"}, "device: found 'cuda', but torch sees no such device"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line(project, changes, sentence):
     run = project.run("tables", **changes)
     assert run.status != 0
     lines = [line for line in run.output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and lines[0].startswith(sentence)
+    assert len(lines) == 1 and lines[0].startswith(f"error: {sentence}")
     assert "Traceback" not in run.output

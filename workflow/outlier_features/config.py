@@ -44,6 +44,17 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return complete
 
 
+def require_files(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a selected model's directory or corpus's file is not there."""
+    for name, model in config["catalog"]["models"].items():
+        if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():
+            raise InputError(f"config: catalog.models.{name}.path: {model['path']} is not a directory")
+    for name, corpus in config["catalog"]["corpora"].items():
+        for file in corpus.get("files", []):
+            if not Path(file).is_file():
+                raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
+
+
 def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:
     """`value` with the schema's defaults at every level; keys come in the schema's order."""
     schema = dereferenced(schema, root)

@@ -81,6 +81,7 @@ def _open_hub(source: dict[str, Any], column: str) -> _Corpus:
 
 def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[str, Any]:
     digest, documents, size = hashlib.sha256(), 0, 0
+    # The hash is known only at the end. Without a stored schema, what is added then is the schema's metadata for readers.
     with (
         replacing(path) as temporary,
         pq.ParquetWriter(

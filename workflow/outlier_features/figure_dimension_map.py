@@ -1,7 +1,7 @@
 """The figure of the selected dims over the layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -9,39 +9,49 @@ import polars as pl
 
 from outlier_features.figure_style import (
     BOTH_POPULATIONS,
-    LAYER_AXIS,
     PALE,
     Drawing,
+    add_legend_entry,
     capped,
     columns_of_populations,
     label,
+    not_applied,
     panels,
+    set_layer_axis,
 )
 from outlier_features.populations import POPULATIONS
 from outlier_features.wording import listing, number
 
-MAX_ROWS = 40
+MAX_ROWS = 30
 TWO_RULES = ("dettmers", "massive")
+NONE_SELECTED = "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population."
+_STEPS = (("step_up", "steps up", "triangle-up"), ("step_down", "steps down", "triangle-down"))
+_TRIANGLE = {"size": 11, "color": "white", "line": {"color": "black", "width": 1.5}}
 
 
-def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame) -> Drawing:
-    """Max |x| of the selected dims in every layer, a row of panels for each site; where each steps up and down."""
+def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[str, Sequence[str]]) -> Drawing:
+    """Max |x| of the selected dims in every layer, a row of panels for each site; where each steps up and down.
+
+    sites   of this run that each rule was applied to
+    """
     chosen = chosen_dims(dims)
-    shown, sites = chosen[:MAX_ROWS], emergence["site"].unique(maintain_order=True).to_list()
+    shown, drawn = chosen[:MAX_ROWS], emergence["site"].unique(maintain_order=True).to_list()
+    missing = not_applied({rule: sites[rule] for rule in TWO_RULES})
     drawing = Drawing(
         "dimension-map",
         "Selected dimensions over the layers",
-        listing(sites) if sites else "none",
+        listing(drawn) if drawn else "none",
         "dettmers or massive chooses the dimensions",
         BOTH_POPULATIONS,
         "Largest |x| over all sequences of each dimension that either rule selects in either population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
         "no value: the dimension has no hit by either rule in that population, or the layer lacks the site."
-        + capped(len(chosen), len(shown), "selected dimension"),
+        + capped(len(chosen), len(shown), "selected dimension")
+        + missing,
     )
     if not shown:
-        return drawing.empty("No dimension is selected by rule dettmers or rule massive in either population")
-    return replace(drawing, figure=_figure(emergence, dims, shown, sites))
+        return drawing.empty(NONE_SELECTED + missing)
+    return replace(drawing, figure=_figure(emergence, dims, shown, drawn))
 
 
 def chosen_dims(dims: pl.DataFrame) -> list[int]:
@@ -52,7 +62,7 @@ def chosen_dims(dims: pl.DataFrame) -> list[int]:
 
 
 def _figure(emergence: pl.DataFrame, dims: pl.DataFrame, shown: Sequence[int], sites: Sequence[str]) -> go.Figure:
-    figure = panels([max(110, 20 * len(shown) + 10)] * len(sites))
+    figure = panels([max(110, 15 * len(shown))] * len(sites))
     figure.update_layout(plot_bgcolor=PALE, margin_r=100)
     layers = sorted(emergence["layer"].unique().to_list())
     for row, site in enumerate(sites, start=1):
@@ -62,16 +72,18 @@ def _figure(emergence: pl.DataFrame, dims: pl.DataFrame, shown: Sequence[int], s
             here = values.filter(population=population).select("dim", "layer", "max_abs").rows()
             cells = {(dim, layer): value for dim, layer, value in here}
             grid = [[cells.get((dim, layer)) for layer in layers] for dim in shown]
-            figure.add_trace(_heat(grid, layers, shown, span, column == len(POPULATIONS)), row=row, col=column)
+            figure.add_trace(_heat(grid, layers, shown, span), row=row, col=column)
             if site == "resid_post":
                 add_steps(figure, dims.filter(population=population), shown, row, column)
-        _place_colorbar(figure, row)
+        _add_colorbar(figure, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>dimension", title_standoff=4, row=row, col=1)
     figure.update_yaxes(
         tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5], showgrid=False
     )
-    figure.update_xaxes(range=[layers[0] - 0.5, layers[-1] + 0.5], showgrid=False)
-    figure.update_xaxes(title_text=LAYER_AXIS, row=len(sites))
+    figure.update_xaxes(showgrid=False)
+    set_layer_axis(figure, layers[-1], len(sites))
+    if "resid_post" in sites:
+        add_step_legend(figure)
     figure.add_annotation(
         text="max |x|",
         x=1,
@@ -93,7 +105,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _heat(
-    grid: list[list[float | None]], layers: Sequence[int], shown: Sequence[int], span: tuple[float, float], scale: bool
+    grid: list[list[float | None]], layers: Sequence[int], shown: Sequence[int], span: tuple[float, float]
 ) -> go.Heatmap:
     ticks = _ticks(*span)
     return go.Heatmap(
@@ -108,9 +120,9 @@ def _heat(
         zmax=span[1],
         xgap=1,
         ygap=1,
-        showscale=scale,
+        showscale=False,
         colorbar={
-            "tickvals": [math.log10(value) for value in ticks], "ticktext": [f"{value:,.10g}" for value in ticks],
+            "tickvals": [math.log10(value) for value in ticks], "ticktext": [number(value) for value in ticks],
             "tickfont": {"size": 11}, "thickness": 12, "x": 1.01, "ypad": 0,
         },
     )  # fmt: skip
@@ -123,32 +135,37 @@ def _ticks(low: float, high: float) -> list[float]:
         ticks = [float(f"{step}e{k}") for k in exponents for step in steps]
         inside = [value for value in ticks if low <= math.log10(value) <= high]
         if len(inside) >= 3:
-            break
-    return inside
+            return inside
+    return [10**low, 10**high]
 
 
-def _place_colorbar(figure: go.Figure, row: int) -> None:
-    """Beside its own row, as every site has its own scale."""
+def _add_colorbar(figure: go.Figure, row: int) -> None:
+    """Beside its own row, as every site has its own scale; that of population `all`, which always has values."""
     low, high = figure.get_subplot(row, 1).yaxis.domain
-    heat = [trace for trace in figure.data if trace.type == "heatmap"][-1]
+    heat = [trace for trace in figure.data if trace.type == "heatmap"][-len(POPULATIONS)]
+    heat.update(showscale=True)
     heat.colorbar.update(y=(low + high) / 2, len=high - low, lenmode="fraction", yanchor="middle")
 
 
 def add_steps(figure: go.Figure, dims: pl.DataFrame, shown: Sequence[int], row: int, column: int) -> None:
     """Triangles where the selected dims of one population step up and down, at their index in `shown`."""
     known = dims.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES), pl.col("dim").is_in(shown))
-    for name, title, symbol in (("step_up", "steps up", "triangle-up"), ("step_down", "steps down", "triangle-down")):
+    for name, title, symbol in _STEPS:
         steps = known.drop_nulls(name).unique("dim").sort("dim")
         figure.add_scatter(
             x=steps[name].to_list(),
             y=[shown.index(dim) for dim in steps["dim"].to_list()],
             customdata=steps["dim"].to_list(),
-            name=f"{title} (on resid_post)",
-            legendgroup=name,
-            showlegend=column == 1,
+            name=title,
+            showlegend=False,
             mode="markers",
-            marker={"symbol": symbol, "size": 11, "color": "white", "line": {"color": "black", "width": 1.5}},
+            marker={"symbol": symbol, **_TRIANGLE},
             hovertemplate=f"dimension %{{customdata}} {title} in layer %{{x}}<extra></extra>",
             row=row,
             col=column,
         )
+
+
+def add_step_legend(figure: go.Figure) -> None:
+    for _, title, symbol in _STEPS:
+        add_legend_entry(figure, f"{title} (on resid_post)", marker={"symbol": symbol, **_TRIANGLE})

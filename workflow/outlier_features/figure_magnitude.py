@@ -9,7 +9,6 @@ import polars as pl
 from outlier_features.figure_style import (
     BLUE,
     BOTH_POPULATIONS,
-    LAYER_AXIS,
     ORANGE,
     SKY,
     VERMILLION,
@@ -20,6 +19,7 @@ from outlier_features.figure_style import (
     panels,
     power,
     say_nothing_here,
+    set_layer_axis,
 )
 from outlier_features.wording import count, listing
 
@@ -47,7 +47,11 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str]) -> Drawi
         + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items())
         + (f" {count(zeros, 'value')} of exactly 0 cannot be shown on a logarithmic axis." if zeros else ""),
     )
-    return replace(drawing, figure=_figure(layers, sites)) if sites else drawing.empty("This run has no site")
+    return (
+        replace(drawing, figure=_figure(layers, sites))
+        if sites
+        else drawing.empty("Nothing is drawn: this run has no site.")
+    )
 
 
 def _figure(layers: pl.DataFrame, sites: Sequence[str]) -> go.Figure:
@@ -63,8 +67,7 @@ def _figure(layers: pl.DataFrame, sites: Sequence[str]) -> go.Figure:
             _add_series(figure, here, last, row, column)
         _set_scale(figure, values, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>|x| (activation)", row=row, col=1)
-    figure.update_xaxes(range=[-0.6, last + 0.6])
-    figure.update_xaxes(title_text=LAYER_AXIS, row=len(sites))
+    set_layer_axis(figure, last, len(sites))
     return figure
 
 

@@ -1,50 +1,64 @@
 """The figure of the two rules side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figure_dimension_map import MAX_ROWS, TWO_RULES, add_steps, chosen_dims
+from outlier_features.figure_dimension_map import (
+    MAX_ROWS,
+    NONE_SELECTED,
+    TWO_RULES,
+    add_step_legend,
+    add_steps,
+    chosen_dims,
+)
 from outlier_features.figure_style import (
     BLUE,
     BOTH_POPULATIONS,
-    LAYER_AXIS,
     VERMILLION,
     Drawing,
+    add_legend_entry,
     capped,
     columns_of_populations,
+    not_applied,
     panels,
     say_nothing_here,
+    set_layer_axis,
 )
 
 _COLOURS = {"dettmers": BLUE, "massive": VERMILLION}
 
 
-def rules_side_by_side(dims: pl.DataFrame, blocks: int) -> Drawing:
-    """From where to where each selected dim has hits by either rule, and where it steps up and down."""
+def rules_side_by_side(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], blocks: int) -> Drawing:
+    """From where to where each selected dim has hits by either rule, and where it steps up and down.
+
+    sites   of this run that each rule was applied to
+    """
     chosen = chosen_dims(dims)
     shown = chosen[:MAX_ROWS]
-    sites = {rule: found["sites"][0] for rule in TWO_RULES if len(found := dims.filter(rule=rule))}
+    applied = {rule: sites[rule] for rule in TWO_RULES if sites[rule]}
+    missing = not_applied({rule: sites[rule] for rule in TWO_RULES})
     drawing = Drawing(
         "rules",
         "Two rules side by side",
-        "; ".join(f"{rule} on {site}" for rule, site in sites.items()).replace("+", " + ") or "none with a hit",
+        "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         "dettmers and massive",
         BOTH_POPULATIONS,
         "For each dimension that either rule selects in a population, a rule's bar reaches from the first to the last "
         "layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."
-        + capped(len(chosen), len(shown), "dimension"),
+        + capped(len(chosen), len(shown), "dimension")
+        + missing,
     )
     if not shown:
-        return drawing.empty("No dimension is selected by rule dettmers or rule massive in either population")
-    return replace(drawing, figure=_figure(dims, shown, blocks))
+        return drawing.empty(NONE_SELECTED + missing)
+    return replace(drawing, figure=_figure(dims, shown, list(applied), blocks))
 
 
-def _figure(dims: pl.DataFrame, shown: Sequence[int], blocks: int) -> go.Figure:
-    figure = panels([max(90, 36 * len(shown) + 20)])
+def _figure(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int) -> go.Figure:
+    figure = panels([max(90, 28 * len(shown) + 30)])
     for population, column in columns_of_populations().items():
         here = dims.filter(pl.col("population") == population, pl.col("dim").is_in(shown))
         selected = here.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES))["dim"].unique().to_list()
@@ -57,7 +71,10 @@ def _figure(dims: pl.DataFrame, shown: Sequence[int], blocks: int) -> go.Figure:
     figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5])
     figure.update_yaxes(title_text="dimension", row=1, col=1)
     figure.update_layout(barmode="overlay")
-    figure.update_xaxes(title_text=LAYER_AXIS, range=[-0.6, blocks - 0.4])
+    set_layer_axis(figure, blocks - 1, 1)
+    for rule in rules:
+        add_legend_entry(figure, f"rule {rule}", marker={"symbol": "square", "size": 12, "color": _COLOURS[rule]})
+    add_step_legend(figure)
     return figure
 
 
@@ -77,8 +94,7 @@ def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule:
             "%{customdata[2]}<br>kind: %{customdata[3]}, sequences passing: %{customdata[4]}<extra></extra>",
             marker={"color": _COLOURS[rule], "opacity": 1.0 if selected else 0.25},
             name=f"rule {rule}",
-            legendgroup=rule,
-            showlegend=selected and column == 1,
+            showlegend=False,
             row=1,
             col=column,
         )

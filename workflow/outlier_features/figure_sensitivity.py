@@ -34,7 +34,7 @@ def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any]) -> Drawing:
         f"which the run uses; the menu has the others. {_on_grid(table, criteria)}",
     )
     if table.is_empty():
-        return drawing.empty("The rule's sites are not among this run's")
+        return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     return replace(drawing, figure=_figure(table, criteria), min_width=110 + 34 * len(_cells(table)))
 
 

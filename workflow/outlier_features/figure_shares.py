@@ -15,6 +15,7 @@ from outlier_features.figure_style import (
     INK,
     VERMILLION,
     Drawing,
+    add_legend_entry,
     columns_of_populations,
     decades,
     label,
@@ -26,28 +27,39 @@ from outlier_features.wording import count, listing, number, percent
 
 MAX_POINTS = 2000
 MAX_LABELS = 12
+NAMES_IN_LABEL = 3
+_POINTS = (
+    (False, "with a hit, not selected", {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}}),
+    (True, "selected", {"color": VERMILLION, "size": 11, "line": {"color": INK, "width": 1}}),
+)
 _RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
 
 
-def shares(dims: pl.DataFrame, criteria: Mapping[str, Any]) -> Drawing:
-    """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects."""
+def shares(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Mapping[str, Any]) -> Drawing:
+    """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects.
+
+    sites      of this run that each rule was applied to
+    criteria   threshold, shares and readings of rule dettmers
+    """
     found = dims.filter(pl.col("rule").str.starts_with("dettmers"))
+    applied = {rule: sites[rule] for rule in ("dettmers", "dettmers_heads") if sites[rule]}
     rules = found["rule"].unique().sort().to_list()
     layer_reading, position_reading = criteria["layer_reading"], criteria["position_reading"]
-    sites = "; ".join(found["sites"].unique(maintain_order=True).to_list()).replace("+", " + ")
     drawing = Drawing(
         "shares",
         "Layer share and position share",
-        sites or "none with a hit",
-        f"{listing(rules) if rules else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
+        "; ".join(" + ".join(names) for names in applied.values()) or "none",
+        f"{listing(applied) if applied else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
         BOTH_POPULATIONS,
         f"Each point is a dimension with a hit. Across: {layer_reading}, {READINGS[layer_reading]}; up: "
         f"{position_reading}, {READINGS[position_reading]}; both are means over the sequences with a hit. The dashed "
         "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
         f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",
     )
-    if found.is_empty():
-        return drawing.empty(f"No value has |x| >= {number(criteria['threshold'])} on the rule's sites")
+    if not applied:
+        return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
+    if not rules:
+        return drawing.empty(f"Nothing is drawn: no value on these sites has |x| >= {number(criteria['threshold'])}.")
     return replace(drawing, figure=_figure(found, rules, criteria))
 
 
@@ -78,6 +90,8 @@ def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, An
     across = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     figure.update_xaxes(range=[-0.03, _RIGHT], tickvals=across, ticktext=[*map(percent, across)])
     figure.update_xaxes(title_text=f"layer share ({criteria['layer_reading']})", row=len(rules))
+    for _, title, marker in _POINTS:
+        add_legend_entry(figure, title, marker=marker)
     return figure
 
 
@@ -105,12 +119,7 @@ def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row:
 
 
 def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
-    open_circle = {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}}
-    full_circle = {"color": VERMILLION, "size": 11, "line": {"color": INK, "width": 1}}
-    for selected, title, marker in (
-        (False, "with a hit, not selected", open_circle),
-        (True, "selected", full_circle),
-    ):
+    for selected, title, marker in _POINTS:
         part = here.filter(pl.col("selected") == selected)
         figure.add_scatter(
             x=part[x].to_list(),
@@ -119,8 +128,7 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int,
             hovertemplate="dimension %{customdata[0]}<br>layer share %{x:.3p}, position share %{y:.3p}<br>passes in "
             "%{customdata[1]} of %{customdata[2]} sequences with a hit<br>max |x| %{customdata[3]:.4g}<extra></extra>",
             name=title,
-            legendgroup=title,
-            showlegend=row == column == 1,
+            showlegend=False,
             mode="markers",
             marker=marker,
             row=row,
@@ -131,12 +139,20 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int,
 def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
     """The numbers of some dims, the largest first; those that lie together share one label."""
     places: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
-    for across, up, dim in named.head(MAX_LABELS).select(x, y, "dim").rows():
+    for across, up, dim in named.select(x, y, "dim").rows():
         places.setdefault((round(across * 8), round(math.log10(up) * 6)), []).append((across, up, dim))
-    for together in places.values():
-        right = max(across for across, *_ in together) if together[0][0] < 0.75 else min(a for a, *_ in together)
-        anchor = "left" if together[0][0] < 0.75 else "right"
+    for together in list(places.values())[:MAX_LABELS]:
+        _, up, _ = together[0]
+        across = [across for across, *_ in together]
+        rest = f" and {len(together) - NAMES_IN_LABEL} more" if len(together) > NAMES_IN_LABEL else ""
+        left = max(across) > 0.6
         figure.add_annotation(
-            text=", ".join(str(dim) for *_, dim in together), x=right, y=math.log10(together[0][1]), showarrow=False,
-            xanchor=anchor, xshift=9 if anchor == "left" else -9, font={"size": 12}, row=row, col=column,
-        )  # fmt: skip
+            text=", ".join(str(dim) for *_, dim in together[:NAMES_IN_LABEL]) + rest,
+            x=min(across) if left else max(across),
+            y=math.log10(up),
+            showarrow=False,
+            xanchor="right" if left else "left",
+            xshift=-9 if left else 9,
+            row=row,
+            col=column,
+        )

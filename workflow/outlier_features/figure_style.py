@@ -1,7 +1,7 @@
 """What the figures share: colours, fonts, the grid of panels with a column for each population, and captions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -24,7 +24,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 64, 54
 _GAP = 24
 _AXIS = {
     "showline": True, "linecolor": GREY, "mirror": True, "ticks": "outside", "tickcolor": GREY, "gridcolor": "#E4E4E4",
-    "zeroline": False, "title": {"font": {"size": 12}}, "tickfont": {"size": 11},
+    "zeroline": False, "title": {"font": {"size": 12}, "standoff": 8}, "tickfont": {"size": 11},
 }  # fmt: skip
 STYLE = go.layout.Template(
     layout={
@@ -58,7 +58,7 @@ class Drawing:
     min_width: int = 640
 
     def empty(self, why: str) -> "Drawing":
-        return replace(self, text=f"{why}: there is nothing to draw.")
+        return replace(self, text=why)
 
 
 def label(text: str) -> str:
@@ -111,12 +111,29 @@ def power(exponent: int) -> str:
     return f"{10**exponent:,}" if 0 <= exponent <= 5 else f"{10.0**exponent:g}"
 
 
+def set_layer_axis(figure: go.Figure, last: int, rows: int) -> None:
+    """Whole layers along the axis, up to the index `last`; the title under the last row of panels."""
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if last <= 10 * step)
+    figure.update_xaxes(range=[-0.5, last + 0.5], tick0=0, dtick=step)
+    figure.update_xaxes(title_text=LAYER_AXIS, row=rows)
+
+
+def add_legend_entry(figure: go.Figure, name: str, **style: Any) -> None:
+    """An entry that does not depend on which panel has such marks."""
+    figure.add_scatter(x=[None], y=[None], name=name, mode="markers", **style, row=1, col=1)
+
+
 def say_nothing_here(figure: go.Figure, text: str, row: int, column: int) -> None:
     """A note in the middle of an empty panel."""
     figure.add_annotation(
         text=text, x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, row=row, col=column,
         font={"size": 12, "color": GREY},
     )  # fmt: skip
+
+
+def not_applied(sites: Mapping[str, Sequence[str]]) -> str:
+    """A sentence for the caption on the rules that have no `sites` in this run."""
+    return "".join(f" Rule {rule} was not applied: its sites are not in this run." for rule in sites if not sites[rule])
 
 
 def capped(total: int, shown: int, noun: str) -> str:

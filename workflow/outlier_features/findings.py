@@ -134,8 +134,8 @@ def _massive_dim(summary: Part, row: Part, largest: Part) -> str:
     return (
         f"Dimension {row['dim']} (kind {row['kind']}) has them in {_of_sequences(summary, row)}, within "
         f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {token} (position {largest['token']} of "
-        f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| over all "
-        f"positions there ({number(largest['median'])}).{_steps(row)}"
+        f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| "
+        f"over all positions there ({number(largest['median'])}).{_steps(row)}"
     )
 
 

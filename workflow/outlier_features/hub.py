@@ -69,7 +69,8 @@ def talking_to_hub(repo: Repo) -> Iterator[None]:
 def resolve(repo: Repo) -> tuple[str, str]:
     """The commit that `repo.revision` stands for, and the repository's full id (`gpt2` is `openai-community/gpt2`).
 
-    Raises `InputError` where the repository or revision is missing or closed, `Unreachable` where the hub does not answer in time.
+    Raises `InputError` where the repository or revision is missing or closed, `Unreachable` where the hub does not
+    answer in time.
     """
     api = HfApi()
     ask = api.model_info if repo.kind == "model" else api.dataset_info

@@ -12,7 +12,7 @@ from huggingface_hub import HfFileSystem
 from outlier_features.card import card_header, licence_of
 from outlier_features.documents import read_jsonl, read_parquet
 from outlier_features.errors import InputError
-from outlier_features.hub import ANSWER_SECONDS, Repo, resolve, talking_to_hub, within
+from outlier_features.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")  # .json with an object a line, as many have it
 _CONVERTED = "refs/convert/parquet"
@@ -166,8 +166,10 @@ def _stem(name: str) -> str:
 def _find_converted(repo: Repo, config: str, split: str) -> HubDocuments | None:
     try:
         commit, _ = resolve(replace(repo, revision=_CONVERTED))
+    except Unreachable:
+        raise
     except InputError:
-        return None
+        return None  # there is no such branch
     pinned = replace(repo, revision=commit)
     with talking_to_hub(pinned):
         tree = _Tree(pinned)

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from outlier_features.errors import InputError
 from outlier_features.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
@@ -60,7 +60,7 @@ def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Pa
             snapshot_download(repo.name, revision=repo.revision, allow_patterns="config.json", local_files_only=True)
         )
         names = [file.path for file in get_cached_repo_tree(repo.name, revision=repo.revision)]
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
     except CachedRepoTreeNotFoundError:
         if need_listing:

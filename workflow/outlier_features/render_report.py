@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from outlier_features.artifacts import read_json, replacing, require_equal
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
-from outlier_features.findings import findings
+from outlier_features.findings import applied_sites, findings
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
 from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
 from outlier_features.token_context import massive_spans
@@ -26,7 +26,7 @@ from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent, ranges
 
 MASSIVE_ROWS = 50
-DIM_ROWS = 40
+DIM_ROWS = 20
 TWO_RULES = ("dettmers", "massive")
 
 
@@ -87,6 +87,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "id": f"run-{index}",
         "summary": run.summary,
         "headline": headline(run.summary),
+        "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
         "figures": run_figures(run.tables, run.summary),
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},

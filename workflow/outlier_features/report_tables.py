@@ -29,7 +29,12 @@ def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str,
     if not sites:
         return DASH, many or f"{one}s", f"rule {rule} was not applied: its sites are not in this run"
     selected = {name: part["rules"][rule]["dims_selected"] for name, part in summary["populations"].items()}
-    others = ", ".join(f"{number(found)} in {name}" for name, found in selected.items() if name != "all")
+    positions = summary["corpus"]["positions"]
+    others = ", ".join(
+        f"{number(found) if positions[name] else 'no positions'} in {name}"
+        for name, found in selected.items()
+        if name != "all"
+    )
     noun = one if selected["all"] == 1 else many or f"{one}s"
     return number(selected["all"]), noun, f"rule {rule}, {sites}, population all; {others}"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
 from outlier_features.populations import POPULATIONS, population_sizes
 from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
@@ -62,8 +63,9 @@ def summarize_run(
                         rule: rule_summary(
                             dim_rows.filter(population=population, rule=rule),
                             pair_rows.filter(population=population, rule=rule),
+                            sites,
                         )
-                        for rule in _applied(provenance["sites"])
+                        for rule, sites in _applied(provenance["sites"]).items()
                     },
                     "massive_activations": _massive(massive_rows.filter(f"massive_{population}")),
                     "jaccard": jaccard(dim_rows.filter(population=population)),
@@ -74,9 +76,11 @@ def summarize_run(
     )  # fmt: skip
 
 
-def _applied(sites: list[str]) -> list[str]:
-    needed = {"dettmers": {"attn_norm", "mlp_norm"}, "dettmers_heads": {"attn_heads"}, "massive": {"resid_post"}}
-    return [rule for rule, some in needed.items() if some & set(sites)]
+def _applied(present: list[str]) -> dict[str, str]:
+    """The rules that could be applied, with the sites they were applied to."""
+    wanted = {**rules.DETTMERS_SITES, "massive": (rules.MASSIVE_SITE,)}
+    found = {rule: [site for site in sites if site in present] for rule, sites in wanted.items()}
+    return {rule: "+".join(sites) for rule, sites in found.items() if sites}
 
 
 def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
@@ -93,14 +97,14 @@ def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame) -> dict[str, Any]:
+def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:
     """Counts of a rule in a population, none of them bare, and its selected dims, the largest first."""
     selected = dims.filter("selected").sort(["max_abs", "dim"], descending=[True, False])
     columns = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
                "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
     passing = pairs.filter("passes")
     return {
-        "sites": dims["sites"][0] if len(dims) else None,
+        "sites": sites,
         "dims_with_hit": len(dims),
         "dims_selected": len(selected),
         "dims_selected_majority": int(dims["selected_majority"].sum()),

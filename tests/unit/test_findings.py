@@ -1,0 +1,255 @@
+"""The sentences of the report's first page, from hand-made summaries."""
+
+import copy
+
+import pytest
+
+from outlier_features.findings import findings
+from outlier_features.visible_text import quoted, visible
+from outlier_features.wording import count, layers, listing, number, percent, ranges
+
+OUTLIER = {
+    "dim": 247, "kind": "persistent", "sequences_passing": 16, "sequences": 16, "blocks_mean": 0.43958,
+    "sites_share_mean": 0.21979, "union_mean": 0.970947, "first_layer": 10, "last_layer": 24, "step_up": 11,
+    "step_down": 28, "max_abs": 11.93891, "one_sided": True,
+}  # fmt: skip
+MASSIVE = OUTLIER | {"dim": 507, "kind": "massive", "first_layer": 11, "last_layer": 27, "max_abs": 24727.5625}
+LARGEST = {
+    "dim": 507, "value": -24727.5625, "layer": 11, "sequence": 8, "token": 0, "token_text": '="\n', "median": 1.570508,
+    "ratio": 15744.94, "excluded": True,
+}  # fmt: skip
+
+
+def rule(dims=(), **changes):
+    found = {
+        "sites": None, "dims_with_hit": len(dims), "dims_selected": len(dims), "dims_selected_majority": len(dims),
+        "pairs_with_hit": 0, "pairs_passing": 0, "locations": 0, "occurrences": 0, "dims": list(dims),
+    }  # fmt: skip
+    return found | changes
+
+
+def population(dettmers=None, massive=None, activations=None, jaccard=None, **others):
+    return {
+        "largest": [{"site": "resid_post", "layer": 11, "max": 24727.5625, "median": 1.65685}],
+        "rules": {"dettmers": dettmers or rule(), "massive": massive or rule()} | others,
+        "massive_activations": activations
+        or {"activations": 0, "layers": [], "positions": 0, "at_excluded_positions": 0, "dims": []},
+        "jaccard": jaccard or {"rules": ["dettmers", "massive"], "common": [], "union": 0, "jaccard": None},
+    }
+
+
+@pytest.fixture
+def summary():
+    return {
+        "model": {"name": "tiny", "d_model": 576, "blocks": 30},
+        "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
+        "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}},
+        "rules": {
+            "dettmers": {"threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks",
+                         "position_reading": "union"},
+            "massive": {"threshold": 100.0, "ratio": 1000.0},
+        },
+        "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
+                 "bits_per_byte": 1.011047},
+        "populations": {
+            "all": population(
+                rule([OUTLIER], pairs_with_hit=48, pairs_passing=16, locations=7960, occurrences=41373),
+                rule([MASSIVE], pairs_passing=16),
+                {"activations": 272, "layers": list(range(11, 28)), "positions": 16, "at_excluded_positions": 272,
+                 "dims": [LARGEST]},
+                {"rules": ["dettmers", "massive"], "common": [], "union": 2, "jaccard": 0.0},
+            ),
+            "without_first": population(),
+        },
+    }  # fmt: skip
+
+
+def said(summary, topic):
+    return [
+        line for finding in findings(summary) if finding.topic == topic for line in (finding.text, *finding.details)
+    ]
+
+
+def test_what_rule_dettmers_found(summary):
+    found = said(summary, "found")
+    assert found[0] == (
+        "Rule dettmers on attn_norm and mlp_norm selects 1 dimension of 576 in population all, in more than half of "
+        "the sequences. There are 41,373 occurrences at 7,960 locations, in 48 pairs of a sequence and a dimension, of "
+        "which 16 pass."
+    )
+    assert found[1] == (
+        "Dimension 247 (kind persistent) passes in 16 of 16 sequences. On average over the 16 sequences with a hit, it "
+        "has hits in 44 % of the layers (within layers 10 to 24) and at 97.1 % of the positions; max |x| is 11.94. On "
+        "resid_post it steps up in layer 11 and down in 28."
+    )
+
+
+def test_what_rule_massive_found_and_at_which_token(summary):
+    found = said(summary, "found")
+    assert found[2] == (
+        "Rule massive on resid_post finds 272 massive activations in population all, at 16 positions and in layers 11 "
+        "to 27, in 1 dimension of 576, in more than half of the sequences. All of them are at the first position of a "
+        "sequence or a special token."
+    )
+    assert found[3] == (
+        "Dimension 507 (kind massive) has them in 16 of 16 sequences, within layers 11 to 27. The largest, x = "
+        "-24,728, is "
+        'at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over all positions '
+        "there "
+        "(1.571). On resid_post it steps up in layer 11 and down in 28."
+    )
+    assert found[4] == (
+        "Largest |x| of each site in population all, whatever the rule: 24,728 on resid_post in layer 11 (median |x| "
+        "there 1.657)."
+    )
+
+
+def test_what_was_not_found_is_said(summary):
+    assert said(summary, "not found") == [
+        "No dimension is selected by both rules, dettmers and massive, in population all (Jaccard index 0: 0 of 2 "
+        "dimensions selected by either).",
+        "No dimension passes rule dettmers on attn_norm and mlp_norm in population without_first: no value there has "
+        "|x| >= 6.",
+        "There is no massive activation in population without_first: no value on resid_post meets rule massive.",
+        "Rule dettmers_heads was not applied: attn_heads was not recorded.",
+    ]
+
+
+def test_hits_that_do_not_pass_are_counted(summary):
+    some = rule(dims_with_hit=1, pairs_with_hit=1, locations=1, occurrences=1)
+    summary["populations"]["all"] = population(some)
+    assert said(summary, "not found")[0] == (
+        "No dimension passes rule dettmers on attn_norm and mlp_norm in population all, though 1 dimension has a value "
+        "of |x| >= 6 there: 1 occurrence at 1 location, in 1 pair of a sequence and a dimension, of which none passes."
+    )
+
+
+def test_the_overlap_of_the_rules(summary):
+    summary["populations"]["all"]["jaccard"] = {"common": [247], "union": 2, "jaccard": 0.5}
+    assert (
+        "Dimension 247 is selected by both rules, dettmers and massive, in population all (Jaccard index 0.5: 1 of 2 "
+        "dimensions selected by either)."
+    ) in said(summary, "found")
+
+
+def test_the_loss_in_words(summary):
+    assert said(summary, "prediction") == [
+        "The model predicts the text with perplexity 18.99 and 1.011 bits per byte (2.944 nats per token), over 4,080 "
+        "predicted tokens, which are 17,139 bytes of UTF-8 text."
+    ]
+    summary["loss"] |= {"bits_per_byte": None, "tokens": 1, "bytes": 0}
+    assert said(summary, "prediction") == [
+        "The model predicts the text with perplexity 18.99 (2.944 nats per token), over 1 predicted token, which is 0 "
+        "bytes of UTF-8 text."
+    ]
+
+
+def test_an_encoder_without_a_norm_before_attention(summary):
+    summary["loss"] = None
+    summary["sites"] = {"present": ["mlp_norm", "resid_post"], "absent": {"attn_norm": "no norm\u202e of the block"}}
+    lines = said(summary, "not found")
+    assert (
+        "Site attn_norm is absent from this model: no norm‹U+202E› of the block. Rule dettmers was applied to mlp_norm "
+        "alone."
+    ) in lines
+    assert (
+        "There is no loss: the model does not predict the next token (it has no causal language-model head)." in lines
+    )
+    assert said(summary, "found")[0].startswith("Rule dettmers on mlp_norm selects")
+
+
+def test_a_site_that_only_some_layers_lack(summary):
+    summary["sites"]["absent"] = {"mlp_norm": "blocks 1,2: no norm"}
+    assert "Site mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in said(summary, "not found")
+
+
+def test_a_rule_whose_sites_are_missing_is_not_applied(summary):
+    summary["sites"] = {"present": ["resid_post"], "absent": {"attn_norm": "none"}}
+    del summary["populations"]["all"]["rules"]["dettmers"], summary["populations"]["without_first"]["rules"]["dettmers"]
+    lines = said(summary, "not found")
+    assert "Rule dettmers was not applied: attn_norm is absent (none) and mlp_norm was not recorded." in lines
+    assert not any("both rules" in line or "passes rule dettmers" in line for line in lines)
+
+
+def test_a_population_without_positions(summary):
+    summary["corpus"]["positions"]["without_first"] = 0
+    lines = said(summary, "not found")
+    assert "Population without_first has no positions, so nothing is said about it." in lines
+    assert not any("massive activation in population without_first" in line for line in lines)
+
+
+def test_many_dimensions_are_listed_by_number(summary):
+    dims = [OUTLIER | {"dim": dim} for dim in range(20)]
+    summary["populations"]["all"]["rules"]["dettmers"] = rule(dims, dims_selected_majority=5)
+    text, *details = said(summary, "found")[:6]
+    assert "selects 20 dimensions of 576 in population all, 5 of them in more than half of the sequences." in text
+    assert details[-1] == "And 16 more dimensions: 4, 5, 6, 7, 8, 9, 10, 11 and others."
+
+
+@pytest.mark.parametrize(
+    ("selected", "majority", "phrase"),
+    [(1, 0, ", in half of the sequences or fewer."), (2, 2, ", each in more than half of the sequences."),
+     (2, 1, ", 1 of them in more than half of the sequences."), (3, 0, ", each in half of the sequences or fewer.")],
+)  # fmt: skip
+def test_how_many_sequences(summary, selected, majority, phrase):
+    summary["populations"]["all"]["rules"]["dettmers"] = rule([OUTLIER] * selected, dims_selected_majority=majority)
+    assert phrase in said(summary, "found")[0]
+
+
+@pytest.mark.parametrize(
+    ("activations", "excluded", "phrase"),
+    [(1, 1, "It is at the first"), (1, 0, "It is not at the first"), (9, 0, "None of them is at the first"),
+     (9, 1, "1 of them is at the first"), (9, 2, "2 of them are at the first"), (9, 9, "All of them are at the first")],
+)  # fmt: skip
+def test_where_massive_activations_lie(summary, activations, excluded, phrase):
+    summary["populations"]["all"]["massive_activations"] |= {
+        "activations": activations, "at_excluded_positions": excluded
+    }  # fmt: skip
+    assert phrase in said(summary, "found")[2]
+
+
+def test_no_step_is_no_claim(summary):
+    summary["populations"]["all"]["rules"]["dettmers"]["dims"] = [OUTLIER | {"step_down": None}]
+    assert said(summary, "found")[1].endswith("On resid_post it steps up in layer 11 and does not step down.")
+    summary["populations"]["all"]["rules"]["dettmers"]["dims"] = [OUTLIER | {"step_up": None, "step_down": None}]
+    assert "resid_post" not in said(summary, "found")[1]
+
+
+def test_every_rule_and_threshold_is_defined(summary):
+    changed = copy.deepcopy(summary)
+    changed["rules"]["dettmers"] |= {"threshold": 7.5, "layer_share": 0.5, "position_share": 0.01,
+                                     "layer_reading": "sites_share", "position_reading": "pooled"}  # fmt: skip
+    changed["rules"]["massive"] = {"threshold": 50.0, "ratio": 20.0}
+    text = " ".join(said(changed, "meaning"))
+    for part in ("|x| >= 7.5, in 50 % of the layers", "1 % of the positions", "by sites_share (", "and pooled (",
+                 "|x| > 50 and |x| >= 20 times", "6.0, 25 % and 6 %", "at least one sequence passes"):  # fmt: skip
+        assert part in text
+
+
+def test_every_finding_names_rule_site_and_population(summary):
+    for finding in findings(summary):
+        if finding.topic == "found":
+            assert "population " in finding.text
+            assert any(site in finding.text for site in ("resid_post", "mlp_norm")) or "both rules" in finding.text
+
+
+def test_wording():
+    assert [number(x) for x in (None, 0, 12345, 6.0, 0.0773187, 24727.56, 1e30)] == [
+        "–", "0", "12,345", "6", "0.07732", "24,728", "1e+30"
+    ]  # fmt: skip
+    assert [percent(x) for x in (None, 0.0, 0.00390625, 0.25, 0.970947, 1.0)] == [
+        "–", "0 %", "0.391 %", "25 %", "97.1 %", "100 %"
+    ]  # fmt: skip
+    assert [count(1, "layer"), count(0, "layer"), count(1000, "layer")] == ["1 layer", "0 layers", "1,000 layers"]
+    assert [listing("a"), listing("ab"), listing("abc")] == ["a", "a and b", "a, b and c"]
+    assert ranges([9, 2, 6, 5, 7, 5]) == "2, 5 to 7 and 9"
+    assert [layers([3]), layers([3, 4])] == ["layer 3", "layers 3 to 4"]
+
+
+def test_invisible_text_is_shown():
+    assert visible("a\n\t\r\x00\x7f\x85\u202e\u2028\u200b\ufeff\u2066") == (
+        "a⏎⇥␍␀␡‹U+0085›‹U+202E›‹U+2028›‹U+200B›‹U+FEFF›‹U+2066›"
+    )
+    assert visible("café שלום <b>") == "café שלום <b>"
+    assert quoted("a\u202e") == "“a‹U+202E›”"
+    assert quoted("שלום") == "“\u2068שלום\u2069”"
