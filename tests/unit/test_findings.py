@@ -93,10 +93,8 @@ def test_what_rule_massive_found_and_at_which_token(summary):
     )
     assert found[3] == (
         "Dimension 507 (kind massive) has them in 16 of 16 sequences, within layers 11 to 27. The largest, x = "
-        "-24,728, is "
-        'at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over all positions '
-        "there "
-        "(1.571). On resid_post it steps up in layer 11 and down in 28."
+        '-24,728, is at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over all '
+        "positions there (1.571). On resid_post it steps up in layer 11 and down in 28."
     )
     assert found[4] == (
         "Largest |x| of each site in population all, whatever the rule: 24,728 on resid_post in layer 11 (median |x| "

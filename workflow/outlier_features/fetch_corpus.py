@@ -81,7 +81,7 @@ def _open_hub(source: dict[str, Any], column: str) -> _Corpus:
 
 def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[str, Any]:
     digest, documents, size = hashlib.sha256(), 0, 0
-    # The hash is known only at the end. Without a stored schema, what is added then is the schema's metadata for readers.
+    # The hash is known only at the end; readers take what is added then for the schema's metadata if none is stored.
     with (
         replacing(path) as temporary,
         pq.ParquetWriter(

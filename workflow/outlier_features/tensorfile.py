@@ -20,13 +20,13 @@ import numpy as np
 from outlier_features.artifacts import PROVENANCE, replacing
 from outlier_features.errors import InputError
 
-# numpy has no bfloat16, so its bits stand in for it.
+# numpy has no bfloat16 and no 8-bit floats, so their bits stand in for them.
 STORAGE = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
-    "BOOL": np.bool_,
+    "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
 }  # fmt: skip
-_NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name != "BF16"}
+_NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
 _MAX_HEADER = 100_000_000
 
 

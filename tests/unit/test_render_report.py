@@ -1,0 +1,448 @@
+"""The report: one file that needs no network, whose figures and tables show what the run's tables hold."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from fake_run import BASIS, GRID, POPULATIONS, RULES, FakeRun
+from jinja2 import TemplateError
+from outlier_features.artifacts import read_json
+from outlier_features.errors import InputError
+from outlier_features.figure_dimension_map import MAX_ROWS
+from outlier_features.figure_shares import MAX_POINTS
+from outlier_features.figures import dimension_map, magnitude_by_layer, rules_side_by_side, sensitivity, shares
+from outlier_features.render_report import render_report, script_hash
+from outlier_features.token_context import context
+from outlier_features.token_text import read_texts
+from outlier_features.tokens import Tokens
+
+FOLDER = Path(__file__).parents[2] / "workflow/report"
+SCRIPT = "</script><script>alert(1)</script>"
+SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its tags with their attributes, and the text inside each kind of tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self._open = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.texts.append((self._open[-1] if self._open else "", data))
+
+    def inside(self, tag):
+        """The texts of such elements, one each."""
+        return [text for name, text in self.texts if name == tag]
+
+    @property
+    def shown(self):
+        text = "".join(text for tag, text in self.texts if tag not in ("script", "style"))
+        return re.sub(r"\s+", " ", text)
+
+    @property
+    def figures(self):
+        """Data and layout of each figure, by the id of its element."""
+        bodies = iter(self.inside("script"))
+        scripts = [attrs for tag, attrs in self.tags if tag == "script"]
+        return {
+            attrs["id"]: json.loads(body)
+            for attrs, body in zip(scripts, bodies, strict=True)
+            if attrs.get("type") == "application/json"
+        }
+
+
+def render(*runs, report):
+    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report)
+    return report.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def page(tmp_path):
+    def make(*runs):
+        paths = [run.write(tmp_path / str(index) / "tiny" / "text") for index, run in enumerate(runs)]
+        return Page(render(*paths, report=tmp_path / "report.html"))
+
+    return make
+
+
+def traces(drawing, kind=None):
+    """The traces with data: legend entries have none."""
+    found = [trace for trace in drawing.figure.data if trace.x is not None and list(trace.x) != [None]]
+    return [trace for trace in found if kind is None or trace.type == kind]
+
+
+def read(directory, name):
+    return pl.read_parquet(directory / f"{name}.parquet")
+
+
+def test_the_report_is_one_file_that_loads_nothing(tmp_path, page):
+    parsed = page(FakeRun())
+    for _, attrs in parsed.tags:
+        assert "src" not in attrs
+        assert attrs.get("href", "#").startswith("#")
+    assert not {"link", "img", "iframe", "object", "base"} & {tag for tag, _ in parsed.tags}
+    (style,) = parsed.inside("style")
+    assert "url(" not in style
+    assert "@import" not in style
+    assert (tmp_path / "report.html").stat().st_size < 6_000_000
+
+
+def test_only_its_own_two_scripts_may_run(page):
+    parsed = page(FakeRun(), FakeRun(model="other"))
+    scripts = [attrs for tag, attrs in parsed.tags if tag == "script"]
+    bodies = [body for attrs, body in zip(scripts, parsed.inside("script"), strict=True) if not attrs]
+    assert [body.startswith("/**\n* plotly.js v") for body in bodies] == [True, False]
+    policy = next(attrs["content"] for tag, attrs in parsed.tags if "Content-Security-Policy" in attrs.values())
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == " ".join(f"'{script_hash(body)}'" for body in bodies)
+    assert "modeBarButtons:" in bodies[1]  # plotly's own choice has a button that uploads the figure
+
+
+def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
+    hostile = FakeRun(
+        origin="<img src=x onerror=alert(1)>",
+        absent={"resid_mid": f'<b>"&{SCRIPT}'},
+        pieces=(f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", "`"),
+    )
+    parsed = page(hostile)
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 2 + len(parsed.figures)
+    assert tags.count("img") == 0
+    assert all(not name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+    for shown in ("<img src=x onerror=alert(1)>", f'<b>"&{SCRIPT}', f"‹U+202E›{SCRIPT}", "שלום⇥␇<b>'‹U+2028›&amp;`"):
+        assert shown in parsed.shown
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(
+        "[\u202a-\u202e\u2066-\u2069\u2028\u2029\x07]", text.replace("\u2068", "").replace("\u2069", "")
+    )
+    for body in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL):
+        assert not re.search("[<>&\u2028\u2029]", body)
+
+
+def test_plotly_shows_names_literally():
+    layers = FakeRun()._layers().with_columns(site=pl.lit("<b>a</b>\n&lt;"))
+    figure = magnitude_by_layer(layers, {}).figure
+    assert figure.layout.yaxis.title.text == "&lt;b&gt;a&lt;/b&gt;⏎&amp;lt;<br>|x| (activation)"
+
+
+def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
+    parsed = page(FakeRun())
+    assert list(parsed.figures) == [
+        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+    ]
+    boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
+    assert boxes == list(parsed.figures)
+    layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
+    figure = parsed.figures["run-1-magnitude-by-layer-data"]
+    assert layers["top2"].to_list() in [trace.get("y") for trace in figure["data"]]
+
+
+def test_magnitudes_equal_the_table(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    layers = read(run, "layers")
+    drawing = magnitude_by_layer(layers, {"attn_out": "no norm"})
+    expected = [
+        layers.filter(population=population, site=site).sort("layer")[name].to_list()
+        for site in BASIS
+        for population in POPULATIONS
+        for name in ("top1", "top2", "top3", "median")
+    ]
+    assert [list(trace.y) for trace in traces(drawing)] == expected
+    assert all(list(trace.x) == [0, 1, 2, 3] for trace in traces(drawing))
+    assert all(axis.type == "log" for axis in drawing.figure.select_yaxes())
+    assert "Site attn_out is absent: no norm." in drawing.text
+
+
+def test_a_layer_without_the_site_breaks_the_line():
+    layers = FakeRun(sites=("mlp_norm",))._layers().filter(pl.col("layer") != 1)
+    first = traces(magnitude_by_layer(layers, {}))[0]
+    assert list(first.x) == [0, 1, 2, 3]
+    assert [value is None for value in first.y] == [False, True, False, False]
+
+
+def test_zeros_on_a_logarithmic_axis_are_counted():
+    layers = FakeRun()._layers().with_columns(median=pl.lit(0.0))
+    assert "24 values of exactly 0 cannot be shown" in magnitude_by_layer(layers, {}).text
+
+
+def test_the_map_equals_the_table_of_emergence(tmp_path):
+    plan = FakeRun()
+    run = plan.write(tmp_path / "run")
+    drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES)
+    heats = traces(drawing, "heatmap")
+    assert len(heats) == len(BASIS) * len(POPULATIONS)
+    panels = [(site, population) for site in BASIS for population in POPULATIONS]
+    for (site, population), heat in zip(panels, heats, strict=True):
+        # dim 7 has no hit without the first position
+        expected = [
+            [
+                None if (dim, population) == (7, "without_first") else plan.magnitude(population, site, dim, layer)
+                for layer in range(4)
+            ]
+            for dim in (7, 5)
+        ]
+        found = [[None if z is None else 10**z for z in line] for line in heat.z]
+        assert found == [[None if v is None else pytest.approx(v) for v in line] for line in expected]
+    ticks = drawing.figure.layout.yaxis
+    assert (list(ticks.tickvals), list(ticks.ticktext)) == ([0, 1], ["7", "5"])
+
+
+def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    dims = read(run, "dims")
+    drawing = dimension_map(read(run, "emergence"), dims, SITES)
+    order = (7, 5)
+    found = {
+        (population, trace.name, order[y], x)
+        for population, axis in (("all", "x5"), ("without_first", "x6"))
+        for trace in traces(drawing, "scatter")
+        if trace.xaxis == axis
+        for x, y in zip(trace.x, trace.y, strict=True)
+    }
+    expected = {
+        (row["population"], name, row["dim"], row[column])
+        for row in dims.filter("selected").iter_rows(named=True)
+        for name, column in (("steps up", "step_up"), ("steps down", "step_down"))
+        if row[column] is not None
+    }
+    assert found == expected
+    assert ("all", "steps down", 5, 3) not in found
+
+
+def test_rules_side_by_side_equal_the_table(tmp_path):
+    run = FakeRun(hits=(7, 1)).write(tmp_path / "run")
+    dims = read(run, "dims")
+    drawing = rules_side_by_side(dims, SITES, 4)
+    found = {
+        (population, *[row[0]], rule, row[1], row[2], base, length, trace.marker.opacity)
+        for trace in traces(drawing, "bar")
+        for population, axis in zip(POPULATIONS, ("x", "x2"), strict=True)
+        if trace.xaxis == axis
+        for rule in RULES
+        if trace.name == f"rule {rule}"
+        for row, base, length in zip(trace.customdata, trace.base, trace.x, strict=True)
+    }
+    shown = {"all": (5, 7), "without_first": (5,)}
+    expected = {
+        (row["population"], row["dim"], row["rule"], row["first_layer"], row["last_layer"], row["first_layer"] - 0.4,
+         row["last_layer"] - row["first_layer"] + 0.8, 1.0 if row["selected"] else 0.25)
+        for row in dims.iter_rows(named=True)
+        if row["dim"] in shown[row["population"]]
+    }  # fmt: skip
+    assert {row[:5] for row in found} == {row[:5] for row in expected}
+    assert sorted(found) == [
+        tuple(map(lambda v: pytest.approx(v) if isinstance(v, float) else v, r)) for r in sorted(expected)
+    ]
+    assert drawing.sites == "dettmers on attn_norm + mlp_norm; massive on resid_post"
+
+
+def test_shares_equal_the_table(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    dims = read(run, "dims")
+    drawing = shares(dims, SITES, RULES["dettmers"])
+    found = {
+        (population, trace.name, data[0], x, y)
+        for trace in traces(drawing)
+        for population, axis in zip(POPULATIONS, ("x", "x2"), strict=True)
+        if trace.xaxis == axis
+        for data, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
+    }
+    expected = {
+        (row["population"], "selected" if row["selected"] else "with a hit, not selected", row["dim"],
+         row["blocks_mean"], row["union_mean"])
+        for row in dims.filter(rule="dettmers").iter_rows(named=True)
+    }  # fmt: skip
+    assert found == expected
+    region = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert [(shape.x0, shape.y0) for shape in region] == [(0.25, 0.06)] * 2
+
+
+def test_shares_follow_the_configured_readings(tmp_path):
+    dims = read(FakeRun().write(tmp_path / "run"), "dims")
+    readings = {"layer_reading": "sites_share", "position_reading": "affected"}
+    points = traces(shares(dims, SITES, RULES["dettmers"] | readings))
+    assert {(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)} == {(0.25, 0.2)}
+
+
+def test_sensitivity_equals_the_table(tmp_path):
+    table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
+    drawing = sensitivity(table, RULES["dettmers"])
+    heats = traces(drawing, "heatmap")
+    (menu,) = drawing.figure.layout.updatemenus
+    for index, button in enumerate(menu.buttons):
+        layers, positions = re.fullmatch(r"dettmers: layers by (\w+), positions by (\w+)", button.label).groups()
+        shown = [heat for heat, visible in zip(heats, button.args[0]["visible"], strict=True) if visible]
+        assert shown == heats[2 * index : 2 * index + 2]
+        for population, heat in zip(POPULATIONS, shown, strict=True):
+            part = table.filter(population=population, layer_reading=layers, position_reading=positions)
+            rows = part.sort("threshold", "layer_share", "position_share").select("dims", "pairs").rows()
+            assert [text for line in heat.text for text in line] == [f"<b>{d}</b><br>{p}" for d, p in rows]
+            np.testing.assert_allclose(np.ravel(heat.z), [math.log10(1 + dims) for dims, _ in rows])
+    assert [heat.visible for heat in heats] == [True, True] + [False] * 10
+    assert menu.buttons[menu.active].label == "dettmers: layers by blocks, positions by union"
+
+
+def test_the_run_s_own_criteria_are_outlined(tmp_path):
+    table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
+    cells = [(layer, position) for layer in GRID["layer_share"] for position in GRID["position_share"]]
+    x, y = cells.index((0.25, 0.06)), GRID["threshold"].index(6.0)
+    outlined = [shape for shape in sensitivity(table, RULES["dettmers"]).figure.layout.shapes if shape.type == "rect"]
+    assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [
+        (x - 0.5, x + 0.5, y - 0.5, y + 0.5)
+    ] * 2
+    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0})
+    assert not [shape for shape in other.figure.layout.shapes if shape.type == "rect"]
+    assert "are not on the grid" in other.text
+
+
+def test_nothing_found_is_said(page):
+    parsed = page(FakeRun(outliers=(), massive=(), hits=()))
+    assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
+    for text in (
+        "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population.",
+        "Nothing is drawn: no value on these sites has |x| >= 6.".replace(" >= ", " >= "),
+        "There are none in either population.",
+    ):
+        assert text in parsed.shown
+
+
+def test_an_encoder_with_one_population_and_an_absent_site(page):
+    parsed = page(
+        FakeRun(sites=("mlp_norm", "resid_post"), absent={"attn_norm": "no norm of the block feeds attention"},
+                rest=False, loss=False)
+    )  # fmt: skip
+    for text in (
+        "Population without_first has no positions, so nothing is said about it.",
+        "Site attn_norm is absent from this model: no norm of the block feeds attention.",
+        "no causal language-model head",
+        "1 dimension of 64 in population all",
+        "no positions in without_first",
+    ):
+        assert text in parsed.shown
+    notes = [note["text"] for note in parsed.figures["run-1-magnitude-by-layer-data"]["layout"]["annotations"]]
+    assert notes.count("no positions in this population") == 2
+
+
+@pytest.mark.parametrize(
+    ("sites", "rule"),
+    [(("resid_post",), "dettmers"), (("attn_norm", "mlp_norm"), "massive"), (("attn_out",), "massive")],
+)
+def test_a_rule_that_was_not_applied_finds_nothing_and_denies_nothing(page, sites, rule):
+    parsed = page(FakeRun(sites=sites))
+    assert f"Rule {rule} was not applied" in parsed.shown
+    assert "Jaccard index" not in parsed.shown
+    assert "There are none in either population" not in parsed.shown
+    assert "no massive activation" not in parsed.shown or rule != "massive"
+
+
+def test_one_layer_and_one_sequence(page):
+    parsed = page(FakeRun(layers=1, sequences=1))
+    assert "passes in 1 of 1 sequence." in parsed.shown
+    assert parsed.figures["run-1-magnitude-by-layer-data"]["data"][0]["x"] == [0]
+
+
+def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
+    plan = FakeRun(outliers=tuple(range(60)), massive=tuple(range(50, 130)), hits=tuple(range(200, 2500)))
+    parsed = page(plan)
+    dims = read(tmp_path / "0/tiny/text", "dims")
+    drawing = shares(dims, SITES, RULES["dettmers"])
+    per_panel = sum(len(trace.x) for trace in traces(drawing) if trace.xaxis == "x")
+    assert per_panel == MAX_POINTS
+    assert sum(len(trace.x) for trace in traces(drawing) if trace.name == "selected") == 2 * 60
+    assert "720 points of the smallest |x| are not" in drawing.text
+    assert f"Shown: the {MAX_ROWS} with the largest |x| of 130 selected dimensions." in parsed.shown
+    assert (
+        "Shown are the 50 rows with the largest |x|; 110 more are in the table of massive activations" in parsed.shown
+    )
+    assert "(320 activations in all)" in parsed.shown
+
+
+def test_massive_activations_are_shown_in_their_context(page):
+    parsed = page(FakeRun(pieces=("x" * 70, " cat", "\n", "y" * 70), position=1))
+    assert "all, without_first" in parsed.shown
+    assert f"…{'x' * 60} cat⏎{'y' * 59}…" in parsed.shown
+    assert parsed.inside("mark") == [" cat"] * 4
+    assert "-2,009" in parsed.shown
+    assert "These are all: 8 activations." in parsed.shown
+
+
+def test_context_of_special_tokens_and_of_parts_of_a_character(tmp_path):
+    run = FakeRun(pieces=("a", "é", "b")).write(tmp_path / "run")
+    tokens = Tokens.read(run / "tokens.safetensors")
+    texts = read_texts(run / "texts.parquet", tokens)
+    offsets = tokens.offsets.copy()
+    offsets[0] = [[0, 0], [1, 2], [4, 4]]
+    tokens = Tokens(tokens.tokens, tokens.special, tokens.mask, offsets, tokens.provenance)
+    assert context(texts, tokens, 0, 0) == ("", "", "aéb")
+    assert context(texts, tokens, 0, 1) == ("a", "\ufffd", "\ufffdb")
+    assert context(texts, tokens, 0, 2) == ("aéb", "", "")
+
+
+def test_several_runs_are_compared(page):
+    runs = [FakeRun(), FakeRun(model="encoder", sites=("mlp_norm",), loss=False), FakeRun(model="quiet", outliers=())]
+    parsed = page(*runs)
+    assert "3 runs compared" in parsed.shown
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
+    assert links <= set(ids)
+    assert {"run-1", "run-2", "run-3"} <= links
+    assert "overview" not in [attrs.get("id") for _, attrs in page(FakeRun(model="single")).tags]
+
+
+def test_provenance_is_shown(page):
+    parsed = page(FakeRun(origin="a wheel"))
+    for text in ("a wheel", "1,234,567", "toy, 4 layers, d_model 64", "float32 on cpu, attention sdpa", "1" * 64,
+                 "2 sequences × 6 tokens", "12 in population all, 10 in population without_first"):  # fmt: skip
+        assert text in parsed.shown
+
+
+def test_tables_of_another_run_are_refused(tmp_path):
+    one = FakeRun().write(tmp_path / "one")
+    other = FakeRun(pieces=("Another", " text")).write(tmp_path / "other")
+    for name in ("massive.parquet", "dims.parquet", "texts.parquet"):
+        mixed = tmp_path / f"mixed-{name}"
+        FakeRun().write(mixed)
+        (mixed / name).write_bytes((other / name).read_bytes())
+        with pytest.raises(InputError, match="belongs to another run"):
+            render(mixed, report=tmp_path / "report.html")
+    summary = read_json(one / "summary.json")
+    summary["rules"]["dettmers"]["threshold"] = 5.0
+    (one / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"summary\.json: its rules is"):
+        render(one, report=tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_failure_leaves_the_old_report(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    report, template = tmp_path / "report.html", tmp_path / "broken.j2"
+    report.write_text("old")
+    template.write_text("{{ nothing.of.the.kind }}")
+    with pytest.raises(TemplateError):
+        render_report([run], template, FOLDER / "report.css", report)
+    assert report.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_same_run_makes_the_same_report(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    assert render(run, report=tmp_path / "a.html") == render(run, report=tmp_path / "b.html")
