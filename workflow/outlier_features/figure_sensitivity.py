@@ -44,7 +44,7 @@ def _on_grid(table: pl.DataFrame, criteria: Mapping[str, Any]) -> str:
         f"{percent(criteria['position_share'])} of the positions"
     )
     if all((table[name] == criteria[name]).any() for name in ("threshold", *_SHARES)):
-        return f"Outlined: the run's own criteria, {text}."
+        return f"Outlined, whatever the reading: the run's own criteria, {text}."
     return f"The run's own criteria, {text}, are not on the grid."
 
 

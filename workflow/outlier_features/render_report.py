@@ -14,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
@@ -23,11 +24,10 @@ from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
-from outlier_features.wording import number, percent, ranges
+from outlier_features.wording import number, percent
 
 MASSIVE_ROWS = 50
 DIM_ROWS = 20
-TWO_RULES = ("dettmers", "massive")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,14 @@ class Run:
 
         tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
         summary = read_json(directory / "summary.json")
-        require_equal(provenance, summary, ("rules",), directory / "summary.json")
+        facts = {
+            "model_revision": summary["model"]["revision"],
+            "corpus_sha256": summary["corpus"]["sha256"],
+            "dtype": summary["run"]["dtype"],
+            "sites": summary["sites"]["present"],
+            "rules": summary["rules"],
+        }
+        require_equal(provenance, facts, tuple(facts), directory / "summary.json")
         return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
 
 
@@ -66,7 +73,7 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
     read = [Run.read(run) for run in runs]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "visible": visible, "number": number, "percent": percent, "ranges": ranges, "json_script": json_script,
+        "visible": visible, "number": number, "percent": percent, "json_script": json_script,
         "unbroken": unbroken, "script_hash": script_hash,
     }  # fmt: skip
     page = environment.from_string(template.read_text(encoding="utf-8")).render(

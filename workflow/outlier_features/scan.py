@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from outlier_features import scan_kernel as kernel
 from outlier_features.errors import InputError
-from outlier_features.populations import PADDING, REST
+from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.statistics import SiteStatistics, sparse_histogram
 from outlier_features.tensorfile import Entry, TensorFile
 
@@ -90,12 +90,12 @@ class SiteTensors:
 
     def advise(self, advice: Callable[[int, int], None], start: int, stop: int) -> None:
         """Call `advice(offset, length)` on the bytes of sequences start..stop."""
-        size, (_, t, h) = itemsize(self.dtype), self.shape
-        if self.stride > t * h:  # stacked: the layers of a sequence lie side by side
-            advice((self.starts[0] + start * self.stride) * size, (stop - start) * self.stride * size)
-        else:
-            for first in self.starts:
-                advice((first + start * self.stride) * size, (stop - start) * self.stride * size)
+        size, length = itemsize(self.dtype), (stop - start) * self.stride * itemsize(self.dtype)
+        first, *others = self.starts
+        advice((first + start * self.stride) * size, length)
+        if others and others[0] - first >= self.stride:  # the layers of a sequence do not lie side by side
+            for other in others:
+                advice((other + start * self.stride) * size, length)
 
 
 def itemsize(dtype: str) -> int:
@@ -180,21 +180,22 @@ def scan(
     n, t, h = tensors.shape
     layers = len(tensors.layers)
     floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, h))
-    states = [kernel.new_layer(h) for _ in range(layers)]
-    per_sequence = [kernel.new_sequences(n) for _ in range(layers)]
-    scratches = [kernel.new_scratch(t, h) for _ in range(threads)]
+    states, per_sequence = kernel.new_layers(layers, h), kernel.new_sequences(n, layers)
+    scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
+    for _ in range(threads):
+        scratches.put(kernel.new_scratch(t, h))
     block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
     found = 0
 
-    def scan_layers(worker: int, first: int, last: int, runs: Array, run_starts: Array) -> list[tuple[int, Any]]:
-        return [
-            (i, kernel.scan_layer(
-                tensors.raw, KINDS[tensors.dtype], tensors.starts[i] + first * tensors.stride, tensors.stride,
-                runs, run_starts, pilot[i], floors[i], profile, histogram, states[i],
-                kernel.Sequences(*(array[first:last] for array in per_sequence[i])), scratches[worker],
-            ))
-            for i in range(worker, layers, threads)
-        ]  # fmt: skip
+    def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
+        scratch = scratches.get()
+        hits: tuple[Array, ...] = kernel.scan_layer(
+            tensors.raw, KINDS[tensors.dtype], tensors.starts[layer] + first * tensors.stride, tensors.stride, layer,
+            runs, run_starts, pilot[layer], floors[layer], profile, histogram, states,
+            kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
+        )  # fmt: skip
+        scratches.put(scratch)
+        return hits
 
     with ThreadPoolExecutor(threads) as pool:
         tensors.advise(tensors.file.will_need, 0, block)
@@ -202,13 +203,11 @@ def scan(
             last = min(first + block, n)
             tensors.advise(tensors.file.will_need, last, min(last + block, n))
             runs, run_starts = runs_of(parts[first:last])
-            work = partial(scan_layers, first=first, last=last, runs=runs, run_starts=run_starts)
-            hits: list[Any] = [None] * layers
-            for layer, found_there in chain.from_iterable(pool.map(work, range(threads))):
-                hits[layer] = found_there
+            work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
+            hits = list(pool.map(work, range(layers)))
             tensors.advise(tensors.file.drop, first, last)
             _require_finite(tensors, states)
-            found += sum(int(hits_of.sum()) for hits_of, *_ in hits)
+            found += sum(len(values) for *_, values in hits)
             _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
@@ -227,12 +226,12 @@ def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Ar
     return Hits(sequence, layer, token, dim, value, parts[sequence, token])
 
 
-def _require_finite(tensors: SiteTensors, states: Sequence[kernel.Layer]) -> None:
-    for layer, state in zip(tensors.layers, states, strict=True):
-        if state.nonfinite.any():
+def _require_finite(tensors: SiteTensors, states: kernel.Layers) -> None:
+    for layer, count in zip(tensors.layers, states.nonfinite.sum(axis=1), strict=True):
+        if count:
             raise InputError(
-                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {int(state.nonfinite.sum())} values that "
-                f"are NaN or infinite, expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
+                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
+                f"expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
             )
 
 
@@ -247,30 +246,18 @@ def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor:
 
 
 def _gather(
-    tensors: SiteTensors,
-    parts: Array,
-    pilot: Array,
-    states: Sequence[kernel.Layer],
-    per_sequence: Sequence[kernel.Sequences],
+    tensors: SiteTensors, parts: Array, pilot: Array, states: kernel.Layers, per_sequence: kernel.Sequences
 ) -> SiteStatistics:
-    def stacked(name: str) -> Array:
-        return np.stack([getattr(state, name) for state in states])
-
-    bins, counts, offsets = (np.concatenate(arrays) for arrays in zip(*map(_sparse_layer, states), strict=True))
+    bins, counts, offsets = sparse_histogram(states.histogram)
     return SiteStatistics(
         layers=np.asarray(tensors.layers, np.int64),
         pilot=pilot,
         bins=bins,
         counts=counts,
-        offsets=np.concatenate([[0], np.cumsum(offsets)]),
-        positions=np.stack([(parts == part).sum(axis=1) for part in (0, 1)], axis=1).astype(np.int64),
-        **{name: stacked(name)
+        offsets=offsets,
+        positions=np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64),
+        **{name: getattr(states, name)
            for name in ("sums", "low", "high", "positive", "negative", "positions_hit", "kurtosis")},
-        **{name: np.stack([getattr(sequences, name) for sequences in per_sequence])
+        **{name: np.ascontiguousarray(getattr(per_sequence, name).swapaxes(0, 1))
            for name in ("top", "absolute", "square", "median")},
     )  # fmt: skip
-
-
-def _sparse_layer(state: kernel.Layer) -> tuple[Array, Array, Array]:
-    bins, counts, offsets = sparse_histogram(state.histogram[None])
-    return bins, counts, np.diff(offsets)

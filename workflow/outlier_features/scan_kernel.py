@@ -1,4 +1,4 @@
-"""The compiled pass over one layer's activations: every statistic of a tile while it lies in the cache.
+"""The compiled pass over activations: every statistic of a tile while it lies in the cache.
 
 A sequence's positions are cut into runs of one part (excluded or rest; padding is skipped) and runs into tiles of
 `TILE` positions. Per tile a vectorized loop takes power sums about a pilot mean, minimum and maximum of each dim; only
@@ -23,27 +23,27 @@ _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
-class Layer(NamedTuple):
-    """Running statistics of one (site, layer); axis 0 of each array is the part (excluded, rest)."""
+class Layers(NamedTuple):
+    """Running statistics of a site; axis 0 of each array is the layer, axis 1 the part (excluded, rest)."""
 
-    sums: Any  # float64 (2, 4, H): sums of (x - pilot)**1 .. **4
-    low: Any  # float32 (2, H): smallest x
-    high: Any  # float32 (2, H): largest x
-    positive: Any  # int64 (2, H): x >= 6
-    negative: Any  # int64 (2, H): x <= -6
-    positions_hit: Any  # int64 (2,): positions with some abs(x) >= 6
-    histogram: Any  # uint32 (2, 65536): values by their top 16 bits
-    kurtosis: Any  # float64 (2, 2): sum over positions of the kurtosis over dims, and how many positions have one
-    nonfinite: Any  # int64 (2,): values that are NaN or infinite
+    sums: Any  # float64 (L, 2, 4, H): sums of (x - pilot)**1 .. **4
+    low: Any  # float32 (L, 2, H): smallest x
+    high: Any  # float32 (L, 2, H): largest x
+    positive: Any  # int64 (L, 2, H): x >= 6
+    negative: Any  # int64 (L, 2, H): x <= -6
+    positions_hit: Any  # int64 (L, 2): positions with some abs(x) >= 6
+    histogram: Any  # uint32 (L, 2, 65536): values by their top 16 bits
+    kurtosis: Any  # float64 (L, 2, 2): sum over positions of the kurtosis over dims, and how many positions have one
+    nonfinite: Any  # int64 (L, 2): values that are NaN or infinite
 
 
 class Sequences(NamedTuple):
-    """Statistics of each sequence of a block. Axis 1 is the part; in `median` the population (all, without_first)."""
+    """Statistics of each sequence and layer. Axis 2 is the part; in `median` the population (all, without_first)."""
 
-    top: Any  # float32 (B, 2, 3): the three largest abs(x)
-    absolute: Any  # float64 (B, 2): sum of abs(x)
-    square: Any  # float64 (B, 2): sum of x**2
-    median: Any  # float64 (B, 2): median of abs(x)
+    top: Any  # float32 (N, L, 2, 3): the three largest abs(x)
+    absolute: Any  # float64 (N, L, 2): sum of abs(x)
+    square: Any  # float64 (N, L, 2): sum of x**2
+    median: Any  # float64 (N, L, 2): median of abs(x)
 
 
 class Scratch(NamedTuple):
@@ -52,36 +52,47 @@ class Scratch(NamedTuple):
     tile: Any  # float32 (TILE * H,): a tile of 16-bit values, widened
     low: Any  # float32 (H,)
     high: Any  # float32 (H,)
-    extremes: Any  # float32 (H,): largest abs(x) of each dim in the tile
-    dims: Any  # int32 (H + 1,): dims that need a closer look
+    extremes: Any  # float32 (H, rounded up to a multiple of 16): largest abs(x) of each dim in the tile
+    flags: Any  # uint32 (the same): whether a dim needs a closer look
+    dims: Any  # int32 (H + 2,): those dims
     magnitudes: Any  # float32 (T * H,): abs(x) of a sequence, rest first
     selected: Any  # uint32 (T * H,): candidates for the median
 
 
-def new_layer(dims: int) -> Layer:
-    return Layer(
-        np.zeros((2, 4, dims)), np.full((2, dims), np.inf, np.float32), np.full((2, dims), -np.inf, np.float32),
-        np.zeros((2, dims), np.int64), np.zeros((2, dims), np.int64), np.zeros(2, np.int64),
-        np.zeros((2, BINS), np.uint32), np.zeros((2, 2)), np.zeros(2, np.int64),
-    )  # fmt: skip
+def new_layers(count: int, dims: int) -> Layers:
+    shape = (count, 2, dims)
+    return Layers(
+        sums=np.zeros((count, 2, 4, dims)),
+        low=np.full(shape, np.inf, np.float32),
+        high=np.full(shape, -np.inf, np.float32),
+        positive=np.zeros(shape, np.int64),
+        negative=np.zeros(shape, np.int64),
+        positions_hit=np.zeros((count, 2), np.int64),
+        histogram=np.zeros((count, 2, BINS), np.uint32),
+        kurtosis=np.zeros((count, 2, 2)),
+        nonfinite=np.zeros((count, 2), np.int64),
+    )
 
 
-def new_sequences(count: int) -> Sequences:
+def new_sequences(count: int, layers: int) -> Sequences:
+    shape = (count, layers, 2)
     return Sequences(
-        np.zeros((count, 2, 3), np.float32), np.zeros((count, 2)), np.zeros((count, 2)), np.full((count, 2), np.nan)
+        top=np.zeros((*shape, 3), np.float32),
+        absolute=np.zeros(shape),
+        square=np.zeros(shape),
+        median=np.full(shape, np.nan),
     )
 
 
 def new_scratch(tokens: int, dims: int) -> Scratch:
-    def vector() -> Any:
-        return np.empty(dims, np.float32)
-
+    padded = -(-dims // 16) * 16
     return Scratch(
         tile=np.empty(TILE * dims, np.float32),
-        low=vector(),
-        high=vector(),
-        extremes=vector(),
-        dims=np.empty(dims + 1, np.int32),
+        low=np.empty(dims, np.float32),
+        high=np.empty(dims, np.float32),
+        extremes=np.zeros(padded, np.float32),
+        flags=np.zeros(padded, np.uint32),
+        dims=np.empty(dims + 2, np.int32),
         magnitudes=np.empty(tokens * dims, np.float32),
         selected=np.empty(tokens * dims, np.uint32),
     )
@@ -135,8 +146,12 @@ def _add_to_histogram_overload(raw, histogram):
     if raw.dtype == types.uint32:
 
         def by_top_bits(raw, histogram):
-            for i in range(raw.size):
-                histogram[raw[i] >> np.uint32(16)] += np.uint32(1)
+            pairs = raw[: raw.size // 2 * 2].view(np.uint64)  # two values a load
+            for i in range(pairs.size):
+                histogram[(pairs[i] >> np.uint64(16)) & np.uint64(0xFFFF)] += np.uint32(1)
+                histogram[pairs[i] >> np.uint64(48)] += np.uint32(1)
+            if raw.size % 2:
+                histogram[raw[raw.size - 1] >> np.uint32(16)] += np.uint32(1)
 
         return by_top_bits
 
@@ -302,10 +317,14 @@ def _median(magnitudes, count, spare):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _rank_bound(extremes, top):
-    """A value that the three largest abs(x) reach: the third of `top` and of the dims' extremes together."""
+    """A value that the three largest abs(x) reach: the third of `top` and of the extremes of 16 groups of dims."""
+    groups = np.zeros(16, np.float32)
+    for block in range(0, extremes.size, 16):
+        for j in range(16):
+            groups[j] = max(groups[j], extremes[block + j])
     largest, middle, third = top[0], top[1], top[2]
-    for h in range(extremes.size):
-        extreme = extremes[h]
+    for j in range(16):
+        extreme = groups[j]
         if extreme > third:
             if extreme > largest:
                 largest, middle, third = extreme, largest, middle
@@ -319,34 +338,44 @@ def _rank_bound(extremes, top):
 @njit(nogil=True, cache=True, error_model="numpy")
 def _crossing_dims(floor, top, scratch):
     """List in scratch.dims the dims whose extremes in the tile reach 6, their floor, or a place among the top three."""
-    extremes, found = scratch.extremes, scratch.dims
+    extremes, flags, found = scratch.extremes, scratch.flags, scratch.dims
+    low, high = scratch.low, scratch.high
     threshold = np.float32(COUNT_THRESHOLD)
     third = top[2]
-    higher = np.int32(0)
+    crossing = np.uint32(0)
+    higher = np.uint32(0)
     for h in range(floor.size):
-        extremes[h] = max(scratch.high[h], -scratch.low[h])
-        higher |= np.int32(extremes[h] > third)
-    bound = _rank_bound(extremes, top) if higher else np.float32(np.inf)
+        extreme = max(high[h], -low[h])
+        extremes[h] = extreme
+        flags[h] = np.uint32((extreme >= floor[h]) | (extreme >= threshold))
+        crossing |= flags[h]
+        higher |= np.uint32(extreme > third)
+    if higher:
+        bound = _rank_bound(extremes, top)
+        for h in range(floor.size):
+            flags[h] |= np.uint32(extremes[h] >= bound)
     count = 0
-    for block in range(0, floor.size, 16):
-        stop = min(block + 16, floor.size)
-        crossing = np.int32(0)
-        for h in range(block, stop):
-            crossing |= np.int32((extremes[h] >= floor[h]) | (extremes[h] >= threshold) | (extremes[h] >= bound))
-        if crossing != 0:
-            for h in range(block, stop):
-                found[count] = h
-                count += np.int64((extremes[h] >= floor[h]) | (extremes[h] >= threshold) | (extremes[h] >= bound))
+    if crossing | higher:
+        pairs = flags.view(np.uint64)
+        for i in range(pairs.size):
+            if pairs[i] != 0:
+                found[count] = 2 * i
+                count += np.int64(flags[2 * i])
+                found[count] = 2 * i + 1
+                count += np.int64(flags[2 * i + 1])
     return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_token, token, dim, value, count):
-    """Look at every value of the crossing dims: count it, keep it if a hit, rank it. Returns the count of hits."""
+def _scan_rare(x, rows, positive, negative, top, floor, scratch, crossing, first_token, token, dim, value, count):
+    """Look at every value of the crossing dims: count it, keep it if a hit, rank it.
+
+    Returns the count of hits, and how many rows reach 6.
+    """
     dims = floor.size
     threshold = np.float32(COUNT_THRESHOLD)
-    positive, negative = layer.positive[part], layer.negative[part]
     third = top[2]
+    rows_hit = 0
     for row in range(rows):
         reached = False
         for j in range(crossing):
@@ -363,8 +392,8 @@ def _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, first_token,
             if magnitude > third:
                 _insert_top(top, magnitude)
                 third = top[2]
-        layer.positions_hit[part] += np.int64(reached)
-    return count
+        rows_hit += np.int64(reached)
+    return count, rows_hit
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -378,22 +407,26 @@ def _room_for(more, values, count):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def scan_layer(raw, kind, start, stride, runs, run_starts, pilot, floor, profile, histogram, layer, sequences, scratch):
+def scan_layer(
+    raw, kind, start, stride, layer, runs, run_starts, pilot, floor, profile, histogram, layers, sequences, scratch
+):
     """Scan one layer of a block of sequences and return its hits.
 
-    raw        uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat; sequence b lies at
-               start + b * stride as (T, H)
-    runs       int64 (R, 3): first position, one past the last, part; sequence b has runs run_starts[b]:run_starts[b+1]
-    pilot      float32 (H,); floor float32 (H,): abs(x) at or above it is a hit
-    profile    whether to take medians, sums of abs(x) and x**2, and kurtosis per position
-    histogram  whether to take the histogram
+    raw         uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat; sequence b lies at
+                start + b * stride as (T, H)
+    runs        int64 (R, 3): first position, one past the last, part; those of sequence b are
+                runs[run_starts[b]:run_starts[b + 1]]
+    pilot       float32 (H,)
+    floor       float32 (H,): abs(x) at or above it is a hit
+    profile     whether to take medians, sums of abs(x) and x**2, and kurtosis per position
+    histogram   whether to take the histogram
 
-    `layer` and `sequences` are updated. Returns the number of hits of each sequence (int64), and of each hit the token
-    and dim (uint32) and the value (float32), ordered by sequence, token, dim.
+    `layers` and `sequences` are updated at index `layer`. Returns the number of hits of each sequence, int64 (B,), and
+    of each hit the token and dim (uint32) and the value (float32), ordered by sequence, token, dim.
     """
-    dims = pilot.size
     token, dim, value = np.empty(4096, np.uint32), np.empty(4096, np.uint32), np.empty(4096, np.float32)
     hits_of = np.zeros(run_starts.size - 1, np.int64)
+    dims = pilot.size
     count = 0
     for b in range(run_starts.size - 1):
         base, count_before = start + b * stride, count
@@ -404,38 +437,41 @@ def scan_layer(raw, kind, start, stride, runs, run_starts, pilot, floor, profile
         filled_rest, filled_all = 0, rest * dims  # abs(x) of the rest goes first, so both populations are a prefix
         for r in range(run_starts[b], run_starts[b + 1]):
             part = runs[r, 2]
-            top = sequences.top[b, part]
+            top = sequences.top[b, layer, part]
+            sums, low, high = layers.sums[layer, part], layers.low[layer, part], layers.high[layer, part]
+            positive, negative = layers.positive[layer, part], layers.negative[layer, part]
             for t in range(runs[r, 0], runs[r, 1], TILE):
                 rows = min(TILE, runs[r, 1] - t)
                 size = rows * dims
                 bits = raw[base + t * dims : base + t * dims + size]
                 x = _as_float32(bits, kind, scratch.tile)
-                if _sum_tile(x, rows, pilot, layer.sums[part], layer.low[part], layer.high[part], scratch):
-                    layer.nonfinite[part] += _count_nonfinite(x)
+                if _sum_tile(x, rows, pilot, sums, low, high, scratch):
+                    layers.nonfinite[layer, part] += _count_nonfinite(x)
                 crossing = _crossing_dims(floor, top, scratch)
                 if crossing > 0:
                     more = rows * crossing + 1
-                    token, dim, value = (
-                        _room_for(more, token, count),
-                        _room_for(more, dim, count),
-                        _room_for(more, value, count),
+                    token = _room_for(more, token, count)
+                    dim = _room_for(more, dim, count)
+                    value = _room_for(more, value, count)
+                    count, rows_hit = _scan_rare(
+                        x, rows, positive, negative, top, floor, scratch, crossing, t, token, dim, value, count
                     )
-                    count = _scan_rare(x, rows, part, layer, top, floor, scratch, crossing, t, token, dim, value, count)
+                    layers.positions_hit[layer, part] += rows_hit
                 if histogram:
-                    _add_to_histogram(bits, layer.histogram[part])
+                    _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
                     filled = filled_rest if part == 1 else filled_all
                     absolute, square = _describe_rows(
-                        x, rows, dims, layer.kurtosis[part], scratch.magnitudes[filled : filled + size]
+                        x, rows, dims, layers.kurtosis[layer, part], scratch.magnitudes[filled : filled + size]
                     )
-                    sequences.absolute[b, part] += absolute
-                    sequences.square[b, part] += square
+                    sequences.absolute[b, layer, part] += absolute
+                    sequences.square[b, layer, part] += square
                     if part == 1:
                         filled_rest += size
                     else:
                         filled_all += size
         hits_of[b] = count - count_before
         if profile:
-            sequences.median[b, 0] = _median(scratch.magnitudes, filled_all, scratch.selected)
-            sequences.median[b, 1] = _median(scratch.magnitudes, filled_rest, scratch.selected)
+            sequences.median[b, layer, 0] = _median(scratch.magnitudes, filled_all, scratch.selected)
+            sequences.median[b, layer, 1] = _median(scratch.magnitudes, filled_rest, scratch.selected)
     return hits_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()
