@@ -176,7 +176,8 @@ class FakeRun:
         rows = [
             {"rule": "massive", "site": "resid_post", "sequence": sequence, "layer": layer, "token": self.position,
              "dim": dim, "value": -2000.0 - dim - layer, "median": 1.0, "ratio": 2000.0 + dim + layer,
-             "massive_all": True, "median_without_first": 1.0, "massive_without_first": self.position > 0,
+             "massive_all": True, "median_without_first": 1.0,
+             "ratio_without_first": None, "massive_without_first": self.position > 0,
              "excluded": self.position == 0, "token_id": self.position, "token_text": self.pieces[self.position]}
             for sequence in range(self.sequences)
             for layer in (1, 2)

@@ -33,7 +33,15 @@ def population(dettmers=None, massive=None, activations=None, jaccard=None, **ot
         "largest": [{"site": "resid_post", "layer": 11, "max": 24727.5625, "median": 1.65685}],
         "rules": {"dettmers": dettmers or rule(), "massive": massive or rule()} | others,
         "massive_activations": activations
-        or {"activations": 0, "layers": [], "positions": 0, "at_excluded_positions": 0, "dims": []},
+        or {
+            "activations": 0,
+            "layers": [],
+            "positions": 0,
+            "at_excluded_positions": 0,
+            "dims": [],
+            "tokens": 0,
+            "by_token": [],
+        },
         "jaccard": jaccard or {"rules": ["dettmers", "massive"], "common": [], "union": 0, "jaccard": None},
     }
 
@@ -56,6 +64,7 @@ def summary():
                 rule([OUTLIER], pairs_with_hit=48, pairs_passing=16, locations=7960, occurrences=41373),
                 rule([MASSIVE], pairs_passing=16),
                 {"activations": 272, "layers": list(range(11, 28)), "positions": 16, "at_excluded_positions": 272,
+                 "tokens": 1, "by_token": [{"token": 0, "activations": 272}],
                  "dims": [LARGEST]},
                 {"rules": ["dettmers", "massive"], "common": [], "union": 2, "jaccard": 0.0},
             ),
@@ -89,12 +98,12 @@ def test_what_rule_massive_found_and_at_which_token(summary):
     assert found[2] == (
         "Rule massive on resid_post finds 272 massive activations in population all, at 16 positions and in layers 11 "
         "to 27, in 1 dimension of 576, in more than half of the sequences. All of them are at the first position of a "
-        "sequence or a special token."
+        "sequence or a special token (position 0)."
     )
     assert found[3] == (
         "Dimension 507 (kind massive) has them in 16 of 16 sequences, within layers 11 to 27. The largest, x = "
-        '-24,728, is at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over all '
-        "positions there (1.571). On resid_post it steps up in layer 11 and down in 28."
+        '-24,728, is at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over '
+        "the positions of population all there (1.571). On resid_post it steps up in layer 11 and down in 28."
     )
     assert found[4] == (
         "Largest |x| of each site in population all, whatever the rule: 24,728 on resid_post in layer 11 (median |x| "

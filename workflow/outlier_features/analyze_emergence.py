@@ -26,12 +26,8 @@ def analyze_emergence(pairs: Path, statistics: Path, dims: Path, emergence: Path
     found = shapes(dims_of(rows, provenance["sequences"]), sites.get("resid_post"))
     write_table(dims, found, DIMS, provenance)
     basis = {site: one for site, one in sites.items() if site in RESIDUAL_BASIS}
-    chosen = found.filter(pl.col("rule") != "dettmers_heads")
-    frames = [
-        profiles(site, one, population, chosen.filter(population=population)["dim"].unique().sort().to_numpy())
-        for population in POPULATIONS
-        for site, one in basis.items()
-    ]
+    chosen = found.filter(pl.col("rule") != "dettmers_heads")["dim"].unique().sort().to_numpy()
+    frames = [profiles(site, one, population, chosen) for population in POPULATIONS for site, one in basis.items()]
     write_table(emergence, pl.concat([pl.DataFrame(schema=EMERGENCE.schema), *frames]), EMERGENCE, provenance)
 
 

@@ -45,7 +45,7 @@ def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[st
         BOTH_POPULATIONS,
         "Largest |x| over all sequences of each dimension that either rule selects in either population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
-        "no value: the dimension has no hit by either rule in that population, the layer lacks the site, or it is 0."
+        "no value: the layer lacks the site, the population has no positions, or the value is 0."
         + capped(len(chosen), len(shown), "selected dimension")
         + missing,
     )

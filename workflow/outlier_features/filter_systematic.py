@@ -145,6 +145,7 @@ def _with_medians(hits: pl.DataFrame, statistics: SiteStatistics, rule: Mapping[
             massive_all=massive["all"],
             massive_without_first=massive["without_first"] & ~pl.col("excluded"),
             ratio=magnitude / pl.col("median"),
+            ratio_without_first=pl.when(~pl.col("excluded")).then(magnitude / pl.col("median_without_first")),
         )
         .filter(pl.col("massive_all") | pl.col("massive_without_first"))
     )

@@ -111,7 +111,7 @@ def _massive(summary: Part, population: str, result: Part) -> tuple[str, list[st
         f"{_dims_of(summary, 'massive', result['dims_selected'])}{_majority(result)}."
     )
     largest = {row["dim"]: row for row in found["dims"]}
-    details = [_massive_dim(summary, row, largest[row["dim"]]) for row in result["dims"][:DIMS_IN_FULL]]
+    details = [_massive_dim(summary, population, row, largest[row["dim"]]) for row in result["dims"][:DIMS_IN_FULL]]
     return text + _where_excluded(found, population), details
 
 
@@ -126,16 +126,17 @@ def _where_excluded(found: Part, population: str) -> str:
         subject = f"{excluded:,} of them {_are(excluded)}"
     else:
         subject = "It is not" if activations == 1 else "None of them is"
-    return f" {subject} at {_FIRST_OR_SPECIAL}."
+    position = found["by_token"][0]["token"] if found["tokens"] == 1 else None
+    return f" {subject} at {_FIRST_OR_SPECIAL}{'' if position is None else f' (position {position})'}."
 
 
-def _massive_dim(summary: Part, row: Part, largest: Part) -> str:
+def _massive_dim(summary: Part, population: str, row: Part, largest: Part) -> str:
     token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
     return (
         f"Dimension {row['dim']} (kind {row['kind']}) has them in {_of_sequences(summary, row)}, within "
         f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {token} (position {largest['token']} of "
         f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| "
-        f"over all positions there ({number(largest['median'])}).{_steps(row)}"
+        f"over the positions of population {population} there ({number(largest['median'])}).{_steps(row)}"
     )
 
 

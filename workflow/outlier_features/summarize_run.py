@@ -67,8 +67,8 @@ def summarize_run(
                         )
                         for rule, sites in _applied(provenance["sites"]).items()
                     },
-                    "massive_activations": _massive(massive_rows.filter(f"massive_{population}")),
-                    "jaccard": jaccard(dim_rows.filter(population=population)),
+                    "massive_activations": _massive(massive_rows, population),
+                    "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
                 }
                 for population in POPULATIONS
             },
@@ -122,25 +122,37 @@ def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
     return best.sort("site").select("site", "layer", "max", "median").to_dicts()
 
 
-def _massive(massive: pl.DataFrame) -> dict[str, Any]:
-    """Counts of massive activations, and the largest of each dim."""
+def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
+    """Counts of a population's massive activations, and the largest of each dim, by the population's own median."""
     columns = ("dim", "value", "layer", "sequence", "token", "token_text", "median", "ratio", "excluded")
+    massive = massive.filter(f"massive_{population}")
+    if population == "without_first":
+        massive = massive.with_columns(median="median_without_first", ratio="ratio_without_first")
+    by_token = (
+        massive.group_by("token").agg(activations=pl.len()).sort(["activations", "token"], descending=[True, False])
+    )
     largest = massive.sort(pl.col("value").abs(), descending=True).unique("dim", keep="first", maintain_order=True)
     return {
         "activations": len(massive),
         "layers": sorted(set(massive["layer"].to_list())),
         "positions": len(massive.select("sequence", "token").unique()),
         "at_excluded_positions": int(massive["excluded"].sum()),
+        "tokens": by_token["token"].len(),
+        "by_token": by_token.head(10).to_dicts(),
         "dims": largest.select(columns).to_dicts(),
     }
 
 
-def jaccard(dims: pl.DataFrame) -> dict[str, Any]:
-    """Overlap of the dims selected by `dettmers` and by `massive`: |A and B| / |A or B|, None where both are empty."""
+def jaccard(dims: pl.DataFrame, sites: list[str]) -> dict[str, Any]:
+    """Overlap of the dims selected by `dettmers` and by `massive`: |A and B| / |A or B|.
+
+    None where both are empty, or where the sites of a rule are not there.
+    """
+    applied = {"dettmers", "massive"} <= _applied(sites).keys()
     one, other = (set(dims.filter(pl.col("rule") == rule, "selected")["dim"]) for rule in ("dettmers", "massive"))
     return {
         "rules": ["dettmers", "massive"],
         "common": sorted(one & other),
         "union": len(one | other),
-        "jaccard": len(one & other) / len(one | other) if one | other else None,
+        "jaccard": len(one & other) / len(one | other) if applied and one | other else None,
     }

@@ -153,6 +153,7 @@ MASSIVE = Table(
         Column("ratio", pl.Float64, "abs(value) / median"),
         Column("massive_all", pl.Boolean, "meets the rule by the median over all positions"),
         Column("median_without_first", pl.Float64, "the same median over population `without_first`", "activation"),
+        Column("ratio_without_first", pl.Float64, "abs(value) / median_without_first; null if excluded"),
         Column("massive_without_first", pl.Boolean, "is in `without_first` and meets the rule by its median"),
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
         Column("token_id", pl.Int64, "vocabulary id of the token"),
@@ -162,7 +163,7 @@ MASSIVE = Table(
 
 EMERGENCE = Table(
     "emergence",
-    "population, site, dim, layer: for every dim with a hit by a rule on a basis of d_model",
+    "population, site, dim, layer: for every dim with a hit in either population, by a rule on a basis of d_model",
     (
         _POPULATION, _SITE, _DIM, _LAYER,
         Column("max_abs", pl.Float64, "largest abs(x)", "activation"),
