@@ -43,6 +43,12 @@ def test_a_corpus_takes_the_sample_keys_it_lacks_from_the_top_level():
     assert sample == {"sequences": 16, "tokens": 99, "pack": "documents", "bos": "auto"}
 
 
+@pytest.mark.parametrize(("bos", "expected"), [(True, "always"), (False, "never"), ("auto", "auto")])
+def test_bos_may_be_a_truth_value(bos, expected):
+    config = resolve_config(changed(sample__bos=bos), SCHEMA)
+    assert config["catalog"]["corpora"]["python-docs"]["sample"]["bos"] == expected
+
+
 def test_an_entry_that_is_not_selected_does_no_harm():
     config = changed(catalog__models__broken={"path": 3, "nonsense": True}, catalog__corpora__gone={"files": []})
     resolved = resolve_config(config, SCHEMA)

@@ -40,6 +40,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for corpus, entry in complete["catalog"]["corpora"].items():
         own = selected["catalog"]["corpora"][corpus].get("sample", {})
         entry["sample"] = {**complete["sample"], **own}
+        entry["sample"]["bos"] = {True: "always", False: "never"}.get(entry["sample"]["bos"], entry["sample"]["bos"])
     _check_floors(complete)
     return complete
 
