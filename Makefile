@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 
 .PHONY: run resume test lint format docs bench clean
 
+# ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
-	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake --cores $(CORES) $(ARGS)
 
 # A killed run leaves a lock and perhaps unfinished files.
 resume: $(VENV)/installed
-	$(BIN)/snakemake --unlock
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+	$(BIN)/snakemake --unlock $(ARGS)
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed

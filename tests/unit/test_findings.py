@@ -83,8 +83,8 @@ def test_what_rule_dettmers_found(summary):
     found = said(summary, "found")
     assert found[0] == (
         "Rule dettmers on attn_norm and mlp_norm selects 1 dimension of 576 in population all, in more than half of "
-        "the sequences. There are 41,373 occurrences at 7,960 locations, in 48 pairs of a sequence and a dimension, of "
-        "which 16 pass."
+        "the sequences. 1 dimension with a hit has 41,373 occurrences at 7,960 locations, in 48 pairs of a sequence "
+        "and a dimension, of which 16 pass."
     )
     assert found[1] == (
         "Dimension 247 (kind persistent) passes in 16 of 16 sequences. On average over the 16 sequences with a hit, it "

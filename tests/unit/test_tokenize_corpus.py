@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from outlier_features.artifacts import write_json
 from outlier_features.errors import InputError
+from outlier_features.token_text import token_text
 from outlier_features.tokenize_corpus import tokenize_corpus
 from outlier_features.tokens import Tokens
 
@@ -115,6 +116,10 @@ def test_special_tokens_of_the_tokenizer(tmp_path, bpe, bos, prefix, suffix):
     assert (tokens.tokens[tokens.special] == end).all()
     assert tokens.special[:, 0].all() == bool(prefix) and tokens.special[:, -1].all() == bool(suffix)
     check_offsets(bpe, tokens, texts)
+    encoded = [text.encode() for text in texts]
+    if prefix:
+        assert token_text(encoded, tokens, 0, 0) == token_text(encoded, tokens, 0, 15) == "<|end|>"
+    assert token_text(encoded, tokens, 0, 1) == bpe.decode([tokens.tokens[0, 1]])
     assert (tokens.parts == 0).sum(1).tolist() == [max(1, prefix) + suffix] * 3
 
 

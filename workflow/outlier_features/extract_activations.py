@@ -69,7 +69,7 @@ def extract_activations(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
-    _check_vocabulary(corpus, loaded, tokens)
+    _check_fit(corpus, loaded, tokens, model_source["location"])
     blocks = find_sites(loaded)
     proven = verify_sites(loaded, blocks, sites)
     absent = _absent(blocks, sites)
@@ -185,12 +185,19 @@ def _check_request(corpus: Tokens, path: Path, start: int, stop: int, sites: lis
         raise InputError(f"sites: found {unknown[0]!r}, expected names among {', '.join(SITES)}")
 
 
-def _check_vocabulary(corpus: Tokens, loaded: LoadedModel, path: Path) -> None:
+def _check_fit(corpus: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
     largest = int(corpus.tokens.max())
     if largest >= loaded.vocab_size:
         raise InputError(
             f"{path}: found token id {largest}, expected ids below {loaded.vocab_size}, the vocabulary of "
-            f"{loaded.model_type}; the tokenizer does not fit the model"
+            f"{loaded.model_type}; the tokenizer in {location} does not fit the model"
+        )
+    positions = getattr(loaded.config, "max_position_embeddings", None)
+    if positions is not None and corpus.tokens.shape[1] > positions:
+        print(
+            f"sample.tokens: {corpus.tokens.shape[1]} is more than the {positions} positions that {loaded.model_type} "
+            "says it has; if it can run them at all, it extrapolates",
+            file=sys.stderr,
         )
 
 

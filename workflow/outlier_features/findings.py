@@ -83,9 +83,11 @@ def _selected(summary: Part, population: str, rule: str, result: Part) -> Findin
 
 
 def _outliers(summary: Part, population: str, rule: str, result: Part) -> tuple[str, list[str]]:
+    hit = result["dims_with_hit"]
     text = (
         f"Rule {rule} on {_sites(summary, rule)} selects {_dims_of(summary, rule, result['dims_selected'])} in "
-        f"population {population}{_majority(result)}. There are {_counts(result)}."
+        f"population {population}{_majority(result)}. {count(hit, 'dimension')} with a hit "
+        f"{'has' if hit == 1 else 'have'} {_counts(result)}."
     )
     return text, [_outlier(summary, row) for row in result["dims"][:DIMS_IN_FULL]]
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from outlier_features.errors import InputError
 from outlier_features.models import LoadedModel, probe_ids
@@ -63,9 +62,7 @@ class LossRecorder:
             for start in range(0, len(row) - 1, self._block):
                 stop = min(start + self._block, len(row) - 1)
                 logits = self._logits(sequence, start, stop, row)
-                nll[sequence, start + 1 : stop + 1] = functional.cross_entropy(
-                    logits.float(), row[start + 1 : stop + 1], reduction="none"
-                )
+                nll[sequence, start + 1 : stop + 1] = _negative_log_likelihood(logits, row[start + 1 : stop + 1])
         return nll * mask
 
     def _logits(self, sequence: int, start: int, stop: int, row: Tensor) -> Tensor:
@@ -95,3 +92,17 @@ class LossRecorder:
                 f"{loaded.model_type}: its head run on a few tokens at a time differs from the plain model by "
                 f"{difference.max():.3g}, expected the same logits"
             )
+
+
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy (n,) of logits (n, V) with token ids (n,).
+
+    The exponentials are added up in float64 where the device has it: in float32 the sum over a vocabulary is off by
+    some 1e-6, and always to the same side.
+    """
+    logits = logits.float()
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    largest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - largest).exp_().sum(dim=-1, dtype=wide)
+    chosen = logits.gather(-1, targets[:, None]) - largest
+    return (total.log() - chosen[:, 0].to(wide)).float()

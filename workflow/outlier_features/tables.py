@@ -157,7 +157,7 @@ MASSIVE = Table(
         Column("massive_without_first", pl.Boolean, "is in `without_first` and meets the rule by its median"),
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
         Column("token_id", pl.Int64, "vocabulary id of the token"),
-        Column("token_text", pl.String, "the token's text"),
+        Column("token_text", pl.String, "the text that the token covers; of a special token, its name"),
     ),
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ def _span(row: dict[str, Any], texts: list[bytes], run: Tokens) -> MassiveSpan:
 def context(texts: list[bytes], run: Tokens, sequence: int, token: int) -> tuple[str, str, str]:
     """Up to 60 characters before a token, the token, and up to 60 after it, as they can be shown.
 
-    A special token has no text; it lies between what precedes and what follows it.
+    A special token covers no text; its name stands between what precedes and what follows it.
     """
     first, last = run.offsets[sequence, token]
     before = texts[sequence][:first].decode(errors="replace")

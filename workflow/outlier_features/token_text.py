@@ -23,6 +23,8 @@ def read_texts(texts: Path, run: Tokens) -> list[bytes]:
 
 
 def token_text(texts: list[bytes], run: Tokens, sequence: int, token: int) -> str:
-    """The text of a token; empty for a special token, with U+FFFD where it is only part of a character."""
+    """The text that a token covers, with U+FFFD where it is only part of a character; a special token's name."""
+    if run.special[sequence, token]:
+        return str(run.provenance.get("special_tokens", {}).get(str(run.tokens[sequence, token]), ""))
     first, last = run.offsets[sequence, token]
     return texts[sequence][first:last].decode(errors="replace")

@@ -61,6 +61,7 @@ def tokenize_corpus(
         "corpus": corpus,
         "corpus_sha256": read_json(corpus_source)["sha256"],
         "sample": dict(sample),
+        "special_tokens": wrapped.names(),
         "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
         "package_version": __version__,
     }
@@ -105,6 +106,10 @@ class Wrapped:
         # Text is data: a special token's name in it is text too.
         tokenizer.encode_special_tokens = True
         return cls(tokenizer, prefix, suffix)
+
+    def names(self) -> dict[str, str]:
+        """What the vocabulary calls the special tokens that are added, by id (as text, for JSON)."""
+        return {str(i): self.tokenizer.id_to_token(i) or "" for i in (*self.prefix, *self.suffix)}
 
     def around(self, piece: Piece) -> Piece:
         before, after = len(self.prefix), len(self.suffix)
