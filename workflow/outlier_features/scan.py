@@ -18,7 +18,7 @@ from outlier_features.tensorfile import Entry, TensorFile
 Array = np.ndarray[Any, Any]
 
 KINDS = {"F32": kernel.FLOAT32, "BF16": kernel.BFLOAT16, "F16": kernel.FLOAT16}
-_BLOCK_VALUES = 1 << 25  # values of all layers that are looked at together
+_BLOCK_VALUES = 1 << 26  # values of all layers that are looked at together
 
 
 @dataclass(frozen=True)
