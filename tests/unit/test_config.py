@@ -77,6 +77,7 @@ MISTAKES = {
     },
     "rules.dettmers.threshold is 3, below detect.floors.attn_norm: 4": {"rules__dettmers__threshold": 3.0},
     "sensitivity.thresholds is 2, below detect.floors.attn_norm: 4": {"sensitivity__thresholds": [2.0, 6.0]},
+    "sensitivity.thresholds is [6.0, 6], expected each entry once": {"sensitivity__thresholds": [6.0, 6]},
     "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {"rules__massive__threshold": 50.0},
     "detect.threads is True, expected integer": {"detect__threads": True},
 }  # fmt: skip
