@@ -55,10 +55,13 @@ def filter_systematic(
                 found = _read_hits(hits, sites, chunk, provenance)
                 passes = rules.dettmers_passes(dettmers)
                 for population in POPULATIONS:
-                    pair_frames.append(facts.pairs(found, population, rule, sites, dettmers["threshold"], passes))
+                    made = {
+                        threshold: facts.pairs(found, population, rule, sites, threshold, passes)
+                        for threshold in {dettmers["threshold"], *grid["thresholds"]}
+                    }
+                    pair_frames.append(made[dettmers["threshold"]])
                     for threshold in grid["thresholds"]:
-                        made = facts.pairs(found, population, rule, sites, threshold, passes)
-                        cells.add(made, (population, rule, "+".join(sites), threshold))
+                        cells.add(made[threshold], (population, rule, "+".join(sites), threshold))
         site = rules.MASSIVE_SITE
         if site in facts.tensors and site in hits:
             found = _read_hits(hits, [site], chunk, provenance).filter(

@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from outlier_features.populations import REST
+
 TILE = 16
 COUNT_THRESHOLD = 6.0
 BINS = 1 << 16
@@ -432,7 +434,7 @@ def scan_layer(
         base, count_before = start + b * stride, count
         rest = 0
         for r in range(run_starts[b], run_starts[b + 1]):
-            if runs[r, 2] == 1:
+            if runs[r, 2] == REST:
                 rest += runs[r, 1] - runs[r, 0]
         filled_rest, filled_all = 0, rest * dims  # abs(x) of the rest goes first, so both populations are a prefix
         for r in range(run_starts[b], run_starts[b + 1]):
@@ -460,13 +462,13 @@ def scan_layer(
                 if histogram:
                     _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
-                    filled = filled_rest if part == 1 else filled_all
+                    filled = filled_rest if part == REST else filled_all
                     absolute, square = _describe_rows(
                         x, rows, dims, layers.kurtosis[layer, part], scratch.magnitudes[filled : filled + size]
                     )
                     sequences.absolute[b, layer, part] += absolute
                     sequences.square[b, layer, part] += square
-                    if part == 1:
+                    if part == REST:
                         filled_rest += size
                     else:
                         filled_all += size
