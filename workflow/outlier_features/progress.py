@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def byte_bar(description: str, total: int | None = None) -> "tqdm[Any]":
+def byte_bar(description: str, total: int | None = None, disable: bool = False) -> "tqdm[Any]":
     """A bar that appears after three seconds and is drawn at most once a second."""
     return tqdm(
         desc=description,
@@ -17,4 +17,5 @@ def byte_bar(description: str, total: int | None = None) -> "tqdm[Any]":
         mininterval=1.0,
         delay=3.0,
         leave=False,
+        disable=disable,
     )

@@ -40,8 +40,11 @@ class SiteTensors:
     @classmethod
     def per_layer(cls, file: TensorFile, site: str) -> "SiteTensors | None":
         """The tensors `{site}.{layer}` of a file; None if it has none."""
+        names = {name: name.rpartition(".") for name in file.entries}
         entries = {
-            int(name.rsplit(".", 1)[1]): entry for name, entry in file.entries.items() if name.rsplit(".", 1)[0] == site
+            int(layer): file.entries[name]
+            for name, (stem, _, layer) in names.items()
+            if stem == site and layer.isdecimal()
         }
         if not entries:
             return None
@@ -81,12 +84,7 @@ class SiteTensors:
         """Sequence n of the layer at index `layer` of `layers`, float32 (T, H)."""
         _, t, h = self.shape
         start = self.starts[layer] + n * self.stride
-        bits = self.raw[start : start + t * h]
-        if self.dtype == "F32":
-            return bits.view(np.float32).reshape(t, h)
-        out = np.empty(t * h, np.float32)
-        (kernel.widen_bfloat16 if self.dtype == "BF16" else kernel.widen_float16)(bits, out)
-        return out.reshape(t, h)
+        return widened(self.raw[start : start + t * h], self.dtype).reshape(t, h)
 
     def advise(self, advice: Callable[[int, int], None], start: int, stop: int) -> None:
         """Call `advice(offset, length)` on the bytes of sequences start..stop."""
@@ -100,6 +98,15 @@ class SiteTensors:
 
 def itemsize(dtype: str) -> int:
     return 4 if dtype == "F32" else 2
+
+
+def widened(bits: Array, dtype: str) -> Array:
+    """The float32 values of raw bits: of float32 where they lie, of 16-bit formats a copy."""
+    if dtype == "F32":
+        return bits.view(np.float32)
+    out = np.empty(bits.size, np.float32)
+    (kernel.widen_bfloat16 if dtype == "BF16" else kernel.widen_float16)(bits, out)
+    return out
 
 
 def _require_float(file: TensorFile, name: str, entry: Entry) -> None:
@@ -164,6 +171,7 @@ def scan(
     threads: int = 1,
     profile: bool = True,
     histogram: bool = True,
+    block_values: int = _BLOCK_VALUES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SiteStatistics:
     """Scan a site's activations once.
@@ -173,6 +181,7 @@ def scan(
     floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
     on_hits    called with the hits of some sequences at a time, in order
     profile    whether to take medians, mean abs(x), mean square and kurtosis per position
+    block_values   values of all layers that are looked at together; it bounds the memory that their hits take
     progress   called with the number of sequences done
 
     Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
@@ -184,7 +193,7 @@ def scan(
     scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
     for _ in range(threads):
         scratches.put(kernel.new_scratch(t, h))
-    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
+    block = max(1, min(n, block_values // (layers * t * h)))
     found = 0
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
@@ -206,11 +215,11 @@ def scan(
             work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
             hits = list(pool.map(work, range(layers)))
             tensors.advise(tensors.file.drop, first, last)
-            _require_finite(tensors, states)
             found += sum(len(values) for *_, values in hits)
             _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
+    _require_finite(tensors, states)  # at the end, so that the count is that of the whole file
     return _gather(tensors, parts, pilot, states, per_sequence)
 
 

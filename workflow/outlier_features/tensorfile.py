@@ -56,7 +56,7 @@ class TensorFile:
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: expected a whole safetensors file, found {error}") from error
 
     @property
