@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from outlier_features import tables
 from outlier_features.analyze_emergence import dims_of
 from outlier_features.artifacts import PROVENANCE, write_json
+from outlier_features.sealed_parquet import write_parquet
 from outlier_features.summarize_run import summarize_run
 from outlier_features.tables import write_table
 from outlier_features.tensorfile import write_tensors
@@ -86,8 +86,8 @@ class FakeRun:
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
-        pq.write_table(
-            texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)}), directory / "texts.parquet"
+        write_parquet(
+            directory / "texts.parquet", texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)})
         )
 
     def _write_tables(self, directory: Path) -> None:

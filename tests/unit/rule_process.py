@@ -57,9 +57,13 @@ def finish(process: "subprocess.Popen[str]") -> list[Outcome]:
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     results = [json.loads(line) for line in stdout.splitlines()]
-    assert all((status, log.count("\n")) in ((0, 0), (1, 1)) for status, log, _ in results), stdout
-    assert [log for _, log, _ in results if log] == [f"{e}\n" for e in stderr.splitlines() if e.startswith("error: ")]
-    return [Outcome(log.strip(), seconds) for _, log, seconds in results]
+    errors = [[line for line in log.splitlines() if line.startswith("error: ")] for _, log, _ in results]
+    assert [status for status, _, _ in results] == [len(lines) for lines in errors], stdout
+    assert sum(errors, []) == [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert all(
+        log.splitlines()[-1:] == lines for (status, log, _), lines in zip(results, errors, strict=True) if status
+    )
+    return [Outcome("".join(lines), seconds) for lines, (_, _, seconds) in zip(errors, results, strict=True)]
 
 
 def run_rules(

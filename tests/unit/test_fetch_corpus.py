@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hub_server import running_hub
+from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
 from outlier_features.fetch_corpus import fetch_corpus
 from rule_process import run_rule, run_rules
@@ -38,7 +39,7 @@ def texts_of(directory: Path) -> list[str]:
 
 
 def record_of(directory: Path) -> dict[str, object]:
-    return json.loads((directory / "source.json").read_text())
+    return read_json(directory / "source.json")
 
 
 def jsonl(texts: list[str], column: str = "text") -> bytes:

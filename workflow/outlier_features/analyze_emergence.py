@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.artifacts import require_equal
+from outlier_features.artifacts import require_same_run
 from outlier_features.populations import POPULATIONS
 from outlier_features.statistics import SiteStatistics
 from outlier_features.tables import DIMS, EMERGENCE, PAIRS, READINGS, read_table, write_table
@@ -21,7 +21,7 @@ def analyze_emergence(pairs: Path, statistics: Path, dims: Path, emergence: Path
     """Write `dims`, a row per population, rule and dim with a hit, and `emergence`, their extremes per block."""
     rows, provenance = read_table(pairs, PAIRS)
     file = TensorFile(statistics)
-    require_equal(file.provenance, provenance, ("tokens_sha256", "model_revision", "dtype"), pairs)
+    require_same_run(file.provenance, provenance, pairs)
     sites = {site: SiteStatistics.read(file, site) for site in provenance["sites"]}
     found = shapes(dims_of(rows, provenance["sequences"]), sites.get("resid_post"))
     write_table(dims, found, DIMS, provenance)

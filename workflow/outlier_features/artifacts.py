@@ -1,16 +1,27 @@
 """Files that a stage leaves: written whole or not at all, carrying their provenance."""
 
+import glob
 import json
 import os
+import platform
+import re
+import shutil
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_features.errors import InputError
+from outlier_features.errors import DamagedFile
 
 PROVENANCE = "provenance"
+SAME_RUN = ("model", "model_revision", "corpus", "corpus_sha256", "tokens_sha256", "dtype", "attention", "sites",
+            "floors", "rules")  # fmt: skip
+JSON_CHECKSUM = "content_crc32"
+_HOST = re.sub("[^A-Za-z0-9_-]", "_", platform.node().split(".")[0]) or "host"
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9_-]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -18,11 +29,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is renamed to `path`, on failure it is removed.
 
     Snakemake writes outputs in place and an orphaned job goes on writing, so a half-written file must never bear the
-    final name.
+    final name. What killed processes left of the same file is removed first.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -30,16 +40,97 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: Any) -> None:
+@contextmanager
+def scratch_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path` for what is not ready yet; it is removed at the end."""
+    temporary = _temporary_name(Path(path))
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _temporary_name(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in unfinished(path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
+        if left.is_abandoned:
+            left.remove()
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A temporary file or directory of `replacing` or `scratch_directory`, and the process that made it."""
+
+    path: Path
+    host: str
+    process: int
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its process is gone for certain; of another host's nothing is known here."""
+        if self.host != _HOST:
+            return False
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    @property
+    def size(self) -> int:
+        files = [self.path, *self.path.rglob("*")] if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def remove(self) -> None:
+        if self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def unfinished(paths: Iterator[Path]) -> list[Unfinished]:
+    """Those of `paths` whose names are temporary ones."""
+    found = [(path, _UNFINISHED.fullmatch(path.name)) for path in paths]
+    return [Unfinished(path, match["host"], int(match["process"])) for path, match in found if match]
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write `content`, and beside it a checksum of it, by which `read_json` knows a damaged file."""
+    sealed = {**content, JSON_CHECKSUM: _json_crc32(content)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; of one that `write_json` wrote, checked against its checksum and without it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a JSON file, found {type(error).__name__}: {error}") from error
+        raise DamagedFile(path, f"expected a JSON file, found {type(error).__name__}: {error}") from error
+    if isinstance(content, dict) and JSON_CHECKSUM in content:
+        recorded = content.pop(JSON_CHECKSUM)
+        if recorded != _json_crc32(content):
+            raise DamagedFile(path, f"its content does not have the checksum {recorded} that it names")
+    return content
+
+
+def _json_crc32(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+class Provenance(dict[str, Any]):
+    """What the file `path` says of its origin; a key that is asked for and is not there is that file's fault."""
+
+    def __init__(self, path: str | Path, text: str):
+        super().__init__(json.loads(text))
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise DamagedFile(self._path, f"its {PROVENANCE} names no {key}, it is not the file that was expected")
 
 
 def require_equal(
@@ -48,7 +139,19 @@ def require_equal(
     """Raise `InputError` where the provenance `found` in the file `path` contradicts `expected` in one of `keys`."""
     for key in keys:
         if expected.get(key) != found.get(key):
-            raise InputError(
-                f"{path}: its {key} is {found.get(key)!r}, expected {expected.get(key)!r}; it belongs to another run, "
-                "delete it to have it made again"
+            raise DamagedFile(
+                path, f"its {key} is {found.get(key)!r}, expected {expected.get(key)!r}; it belongs to another run"
             )
+
+
+def require_same_run(expected: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> None:
+    """Raise `InputError` where two files' provenance contradicts itself in what identifies a run, as far as both say."""
+    require_equal(expected, found, tuple(key for key in SAME_RUN if key in expected and key in found), path)
+
+
+def require_sequences(found: Mapping[str, Any], path: str | Path) -> None:
+    """Raise `InputError` where a chunk's file, which is named `first-last` sequence, holds others."""
+    match = re.fullmatch(r"(\d+)-(\d+)", Path(path).stem)
+    if match:
+        first, last = int(match[1]), int(match[2])
+        require_equal({"start": first, "stop": last + 1}, found, ("start", "stop"), path)

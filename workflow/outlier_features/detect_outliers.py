@@ -11,9 +11,10 @@ import polars as pl
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from outlier_features.artifacts import replacing, require_equal
+from outlier_features.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.populations import EXCLUDED
 from outlier_features.scan import Hits, SiteTensors, pilot_means, scan
+from outlier_features.sealed_parquet import sealing
 from outlier_features.tables import HITS, to_arrow
 from outlier_features.tensorfile import TensorFile, write_tensors
 from outlier_features.tokens import Tokens
@@ -43,8 +44,10 @@ def detect_outliers(
     run = Tokens.read(tokens)
     file, pilot_file = TensorFile(activations), TensorFile(first_chunk)
     provenance = file.provenance
-    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), activations)
-    require_equal(provenance, pilot_file.provenance, ("tokens_sha256", "model_revision", "dtype"), first_chunk)
+    require_same_run(run.provenance, provenance, activations)
+    require_sequences(provenance, activations)
+    require_same_run(provenance, pilot_file.provenance, first_chunk)
+    require_equal({"start": 0}, pilot_file.provenance, ("start",), first_chunk)
     parts = run.parts
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     with ExitStack() as outputs:
@@ -73,12 +76,12 @@ class HitsWriter:
     """Writes hits to a Parquet file as they come."""
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]):
-        self._replacing, self._provenance = replacing(path), provenance
+        self._sealing, self._provenance = sealing(path), provenance
 
     def __enter__(self) -> "HitsWriter":
         empty = to_arrow(pl.DataFrame(schema=HITS.schema), HITS, self._provenance)
         self._writer = pq.ParquetWriter(
-            self._replacing.__enter__(),
+            self._sealing.__enter__(),
             empty.schema,
             compression="zstd",
             use_dictionary=False,
@@ -96,4 +99,4 @@ class HitsWriter:
 
     def __exit__(self, *error: Any) -> None:
         self._writer.close()
-        self._replacing.__exit__(*error)
+        self._sealing.__exit__(*error)

@@ -1,9 +1,16 @@
-"""The one error class for mistakes outside the code, and how a stage ends on one."""
+"""The error classes for mistakes outside the code, and how a stage ends on one."""
 
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from outlier_features.stage_log import logging_stderr
+
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class InputError(Exception):
@@ -13,18 +20,55 @@ class InputError(Exception):
     """
 
 
+class DamagedFile(InputError):
+    """A file cannot be read, or is not the one that was expected in its place."""
+
+    def __init__(self, path: str | Path, found: str):
+        super().__init__(f"{path}: {found}")
+        self.path = Path(path)
+
+
 @contextmanager
 def stage(log: str | Path) -> Iterator[None]:
     """Run the body of a rule's script: an `InputError` becomes one `error:` line and exit status 1.
 
-    The line goes to stderr and to `log`; whatever the body writes to stderr (progress, warnings) is left alone.
+    What the body writes to stderr (progress, warnings), the line, and the traceback of any other error go to `log` too.
+    SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    Path(log).write_text("")
+    log = Path(log)
+    with logging_stderr(log), _ended_by_sigterm():
+        try:
+            yield
+        except InputError as error:
+            print(f"error: {' '.join(_with_remedy(error, log).split())}", file=sys.stderr, flush=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def _with_remedy(error: InputError, log: Path) -> str:
+    """The message; of a damaged file that a stage of this run wrote, with what to do.
+
+    Such a file lies in the directory of results, where the log is in `logs/`. Nobody is told to delete a model of theirs.
+    """
+    results = next((parent.parent for parent in log.absolute().parents if parent.name == "logs"), None)
+    if results and isinstance(error, DamagedFile) and error.path.absolute().is_relative_to(results):
+        return f"{error}; delete it to have it made again"
+    return str(error)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    def end(number: int, frame: Any) -> None:
+        print("terminated", file=sys.stderr, flush=True)
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except InputError as error:
-        line = f"error: {' '.join(str(error).split())}"
-        Path(log).write_text(line + "\n")
-        print(line, file=sys.stderr, flush=True)
-        sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)

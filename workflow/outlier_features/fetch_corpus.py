@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from outlier_features.artifacts import PROVENANCE, replacing, write_json
+from outlier_features.artifacts import PROVENANCE, write_json
 from outlier_features.documents import read_files, read_stdlib
 from outlier_features.errors import InputError
 from outlier_features.model_source import SOURCE_FILE
 from outlier_features.progress import byte_bar
+from outlier_features.sealed_parquet import SEAL, sealing
 
 DOCUMENTS_FILE = "documents.parquet"
 MAX_ROWS = 10_000
@@ -83,7 +84,7 @@ def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[s
     digest, documents, size = hashlib.sha256(), 0, 0
     # The hash is known only at the end; readers take what is added then for the schema's metadata if none is stored.
     with (
-        replacing(path) as temporary,
+        sealing(path) as temporary,
         pq.ParquetWriter(
             temporary, _SCHEMA, compression="zstd", write_page_checksum=True, store_schema=False
         ) as writer,
@@ -99,7 +100,7 @@ def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[s
         if not size:
             raise InputError(f"{corpus.kind}: {corpus.origin} has {documents} documents and no text, expected some")
         provenance = {"origin": corpus.origin, "revision": corpus.revision, "sha256": digest.hexdigest()}
-        writer.add_key_value_metadata({PROVENANCE: json.dumps(provenance)})
+        writer.add_key_value_metadata({PROVENANCE: json.dumps(provenance), **SEAL})
     return {"sha256": digest.hexdigest(), "documents": documents, "bytes": size}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features import rules
-from outlier_features.artifacts import require_equal
+from outlier_features.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.populations import POPULATIONS, population_sizes
 from outlier_features.statistics import SiteStatistics
 from outlier_features.tables import HITS, MASSIVE, PAIRS, SENSITIVITY, read_table, write_table
@@ -127,7 +127,9 @@ def _read_hits(hits: HitFiles, sites: Sequence[str], chunk: int, provenance: Map
     for number, site in enumerate(sites):
         path = hits[site][chunk]
         frame, found = read_table(path, HITS)
-        require_equal({**provenance, "site": site}, found, ("tokens_sha256", "model_revision", "site"), path)
+        require_same_run(provenance, found, path)
+        require_sequences(found, path)
+        require_equal({"site": site, "floor": provenance["floors"][site]}, found, ("site", "floor"), path)
         frames.append(frame.with_columns(site=pl.lit(number, pl.UInt8)))
     return pl.concat(frames)
 

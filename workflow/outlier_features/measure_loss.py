@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.artifacts import require_equal
+from outlier_features.artifacts import require_equal, require_same_run
 from outlier_features.tables import LOSS, write_table
 from outlier_features.tensorfile import TensorFile
 from outlier_features.tokens import Tokens
@@ -20,13 +20,17 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
              causal head
     """
     run = Tokens.read(tokens)
-    frames, provenance = [], {}
+    frames, covered = [], 0
+    provenance: dict[str, Any] = {}
     for path in chunks:
         file = TensorFile(path)
         provenance = file.provenance
-        require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), path)
+        require_same_run(run.provenance, provenance, path)
+        require_equal({"start": covered}, provenance, ("start",), path)
+        covered = provenance["stop"]
         nll = file.array("nll") if "nll" in file.entries else None
         frames.append(loss_rows(run, provenance["start"], provenance["stop"], nll))
+    require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), chunks[-1])
     write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0, "stop": provenance["sequences"]})
 
 

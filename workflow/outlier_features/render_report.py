@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.artifacts import read_json, replacing, require_equal, require_same_run
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
@@ -43,12 +43,12 @@ class Run:
     def read(cls, directory: Path) -> "Run":
         tokens = Tokens.read(directory / "tokens.safetensors")
         _, provenance = read_table(directory / "dims.parquet", DIMS)
-        require_equal(tokens.provenance, provenance, ("tokens_sha256",), directory / "dims.parquet")
+        require_same_run(tokens.provenance, provenance, directory / "dims.parquet")
 
         def rows(table: Table) -> pl.DataFrame:
             path = directory / f"{table.name}.parquet"
             frame, found = read_table(path, table)
-            require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+            require_same_run(provenance, found, path)
             return frame
 
         tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}

@@ -20,7 +20,7 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
     files = [TensorFile(path) for path in chunks]
-    provenance = files[0].provenance
+    provenance: dict[str, Any] = files[0].provenance
     covered = 0
     for file in files:
         expected = {**provenance, "start": covered}

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features import rules
-from outlier_features.artifacts import read_json, require_equal, write_json
+from outlier_features.artifacts import read_json, require_equal, require_same_run, write_json
 from outlier_features.populations import POPULATIONS, population_sizes
 from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
@@ -27,15 +27,18 @@ def summarize_run(
     """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
     run = Tokens.read(tokens)
     _, provenance = read_table(pairs, PAIRS)
+    require_same_run(run.provenance, provenance, pairs)
 
     def rows(path: Path, table: Table) -> pl.DataFrame:
         frame, found = read_table(path, table)
-        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+        require_same_run(provenance, found, path)
         return frame
 
     layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
     massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
     model, corpus = read_json(model_source), read_json(corpus_source)
+    require_equal({"model_revision": model.get("revision")}, provenance, ("model_revision",), pairs)
+    require_equal({"corpus_sha256": corpus.get("sha256")}, provenance, ("corpus_sha256",), pairs)
     write_json(
         summary,
         {

@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from outlier_features.artifacts import PROVENANCE, replacing
-from outlier_features.errors import InputError
+from outlier_features.artifacts import PROVENANCE, Provenance
+from outlier_features.errors import DamagedFile
+from outlier_features.sealed_parquet import SEAL, metadata_of, open_parquet, write_parquet
 
 
 @dataclass(frozen=True)
@@ -197,30 +197,28 @@ def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -
         else field.with_metadata({"meaning": column.meaning, "unit": column.unit})
         for field, column in zip(arrow.schema, table.columns, strict=True)
     ]
-    metadata = {"table": table.name, "row": table.row, PROVENANCE: json.dumps(provenance)}
+    metadata = {"table": table.name, "row": table.row, PROVENANCE: json.dumps(provenance), **SEAL}
     return arrow.cast(pa.schema(fields, metadata))
 
 
 def write_table(path: str | Path, frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(to_arrow(frame, table, provenance), temporary, compression="zstd", write_page_checksum=True)
+    write_parquet(path, to_arrow(frame, table, provenance))
 
 
-def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance]:
     """The rows of a table that this package wrote, and their provenance.
 
     Raises `InputError` where the file is damaged or is another table.
     """
     try:
-        arrow = pq.read_table(path, page_checksum_verification=True)
-        metadata = {key.decode(): value.decode() for key, value in (arrow.schema.metadata or {}).items()}
-        found, provenance = metadata["table"], json.loads(metadata[PROVENANCE])
+        with open_parquet(path) as file:
+            metadata = metadata_of(file)
+            found, provenance = metadata["table"], Provenance(path, metadata[PROVENANCE])
+            arrow = file.read()
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise InputError(f"{path}: expected the Parquet table {table.name!r}, found {error}") from error
+        raise DamagedFile(path, f"expected the Parquet table {table.name!r}, found {error}") from error
     if found != table.name or arrow.column_names != list(table.schema):
-        raise InputError(
-            f"{path}: expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}"
-        )
+        raise DamagedFile(path, f"expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}")
     frame = pl.from_arrow(arrow)
     assert isinstance(frame, pl.DataFrame)
     return frame, provenance

@@ -3,13 +3,18 @@
 The safetensors library copies what it slices and cannot write a tensor piece by piece; both matter here, where a file
 is larger than memory. The format (8 bytes of header length, a JSON header, the data) is described at
 https://github.com/huggingface/safetensors#format.
+
+Files written here carry checksums (CRC-32, as Parquet's pages do) in their metadata: `header_crc32`, of the length and
+the header with this field at zero, is compared whenever a file is opened, since a damaged header may still be a header;
+`crc32`, of each tensor's bytes in the order in which they lie, only on request (`TensorFile.damaged_tensors`).
 """
 
 import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from outlier_features.artifacts import PROVENANCE, replacing
-from outlier_features.errors import InputError
+from outlier_features.artifacts import PROVENANCE, Provenance, replacing
+from outlier_features.errors import DamagedFile
 
 # numpy has no bfloat16 and no 8-bit floats, so their bits stand in for them.
 STORAGE = {
@@ -28,6 +33,9 @@ STORAGE = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
 _MAX_HEADER = 100_000_000
+_CHECKSUMS, _HEADER_CHECKSUM = "crc32", "header_crc32"
+_NO_CHECKSUM = "0" * 8
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Entry:
 class TensorFile:
     """A safetensors file, mapped into memory and checked against its own header.
 
-    Raises `InputError` where the file is missing, truncated or not safetensors.
+    Raises `InputError` where the file is missing, truncated or not safetensors, or its header is not as it was written.
     """
 
     def __init__(self, path: str | Path):
@@ -57,18 +65,42 @@ class TensorFile:
                 self.entries, self.metadata = _read_header(file.read, self.size)
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: expected a whole safetensors file, found {error}") from error
+            raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
+        """What a file written here says of its origin."""
+        if _HEADER_CHECKSUM not in self.metadata:
+            raise DamagedFile(self.path, "its metadata has no checksum, expected a file that this workflow wrote")
         try:
-            return dict(json.loads(self.metadata[PROVENANCE]))
+            return Provenance(self.path, self.metadata[PROVENANCE])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{self.path}: its metadata names no {PROVENANCE}") from error
+            raise DamagedFile(self.path, f"its metadata names no {PROVENANCE}") from error
+
+    def damaged_tensors(self, progress: Callable[[int], object] = lambda size: None) -> list[str]:
+        """Names of the tensors whose bytes do not have the checksum that was recorded when they were written.
+
+        Reads the whole file; `progress` is called with the bytes done. Raises `InputError` where none were recorded.
+        """
+        recorded = self.metadata.get(_CHECKSUMS, "").split()
+        if len(recorded) != len(self.entries):
+            raise DamagedFile(self.path, f"names {len(recorded)} checksums for {len(self.entries)} tensors")
+        damaged = []
+        for (name, entry), expected in zip(self.entries.items(), recorded, strict=True):
+            found = 0
+            for start in range(entry.offset, entry.offset + entry.nbytes, _AT_ONCE):
+                stop = min(start + _AT_ONCE, entry.offset + entry.nbytes)
+                with memoryview(self.map) as view, view[start:stop] as piece:
+                    found = zlib.crc32(piece, found)
+                self.drop(start, stop - start)
+                progress(stop - start)
+            if f"{found:08x}" != expected:
+                damaged.append(name)
+        return damaged
 
     def entry(self, name: str) -> Entry:
         if name not in self.entries:
-            raise InputError(f"{self.path}: has no tensor {name!r}")
+            raise DamagedFile(self.path, f"has no tensor {name!r}")
         return self.entries[name]
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
@@ -92,11 +124,18 @@ class TensorFile:
 
 
 def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    length = int.from_bytes(read(8), "little")
+    prefix = read(8)
+    length = int.from_bytes(prefix, "little")
     if size < 8 or length > min(size - 8, _MAX_HEADER):
         raise ValueError(f"{size} bytes, too few for its header")
-    header = json.loads(read(length))
+    text = read(length)
+    header = json.loads(text)
     metadata = header.pop("__metadata__", {})
+    if _HEADER_CHECKSUM in metadata:
+        recorded = metadata[_HEADER_CHECKSUM]
+        blank = text.replace(_field(_HEADER_CHECKSUM, recorded), _field(_HEADER_CHECKSUM, _NO_CHECKSUM), 1)
+        if f"{zlib.crc32(prefix + blank):08x}" != recorded:
+            raise ValueError(f"a header that does not have the checksum {recorded} that it names")
     entries = {}
     for name, fields in header.items():
         start, stop = fields["data_offsets"]
@@ -111,6 +150,23 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
     return entries, metadata
 
 
+def _field(name: str, value: str) -> bytes:
+    """A field as it stands in the text of a header."""
+    return f"{json.dumps(name)}: {json.dumps(value)}".encode()
+
+
+class _Checksum:
+    """CRC-32 of a tensor whose rows come one after the other; None if they do not."""
+
+    def __init__(self) -> None:
+        self.value: int | None = 0
+        self._row = 0
+
+    def add(self, row: int, rows: int, data: memoryview) -> None:
+        self.value = zlib.crc32(data, self.value) if row == self._row and self.value is not None else None
+        self._row += rows
+
+
 class TensorFileWriter:
     """Writes a safetensors file whose tensors arrive in pieces, in any order.
 
@@ -122,7 +178,13 @@ class TensorFileWriter:
         self, path: str | Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], provenance: Mapping[str, Any]
     ):
         self._replacing = replacing(path)
-        header: dict[str, Any] = {"__metadata__": {PROVENANCE: json.dumps(provenance)}}
+        self._sums = {name: _Checksum() for name in tensors}
+        metadata = {
+            PROVENANCE: json.dumps(provenance),
+            _CHECKSUMS: " ".join(_NO_CHECKSUM for _ in tensors),
+            _HEADER_CHECKSUM: _NO_CHECKSUM,
+        }
+        header: dict[str, Any] = {"__metadata__": metadata}
         position = 0
         for name, (dtype, shape) in tensors.items():
             nbytes = Entry(dtype, shape, 0).nbytes
@@ -138,7 +200,7 @@ class TensorFileWriter:
         self._missing = position
 
     def __enter__(self) -> "TensorFileWriter":
-        self._file = self._replacing.__enter__().open("wb", buffering=0)
+        self._file = self._replacing.__enter__().open("w+b", buffering=0)
         self._file.write(self._header)
         self._file.truncate(len(self._header) + self._missing)
         return self
@@ -152,6 +214,7 @@ class TensorFileWriter:
         view = np.ascontiguousarray(data).data.cast("B")
         offset = entry.offset + row * (entry.nbytes // entry.shape[0])
         self._missing -= len(view)
+        self._sums[name].add(row, len(data), view)
         while len(view):
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
@@ -159,12 +222,33 @@ class TensorFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            if kind is None:
+                if self._missing:
+                    raise ValueError(f"{self._missing} bytes were never written")
+                self._seal()
+        except BaseException as failure:
+            self._file.close()
+            self._replacing.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._file.close()
-        if kind is None and self._missing:
-            kind, error = ValueError, ValueError(f"{self._missing} bytes were never written")
-            self._replacing.__exit__(kind, error, None)
-            raise error
         self._replacing.__exit__(kind, error, trace)
+
+    def _seal(self) -> None:
+        """Put the checksums into the header, over the zeros that hold their place."""
+        blank = " ".join(_NO_CHECKSUM for _ in self._sums)
+        sums = " ".join(f"{self._checksum(name):08x}" for name in self._sums)
+        header = self._header.replace(_field(_CHECKSUMS, blank), _field(_CHECKSUMS, sums), 1)
+        whole = _field(_HEADER_CHECKSUM, f"{zlib.crc32(header):08x}")
+        os.pwrite(self._file.fileno(), header.replace(_field(_HEADER_CHECKSUM, _NO_CHECKSUM), whole, 1), 0)
+
+    def _checksum(self, name: str) -> int:
+        found, entry = self._sums[name].value, self._entries[name]
+        if found is None:  # rows came in another order, so they are read again
+            found, stop = 0, entry.offset + entry.nbytes
+            for start in range(entry.offset, stop, _AT_ONCE):
+                found = zlib.crc32(os.pread(self._file.fileno(), min(_AT_ONCE, stop - start), start), found)
+        return found
 
 
 def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]], provenance: Mapping[str, Any]) -> None:

