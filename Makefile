@@ -4,20 +4,25 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test lint format docs bench clean
+.PHONY: run resume test soak lint format docs bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
-	$(BIN)/snakemake --cores $(CORES) $(ARGS)
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS) || { $(BIN)/outlier-features recover --check; exit 1; }
 
-# A killed run leaves a lock and perhaps unfinished files.
+# A killed run leaves a lock, jobs that go on writing, and perhaps unfinished files.
 resume: $(VENV)/installed
+	$(BIN)/outlier-features recover
 	$(BIN)/snakemake --unlock $(ARGS)
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Kills the default run at 50 random moments: about an hour. SOAK_ARGS="--kills 5 --seed 1"
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -21,6 +21,18 @@ localrules:
     report,
 
 
+onstart:
+    begin()
+
+
+onsuccess:
+    print(outcome(), file=sys.stderr)
+
+
+onerror:
+    print(*failures(), sep="\n", file=sys.stderr)
+
+
 rule all:
     default_target: True
     input:

@@ -6,6 +6,8 @@ from pathlib import Path
 from outlier_features.code_version import code_version as version_of
 from outlier_features.config import read_schema, require_files, resolve_config
 from outlier_features.errors import InputError
+from outlier_features.failure import failure_line
+from outlier_features.recovery import begin_run
 
 ROOT = Path(workflow.basedir)
 
@@ -61,6 +63,26 @@ def of_runs(*names):
     return expand(
         f"{RUN}/{{name}}", model=CONFIG["models"], corpus=CONFIG["corpora"], name=names
     )
+
+
+def begin():
+    try:
+        begin_run(Path.cwd(), [Path(RESULTS), Path(RESOURCES)])
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def outcome():
+    """Where a run's end product is."""
+    if any(job.rule.name == "render_report" for job in workflow.dag.jobs):
+        return f"The report is {RESULTS}/report.html"
+    return f"The tables are in {RESULTS}"
+
+
+def failures():
+    """A line for each job that failed."""
+    groups = [job if job.is_group() else [job] for job in workflow.scheduler.failed]
+    return [failure_line(job.rule.name, job.log) for group in groups for job in group]
 
 
 TABLES = of_runs(

@@ -1,5 +1,6 @@
 """Rules run in a process of their own, as Snakemake does: the hub library reads its settings when it is imported."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -59,10 +60,8 @@ def finish(process: "subprocess.Popen[str]") -> list[Outcome]:
     results = [json.loads(line) for line in stdout.splitlines()]
     errors = [[line for line in log.splitlines() if line.startswith("error: ")] for _, log, _ in results]
     assert [status for status, _, _ in results] == [len(lines) for lines in errors], stdout
-    assert sum(errors, []) == [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert all(
-        log.splitlines()[-1:] == lines for (status, log, _), lines in zip(results, errors, strict=True) if status
-    )
+    assert list(itertools.chain(*errors)) == [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert all(log.splitlines()[-1:] == lines for (_, log, _), lines in zip(results, errors, strict=True) if lines)
     return [Outcome("".join(lines), seconds) for lines, (_, _, seconds) in zip(errors, results, strict=True)]
 
 

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from outlier_features.artifacts import write_json
 from outlier_features.errors import InputError
-from outlier_features.token_text import token_text
 from outlier_features.sealed_parquet import write_parquet
+from outlier_features.token_text import token_text
 from outlier_features.tokenize_corpus import tokenize_corpus
 from outlier_features.tokens import Tokens
 

@@ -17,10 +17,10 @@ from typing import Any
 from outlier_features.errors import DamagedFile
 
 PROVENANCE = "provenance"
-SAME_RUN = ("model", "model_revision", "corpus", "corpus_sha256", "tokens_sha256", "dtype", "attention", "sites",
-            "floors", "rules")  # fmt: skip
+SAME_RUN = ("model", "model_revision", "corpus", "corpus_sha256", "tokens_sha256", "dtype", "sites", "floors",
+            "rules")  # fmt: skip
 JSON_CHECKSUM = "content_crc32"
-_HOST = re.sub("[^A-Za-z0-9_-]", "_", platform.node().split(".")[0]) or "host"
+HOST = re.sub("[^A-Za-z0-9_-]", "_", platform.node().split(".")[0]) or "host"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9_-]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 
 
@@ -56,7 +56,7 @@ def _temporary_name(path: Path) -> Path:
     for left in unfinished(path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):
         if left.is_abandoned:
             left.remove()
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Unfinished:
     @property
     def is_abandoned(self) -> bool:
         """Whether its process is gone for certain; of another host's nothing is known here."""
-        if self.host != _HOST:
+        if self.host != HOST:
             return False
         try:
             os.kill(self.process, 0)
@@ -122,6 +122,27 @@ def _json_crc32(content: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
+def write_page(path: str | Path, html: str) -> None:
+    """Write an HTML page, with a checksum of it in a comment at its end."""
+    with replacing(path) as temporary:
+        temporary.write_text(html + _seal(html), encoding="utf-8")
+
+
+def require_page(path: str | Path) -> None:
+    """Raise `InputError` where a page is not as `write_page` wrote it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DamagedFile(path, f"expected a page, found {error}") from error
+    length = len(_seal(""))
+    if text[-length:] != _seal(text[:-length]):
+        raise DamagedFile(path, "does not end with the checksum of its content")
+
+
+def _seal(html: str) -> str:
+    return f"<!-- content_crc32 {zlib.crc32(html.encode()):08x} -->\n"
+
+
 class Provenance(dict[str, Any]):
     """What the file `path` says of its origin; a key that is asked for and is not there is that file's fault."""
 
@@ -145,7 +166,7 @@ def require_equal(
 
 
 def require_same_run(expected: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> None:
-    """Raise `InputError` where two files' provenance contradicts itself in what identifies a run, as far as both say."""
+    """Raise `InputError` where two files' provenance, as far as both say, differs in what identifies a run."""
     require_equal(expected, found, tuple(key for key in SAME_RUN if key in expected and key in found), path)
 
 

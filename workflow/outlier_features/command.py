@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from outlier_features.command_count import add_count
+from outlier_features.command_recover import add_recover
+from outlier_features.command_verify import add_verify
 from outlier_features.errors import InputError
 
 BAD_DATA, INTERRUPTED = 1, 130
@@ -36,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_count(commands)
+    add_recover(commands)
+    add_verify(commands)
     return parser
 
 

@@ -53,7 +53,7 @@ def stage(log: str | Path) -> Iterator[None]:
 def _with_remedy(error: InputError, log: Path) -> str:
     """The message; of a damaged file that a stage of this run wrote, with what to do.
 
-    Such a file lies in the directory of results, where the log is in `logs/`. Nobody is told to delete a model of theirs.
+    Such a file lies in the directory of results, where the log is in `logs/`; nobody is told to delete their own.
     """
     results = next((parent.parent for parent in log.absolute().parents if parent.name == "logs"), None)
     if results and isinstance(error, DamagedFile) and error.path.absolute().is_relative_to(results):

@@ -129,7 +129,8 @@ def _read_hits(hits: HitFiles, sites: Sequence[str], chunk: int, provenance: Map
         frame, found = read_table(path, HITS)
         require_same_run(provenance, found, path)
         require_sequences(found, path)
-        require_equal({"site": site, "floor": provenance["floors"][site]}, found, ("site", "floor"), path)
+        exactly = {"site": site, "floor": provenance["floors"][site], "attention": provenance["attention"]}
+        require_equal(exactly, found, tuple(exactly), path)
         frames.append(frame.with_columns(site=pl.lit(number, pl.UInt8)))
     return pl.concat(frames)
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from outlier_features.artifacts import read_json, replacing, require_equal, require_same_run
+from outlier_features.artifacts import read_json, require_equal, require_same_run, write_page
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
@@ -82,8 +82,7 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
         style=Markup(style.read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()),
     )
-    with replacing(report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page(report, page)
 
 
 def section(run: Run, index: int) -> dict[str, Any]:

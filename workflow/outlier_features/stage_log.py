@@ -26,7 +26,7 @@ def logging_stderr(log: Path) -> Iterator[None]:
         sys.stderr = copy  # type: ignore[assignment]
         handlers = _handlers_on(terminal)
         for handler in handlers:
-            handler.setStream(copy)  # type: ignore[type-var]
+            handler.setStream(copy)  # type: ignore[arg-type]
         try:
             yield
         finally:
@@ -41,7 +41,7 @@ class _Copy:
 
     def __init__(self, terminal: TextIO, file: TextIO):
         self._terminal, self._file = terminal, file
-        self._line, self._overdrawn, self._written = "", False, 0.0
+        self._line, self._overdrawn, self._written = "", False, time.monotonic()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._terminal, name)

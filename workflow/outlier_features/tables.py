@@ -201,6 +201,11 @@ def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -
     return arrow.cast(pa.schema(fields, metadata))
 
 
+def schema_of(table: Table) -> pa.Schema:
+    """Names and types of a table's columns, as its files have them."""
+    return to_arrow(pl.DataFrame(schema=table.schema), table, {}).schema
+
+
 def write_table(path: str | Path, frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> None:
     write_parquet(path, to_arrow(frame, table, provenance))
 
