@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
@@ -10,6 +11,7 @@ from outlier_features.failure import failure_line
 from outlier_features.recovery import begin_run
 
 ROOT = Path(workflow.basedir)
+START = time.time()
 
 try:
     CONFIG = resolve_config(
@@ -82,7 +84,7 @@ def outcome():
 def failures():
     """A line for each job that failed."""
     groups = [job if job.is_group() else [job] for job in workflow.scheduler.failed]
-    return [failure_line(job.rule.name, job.log) for group in groups for job in group]
+    return [failure_line(job.rule.name, job.log, START) for group in groups for job in group]
 
 
 TABLES = of_runs(

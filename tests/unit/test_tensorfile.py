@@ -1,10 +1,12 @@
 """Streamed safetensors files against the library's own reader, and damaged ones."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from outlier_features.errors import InputError
@@ -78,3 +80,60 @@ def test_a_missing_file_and_a_missing_tensor(tmp_path):
     write_tensors(tmp_path / "x", {"a": np.zeros(3)}, {})
     with pytest.raises(InputError, match="has no tensor 'b'"):
         TensorFile(tmp_path / "x").array("b")
+
+
+def write_rows(path, rows, arrays):
+    shapes = {name: ("F32", array.shape) for name, array in arrays.items()}
+    with TensorFileWriter(path, shapes, {"who": "me"}) as writer:
+        for name, array in arrays.items():
+            for row in rows:
+                writer.write(name, row, array[row : row + 1])
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 1, 0, 2], [0, 1, 3, 2]])
+def test_checksums_are_those_of_the_bytes_whatever_the_order_of_rows(tmp_path, rows):
+    path = tmp_path / "x.safetensors"
+    arrays = {name: np.random.default_rng(0).normal(size=(4, 300, 1001)).astype(np.float32) for name in ("a", "b.1")}
+    write_rows(path, rows, arrays)
+    with safe_open(path, "np") as file:
+        recorded = file.metadata()["crc32"].split()
+    assert recorded == [f"{zlib.crc32(array.tobytes()):08x}" for array in arrays.values()]
+    done = []
+    assert TensorFile(path).damaged_tensors(done.append) == [] and sum(done) == 2 * arrays["a"].nbytes
+
+
+def test_a_flipped_bit_in_the_data_is_found_on_request(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": np.zeros((2, 3)), "none": np.zeros((0, 3)), "b": np.ones(5000, np.uint8)}, {})
+    entry = TensorFile(path).entry("b")
+    whole = path.read_bytes()
+    for place in (entry.offset, entry.offset + 2000, entry.offset + 4999):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        assert TensorFile(path).damaged_tensors() == ["b"]
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="names 0 checksums for 1 tensors"):
+        TensorFile(path).damaged_tensors()
+
+
+def test_no_damage_to_a_header_goes_unseen(tmp_path):
+    """A bit flipped in a header can leave one that is whole, such as one that names another layer."""
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {f"attn_norm.{i}": np.zeros(3, np.float32) for i in range(3)}, {"start": 0, "stop": 3})
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    written = whole.index(b"  ")  # the rest is blank
+    for place in (*range(written), written + 5, length - 1):
+        for bit in (1, 16):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with pytest.raises(InputError, match=r"x\.safetensors"):
+                _ = TensorFile(path).provenance
+
+
+def test_provenance_that_lacks_what_is_asked_for_names_the_file(tmp_path):
+    write_tensors(tmp_path / "x", {"a": np.zeros(3)}, {"start": 0})
+    assert TensorFile(tmp_path / "x").provenance == {"start": 0}
+    with pytest.raises(InputError, match="x: its provenance names no stop"):
+        TensorFile(tmp_path / "x").provenance["stop"]
+    save_file({"a": torch.zeros(3)}, tmp_path / "y")
+    with pytest.raises(InputError, match="y: its metadata has no checksum"):
+        _ = TensorFile(tmp_path / "y").provenance

@@ -11,6 +11,7 @@ from typing import Any
 from outlier_features.stage_log import logging_stderr
 
 INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED_LINE, TERMINATED_LINE = "interrupted", "terminated"
 
 
 class InputError(Exception):
@@ -43,7 +44,7 @@ def stage(log: str | Path) -> Iterator[None]:
             print(f"error: {' '.join(_with_remedy(error, log).split())}", file=sys.stderr, flush=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
+            print(INTERRUPTED_LINE, file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
         except Exception:
             traceback.print_exc()
@@ -64,7 +65,7 @@ def _with_remedy(error: InputError, log: Path) -> str:
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     def end(number: int, frame: Any) -> None:
-        print("terminated", file=sys.stderr, flush=True)
+        print(TERMINATED_LINE, file=sys.stderr, flush=True)
         sys.exit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -11,6 +11,7 @@ import polars as pl
 from outlier_features import rules
 from outlier_features.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.populations import POPULATIONS, population_sizes
+from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics
 from outlier_features.tables import HITS, MASSIVE, PAIRS, SENSITIVITY, read_table, write_table
 from outlier_features.tensorfile import TensorFile
@@ -48,7 +49,7 @@ def filter_systematic(
     facts = _Facts.of(file, run)
     cells = _Grid(grid, facts.dims)
     pair_frames, massive_frames = [pl.DataFrame(schema=PAIRS.schema)], []
-    for chunk in range(max(map(len, hits.values()))):
+    for chunk in item_bar(range(max(map(len, hits.values()))), "apply rules", "chunk"):
         for rule, wanted in rules.DETTMERS_SITES.items():
             sites = [site for site in wanted if site in facts.tensors and site in hits]
             if sites:

@@ -33,11 +33,8 @@ class Process:
     @property
     def script(self) -> str | None:
         """The rule of the script that Snakemake had this process run."""
-        for argument in self.arguments[1:3]:
-            path = self.directory / argument
-            if path.parent == self.directory / _SCRIPTS:
-                return path.name.split(".")[1]  # after a random name
-        return None
+        path = self.directory / "".join(self.arguments[1:2])
+        return path.name.split(".")[1] if path.parent == self.directory / _SCRIPTS else None  # after a random name
 
     def __str__(self) -> str:
         return f"{self.script or Path(self.arguments[0]).name} (process {self.number})"

@@ -1,9 +1,13 @@
-"""Progress of long work with bytes, on stderr."""
+"""Progress of long work, on stderr."""
 
 import sys
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
+_DRAWN: dict[str, Any] = {"mininterval": 1.0, "delay": 3.0, "leave": False}
 
 
 def byte_bar(description: str, total: int | None = None, disable: bool = False) -> "tqdm[Any]":
@@ -14,8 +18,11 @@ def byte_bar(description: str, total: int | None = None, disable: bool = False) 
         unit="B",
         unit_scale=True,
         file=sys.stderr,
-        mininterval=1.0,
-        delay=3.0,
-        leave=False,
         disable=disable,
+        **_DRAWN,
     )
+
+
+def item_bar(items: Iterable[T], description: str, unit: str, total: int | None = None) -> "tqdm[T]":
+    """`items`, with such a bar over them."""
+    return tqdm(items, desc=description, total=total, unit=unit, file=sys.stderr, **_DRAWN)

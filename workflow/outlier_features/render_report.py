@@ -18,6 +18,7 @@ from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
+from outlier_features.progress import item_bar
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
 from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
 from outlier_features.token_context import massive_spans
@@ -70,14 +71,14 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
     that the page forbids itself to load anything and to run any script but its own two, named by their hashes.
     """
-    read = [Run.read(run) for run in runs]
+    read = [Run.read(run) for run in item_bar(runs, "read", "run")]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "visible": visible, "number": number, "percent": percent, "json_script": json_script,
         "unbroken": unbroken, "script_hash": script_hash,
     }  # fmt: skip
     page = environment.from_string(template.read_text(encoding="utf-8")).render(
-        sections=[section(run, index) for index, run in enumerate(read, start=1)],
+        sections=[section(run, index) for index, run in enumerate(item_bar(read, "render", "run"), start=1)],
         overview=overview([run.summary for run in read]) if len(read) > 1 else [],
         style=Markup(style.read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()),

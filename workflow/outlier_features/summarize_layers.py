@@ -9,6 +9,7 @@ import polars as pl
 
 from outlier_features.artifacts import require_equal
 from outlier_features.populations import POPULATIONS
+from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics, merge
 from outlier_features.tables import LAYERS, write_table
 from outlier_features.tensorfile import TensorFile, write_tensors
@@ -29,7 +30,10 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
         covered = file.provenance["stop"]
     provenance = {**provenance, "start": 0, "stop": covered}
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)
-    merged = {site: merge(SiteStatistics.read(file, site) for file in files) for site in provenance["sites"]}
+    merged = {
+        site: merge(SiteStatistics.read(file, site) for file in files)
+        for site in item_bar(provenance["sites"], "merge statistics", "site")
+    }
     write_tensors(statistics, {k: v for site, one in merged.items() for k, v in one.arrays(site).items()}, provenance)
     frames = [layer_rows(site, one, name) for name in POPULATIONS for site, one in merged.items()]
     write_table(layers, pl.concat(frames), LAYERS, provenance)

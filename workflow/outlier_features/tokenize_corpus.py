@@ -15,6 +15,7 @@ from outlier_features import __version__
 from outlier_features.artifacts import PROVENANCE, read_json
 from outlier_features.errors import InputError
 from outlier_features.model_source import source_of
+from outlier_features.progress import item_bar
 from outlier_features.sealed_parquet import open_parquet, write_parquet
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest
@@ -49,7 +50,8 @@ def tokenize_corpus(
     if room < 1:
         raise InputError(f"sample.tokens: {sample['tokens']} leaves no room beside the tokenizer's special tokens")
     read = _windows if sample["pack"] == "windows" else _documents
-    pieces = list(read(wrapped.tokenizer, documents, sample["sequences"], room))
+    made = read(wrapped.tokenizer, documents, sample["sequences"], room)
+    pieces = list(item_bar(made, "tokenize", "seq", sample["sequences"]))
     if len(pieces) < sample["sequences"]:
         raise InputError(
             f"corpus {corpus!r} yields {len(pieces)} sequences ({sample['pack']} of {sample['tokens']} tokens), "
