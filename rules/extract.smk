@@ -28,6 +28,7 @@ rule extract_activations:
         batch_size=CONFIG["extract"]["batch_size"],
         threads=CONFIG["extract"]["threads"],
         trust_remote_code=of_model("trust_remote_code"),
+        sample=sample,
         code=code_version("extract_activations"),
     message:
         "Run {wildcards.model} on sequences {wildcards.chunk} of {wildcards.corpus}"

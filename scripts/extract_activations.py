@@ -19,4 +19,5 @@ with stage(snakemake.log[0]):
         batch_size=params.batch_size,
         threads=params.threads,
         trust_remote_code=params.trust_remote_code,
+        sample=params.sample,
     )

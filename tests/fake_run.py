@@ -194,9 +194,12 @@ class FakeRun:
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
     def _write_summary(self, directory: Path) -> None:
-        write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
         write_json(
-            directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
+            directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None, "location": "."}
+        )
+        write_json(
+            directory / "corpus.json",
+            {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64, "documents": 1},
         )
         paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
         summarize_run(

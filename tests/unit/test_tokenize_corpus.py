@@ -49,7 +49,7 @@ def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None):
     write_json(folder / "model/tokenizer_config.json", {"bos_token": bos_token} if bos_token else {})
     write_json(folder / "model/config.json", {})
     write_json(folder / "model.json", {"location": "model", "files": {}, "revision": "r", "origin": "o"})
-    write_json(folder / "corpus.json", {"sha256": "c"})
+    write_json(folder / "corpus.json", {"sha256": "c", "documents": len(texts)})
     write_parquet(folder / "documents", pl.DataFrame({"text": texts}).to_arrow())
     sample = {"sequences": 3, "tokens": 16, "pack": "windows", "bos": "auto", **sample}
     arguments = ("model.json", "documents", "corpus.json", "tokens", "texts")

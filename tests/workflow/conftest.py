@@ -146,6 +146,6 @@ def project(tmp_path_factory) -> Project:
         },
     }
     project = Project(folder, config)
-    first = project.run()
+    first = project.run("--skip-script-cleanup")
     assert first.status == 0, first.output
     return project

@@ -99,27 +99,34 @@ def unfinished(paths: Iterator[Path]) -> list[Unfinished]:
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content`, and beside it a checksum of it, by which `read_json` knows a damaged file."""
-    sealed = {**content, JSON_CHECKSUM: _json_crc32(content)}
+    """Write `content`, and beside it a checksum of it and of the file's name, by which `read_json` knows damage."""
+    sealed = {**content, JSON_CHECKSUM: _json_crc32(content, Path(path))}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file; of one that `write_json` wrote, checked against its checksum and without it."""
+def read_json(path: str | Path, *keys: str) -> Any:
+    """The content of a JSON file; of one that `write_json` wrote, checked against its checksum and without it.
+
+    Raises `InputError` where the file is damaged or lacks one of `keys`.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedFile(path, f"expected a JSON file, found {type(error).__name__}: {error}") from error
     if isinstance(content, dict) and JSON_CHECKSUM in content:
         recorded = content.pop(JSON_CHECKSUM)
-        if recorded != _json_crc32(content):
-            raise DamagedFile(path, f"its content does not have the checksum {recorded} that it names")
+        if recorded != _json_crc32(content, Path(path)):
+            raise DamagedFile(path, f"its content and name do not have the checksum {recorded} that it names")
+    if keys and not (isinstance(content, dict) and set(keys) <= content.keys()):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise DamagedFile(path, f"expected the keys {', '.join(keys)}, found {found}")
     return content
 
 
-def _json_crc32(content: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+def _json_crc32(content: Mapping[str, Any], path: Path) -> str:
+    """Of the content and the last three names of the path, as in `models/mine/source.json`."""
+    return f"{zlib.crc32(json.dumps([content, path.absolute().parts[-3:]], sort_keys=True).encode()):08x}"
 
 
 def write_page(path: str | Path, html: str) -> None:
@@ -148,21 +155,26 @@ class Provenance(dict[str, Any]):
 
     def __init__(self, path: str | Path, text: str):
         super().__init__(json.loads(text))
-        self._path = path
+        self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise DamagedFile(self._path, f"its {PROVENANCE} names no {key}, it is not the file that was expected")
+        raise DamagedFile(self.path, f"its {PROVENANCE} names no {key}, it is not the file that was expected")
 
 
 def require_equal(
     expected: Mapping[str, Any], found: Mapping[str, Any], keys: tuple[str, ...], path: str | Path
 ) -> None:
-    """Raise `InputError` where the provenance `found` in the file `path` contradicts `expected` in one of `keys`."""
+    """Raise `InputError` where the provenance `found` in the file `path` contradicts `expected` in one of `keys`.
+
+    Where that is another file's provenance, the two are named: either may be the one that does not belong.
+    """
     for key in keys:
         if expected.get(key) != found.get(key):
-            raise DamagedFile(
-                path, f"its {key} is {found.get(key)!r}, expected {expected.get(key)!r}; it belongs to another run"
+            where, which = (
+                (f" as in {expected.path}", "one of them") if isinstance(expected, Provenance) else ("", "it")
             )
+            wanted = f"expected {expected.get(key)!r}{where}"
+            raise DamagedFile(path, f"its {key} is {found.get(key)!r}, {wanted}; {which} belongs to another run")
 
 
 def require_same_run(expected: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> None:

@@ -15,6 +15,7 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
+from outlier_features.artifacts import require_equal
 from outlier_features.errors import InputError
 from outlier_features.losses import LossRecorder
 from outlier_features.model_source import source_of
@@ -43,6 +44,7 @@ def extract_activations(
     batch_size: int,
     threads: int,
     trust_remote_code: bool,
+    sample: Mapping[str, Any] | None = None,
 ) -> None:
     """Run the sequences from `start` to before `stop` through a model.
 
@@ -50,6 +52,7 @@ def extract_activations(
     tokens       the run's tokens.safetensors: N sequences of T tokens, padded on the right
     sites        names of `sites.SITES`; one that the model lacks is named in the provenance (`absent`) and on stderr
     batch_size   sequences in a pass on a GPU; a CPU takes one at a time
+    sample       how the tokens must have been sampled, as the config says it; any way will do if None
 
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
     that has it, and `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next
@@ -62,6 +65,9 @@ def extract_activations(
     corpus = Tokens.read(tokens)
     _check_request(corpus, tokens, start, stop, sites)
     model_source = source_of(source)
+    require_equal({"model_revision": model_source["revision"]}, corpus.provenance, ("model_revision",), tokens)
+    if sample is not None:
+        require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
     loaded = load_model(
         Path(model_source["location"]),
         dtype=dtype,

@@ -100,7 +100,7 @@ def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[s
         if not size:
             raise InputError(f"{corpus.kind}: {corpus.origin} has {documents} documents and no text, expected some")
         provenance = {"origin": corpus.origin, "revision": corpus.revision, "sha256": digest.hexdigest()}
-        writer.add_key_value_metadata({PROVENANCE: json.dumps(provenance), **SEAL})
+        writer.add_key_value_metadata({"table": "documents", PROVENANCE: json.dumps(provenance), **SEAL})
     return {"sha256": digest.hexdigest(), "documents": documents, "bytes": size}
 
 

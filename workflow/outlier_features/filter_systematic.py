@@ -44,7 +44,7 @@ def filter_systematic(
     The hits are read chunk by chunk, so memory does not grow with their number.
     """
     file, run = TensorFile(statistics), Tokens.read(tokens)
-    require_equal(run.provenance, file.provenance, ("tokens_sha256",), statistics)
+    require_same_run(run.provenance, file.provenance, statistics)
     provenance = {**file.provenance, "rules": {"dettmers": dict(dettmers), "massive": dict(massive_rule)}}
     facts = _Facts.of(file, run)
     cells = _Grid(grid, facts.dims)
@@ -53,7 +53,7 @@ def filter_systematic(
         for rule, wanted in rules.DETTMERS_SITES.items():
             sites = [site for site in wanted if site in facts.tensors and site in hits]
             if sites:
-                found = _read_hits(hits, sites, chunk, provenance)
+                found = _read_hits(hits, sites, chunk, file.provenance)
                 passes = rules.dettmers_passes(dettmers)
                 for population in POPULATIONS:
                     made = {
@@ -65,7 +65,7 @@ def filter_systematic(
                         cells.add(made[threshold], (population, rule, "+".join(sites), threshold))
         site = rules.MASSIVE_SITE
         if site in facts.tensors and site in hits:
-            found = _read_hits(hits, [site], chunk, provenance).filter(
+            found = _read_hits(hits, [site], chunk, file.provenance).filter(
                 pl.col("value").abs() > massive_rule["threshold"]
             )
             extreme = _with_medians(found, SiteStatistics.read(file, site), massive_rule)

@@ -20,6 +20,7 @@ from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.progress import item_bar
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
+from outlier_features.summarize_run import SUMMARY_KEYS, facts_of
 from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
@@ -53,14 +54,8 @@ class Run:
             return frame
 
         tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
-        summary = read_json(directory / "summary.json")
-        facts = {
-            "model_revision": summary["model"]["revision"],
-            "corpus_sha256": summary["corpus"]["sha256"],
-            "dtype": summary["run"]["dtype"],
-            "sites": summary["sites"]["present"],
-            "rules": summary["rules"],
-        }
+        summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
+        facts = facts_of(summary)
         require_equal(provenance, facts, tuple(facts), directory / "summary.json")
         return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
 

@@ -1,13 +1,13 @@
 """Rule summarize_layers: the statistics of all chunks together, and the table of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from outlier_features.artifacts import require_equal
+from outlier_features.artifacts import require_equal, require_same_run
 from outlier_features.populations import POPULATIONS
 from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics, merge
@@ -21,12 +21,12 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
     files = [TensorFile(path) for path in chunks]
-    provenance: dict[str, Any] = files[0].provenance
+    provenance: Mapping[str, Any] = files[0].provenance
     covered = 0
     for file in files:
-        expected = {**provenance, "start": covered}
-        same = ("tokens_sha256", "model_revision", "dtype", "attention", "floors", "sites", "start")
-        require_equal(expected, file.provenance, same, file.path)
+        require_same_run(provenance, file.provenance, file.path)
+        require_equal(provenance, file.provenance, ("attention",), file.path)
+        require_equal({"start": covered}, file.provenance, ("start",), file.path)
         covered = file.provenance["stop"]
     provenance = {**provenance, "start": 0, "stop": covered}
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)

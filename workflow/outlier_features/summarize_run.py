@@ -1,16 +1,20 @@
 """Rule summarize_run: what was found, in one JSON file; the report's first page says it in words."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from outlier_features import rules
-from outlier_features.artifacts import read_json, require_equal, require_same_run, write_json
+from outlier_features.artifacts import require_equal, require_same_run, write_json
+from outlier_features.model_source import record_of
 from outlier_features.populations import POPULATIONS, population_sizes
 from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
+
+SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "populations")
 
 
 def summarize_run(
@@ -36,7 +40,8 @@ def summarize_run(
 
     layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
     massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
-    model, corpus = read_json(model_source), read_json(corpus_source)
+    model = record_of(model_source, "origin", "revision", "location")
+    corpus = record_of(corpus_source, "origin", "revision", "documents")
     require_equal({"model_revision": model.get("revision")}, provenance, ("model_revision",), pairs)
     require_equal({"corpus_sha256": corpus.get("sha256")}, provenance, ("corpus_sha256",), pairs)
     write_json(
@@ -77,6 +82,20 @@ def summarize_run(
             },
         },
     )  # fmt: skip
+
+
+def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of its run, as provenance names it."""
+    return {
+        "model": summary["model"]["name"],
+        "model_revision": summary["model"]["revision"],
+        "corpus": summary["corpus"]["name"],
+        "corpus_sha256": summary["corpus"]["sha256"],
+        "sample": summary["corpus"]["sample"],
+        "dtype": summary["run"]["dtype"],
+        "sites": summary["sites"]["present"],
+        "rules": summary["rules"],
+    }
 
 
 def _applied(present: list[str]) -> dict[str, str]:

@@ -6,7 +6,8 @@ https://github.com/huggingface/safetensors#format.
 
 Files written here carry checksums (CRC-32, as Parquet's pages do) in their metadata: `header_crc32`, of the length and
 the header with this field at zero, is compared whenever a file is opened, since a damaged header may still be a header;
-`crc32`, of each tensor's bytes in the order in which they lie, only on request (`TensorFile.damaged_tensors`).
+`crc32`, of each tensor's bytes in the order in which they lie, only on request (`TensorFile.damaged_tensors`). And
+`written_as` is the file's name, since the files of a job share their provenance and may be mistaken for each other.
 """
 
 import json
@@ -33,7 +34,7 @@ STORAGE = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
 _MAX_HEADER = 100_000_000
-_CHECKSUMS, _HEADER_CHECKSUM = "crc32", "header_crc32"
+_CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
 _NO_CHECKSUM = "0" * 8
 _AT_ONCE = 1 << 22
 
@@ -69,9 +70,14 @@ class TensorFile:
 
     @property
     def provenance(self) -> Provenance:
-        """What a file written here says of its origin."""
+        """What a file written here says of its origin.
+
+        Raises `InputError` where it was written by another program or as another file.
+        """
         if _HEADER_CHECKSUM not in self.metadata:
             raise DamagedFile(self.path, "its metadata has no checksum, expected a file that this workflow wrote")
+        if (name := self.metadata.get(_NAME)) != _name(self.path):
+            raise DamagedFile(self.path, f"was written as {name}")
         try:
             return Provenance(self.path, self.metadata[PROVENANCE])
         except (KeyError, ValueError, TypeError) as error:
@@ -150,6 +156,12 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
     return entries, metadata
 
 
+def _name(path: str | Path) -> str:
+    """A file's name; of a chunk's, which is named by its sequences, with that of its directory."""
+    parts = Path(path).absolute().parts
+    return "/".join(parts[-2:] if parts[-1][0].isdecimal() else parts[-1:])
+
+
 def _field(name: str, value: str) -> bytes:
     """A field as it stands in the text of a header."""
     return f"{json.dumps(name)}: {json.dumps(value)}".encode()
@@ -181,6 +193,7 @@ class TensorFileWriter:
         self._sums = {name: _Checksum() for name in tensors}
         metadata = {
             PROVENANCE: json.dumps(provenance),
+            _NAME: _name(path),
             _CHECKSUMS: " ".join(_NO_CHECKSUM for _ in tensors),
             _HEADER_CHECKSUM: _NO_CHECKSUM,
         }

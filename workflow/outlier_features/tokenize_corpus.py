@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from outlier_features import __version__
 from outlier_features.artifacts import PROVENANCE, read_json
 from outlier_features.errors import InputError
-from outlier_features.model_source import source_of
+from outlier_features.model_source import record_of, source_of
 from outlier_features.progress import item_bar
 from outlier_features.sealed_parquet import open_parquet, write_parquet
 from outlier_features.tensorfile import write_tensors
@@ -62,7 +62,7 @@ def tokenize_corpus(
         "model": model,
         "model_revision": source["revision"],
         "corpus": corpus,
-        "corpus_sha256": read_json(corpus_source)["sha256"],
+        "corpus_sha256": record_of(corpus_source, "sha256", "documents")["sha256"],
         "sample": dict(sample),
         "special_tokens": wrapped.names(),
         "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
@@ -71,7 +71,7 @@ def tokenize_corpus(
     write_tensors(tokens, arrays, provenance)
     frame = pl.DataFrame({"sequence": range(len(pieces)), "text": [piece.text for piece in pieces]})
     table = frame.cast({"sequence": pl.UInt32}).to_arrow()
-    write_parquet(texts, table.replace_schema_metadata({PROVENANCE: json.dumps(provenance)}))
+    write_parquet(texts, table.replace_schema_metadata({"table": "texts", PROVENANCE: json.dumps(provenance)}))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ from outlier_features.errors import DamagedFile, InputError
 from outlier_features.model_source import SOURCE_FILE, source_of
 from outlier_features.progress import byte_bar
 from outlier_features.sealed_parquet import metadata_of, open_parquet
+from outlier_features.summarize_run import facts_of
 from outlier_features.tables import PUBLIC, schema_of
 from outlier_features.tensorfile import TensorFile
 
 _TABLES = {table.name: table for table in PUBLIC}
+_SUMMARY_FILE = "summary.json"
 _RUN_FILE = "tokens.safetensors"  # every run has it, in its own directory
 _CHUNK = re.compile(r"\d+-\d+")
 
@@ -47,7 +49,7 @@ def verify_artifacts(directories: Iterable[Path]) -> Iterator[Verdict]:
     A model's files are checked against the record of their fetch. Files of a run whose provenance contradicts the
     others' are bad, though each be whole. Raises `InputError` where a directory is missing.
     """
-    origins: dict[Path, dict[Path, Provenance]] = defaultdict(dict)
+    origins: dict[Path, dict[Path, Mapping[str, Any]]] = defaultdict(dict)
     for path in _files(directories):
         try:
             provenance = _CHECKS[path.suffix](path)
@@ -111,15 +113,21 @@ def _check_parquet(path: Path) -> Provenance:
     name = metadata.get("table")
     if name in _TABLES and not schema.equals(schema_of(_TABLES[name])):
         raise DamagedFile(path, f"its columns are {schema.names} of types {schema.types}, not those of table {name!r}")
-    if name is not None and path.stem != name and not _CHUNK.fullmatch(path.stem):
+    if path.stem != name and not _CHUNK.fullmatch(path.stem):
         raise DamagedFile(path, f"is the table {name!r}")
     return provenance
 
 
-def _check_json(path: Path) -> None:
+def _check_json(path: Path) -> dict[str, Any] | None:
     content = read_json(path)
-    if path.name != SOURCE_FILE or "location" not in content:
-        return
+    if path.name == _SUMMARY_FILE:
+        return facts_of(content)
+    if path.name == SOURCE_FILE and "location" in content:
+        _check_model(path)
+    return None
+
+
+def _check_model(path: Path) -> None:
     source = source_of(path)
     for name, described in source["files"].items():
         file = Path(source["location"]) / name
@@ -131,7 +139,7 @@ def _check_page(path: Path) -> None:
     require_page(path)
 
 
-_CHECKS: dict[str, Callable[[Path], Provenance | None]] = {
+_CHECKS: dict[str, Callable[[Path], Mapping[str, Any] | None]] = {
     ".safetensors": _check_tensors,
     ".parquet": _check_parquet,
     ".json": _check_json,
@@ -139,7 +147,7 @@ _CHECKS: dict[str, Callable[[Path], Provenance | None]] = {
 }
 
 
-def _contradiction(run: Path, path: Path, members: Mapping[Path, Provenance]) -> str | None:
+def _contradiction(run: Path, path: Path, members: Mapping[Path, Mapping[str, Any]]) -> str | None:
     """What in a file's provenance is not what its place or the run's other files say."""
     found = members[path]
     place: dict[str, Any] = {"model": run.parent.name, "corpus": run.name}
@@ -157,7 +165,7 @@ def _contradiction(run: Path, path: Path, members: Mapping[Path, Provenance]) ->
     return None
 
 
-def _usual(members: Mapping[Path, Provenance], keys: tuple[str, ...] = SAME_RUN) -> dict[str, Any]:
+def _usual(members: Mapping[Path, Mapping[str, Any]], keys: tuple[str, ...] = SAME_RUN) -> dict[str, Any]:
     """For each key what most of the files say."""
     usual = {}
     for key in keys:

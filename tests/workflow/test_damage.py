@@ -1,0 +1,176 @@
+"""Damage to each artifact of a run: the stages that read it refuse it by name, or make of it what they had made.
+
+Artifacts and stages are those of the run itself, so a new rule is tried without a word here: each job's script, as
+Snakemake wrote it, runs again in a copy of the run's files.
+"""
+
+import contextlib
+import os
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outlier_features.verify_artifacts import verify_artifacts
+from same_artifacts import SUFFIXES, content
+
+FLIPS = 8  # bytes of each artifact's header, footer or text in which a bit is flipped
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the run: the script that Snakemake wrote for it, and what it was told."""
+
+    script: Path
+    snakemake: Any
+
+    def run(self) -> tuple[int, str]:
+        """Run it here; returns its exit status and the last line of its log."""
+        path, status = list(sys.path), 0
+        try:
+            runpy.run_path(str(self.script), run_name="__main__")
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        finally:
+            sys.path[:] = path
+        return status, (Path(self.snakemake.log[0]).read_text().splitlines() or [""])[-1]
+
+
+@pytest.fixture(scope="module")
+def jobs(project) -> list[Job]:
+    found = []
+    for script in sorted((project.folder / ".snakemake/scripts").glob("*.py")):
+        told: dict[str, Any] = {"__file__": str(script)}
+        path = list(sys.path)
+        exec(script.read_text().splitlines()[1], told)  # the line that Snakemake put in
+        sys.path[:] = path
+        found.append(Job(script, told["snakemake"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def another(project) -> Path:
+    """Another run's results: fewer tokens, another rule."""
+    run = project.run(results="another", sample__tokens=40, rules__dettmers__threshold=7.0)
+    assert run.status == 0, run.output
+    return project.folder / "another"
+
+
+@contextlib.contextmanager
+def copy_of(folder: Path, place: Path) -> Iterator[None]:
+    """In a copy of a run's files; they are links, which no writer may write through."""
+    for name in ("results", "resources"):
+        shutil.copytree(folder / name, place / name, copy_function=os.link)
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        shutil.rmtree(place)
+
+
+def sealed_bytes(path: Path, whole: bytes) -> list[int]:
+    """Places, spread over what describes the data: header, footer, metadata; of text all of it."""
+    if path.suffix == ".safetensors":
+        first, last = 0, whole.index(b"  ")
+    elif path.suffix == ".parquet":
+        first, last = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)
+    else:
+        first, last = 0, len(whole)
+    return [first + (last - 1 - first) * i // (FLIPS - 1) for i in range(FLIPS)]
+
+
+def flipped(whole: bytes, place: int) -> bytes:
+    return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+
+def damages(path: Path, folder: Path, another: Path) -> Iterator[tuple[str, bytes]]:
+    """What a file may become, by name."""
+    whole = path.read_bytes()
+    yield "empty", b""
+    yield "cut in half", whole[: len(whole) // 2]
+    yield "cut at the end", whole[:-3]
+    for place in sealed_bytes(path, whole):
+        yield f"byte {place} flipped", flipped(whole, place)
+    if path.suffix == ".parquet":
+        yield "data flipped", flipped(whole, len(whole) // 4)
+    for sibling in artifacts_of(folder):
+        if sibling != path and sibling.suffix == path.suffix:
+            yield f"{sibling.relative_to(folder)} instead", sibling.read_bytes()
+    if path.is_relative_to(folder / "results") and path.suffix != ".html":  # a page says its run in words only
+        yield "another run's", (another / path.relative_to(folder / "results")).read_bytes()
+
+
+def artifacts_of(folder: Path) -> list[Path]:
+    return [p for name in ("results", "resources") for p in sorted((folder / name).rglob("*")) if p.suffix in SUFFIXES]
+
+
+def test_every_artifact_is_read_by_a_stage_or_is_the_last(project, jobs):
+    read = {path for job in jobs for path in job.snakemake.input}
+    written = {path for job in jobs for path in job.snakemake.output}
+    unread = {str(path.relative_to(project.folder)) for path in artifacts_of(project.folder)} - read
+    assert unread == {"results/report.html"} and len(written) > 15
+
+
+def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tmp_path, capfd):
+    undisturbed = cache(lambda path: content(project.folder / path))
+    tried = refused = 0
+    for path in artifacts_of(project.folder):
+        name = str(path.relative_to(project.folder))
+        readers = [job for job in jobs if name in job.snakemake.input]
+        for what, damaged in damages(path, project.folder, another):
+            with copy_of(project.folder, tmp_path / "copy"):
+                Path(name).unlink()
+                Path(name).write_bytes(damaged)
+                for job in readers:
+                    status, line = job.run()
+                    tried += 1
+                    case = f"{name}, {what}, read by {job.snakemake.rule}: {line}"
+                    if status:
+                        refused += 1
+                        assert status == 1 and line.startswith("error: ") and name in line, case
+                        assert "delete" in line, case
+                    else:
+                        assert "flipped" in what or content(Path(name)) == undisturbed(name), case
+                        assert all(content(Path(made)) == undisturbed(made) for made in job.snakemake.output), case
+                found = [
+                    str(verdict.path)
+                    for verdict in verify_artifacts(map(Path, ("results", "resources")))
+                    if verdict.found
+                ]
+                case = f"{name}, {what}: verify found {found}"
+                assert name in found or (Path(name).exists() and content(Path(name)) == undisturbed(name)), case
+    assert refused > 0.9 * tried > 100, (refused, tried)
+    capfd.readouterr()
+
+
+def test_a_bit_flipped_in_the_data_is_found_by_verify(project, tmp_path):
+    for path in artifacts_of(project.folder):
+        whole = path.read_bytes()
+        with copy_of(project.folder, tmp_path / "copy"):
+            name = path.relative_to(project.folder)
+            assert all(verdict.found is None for verdict in verify_artifacts(map(Path, ("results", "resources"))))
+            name.unlink()
+            name.write_bytes(flipped(whole, (len(whole) // 2 if path.suffix != ".safetensors" else len(whole) - 1)))
+            bad = [verdict for verdict in verify_artifacts(map(Path, ("results", "resources"))) if verdict.found]
+            assert [verdict.path for verdict in bad] == [name], bad
+
+
+def test_a_deleted_artifact_is_made_again(project):
+    """What the message says to do helps."""
+    name = "results/tiny/text/pairs.parquet"
+    whole = (project.folder / name).read_bytes()
+    (project.folder / name).write_bytes(whole[:-9])
+    failed = project.run()
+    assert failed.status == 1 and f"error: {name}: expected the Parquet table 'pairs'" in failed.output
+    assert "delete it to have it made again (rule analyze_emergence, log results/logs/analyze" in failed.output
+    (project.folder / name).unlink()
+    assert project.run().status == 0
+    assert (project.folder / name).read_bytes() == whole
