@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,8 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-ROOT = Path(__file__).parents[2]
+from soak import copy_project
+
 PERSISTENT, MASSIVE = 5, 7  # planted dims
 
 
@@ -125,10 +125,7 @@ class Project:
 def project(tmp_path_factory) -> Project:
     """The project after a complete run."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "config.yaml", "rules", "scripts", "workflow"):
-        source = ROOT / name
-        # Times are kept, so numba's cache beside the modules stays valid.
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
+    copy_project(folder)
     for name, make in (("llama", tiny_llama), ("bert", tiny_bert)):
         (folder / name).mkdir()
         make(folder / name)

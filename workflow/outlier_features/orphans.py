@@ -106,6 +106,11 @@ def _wait(living: dict[int, Process], seconds: float) -> None:
             del living[descriptor]
 
 
+def processes_in(directory: Path) -> list[Process]:
+    """All processes whose working directory is `directory`."""
+    return _in(directory, _processes())
+
+
 def _in(directory: Path, table: dict[int, Process]) -> list[Process]:
     return [one for one in table.values() if one.directory == directory.resolve()]
 

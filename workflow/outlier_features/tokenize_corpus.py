@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from outlier_features import __version__
-from outlier_features.artifacts import PROVENANCE, read_json
+from outlier_features.artifacts import PROVENANCE, Provenance, read_json
 from outlier_features.errors import InputError
 from outlier_features.model_source import record_of, source_of
 from outlier_features.progress import item_bar
-from outlier_features.sealed_parquet import open_parquet, write_parquet
+from outlier_features.sealed_parquet import metadata_of, open_parquet, write_parquet
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest
 
@@ -50,6 +51,8 @@ def tokenize_corpus(
     if room < 1:
         raise InputError(f"sample.tokens: {sample['tokens']} leaves no room beside the tokenizer's special tokens")
     read = _windows if sample["pack"] == "windows" else _documents
+    corpus_sha256 = record_of(corpus_source, "sha256", "documents")["sha256"]
+    _require_documents(documents, corpus_sha256)
     made = read(wrapped.tokenizer, documents, sample["sequences"], room)
     pieces = list(item_bar(made, "tokenize", "seq", sample["sequences"]))
     if len(pieces) < sample["sequences"]:
@@ -62,7 +65,7 @@ def tokenize_corpus(
         "model": model,
         "model_revision": source["revision"],
         "corpus": corpus,
-        "corpus_sha256": record_of(corpus_source, "sha256", "documents")["sha256"],
+        "corpus_sha256": corpus_sha256,
         "sample": dict(sample),
         "special_tokens": wrapped.names(),
         "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
@@ -156,12 +159,25 @@ def _bos_id(directory: Path, tokenizer: Tokenizer) -> int:
     raise InputError(f"sample.bos: found 'always', but the tokenizer in {directory} has no beginning-of-sequence token")
 
 
+def _require_documents(documents: Path, sha256: str) -> None:
+    """Raise `InputError` where the file is not the one that was fetched along with the corpus's record."""
+    with _damage_named(documents), open_parquet(documents) as file:
+        found = Provenance(documents, metadata_of(file)[PROVENANCE])["sha256"]
+        if found != sha256:
+            raise ValueError(f"documents with the SHA-256 {found}, where the record has {sha256}")
+
+
 def _texts(documents: Path) -> Iterator[str]:
+    with _damage_named(documents), open_parquet(documents) as file:
+        for batch in file.iter_batches(256, columns=["text"]):
+            yield from batch.column("text").to_pylist()
+
+
+@contextmanager
+def _damage_named(documents: Path) -> Iterator[None]:
     try:
-        with open_parquet(documents) as file:
-            for batch in file.iter_batches(256, columns=["text"]):
-                yield from batch.column("text").to_pylist()
-    except (OSError, pa.ArrowException, ValueError) as error:
+        yield
+    except (OSError, pa.ArrowException, ValueError, KeyError, InputError) as error:
         raise InputError(
             f"{documents}: expected the Parquet table of documents, found {error}; delete it to have it fetched again"
         ) from error
