@@ -30,7 +30,7 @@ onsuccess:
 
 
 onerror:
-    print(*failures(), sep="\n", file=sys.stderr)
+    print_failures()
 
 
 rule all:

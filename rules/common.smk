@@ -81,10 +81,11 @@ def outcome():
     return f"The tables are in {RESULTS}"
 
 
-def failures():
-    """A line for each job that failed."""
-    groups = [job if job.is_group() else [job] for job in workflow.scheduler.failed]
-    return [failure_line(job.rule.name, job.log, START) for group in groups for job in group]
+def print_failures():
+    """A line on stderr for each job that failed."""
+    for failed in getattr(workflow.scheduler, "failed", ()):
+        for job in failed if failed.is_group() else [failed]:
+            print(failure_line(job.rule.name, job.log, START), file=sys.stderr)
 
 
 TABLES = of_runs(

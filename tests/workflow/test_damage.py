@@ -5,6 +5,7 @@ Snakemake wrote it, runs again in a copy of the run's files.
 """
 
 import contextlib
+import hashlib
 import os
 import runpy
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from outlier_features.artifacts import write_json
+from outlier_features.command import main
 from outlier_features.verify_artifacts import verify_artifacts
 from same_artifacts import SUFFIXES, content
 
@@ -174,3 +177,31 @@ def test_a_deleted_artifact_is_made_again(project):
     (project.folder / name).unlink()
     assert project.run().status == 0
     assert (project.folder / name).read_bytes() == whole
+
+
+def test_verify_says_a_line_for_each_bad_file(project, tmp_path, capsys):
+    with copy_of(project.folder, tmp_path / "copy"):
+        assert main(["verify", "results", "resources"]) == 0
+        assert capsys.readouterr().out == f"{len(artifacts_of(project.folder))} files checked, 0 bad\n"
+        Path("results/report.html").unlink()
+        Path("results/report.html").write_text("<html></html>")
+        (tmp_path / "copy/results/tiny/text/.layers.parquet.node7-1-01234567.tmp").write_bytes(b"PAR1")
+        assert main(["verify", "results"]) == 1
+        out, err = capsys.readouterr()
+        assert out.splitlines()[0] == "results/report.html: does not end with the checksum of its content"
+        assert out.splitlines()[1].endswith(" files checked, 1 bad")
+        assert err.startswith("error: 1 of ") and err.count("\n") == 1
+        assert main(["verify", "nowhere"]) == 1
+
+
+def test_verify_reads_the_files_of_a_fetched_model(tmp_path, capsys):
+    folder = tmp_path / "models/mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    record = {"location": ".", "origin": "o", "revision": "r"}
+    described = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    write_json(folder / "source.json", {**record, "files": {"config.json": described}})
+    assert main(["verify", str(tmp_path)]) == 0
+    (folder / "config.json").write_text("[]")
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "config.json has the SHA-256" in capsys.readouterr().out
