@@ -100,19 +100,22 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, status, line):
     process.send_signal(number)
     assert process.wait(30) == status
     assert log.read_text() == f"{line}\n" and os.listdir(tmp_path) == ["logs"]
-    assert failure_line("detect", [log], 0.0) == f"error: the job was {line} (rule detect, log {log})"
+    assert failure_line("detect", [log], 0.0) == f"error: rule detect was {line}; log: {log}"
 
 
 def test_a_failed_job_s_line_names_its_log(tmp_path):
     log, begun = tmp_path / "x.log", time.time() - 1
-    ending = f" (rule detect, log {log})"
-    silent = f"error: the job ended without a word: killed, or out of memory{ending}"
+    ending = f"; log: {log}"
+    silent = f"error: rule detect ended without a word: killed, or out of memory{ending}"
     assert failure_line("detect", [log], begun) == silent
     for text, line in (
         ("", silent),
         ("work: 5%\n", silent),
-        ("work: 5%\nerror: x: found this\n", f"error: x: found this{ending}"),
-        ("Traceback (most recent call last):\n  File\nIndexError: far\n", f"error: IndexError: far{ending}"),
+        ("work: 5%\nerror: x: found this\n", f"rule detect failed: x: found this{ending}"),
+        (
+            "Traceback (most recent call last):\n  File\nIndexError: far\n",
+            f"error: rule detect failed: IndexError: far{ending}",
+        ),
     ):
         log.write_text(text)
         assert failure_line("detect", [log], begun) == line

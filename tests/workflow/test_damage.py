@@ -173,7 +173,8 @@ def test_a_deleted_artifact_is_made_again(project):
     (project.folder / name).write_bytes(whole[:-9])
     failed = project.run()
     assert failed.status == 1 and f"error: {name}: expected the Parquet table 'pairs'" in failed.output
-    assert "delete it to have it made again (rule analyze_emergence, log results/logs/analyze" in failed.output
+    assert f"rule analyze_emergence failed: {name}: expected the Parquet table" in failed.output
+    assert "delete it to have it made again; log: results/logs/analyze_emergence/tiny/text.log" in failed.output
     (project.folder / name).unlink()
     assert project.run().status == 0
     assert (project.folder / name).read_bytes() == whole

@@ -15,7 +15,7 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
-from outlier_features.artifacts import require_equal
+from outlier_features.artifacts import require_equal, require_same_run
 from outlier_features.errors import InputError
 from outlier_features.losses import LossRecorder
 from outlier_features.model_source import source_of
@@ -65,7 +65,7 @@ def extract_activations(
     corpus = Tokens.read(tokens)
     _check_request(corpus, tokens, start, stop, sites)
     model_source = source_of(source)
-    require_equal({"model_revision": model_source["revision"]}, corpus.provenance, ("model_revision",), tokens)
+    require_same_run({"model_revision": model_source["revision"]}, corpus.provenance, tokens)
     if sample is not None:
         require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
     loaded = load_model(

@@ -7,18 +7,18 @@ from outlier_features.errors import INTERRUPTED_LINE, TERMINATED_LINE
 
 
 def failure_line(rule: str, logs: Sequence[str | Path], since: float) -> str:
-    """`error:`, what the job said last, and its log; a job that was killed says nothing.
+    """What a job said last, and its log; of a job that gave no `error:` line, such as one that was killed, one here.
 
     A log that was last written before `since`, seconds from the epoch, is an earlier job's.
     """
-    where = f"(rule {rule}, log {', '.join(map(str, logs))})"
+    where = f"log: {', '.join(map(str, logs))}"
     for log in map(Path, logs):
         if log.is_file() and log.stat().st_mtime >= since:
             *before, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             if last.startswith("error: "):
-                return f"{last} {where}"
+                return f"rule {rule} failed: {last.removeprefix('error: ')}; {where}"
             if last in (INTERRUPTED_LINE, TERMINATED_LINE):
-                return f"error: the job was {last} {where}"
+                return f"error: rule {rule} was {last}; {where}"
             if "Traceback (most recent call last):" in before:
-                return f"error: {last} {where}"
-    return f"error: the job ended without a word: killed, or out of memory {where}"
+                return f"error: rule {rule} failed: {last}; {where}"
+    return f"error: rule {rule} ended without a word: killed, or out of memory; {where}"
