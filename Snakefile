@@ -11,7 +11,7 @@ include: "rules/common.smk"
 
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG["models"])),
-    corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    corpus="|".join(map(re.escape, [*CONFIG["corpora"], DUMP])),
     chunk=r"\d+-\d+",
 
 
@@ -40,9 +40,12 @@ rule report:
 
 include: "rules/fetch.smk"
 include: "rules/tokenize.smk"
+include: "rules/dump.smk"
 include: "rules/extract.smk"
 include: "rules/detect.smk"
+include: "rules/locate.smk"
 include: "rules/filter.smk"
 include: "rules/emergence.smk"
 include: "rules/loss.smk"
+include: "rules/compare.smk"
 include: "rules/report.smk"

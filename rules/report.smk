@@ -5,9 +5,12 @@ rule summarize_run:
         dims=f"{RUN}/dims.parquet",
         pairs=f"{RUN}/pairs.parquet",
         massive=f"{RUN}/massive.parquet",
-        loss=f"{RUN}/loss.parquet",
+        loss=of_model_runs(f"{RUN}/loss.parquet"),
+        locations=lambda wildcards: of_runs(
+            {(wildcards.model, wildcards.corpus)} & {*LOCATED_RUNS}, "locations.json"
+        ),
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
-        corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
+        corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
     output:
         summary=f"{RUN}/summary.json",
     log:
@@ -30,6 +33,7 @@ rule render_report:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         style=f"{workflow.basedir}/workflow/report/report.css",
         tables=of_runs(
+            RUNS,
             "summary.json",
             "layers.parquet",
             "dims.parquet",
@@ -39,6 +43,8 @@ rule render_report:
             "tokens.safetensors",
             "texts.parquet",
         ),
+        locations=of_runs(LOCATED_RUNS, "locations.json"),
+        comparison=COMPARISON,
     output:
         report=f"{RESULTS}/report.html",
     log:
@@ -49,11 +55,7 @@ rule render_report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=[
-            f"{RESULTS}/{model}/{corpus}"
-            for model in CONFIG["models"]
-            for corpus in CONFIG["corpora"]
-        ],
+        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
         code=code_version("render_report"),
     message:
         "Render the report"

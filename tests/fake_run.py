@@ -82,7 +82,7 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
-            "rules": RULES,
+            "rules": RULES, "special_tokens": {},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -194,7 +194,9 @@ class FakeRun:
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
     def _write_summary(self, directory: Path) -> None:
-        write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
+        write_json(
+            directory / "model.json", {"kind": "pypi", "origin": self.origin, "revision": "0" * 8, "licence": None}
+        )
         write_json(
             directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
         )

@@ -49,7 +49,7 @@ def population(dettmers=None, massive=None, activations=None, jaccard=None, **ot
 @pytest.fixture
 def summary():
     return {
-        "model": {"name": "tiny", "d_model": 576, "blocks": 30},
+        "model": {"name": "tiny", "kind": "path", "d_model": 576, "blocks": 30},
         "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
         "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}},
         "rules": {

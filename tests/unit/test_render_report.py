@@ -145,7 +145,7 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
 
 def test_plotly_shows_names_literally():
     layers = FakeRun()._layers().with_columns(site=pl.lit("<b>a</b>\n&lt;"))
-    figure = magnitude_by_layer(layers, {}).figure
+    figure = magnitude_by_layer(layers, {}, POPULATIONS).figure
     assert figure.layout.yaxis.title.text == "&lt;b&gt;a&lt;/b&gt;⏎&amp;lt;<br>|x| (activation)"
 
 
@@ -164,7 +164,7 @@ def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
 def test_magnitudes_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     layers = read(run, "layers")
-    drawing = magnitude_by_layer(layers, {"attn_out": "no norm"})
+    drawing = magnitude_by_layer(layers, {"attn_out": "no norm"}, POPULATIONS)
     expected = [
         layers.filter(population=population, site=site).sort("layer")[name].to_list()
         for site in BASIS
@@ -179,20 +179,20 @@ def test_magnitudes_equal_the_table(tmp_path):
 
 def test_a_layer_without_the_site_breaks_the_line():
     layers = FakeRun(sites=("mlp_norm",))._layers().filter(pl.col("layer") != 1)
-    first = traces(magnitude_by_layer(layers, {}))[0]
+    first = traces(magnitude_by_layer(layers, {}, POPULATIONS))[0]
     assert list(first.x) == [0, 1, 2, 3]
     assert [value is None for value in first.y] == [False, True, False, False]
 
 
 def test_zeros_on_a_logarithmic_axis_are_counted():
     layers = FakeRun()._layers().with_columns(median=pl.lit(0.0))
-    assert "24 values of exactly 0 cannot be shown" in magnitude_by_layer(layers, {}).text
+    assert "24 values of exactly 0 cannot be shown" in magnitude_by_layer(layers, {}, POPULATIONS).text
 
 
 def test_the_map_equals_the_table_of_emergence(tmp_path):
     plan = FakeRun()
     run = plan.write(tmp_path / "run")
-    drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES)
+    drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES, POPULATIONS)
     heats = traces(drawing, "heatmap")
     assert len(heats) == len(BASIS) * len(POPULATIONS)
     panels = [(site, population) for site in BASIS for population in POPULATIONS]
@@ -214,7 +214,7 @@ def test_the_map_equals_the_table_of_emergence(tmp_path):
 def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = dimension_map(read(run, "emergence"), dims, SITES)
+    drawing = dimension_map(read(run, "emergence"), dims, SITES, POPULATIONS)
     order = (7, 5)
     found = {
         (population, trace.name, order[y], x)
@@ -236,7 +236,7 @@ def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
 def test_rules_side_by_side_equal_the_table(tmp_path):
     run = FakeRun(hits=(7, 1)).write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = rules_side_by_side(dims, SITES, 4)
+    drawing = rules_side_by_side(dims, SITES, 4, POPULATIONS)
     found = [
         (population, trace.name, dim, first, last, trace.marker.opacity)
         for trace in traces(drawing, "bar")
@@ -261,7 +261,7 @@ def test_rules_side_by_side_equal_the_table(tmp_path):
 def test_shares_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"])
+    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
     found = {
         (population, trace.name, data[0], x, y)
         for trace in traces(drawing)
@@ -282,13 +282,13 @@ def test_shares_equal_the_table(tmp_path):
 def test_shares_follow_the_configured_readings(tmp_path):
     dims = read(FakeRun().write(tmp_path / "run"), "dims")
     readings = {"layer_reading": "sites_share", "position_reading": "affected"}
-    points = traces(shares(dims, SITES, RULES["dettmers"] | readings))
+    points = traces(shares(dims, SITES, RULES["dettmers"] | readings, POPULATIONS))
     assert {(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)} == {(0.25, 0.2)}
 
 
 def test_sensitivity_equals_the_table(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
-    drawing = sensitivity(table, RULES["dettmers"])
+    drawing = sensitivity(table, RULES["dettmers"], POPULATIONS)
     heats = traces(drawing, "heatmap")
     (menu,) = drawing.figure.layout.updatemenus
     for index, button in enumerate(menu.buttons):
@@ -308,11 +308,15 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
     cells = [(layer, position) for layer in GRID["layer_share"] for position in GRID["position_share"]]
     x, y = cells.index((0.25, 0.06)), GRID["threshold"].index(6.0)
-    outlined = [shape for shape in sensitivity(table, RULES["dettmers"]).figure.layout.shapes if shape.type == "rect"]
+    outlined = [
+        shape
+        for shape in sensitivity(table, RULES["dettmers"], POPULATIONS).figure.layout.shapes
+        if shape.type == "rect"
+    ]
     assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [
         (x - 0.5, x + 0.5, y - 0.5, y + 0.5)
     ] * 2
-    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0})
+    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0}, POPULATIONS)
     assert not [shape for shape in other.figure.layout.shapes if shape.type == "rect"]
     assert "are not on the grid" in other.text
 
@@ -321,9 +325,9 @@ def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=()))
     assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
     for text in (
-        "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population.",
+        "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
-        "There are none in either population.",
+        "There are none in any population.",
     ):
         assert text in parsed.shown
 
@@ -367,7 +371,7 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
     plan = FakeRun(outliers=tuple(range(60)), massive=tuple(range(50, 130)), hits=tuple(range(200, 2500)))
     parsed = page(plan)
     dims = read(tmp_path / "0/tiny/text", "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"])
+    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
     per_panel = sum(len(trace.x) for trace in traces(drawing) if trace.xaxis == "x")
     assert per_panel == MAX_POINTS
     assert sum(len(trace.x) for trace in traces(drawing) if trace.name == "selected") == 2 * 60

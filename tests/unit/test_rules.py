@@ -60,8 +60,9 @@ def run(request, tmp_path_factory):
     offsets = np.stack([np.arange(T), np.arange(T) + 1], axis=1)[None].repeat(N, 0).astype(np.int32)
     folder = tmp_path_factory.mktemp(f"chunks{request.param}")
     digest = tokens_digest(ids, special, mask)
-    provenance = {"model": "m", "corpus": "c", "tokens_sha256": digest, "sequences": N, "blocks": L,
-                  "model_revision": "r", "dtype": "float32", "attention": "sdpa", "sites": sorted(SITES)}  # fmt: skip
+    provenance = {"model": "m", "corpus": "c", "special_tokens": {}, "tokens_sha256": digest,
+                  "sequences": N, "blocks": L, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
+                  "sites": sorted(SITES)}  # fmt: skip
     write_tensors(folder / "tokens", {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}, provenance)
     texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N}).to_arrow()
     pq.write_table(texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}), folder / "texts")

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
@@ -16,14 +17,18 @@ from outlier_features.findings import RULE_SITES, applied_sites
 __all__ = ["dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures", "sensitivity", "shares"]
 
 
-def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) -> list[Drawing]:
+def run_figures(
+    tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any], locations: Mapping[str, Any] | None
+) -> list[Drawing]:
     """The figures in the order of the report."""
     criteria = summary["rules"]["dettmers"]
+    populations = list(summary["populations"])
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
     return [
-        magnitude_by_layer(tables["layers"], summary["sites"]["absent"]),
-        dimension_map(tables["emergence"], tables["dims"], sites),
-        rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
-        shares(tables["dims"], sites, criteria),
-        sensitivity(tables["sensitivity"], criteria),
+        magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+        dimension_map(tables["emergence"], tables["dims"], sites, populations),
+        rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"], populations),
+        shares(tables["dims"], sites, criteria, populations),
+        sensitivity(tables["sensitivity"], criteria, populations),
+        *([locations_by_layer(locations, populations[0])] if locations else []),
     ]

@@ -31,11 +31,17 @@ def findings(summary: Part) -> list[Finding]:
     """What was found and what was not, in each population, the model's loss, and what the numbers mean."""
     return [
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
+        *_located(summary),
         *_not_applied(summary),
         *_absent_sites(summary),
-        _prediction(summary["loss"]),
+        *([] if is_dump(summary) else [_prediction(summary["loss"])]),
         *(Finding("meaning", text) for text in meaning(summary)),
     ]
+
+
+def is_dump(summary: Part) -> bool:
+    """Whether the activations were saved by some other program, so that there is no model to speak of."""
+    return bool(summary["model"]["kind"] == "dump")
 
 
 def applied_sites(summary: Part, rule: str) -> list[str]:
@@ -133,12 +139,15 @@ def _where_excluded(found: Part, population: str) -> str:
 
 
 def _massive_dim(summary: Part, population: str, row: Part, largest: Part) -> str:
-    token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
+    where = f"position {largest['token']} of sequence {largest['sequence']}"
+    if largest["token_text"] is not None:
+        token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
+        where = f"{token} ({where})"
     return (
         f"Dimension {row['dim']} (kind {row['kind']}) has them in {_of_sequences(summary, row)}, within "
-        f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {token} (position {largest['token']} of "
-        f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| "
-        f"over the positions of population {population} there ({number(largest['median'])}).{_steps(row)}"
+        f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {where} in layer {largest['layer']}, "
+        f"{number(largest['ratio'])} times the median |x| over the positions of population {population} there "
+        f"({number(largest['median'])}).{_steps(row)}"
     )
 
 
@@ -180,6 +189,33 @@ def _overlap(jaccard: Part, population: str) -> Iterator[Finding]:
 
 def _are(items: int) -> str:
     return "is" if items == 1 else "are"
+
+
+def _located(summary: Part) -> Iterator[Finding]:
+    location = summary["location"]
+    if location is None:
+        return
+    for population, sites in location["populations"].items():
+        for site, found in sites.items():
+            yield _location(location, population, site, found)
+
+
+def _location(rule: Part, population: str, site: str, found: Part) -> Finding:
+    sign = ">=" if rule["inclusive"] else ">"
+    criteria = f"|x| {sign} {number(rule['threshold'])} in {percent(rule['min_layer_fraction'])} of the layers or more"
+    where = f"Rule location ({criteria}) on {visible(site)} in population {population}"
+    if not found["occurrences"]:
+        return Finding("not found", f"{where} keeps no location.")
+    text = (
+        f"{where} keeps {count(found['occurrences'], 'occurrence')} at {count(found['locations'], 'location')} "
+        f"({percent(found['location_rate'])} of all) in {count(found['dims'], 'dimension')}."
+    )
+    top = [
+        f"Dimension {row['dim']} has {percent(row['share'])} of them, of which "
+        f"{percent(row['positive'] / row['count'])} are positive."
+        for row in found["top"]
+    ]
+    return Finding("found", text, tuple(top))
 
 
 def _not_applied(summary: Part) -> Iterator[Finding]:

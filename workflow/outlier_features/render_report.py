@@ -18,8 +18,9 @@ from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
+from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import COMPARISON, DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
@@ -38,6 +39,7 @@ class Run:
     tables: Mapping[str, pl.DataFrame]
     tokens: Tokens
     texts: list[bytes]
+    locations: Mapping[str, Any] | None
 
     @classmethod
     def read(cls, directory: Path) -> "Run":
@@ -61,11 +63,19 @@ class Run:
             "rules": summary["rules"],
         }
         require_equal(provenance, facts, tuple(facts), directory / "summary.json")
-        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
+        path = directory / "locations.json"
+        locations = read_json(path) if summary["location"] else None
+        if locations:
+            require_equal(provenance, locations, ("tokens_sha256", "model_revision", "dtype"), path)
+        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens), locations)
 
 
-def render_report(runs: Sequence[Path], template: Path, style: Path, report: Path) -> None:
+def render_report(
+    runs: Sequence[Path], template: Path, style: Path, report: Path, *, comparison: Path | None = None
+) -> None:
     """Write `report` from a Jinja template, with a section for each run (a directory `<results>/model/corpus`).
+
+    comparison   the table of dims that two runs have in common; None for one run
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
     that the page forbids itself to load anything and to run any script but its own two, named by their hashes.
@@ -79,6 +89,7 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
     page = environment.from_string(template.read_text(encoding="utf-8")).render(
         sections=[section(run, index) for index, run in enumerate(read, start=1)],
         overview=overview([run.summary for run in read]) if len(read) > 1 else [],
+        common=read_table(comparison, COMPARISON)[0].to_dicts() if comparison else [],
         style=Markup(style.read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -96,7 +107,13 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "headline": headline(run.summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
-        "figures": run_figures(run.tables, run.summary),
+        "figures": run_figures(run.tables, run.summary, run.locations),
+        "locations": run.locations
+        and {
+            **location_facts(run.locations),
+            "dims": location_dims(run.locations),
+            "comparisons": list(location_comparisons(run.locations)),
+        },
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
         "provenance": provenance(run.summary),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -73,6 +73,15 @@ class SiteTensors:
         first = entry.offset // itemsize(entry.dtype)
         starts = tuple(first + layer * t * h for layer in range(layers))
         return cls(file, key, entry.dtype, tuple(range(layers)), (n, t, h), starts, layers * t * h)
+
+    def rows(self, first: int, last: int) -> "SiteTensors":
+        """Sequences from `first` to before `last`."""
+        n, t, h = self.shape
+        if not 0 <= first < last <= n:
+            raise ValueError(f"sequences {first} to {last} of {n}")
+        return replace(
+            self, shape=(last - first, t, h), starts=tuple(start + first * self.stride for start in self.starts)
+        )
 
     @property
     def raw(self) -> Array:

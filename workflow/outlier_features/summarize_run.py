@@ -8,9 +8,11 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
-from outlier_features.populations import POPULATIONS, population_sizes
+from outlier_features.populations import population_sizes, populations_of
 from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
+
+TOP = 5  # dims of rule `location`
 
 
 def summarize_run(
@@ -19,12 +21,18 @@ def summarize_run(
     dims: Path,
     pairs: Path,
     massive: Path,
-    loss: Path,
+    loss: Path | None,
+    locations: Path | None,
     model_source: Path,
-    corpus_source: Path,
+    corpus_source: Path | None,
     summary: Path,
 ) -> None:
-    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
+
+    loss            None for a dump
+    locations       None where rule `location` was not applied
+    corpus_source   None for a dump
+    """
     run = Tokens.read(tokens)
     _, provenance = read_table(pairs, PAIRS)
 
@@ -34,19 +42,23 @@ def summarize_run(
         return frame
 
     layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
-    massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
-    model, corpus = read_json(model_source), read_json(corpus_source)
+    massive_rows = rows(massive, MASSIVE)
+    located = read_json(locations) if locations else None
+    if located:
+        require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), locations or "")
+    model, corpus = read_json(model_source), read_json(corpus_source) if corpus_source else {}
     write_json(
         summary,
         {
             "model": {
                 "name": provenance["model"],
-                **{key: model.get(key) for key in ("origin", "revision", "licence")},
+                **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
             },
             "corpus": {
                 "name": provenance["corpus"],
-                **{key: corpus.get(key) for key in ("origin", "revision", "licence", "sha256")},
+                **{key: corpus.get(key) for key in ("origin", "revision", "licence")},
+                "sha256": provenance["corpus_sha256"],
                 "sample": provenance["sample"],
                 "sequences": provenance["sequences"],
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
@@ -55,7 +67,8 @@ def summarize_run(
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
-            "loss": loss_summary(loss_rows),
+            "location": located and location_summary(located),
+            "loss": loss_summary(rows(loss, LOSS)) if loss else None,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
@@ -70,7 +83,7 @@ def summarize_run(
                     "massive_activations": _massive(massive_rows, population),
                     "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
                 }
-                for population in POPULATIONS
+                for population in populations_of(run.parts)
             },
         },
     )  # fmt: skip
@@ -113,6 +126,21 @@ def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[st
         "locations": int(pairs["locations"].sum()),
         "occurrences": int(pairs["occurrences"].sum()),
         "dims": selected.select(columns).to_dicts(),
+    }
+
+
+def location_summary(document: dict[str, Any]) -> dict[str, Any]:
+    """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
+    names = ("occurrences", "locations", "location_rate")
+    return {
+        **{key: document[key] for key in ("threshold", "inclusive", "min_layer_fraction")},
+        "populations": {
+            population: {
+                site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
+                for site, found in part["sites"].items()
+            }
+            for population, part in document["populations"].items()
+        },
     }
 
 

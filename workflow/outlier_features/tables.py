@@ -185,7 +185,34 @@ LOSS = Table(
     ),
 )  # fmt: skip
 
-PUBLIC = (LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, LOSS, HITS)
+_RUNS = (
+    Column("first", pl.String, "a run, `model/corpus`"),
+    Column("second", pl.String, "another run"),
+)
+
+COMPARISON = Table(
+    "comparison",
+    "population, rule, sites, and two runs that both have these; dims that the rule selects, by rule `location` those "
+    "with kept occurrences",
+    (
+        _POPULATION, _RULE, _SITES, *_RUNS,
+        Column("dims_first", pl.Int64, "dims of the first run", "dims"),
+        Column("dims_second", pl.Int64, "dims of the second run", "dims"),
+        Column("common", pl.Int64, "dims in common", "dims"),
+        Column("jaccard", pl.Float64, "dims in common / dims of either; null if neither has any"),
+    ),
+)  # fmt: skip
+
+COMMON_DIMS = Table(
+    "common_dims",
+    "population, rule, sites, two runs and a dim that both have",
+    (
+        _POPULATION, _RULE, _SITES, *_RUNS, _DIM,
+        Column("min_count", pl.Int64, "the smaller of its numbers of occurrences in the two runs", "values"),
+    ),
+)  # fmt: skip
+
+PUBLIC = (LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, LOSS, HITS, COMPARISON, COMMON_DIMS)
 
 
 def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> pa.Table:
