@@ -70,6 +70,8 @@ TABLES = of_runs(
     "pairs.parquet",
     "sensitivity.parquet",
     "massive.parquet",
+    "norms.parquet",
+    "gains.parquet",
     "loss.parquet",
     "summary.json",
 )

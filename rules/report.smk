@@ -6,6 +6,8 @@ rule summarize_run:
         pairs=f"{RUN}/pairs.parquet",
         massive=f"{RUN}/massive.parquet",
         loss=f"{RUN}/loss.parquet",
+        norms=f"{RUN}/norms.parquet",
+        gains=f"{RUN}/gains.parquet",
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
     output:
@@ -36,6 +38,8 @@ rule render_report:
             "emergence.parquet",
             "sensitivity.parquet",
             "massive.parquet",
+            "norms.parquet",
+            "gains.parquet",
             "tokens.safetensors",
             "texts.parquet",
         ),

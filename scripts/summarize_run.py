@@ -7,7 +7,18 @@ with stage(snakemake.log[0]):
     summarize_run(
         **{
             name: Path(snakemake.input[name])
-            for name in ("tokens", "layers", "dims", "pairs", "massive", "loss", "model_source", "corpus_source")
+            for name in (
+                "tokens",
+                "layers",
+                "dims",
+                "pairs",
+                "massive",
+                "loss",
+                "norms",
+                "gains",
+                "model_source",
+                "corpus_source",
+            )
         },
         summary=Path(snakemake.output.summary),
     )

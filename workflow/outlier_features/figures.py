@@ -7,13 +7,16 @@ import polars as pl
 
 from outlier_features.figure_dimension_map import dimension_map
 from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_norm_gains import norm_gains
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
 
-__all__ = ["dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures", "sensitivity", "shares"]
+__all__ = [
+    "dimension_map", "magnitude_by_layer", "norm_gains", "rules_side_by_side", "run_figures", "sensitivity", "shares",
+]  # fmt: skip
 
 
 def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) -> list[Drawing]:
@@ -23,6 +26,7 @@ def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) 
     return [
         magnitude_by_layer(tables["layers"], summary["sites"]["absent"]),
         dimension_map(tables["emergence"], tables["dims"], sites),
+        norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"]),
         rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
         shares(tables["dims"], sites, criteria),
         sensitivity(tables["sensitivity"], criteria),

@@ -8,8 +8,9 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
+from outlier_features.gain_summary import gain_summary
 from outlier_features.populations import POPULATIONS, population_sizes
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.tables import DIMS, GAINS, LAYERS, LOSS, MASSIVE, NORMS, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
 
 
@@ -20,11 +21,13 @@ def summarize_run(
     pairs: Path,
     massive: Path,
     loss: Path,
+    norms: Path,
+    gains: Path,
     model_source: Path,
     corpus_source: Path,
     summary: Path,
 ) -> None:
-    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
+    """Write `summary`: model, corpus, sites, loss, norms; for each population and rule counts, dims, extremes."""
     run = Tokens.read(tokens)
     _, provenance = read_table(pairs, PAIRS)
 
@@ -56,6 +59,7 @@ def summarize_run(
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
             "loss": loss_summary(loss_rows),
+            "norms": gain_summary(rows(norms, NORMS), rows(gains, GAINS)),
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
