@@ -29,14 +29,16 @@ def gain_summary(norms: pl.DataFrame, gains: pl.DataFrame) -> dict[str, Any]:
         "gains": int(with_gain["size"].sum()),
         "gains_exactly_one": int(with_gain["exactly_one"].sum()),
         "dims": [
-            {"dim": dim, "smallest": _place(rows.row(0, named=True)), "largest": _place(rows.row(-1, named=True))}
-            for (dim,), rows in placed.sort("ratio", "layer").group_by("dim", maintain_order=True)
+            {"dim": dim, "smallest": _extreme(rows, descending=False), "largest": _extreme(rows, descending=True)}
+            for (dim,), rows in placed.sort("ratio", "dim").group_by("dim", maintain_order=True)
         ],
     }
 
 
-def _place(row: Part) -> dict[str, Any]:
-    return {name: row[name] for name in ("site", "layer", "gain", "ratio", "rank", "size")}
+def _extreme(rows: pl.DataFrame, descending: bool) -> dict[str, Any]:
+    """Where the ratio is smallest, or largest; of equal ones in the first layer."""
+    ordered = rows.sort(["ratio", "layer", "module"], descending=[descending, False, False])
+    return ordered.select("site", "layer", "gain", "ratio", "rank", "size").row(0, named=True)
 
 
 def ones_sentence(found: Part) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from outlier_features.describe_gains import PARAMETERIZATION, Array, Gain
+from outlier_features.errors import InputError
 from outlier_features.gains_in_file import DTYPES, stored_floats
 from outlier_features.model_files import model_files
 from outlier_features.models import LoadedModel, load_model, probe_ids
@@ -152,6 +153,9 @@ def _norm(
     parameters = call.parameters
     if not all(call.read.shape[-value.ndim :] == value.shape for value in parameters.values()):
         return None
+    for name, value in parameters.items():
+        if bad := int((~value.isfinite()).sum()):
+            raise InputError(f"{path}: its {name} has {bad} values that are NaN or infinite, expected finite ones")
     if not parameters and (len(call.args) + len(call.kwargs) != 1):
         return None
     probe = _probe(call.read)
