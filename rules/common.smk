@@ -115,41 +115,38 @@ def of_model(key):
 
 
 # Each model on each corpus; a dump has one of its own.
-MODEL_RUNS = [
+RUNS = [
     (model, corpus)
     for model in CONFIG["models"]
-    if model not in DUMPS
-    for corpus in CONFIG["corpora"]
+    for corpus in ([DUMP] if model in DUMPS else CONFIG["corpora"])
 ]
-DUMP_RUNS = [(model, DUMP) for model in CONFIG["models"] if model in DUMPS]
-RUNS = MODEL_RUNS + DUMP_RUNS
-LOCATED_RUNS = RUNS if CONFIG["rules"]["location"]["sites"] else DUMP_RUNS
 
 
-def of_runs(runs, *names):
-    """Files of some runs."""
-    return [
-        f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in runs for name in names
-    ]
+# Tables of every run, and those that need the model itself.
+RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
+MODEL_TABLES = ["loss", "norms", "gains"]
+
+
+def tables_of(model, corpus):
+    """The tables of a run by name."""
+    names = RUN_TABLES if model in DUMPS else RUN_TABLES + MODEL_TABLES
+    files = {name: f"{name}.parquet" for name in names}
+    if model in DUMPS or CONFIG["rules"]["location"]["sites"]:
+        files["locations"] = "locations.json"
+    return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
+
+
+def of_runs(name):
+    """A file of every run."""
+    return [f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS]
 
 
 # Two runs or more have something to compare.
 COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
 
-# Loss belongs to a model that was run here.
 TABLES = [
-    *of_runs(
-        RUNS,
-        "layers.parquet",
-        "dims.parquet",
-        "emergence.parquet",
-        "pairs.parquet",
-        "sensitivity.parquet",
-        "massive.parquet",
-        "summary.json",
-    ),
-    *of_runs(LOCATED_RUNS, "locations.json"),
-    *of_runs(MODEL_RUNS, "loss.parquet"),
+    *(file for run in RUNS for file in tables_of(*run).values()),
+    *of_runs("summary.json"),
     *COMPARISON,
 ]
 

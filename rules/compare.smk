@@ -1,7 +1,11 @@
 rule compare_runs:
     input:
-        dims=of_runs(RUNS, "dims.parquet"),
-        locations=of_runs(LOCATED_RUNS, "locations.json"),
+        tables=[
+            table
+            for run in RUNS
+            for name, table in tables_of(*run).items()
+            if name in ("dims", "locations")
+        ],
     output:
         comparison=f"{RESULTS}/comparison/dims.parquet",
         common_dims=f"{RESULTS}/comparison/common_dims.parquet",

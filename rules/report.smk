@@ -1,14 +1,7 @@
 rule summarize_run:
     input:
+        unpack(lambda wildcards: tables_of(wildcards.model, wildcards.corpus)),
         tokens=f"{RUN}/tokens.safetensors",
-        layers=f"{RUN}/layers.parquet",
-        dims=f"{RUN}/dims.parquet",
-        pairs=f"{RUN}/pairs.parquet",
-        massive=f"{RUN}/massive.parquet",
-        loss=of_model_runs(f"{RUN}/loss.parquet"),
-        locations=lambda wildcards: of_runs(
-            {(wildcards.model, wildcards.corpus)} & {*LOCATED_RUNS}, "locations.json"
-        ),
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
     output:
@@ -32,18 +25,9 @@ rule render_report:
     input:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         style=f"{workflow.basedir}/workflow/report/report.css",
-        tables=of_runs(
-            RUNS,
-            "summary.json",
-            "layers.parquet",
-            "dims.parquet",
-            "emergence.parquet",
-            "sensitivity.parquet",
-            "massive.parquet",
-            "tokens.safetensors",
-            "texts.parquet",
-        ),
-        locations=of_runs(LOCATED_RUNS, "locations.json"),
+        tables=TABLES,
+        tokens=of_runs("tokens.safetensors"),
+        texts=of_runs("texts.parquet"),
         comparison=COMPARISON,
     output:
         report=f"{RESULTS}/report.html",

@@ -4,9 +4,11 @@ from outlier_features.errors import stage
 from outlier_features.summarize_run import summarize_run
 
 with stage(snakemake.log[0]):
-    given = snakemake.input
+    files = {name: Path(path) for name, path in snakemake.input.items() if path}
     summarize_run(
-        **{name: Path(given[name]) for name in ("tokens", "layers", "dims", "pairs", "massive", "model_source")},
-        **{name: Path(given[name]) if given[name] else None for name in ("loss", "locations", "corpus_source")},
+        tokens=files.pop("tokens"),
+        model_source=files.pop("model_source"),
+        corpus_source=files.pop("corpus_source", None),
+        tables=files,
         summary=Path(snakemake.output.summary),
     )

@@ -25,6 +25,7 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
+RUN_TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "norms", "gains")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -46,6 +47,7 @@ class FakeRun:
     rest: bool = True
     loss: bool = True
     sequences: int = 2
+    norms: bool = True
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -99,6 +101,7 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "norms": self._norms(), "gains": self._gains(dims),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
@@ -186,6 +189,33 @@ class FakeRun:
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
 
+    def gain(self, site: str, dim: int, layer: int) -> float:
+        """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""
+        return 0.0 if (site, dim, layer) == ("mlp_norm", 7, 1) else -0.01 * (dim + 1) * 4.0**layer
+
+    def _norms(self) -> pl.DataFrame:
+        rows = [
+            {"module": f"blocks.{layer}.{site}", "site": site, "layer": layer, "residual": True, "kind": "rms",
+             "parameterization": "w", "tensor": f"blocks.{layer}.{site}.weight", "shape": "64", "size": 64,
+             "dtype": "float32", "exactly_one": 3, "all_one": False, "min": -2.0, "max": 1.0, "mean": 0.5,
+             "median": 0.6, "others_min": 0.1, "others_p05": 0.2, "others_median": 0.5, "others_p95": 0.9,
+             "others_max": 1.0}
+            for layer in range(self.layers)
+            for site in self.sites
+            if self.norms and site in ("attn_norm", "mlp_norm")
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.NORMS.schema)
+
+    def _gains(self, dims: pl.DataFrame) -> pl.DataFrame:
+        rows = [
+            {"population": population, "rule": rule, "dim": dim, "module": norm["module"], "site": norm["site"],
+             "layer": norm["layer"], "gain": self.gain(norm["site"], dim, norm["layer"]), "rank": 60, "size": 64,
+             "ratio": abs(self.gain(norm["site"], dim, norm["layer"])) / norm["others_median"]}
+            for population, rule, dim in dims.filter("selected").select("population", "rule", "dim").rows()
+            for norm in self._norms().to_dicts()
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.GAINS.schema)
+
     def _loss(self) -> pl.DataFrame:
         rows = [
             {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0 if self.loss else None}
@@ -200,8 +230,8 @@ class FakeRun:
         write_json(
             directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
         )
-        paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
+        paths = {name: directory / f"{name}.parquet" for name in RUN_TABLES}
         summarize_run(
-            tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",
-            corpus_source=directory / "corpus.json", summary=directory / "summary.json",
+            tokens=directory / "tokens.safetensors", model_source=directory / "model.json",
+            corpus_source=directory / "corpus.json", tables=paths, summary=directory / "summary.json",
         )  # fmt: skip

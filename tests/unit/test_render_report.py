@@ -16,11 +16,20 @@ from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
 from outlier_features.figure_dimension_map import MAX_ROWS
 from outlier_features.figure_shares import MAX_POINTS
-from outlier_features.figures import dimension_map, magnitude_by_layer, rules_side_by_side, sensitivity, shares
+from outlier_features.figures import (
+    dimension_map,
+    magnitude_by_layer,
+    norm_gains,
+    rules_side_by_side,
+    sensitivity,
+    shares,
+)
+from outlier_features.gain_summary import gain_summary
 from outlier_features.render_report import render_report, script_hash
 from outlier_features.token_context import context
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
+from outlier_features.wording import number
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
 SCRIPT = "</script><script>alert(1)</script>"
@@ -152,7 +161,8 @@ def test_plotly_shows_names_literally():
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
     assert list(parsed.figures) == [
-        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+        f"run-1-{name}-data"
+        for name in ("magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity")
     ]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
@@ -321,9 +331,59 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     assert "are not on the grid" in other.text
 
 
+def gains_drawing(tmp_path, **changes):
+    run = FakeRun(**changes).write(tmp_path / "run")
+    norms, gains, dims = (read(run, name) for name in ("norms", "gains", "dims"))
+    return norm_gains(norms, gains, dims, gain_summary(norms, gains), POPULATIONS)
+
+
+def test_norm_gains_equal_the_table(tmp_path):
+    plan, drawing = FakeRun(), gains_drawing(tmp_path)
+    lines = {(trace.name, trace.yaxis): trace for trace in traces(drawing, "scatter")}
+    for dim in (5, 7):
+        for axis, site in (("y", "attn_norm"), ("y2", "mlp_norm")):
+            trace = lines[f"dimension {dim}", axis]
+            gains = [plan.gain(site, dim, layer) for layer in range(4)]
+            assert [details[0] for details in trace.customdata] == [number(gain) for gain in gains]
+            lowest = min(drawing.figure.layout[axis.replace("y", "yaxis")].tickvals)
+            assert list(trace.y) == pytest.approx([abs(gain) or lowest for gain in gains])
+    assert list(lines["median of the others", "y"].y) == [0.5] * 4
+    bands = [(bar.base[0], bar.base[0] + bar.y[0]) for bar in traces(drawing, "bar")[:2]]
+    assert bands == [pytest.approx((0.1, 1.0)), pytest.approx((0.2, 0.9))]
+    for text in (
+        "Not all gains of the norms are exactly 1: 24 of 512 gains are 1, and in 0 of 8 norms all are.",
+        "At dimension 7 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 1 (0, "
+        "rank 60 of 64) and largest on attn_norm in layer 3 (10.24, rank 60 of 64).",
+        "1 value below an axis' lowest tick",
+    ):
+        assert text in drawing.text
+
+
+def test_norm_gains_of_a_run_that_selects_nothing(tmp_path):
+    drawing = gains_drawing(tmp_path, outliers=(), massive=())
+    assert [trace.name for trace in traces(drawing, "scatter")] == ["median of the others"] * 2
+    assert "No dimension is selected." in drawing.text
+
+
+def test_norms_that_lack_in_a_layer_leave_a_gap(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    norms, gains = (read(run, name).filter(pl.col("module") != "blocks.1.attn_norm") for name in ("norms", "gains"))
+    drawing = norm_gains(norms, gains, read(run, "dims"), gain_summary(norms, gains), POPULATIONS)
+    attn = [trace for trace in traces(drawing, "scatter") if trace.yaxis == "y"]
+    assert [[value is None for value in trace.y] for trace in attn] == [[False, True, False, False]] * 3
+    assert list(traces(drawing, "bar")[0].x) == [0, 2, 3]
+
+
+def test_a_run_without_norms(page):
+    parsed = page(FakeRun(norms=False))
+    assert "run-1-norm-gains-data" not in parsed.figures
+    assert "Nothing is drawn: no norm that makes a site of a block has a gain. No norm was found." in parsed.shown
+
+
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=()))
-    assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
+    names = ("magnitude-by-layer", "norm-gains", "sensitivity")
+    assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",

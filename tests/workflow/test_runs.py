@@ -10,8 +10,8 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
-AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
+TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "norms", "gains", "loss")
+AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "check_norms", "summarize_run", "render_report"}
 RUN = "results/tiny/text"
 
 
@@ -61,6 +61,20 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     assert all(0 <= len(text.encode()) - size <= 3 for text, size in zip(texts, loss["bytes"], strict=True))
 
 
+def test_gains_are_those_that_were_planted(project):
+    run = project.folder / RUN
+    weights = load_file(project.folder / "llama/model.safetensors")
+    norms = pl.read_parquet(run / "norms.parquet")
+    assert norms["tensor"].to_list() == [f"{module}.weight" for module in norms["module"]]
+    for row in norms.to_dicts():
+        assert row["exactly_one"] == int((weights[row["tensor"]] == 1).sum()) >= 31
+    gains = pl.read_parquet(run / "gains.parquet").filter(population="all", rule="dettmers", dim=5)
+    assert gains["gain"].to_list() == [20.0 if site == "attn_norm" else 1.0 for site in gains["site"]]
+    assert len(gains) == 9 and set(gains.filter(site="attn_norm")["rank"]) == {1}
+    report = (project.folder / "results/report.html").read_text()
+    assert "At dimension 5 |gain| / median |gain|" in report and 'id="run-1-norm-gains"' in report
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,7 +95,7 @@ def test_a_lower_floor_needs_a_new_detection(project):
 
 CHAIN = (
     "tokenize_corpus", "extract_activations", "detect_outliers", "summarize_layers", "filter_systematic",
-    "analyze_emergence", "summarize_run", "render_report",
+    "analyze_emergence", "check_norms", "summarize_run", "render_report",
 )  # fmt: skip
 
 
@@ -89,7 +103,7 @@ CHAIN = (
     ("module", "message", "first"),
     [
         ("tokenize_corpus", "Tokenize text", "tokenize_corpus"),
-        ("sites", "Run tiny", "extract_activations"),
+        ("sites", {"Run tiny", "Check the"}, "extract_activations"),
         ("losses", "Run tiny", "extract_activations"),
         ("scan_kernel", "Detect outliers", "detect_outliers"),
         ("statistics", "Detect outliers", "detect_outliers"),
@@ -97,6 +111,7 @@ CHAIN = (
         ("rules", "Select systematic", "filter_systematic"),
         ("token_text", "Select systematic", "filter_systematic"),
         ("analyze_emergence", "Follow the", "analyze_emergence"),
+        ("norms", "Check the", "check_norms"),
         ("summarize_run", "Summarize tiny", "summarize_run"),
         ("render_report", "Render the", "render_report"),
     ],
@@ -108,7 +123,7 @@ def test_an_edited_module_reruns_the_stages_that_import_it(project, module, mess
         planned = project.planned()
     finally:
         undo()
-    assert planned.jobs_with_other_parameters() == {message}
+    assert planned.jobs_with_other_parameters() == (message if isinstance(message, set) else {message})
     following = set(CHAIN[CHAIN.index(first) :])
     assert planned.jobs() - {"measure_loss"} == following
     assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
@@ -160,6 +175,9 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
     assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    norms = pl.read_parquet(folder / "norms.parquet")
+    assert len(norms) == 7 and norms["all_one"].all() and norms["bias_max_abs"].to_list() == [0.0] * 7
+    assert set(norms["site"]) == {None, "resid_mid+mlp_norm", "resid_post"}
 
 
 @pytest.mark.parametrize(

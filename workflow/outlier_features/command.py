@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from outlier_features.command_count import add_count
+from outlier_features.command_gains import add_gains
 from outlier_features.errors import InputError
 
 BAD_DATA, INTERRUPTED = 1, 130
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_count(commands)
+    add_gains(commands)
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from outlier_features.artifacts import replacing
+from outlier_features.command_output import plain_parts, print_parts, write_text
 from outlier_features.count_document import (
     COMPARISON,
     DTYPES,
@@ -19,7 +19,7 @@ from outlier_features.count_document import (
     to_json,
 )
 from outlier_features.count_locations import LocationCount, LocationRule, compare_dims, count_locations, site_tensors
-from outlier_features.count_tables import plain_tables, print_tables
+from outlier_features.count_tables import count_tables
 from outlier_features.errors import InputError
 from outlier_features.progress import byte_bar
 from outlier_features.scan import SiteTensors, itemsize
@@ -121,22 +121,11 @@ def _count_key(site: SiteTensors, options: argparse.Namespace) -> LocationCount:
 
 
 def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
-    if options.output is None and options.format == "table":
-        print_tables(document, options.input.name, sys.stdout)
+    tables = count_tables(document, options.input.name)
+    if options.format != "table":
+        write_text({"json": to_json, "csv": to_csv}[options.format](document), options.output)
+    elif options.output is None:
+        print_parts(tables, sys.stdout)
     else:
-        text = {"json": to_json, "csv": to_csv}.get(
-            options.format, lambda found: plain_tables(found, options.input.name)
-        )
-        _write_text(text(document), options.output)
+        write_text(plain_parts(tables), options.output)
     sys.stdout.flush()
-
-
-def _write_text(text: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        with replacing(output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written, {error.strerror}") from error

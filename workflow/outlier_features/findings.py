@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outlier_features.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 from outlier_features.visible_text import quoted, visible
@@ -34,6 +35,7 @@ def findings(summary: Part) -> list[Finding]:
         *_located(summary),
         *_not_applied(summary),
         *_absent_sites(summary),
+        *_norm_gains(summary["norms"]),
         *([] if is_dump(summary) else [_prediction(summary["loss"])]),
         *(Finding("meaning", text) for text in meaning(summary)),
     ]
@@ -238,6 +240,19 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
         used = [rule for rule, sites in RULE_SITES.items() if site in sites and applied_sites(summary, rule)]
         effect = "".join(f" Rule {rule} was applied to {_sites(summary, rule)} alone." for rule in used)
         yield Finding("not found", f"Site {visible(site)} is absent from this model: {visible(reason)}.{effect}")
+
+
+def _norm_gains(norms: Part | None) -> Iterator[Finding]:
+    if norms is None or not norms["norms"]:
+        return
+    notable = [row for row in norms["dims"] if is_notable(row)]
+    yield Finding("found", ones_sentence(norms), tuple(dim_sentence(row) for row in notable[:DIMS_IN_FULL]))
+    if norms["dims"] and not notable:
+        yield Finding(
+            "not found",
+            f"At no selected dimension is a norm's |gain| {number(NOTABLE)} times larger or smaller than the median "
+            "|gain| of the unselected dimensions.",
+        )
 
 
 def _prediction(loss: Part | None) -> Finding:

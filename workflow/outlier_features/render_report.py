@@ -20,13 +20,25 @@ from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import COMPARISON, DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import (
+    COMPARISON,
+    DIMS,
+    EMERGENCE,
+    GAINS,
+    LAYERS,
+    MASSIVE,
+    NORMS,
+    SENSITIVITY,
+    Table,
+    read_table,
+)
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent
 
+SHOWN = (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, NORMS, GAINS)
 MASSIVE_ROWS = 50
 DIM_ROWS = 20
 
@@ -53,8 +65,8 @@ class Run:
             require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
             return frame
 
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
         summary = read_json(directory / "summary.json")
+        tables = {table.name: rows(table) for table in SHOWN if table.name in summary["tables"]}
         facts = {
             "model_revision": summary["model"]["revision"],
             "corpus_sha256": summary["corpus"]["sha256"],

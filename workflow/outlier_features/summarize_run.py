@@ -1,6 +1,7 @@
 """Rule summarize_run: what was found, in one JSON file; the report's first page says it in words."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,44 +9,34 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
+from outlier_features.gain_summary import gain_summary
 from outlier_features.populations import population_sizes, populations_of
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.tables import DIMS, GAINS, LAYERS, LOSS, MASSIVE, NORMS, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
 
 TOP = 5  # dims of rule `location`
 
 
 def summarize_run(
-    tokens: Path,
-    layers: Path,
-    dims: Path,
-    pairs: Path,
-    massive: Path,
-    loss: Path | None,
-    locations: Path | None,
-    model_source: Path,
-    corpus_source: Path | None,
-    summary: Path,
+    tokens: Path, model_source: Path, corpus_source: Path | None, tables: Mapping[str, Path], summary: Path
 ) -> None:
     """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
 
-    loss            None for a dump
-    locations       None where rule `location` was not applied
     corpus_source   None for a dump
+    tables          the run's tables by name; a run of a dump lacks those that need the model
     """
     run = Tokens.read(tokens)
-    _, provenance = read_table(pairs, PAIRS)
+    _, provenance = read_table(tables["pairs"], PAIRS)
 
-    def rows(path: Path, table: Table) -> pl.DataFrame:
-        frame, found = read_table(path, table)
-        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+    def rows(table: Table) -> pl.DataFrame:
+        frame, found = read_table(tables[table.name], table)
+        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), tables[table.name])
         return frame
 
-    layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
-    massive_rows = rows(massive, MASSIVE)
-    located = read_json(locations) if locations else None
+    layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    located = read_json(tables["locations"]) if "locations" in tables else None
     if located:
-        require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), locations or "")
+        require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), tables["locations"])
     model, corpus = read_json(model_source), read_json(corpus_source) if corpus_source else {}
     write_json(
         summary,
@@ -67,8 +58,10 @@ def summarize_run(
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
+            "tables": sorted(tables),
             "location": located and location_summary(located),
-            "loss": loss_summary(rows(loss, LOSS)) if loss else None,
+            "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
+            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
