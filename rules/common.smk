@@ -127,9 +127,15 @@ RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
 MODEL_TABLES = ["loss", "norms", "gains"]
 
 
+DUMP_TABLES = {
+    name: (["norms", "gains"] if "gains" in MODELS[name] or dump.has_gains else [])
+    for name, dump in DUMPS.items()
+}
+
+
 def tables_of(model, corpus):
     """The tables of a run by name."""
-    names = RUN_TABLES if model in DUMPS else RUN_TABLES + MODEL_TABLES
+    names = RUN_TABLES + (DUMP_TABLES[model] if model in DUMPS else MODEL_TABLES)
     files = {name: f"{name}.parquet" for name in names}
     if model in DUMPS or CONFIG["rules"]["location"]["sites"]:
         files["locations"] = "locations.json"

@@ -26,3 +26,26 @@ rule describe_dump:
         "Describe the dump {wildcards.model}"
     script:
         "../scripts/describe_dump.py"
+
+
+rule check_dump_norms:
+    input:
+        dump=lambda wildcards: dump_files(MODELS[wildcards.model])[0],
+        dims=f"{RESULTS}/{{model}}/{DUMP}/dims.parquet",
+    output:
+        norms=f"{RESULTS}/{{model}}/{DUMP}/norms.parquet",
+        gains=f"{RESULTS}/{{model}}/{DUMP}/gains.parquet",
+    log:
+        f"{RESULTS}/logs/check_dump_norms/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/check_dump_norms/{{model}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        gain_keys=lambda wildcards: MODELS[wildcards.model].get("gains", {}),
+        code=code_version("check_dump_norms"),
+    message:
+        "Check the norms of the dump {wildcards.model}"
+    script:
+        "../scripts/check_dump_norms.py"

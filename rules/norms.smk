@@ -9,6 +9,8 @@ rule check_norms:
         f"{RESULTS}/logs/check_norms/{{model}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/check_norms/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
     threads: 1
     resources:
         mem_mb=model_mb,

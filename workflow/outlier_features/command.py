@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from outlier_features.command_compare import add_compare
 from outlier_features.command_count import add_count
 from outlier_features.command_gains import add_gains
 from outlier_features.errors import InputError
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_count(commands)
+    add_compare(commands)
     add_gains(commands)
     return parser
 

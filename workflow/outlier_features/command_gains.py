@@ -1,19 +1,18 @@
 """The command `outlier-features gains`: are the gains of norms all exactly 1, and what are they at some dims?"""
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from outlier_features.command_output import make_table, plain_parts, print_parts, write_text
-from outlier_features.count_document import to_csv, to_json
+from outlier_features.command_output import make_table, write_found
 from outlier_features.describe_gains import Gain, all_exactly_one, describe_gains, gains_at
 from outlier_features.errors import InputError
 from outlier_features.gains_in_file import PREFIX, gains_in_file
 from outlier_features.model_source import SOURCE_FILE, source_of
+from outlier_features.norm_tables import site_of
 from outlier_features.tensorfile import TensorFile
 
 Norms = dict[str, dict[str, Any]]  # by module
@@ -59,15 +58,8 @@ def _gains(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("argument --output: expected another file than --input")
     norms = _of_file(options) if options.model is None else _of_model(options)
     document = {"all_exactly_one": all_exactly_one(norms.values()), "norms": norms}
-    if options.format == "json":
-        write_text(to_json(document), options.output)
-    elif options.format == "csv":
-        write_text(to_csv({"": {"all_exactly_one": document["all_exactly_one"]}, **norms}), options.output)
-    elif options.output is None:
-        print_parts(_parts(document), sys.stdout)
-    else:
-        write_text(plain_parts(_parts(document)), options.output)
-    sys.stdout.flush()
+    long = {"": {"all_exactly_one": document["all_exactly_one"]}, **norms}  # a line of CSV has the norm and the number
+    write_found(long if options.format == "csv" else document, lambda: _parts(document), options.format, options.output)
 
 
 def _of_file(options: argparse.Namespace) -> Norms:
@@ -79,8 +71,7 @@ def _of_file(options: argparse.Namespace) -> Norms:
 
 
 def _of_model(options: argparse.Namespace) -> Norms:
-    from outlier_features.check_norms import site_of  # these import torch
-    from outlier_features.norms import norms_of
+    from outlier_features.norms import norms_of  # imports torch
 
     found = norms_of(*_location(options.model, options.resources))
     if not found:

@@ -2,14 +2,15 @@
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from outlier_features.artifacts import replacing
+from outlier_features.count_document import to_csv, to_json
 from outlier_features.errors import InputError
 
 _WIDE = 1000  # a pipe has no width; tables are as wide as they need to be
@@ -39,6 +40,19 @@ def plain_parts(parts: Iterable[Table | str]) -> str:
     text = io.StringIO()
     print_parts(parts, text)
     return text.getvalue()
+
+
+def write_found(
+    document: Mapping[str, Any], parts: Callable[[], Iterable[Table | str]], form: str, output: Path | None
+) -> None:
+    """Write what a command found as `form`: table (its `parts`), json or csv; without `output` to standard output."""
+    if form != "table":
+        write_text({"json": to_json, "csv": to_csv}[form](document), output)
+    elif output is None:
+        print_parts(parts(), sys.stdout)
+    else:
+        write_text(plain_parts(parts()), output)
+    sys.stdout.flush()
 
 
 def write_text(text: str, output: Path | None) -> None:

@@ -42,16 +42,16 @@ def key_tables(key: str, found: Mapping[str, Any], source: str) -> Iterator[Tabl
     yield make_table(f"Outlier Magnitudes ({key})", ("Metric", "Value"), rows, _caption({"quantiles": magnitudes}))
 
 
-def comparison_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+def comparison_tables(found: Mapping[str, Any], noun: str = "Key") -> Iterator[Table]:
     rows = [
-        ("Key A", found["keys"][0]),
-        ("Key B", found["keys"][1]),
+        (f"{noun} A", found["keys"][0]),
+        (f"{noun} B", found["keys"][1]),
         ("Dims with outliers (A)", f"{found['dims'][0]:,}"),
         ("Dims with outliers (B)", f"{found['dims'][1]:,}"),
         ("Common dims", f"{found['common']:,}"),
         ("Jaccard (dims)", _percent(found["jaccard"])),
     ]
-    yield make_table("Key Comparison", ("Metric", "Value"), rows)
+    yield make_table(f"{noun} Comparison", ("Metric", "Value"), rows)
     top = found["top_common"][:TOP]
     if top:
         ranked = [(str(rank), str(row["dim"]), f"{row['min_count']:,}") for rank, row in enumerate(top, 1)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from outlier_features.errors import InputError
+from outlier_features.gains_in_file import PREFIX
 from outlier_features.scan import SiteTensors
 from outlier_features.tensorfile import TensorFile
 
@@ -63,6 +64,12 @@ class Dump:
     def rows(self) -> list[int]:
         """Sequences in each file."""
         return [one.shape[0] for one in next(iter(self.sites.values()))]
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether the first file holds gains of norms under the keys that are looked at by themselves."""
+        first = next(iter(self.sites.values()))[0].file
+        return any(name.startswith(PREFIX) for name in first.entries)
 
     @property
     def tokens(self) -> int:

@@ -20,6 +20,7 @@ from outlier_features.errors import InputError
 from outlier_features.gains_in_file import DTYPES, stored_floats
 from outlier_features.model_files import model_files
 from outlier_features.models import LoadedModel, load_model, probe_ids
+from outlier_features.norm_tables import Norm
 from outlier_features.sites import SITES, Block, find_sites, first_tensor
 from outlier_features.tensorfile import TensorFile
 
@@ -28,36 +29,6 @@ Tensor = torch.Tensor
 # Relative to a value's own terms. The probe's mean square is far above any epsilon, so that it does not show.
 TOLERANCE = 1e-5
 _PROBE_SCALE, _PROBE_OFFSET = 64.0, 16.0
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm that runs.
-
-    module             path in the model
-    sites              that its output is, by `find_sites`
-    layer              index of the block that it lies in
-    residual           its dims are those of the residual stream
-    kind               `rms` (root mean square) or `layer` (the mean is taken off first); None if undecided
-    parameterization   `w`, `1 + w`, `none` (it has no gain), or None if undecided, with a `reason`
-    size               values of its gain; of a norm without one, values that are normalised together
-    shape              of its gain
-    tensor             name in the checkpoint of the tensor with these very values, None if there is none
-    bias_max_abs       largest abs(bias), None without a bias
-    """
-
-    module: str
-    sites: tuple[str, ...]
-    layer: int | None
-    residual: bool
-    kind: str | None
-    parameterization: str | None
-    reason: str | None
-    size: int
-    shape: tuple[int, ...] | None
-    tensor: str | None = None
-    gain: Gain | None = None
-    bias_max_abs: float | None = None
 
 
 def norms_of(location: Path, trust_remote_code: bool) -> list[Norm]:
