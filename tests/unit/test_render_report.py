@@ -347,9 +347,9 @@ def test_norm_gains_equal_the_table(tmp_path):
             assert [details[0] for details in trace.customdata] == [number(gain) for gain in gains]
             lowest = min(drawing.figure.layout[axis.replace("y", "yaxis")].tickvals)
             assert list(trace.y) == pytest.approx([abs(gain) or lowest for gain in gains])
-    assert list(lines["median of the others", "y"].y) == [0.5] * 4
-    bands = [(bar.base[0], bar.base[0] + bar.y[0]) for bar in traces(drawing, "bar")[:2]]
-    assert bands == [pytest.approx((0.1, 1.0)), pytest.approx((0.2, 0.9))]
+    assert list(lines["others, median", "y"].y) == [0.5] * 4
+    ends = [end for bar in traces(drawing, "bar")[:2] for end in (bar.base[0], bar.base[0] + bar.y[0])]
+    assert ends == pytest.approx([0.1, 1.0, 0.2, 0.9])
     for text in (
         "Not all gains of the norms are exactly 1: 24 of 512 gains are 1, and in 0 of 8 norms all are.",
         "At dimension 7 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 1 (0, "
@@ -361,7 +361,7 @@ def test_norm_gains_equal_the_table(tmp_path):
 
 def test_norm_gains_of_a_run_that_selects_nothing(tmp_path):
     drawing = gains_drawing(tmp_path, outliers=(), massive=())
-    assert [trace.name for trace in traces(drawing, "scatter")] == ["median of the others"] * 2
+    assert [trace.name for trace in traces(drawing, "scatter")] == ["others, median"] * 2
     assert "No dimension is selected." in drawing.text
 
 

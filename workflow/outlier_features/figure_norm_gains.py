@@ -37,8 +37,8 @@ _STYLES = (
     (_PURPLE, "x", "longdash"),
 )
 _BANDS = (
-    ("others_min", "others_max", "minimum to maximum of the others", "#E3E3E3", 0.86),
-    ("others_p05", "others_p95", "5 % to 95 % of the others", "#B5B5B5", 0.58),
+    ("others_min", "others_max", "others, min to max", "#E3E3E3", 0.86),
+    ("others_p05", "others_p95", "others, 5 % to 95 %", "#B5B5B5", 0.58),
 )
 
 
@@ -138,7 +138,7 @@ def _add_others(figure: go.Figure, here: pl.DataFrame, last: int, floor: float, 
         )
     figure.add_scatter(
         **_over_layers(known, "others_median", last, floor),
-        name="median of the others",
+        name="others, median",
         legendgroup="median",
         showlegend=row == 1,
         mode="lines+markers",

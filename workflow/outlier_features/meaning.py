@@ -51,6 +51,8 @@ def meaning(summary: Mapping[str, Any]) -> list[str]:
         "A layer is a block of the model. Layers, positions, sequences and dimensions are counted from 0. An "
         "occurrence is one value (sequence, layer, site, position, dimension); a location leaves out layer and "
         "site; a pair is (sequence, dimension).",
+        "The gain of a norm is what its normalised input is multiplied by, dimension by dimension. A gain near 0 "
+        "hides a dimension from the linear layers that read the norm, however large it is in the residual stream.",
         "The published criteria 6.0, 25 % and 6 % were calibrated on one model of 125 million parameters; the "
         "sensitivity figure shows how the counts depend on them.",
         "The numbers hold for this sample of this text, in this number format. A large value alone does not show that "
