@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from outlier_features import count_kernel
 from outlier_features import count_locations as module
 from outlier_features.count_document import comparison_document, count_document
 from outlier_features.count_locations import LocationRule, compare_dims, count_locations, site_tensors
@@ -118,18 +119,27 @@ def test_a_fraction_is_taken_as_written(tmp_path):
     assert LocationRule(min_layer_fraction=0.0).needed(6) == LocationRule(min_layer_fraction=None).needed(6) == 1
 
 
-def test_ranges_shards_and_many_kept_values_change_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("tile", [3, 64])
+def test_blocks_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, layout, tile):
     x = activations((24, 6, 7, 12))
-    whole, _ = save(tmp_path / "whole.safetensors", x)
-    shards = [save(tmp_path / f"{i}.safetensors", x[a:b])[0] for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])]
+    whole, _ = save(tmp_path / "whole.safetensors", x, layout=layout)
+    shards = [
+        save(tmp_path / f"{i}.safetensors", x[a:b], layout=layout)[0]
+        for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])
+    ]
     expected = brute(x, "float32", 1.5, False, 0.5)
     rule = LocationRule(1.5, False, 0.5)
-    assert count_document(count_locations(shards, rule)) == expected
-    monkeypatch.setattr(module, "_KEPT_VALUES", 10)  # the others' quartiles need another scan
-    monkeypatch.setattr(module, "_PIECE_ROWS", 6 * 5)
-    assert counted(whole, 1.5, False, 0.5) == expected
-    monkeypatch.setattr(module, "_PIECE_VALUES", 1)
-    assert count_document(count_locations(shards, rule, threads=1)) == expected
+    sampled = counted(whole, 1.5, False, 0.5, value_samples=50, magnitude_samples=50)
+    monkeypatch.setattr(count_kernel, "_TILE_VALUES", 1)
+    monkeypatch.setattr(count_kernel, "_TILE_CELLS", tile)
+    for values in (1, 6 * 5, 6 * 7 * 12, 6 * 7 * 12 * 7 + 1):  # a cell, part of a sequence, one sequence, several
+        monkeypatch.setattr(module, "_BLOCK_VALUES", values)
+        for sites in (shards, [whole]):
+            for threads in (1, 3):
+                assert count_document(count_locations(sites, rule, threads=threads)) == expected
+                found = count_locations(sites, rule, threads=threads, value_samples=50, magnitude_samples=50)
+                assert count_document(found) == sampled
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-40, 1e30])
