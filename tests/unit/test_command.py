@@ -136,7 +136,7 @@ def test_samples(dump, capsys):
         ("whole", "whole is I32, expected one of F32, BF16, F16"),
         ("double", "double is F64, expected one of F32, BF16, F16"),
         ("bad", "layer 1 has 2 values that are NaN or infinite"),
-        ("empty", "empty of shape (0, 4, 3, 8) is empty"),
+        ("empty", "empty of shape [0, 4, 3, 8] is empty"),
     ],
 )
 def test_bad_data(dump, capsys, key, message):

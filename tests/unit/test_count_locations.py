@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from outlier_features import count_kernel
 from outlier_features import count_locations as module
 from outlier_features.count_document import comparison_document, count_document
-from outlier_features.count_locations import LocationRule, compare_dims, count_locations, site_tensors
+from outlier_features.count_locations import LocationRule, compare_dims, count_locations
+from outlier_features.dumps import site_tensors
 from outlier_features.errors import InputError
 from outlier_features.quantiles import quartiles_of_values
 from outlier_features.tensorfile import TensorFile
@@ -118,18 +120,27 @@ def test_a_fraction_is_taken_as_written(tmp_path):
     assert LocationRule(min_layer_fraction=0.0).needed(6) == LocationRule(min_layer_fraction=None).needed(6) == 1
 
 
-def test_ranges_shards_and_many_kept_values_change_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("tile", [3, 64])
+def test_blocks_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, layout, tile):
     x = activations((24, 6, 7, 12))
-    whole, _ = save(tmp_path / "whole.safetensors", x)
-    shards = [save(tmp_path / f"{i}.safetensors", x[a:b])[0] for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])]
+    whole, _ = save(tmp_path / "whole.safetensors", x, layout=layout)
+    shards = [
+        save(tmp_path / f"{i}.safetensors", x[a:b], layout=layout)[0]
+        for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])
+    ]
     expected = brute(x, "float32", 1.5, False, 0.5)
     rule = LocationRule(1.5, False, 0.5)
-    assert count_document(count_locations(shards, rule)) == expected
-    monkeypatch.setattr(module, "_KEPT_VALUES", 10)  # the others' quartiles need another scan
-    monkeypatch.setattr(module, "_PIECE_ROWS", 6 * 5)
-    assert counted(whole, 1.5, False, 0.5) == expected
-    monkeypatch.setattr(module, "_PIECE_VALUES", 1)
-    assert count_document(count_locations(shards, rule, threads=1)) == expected
+    sampled = counted(whole, 1.5, False, 0.5, value_samples=50, magnitude_samples=50)
+    monkeypatch.setattr(count_kernel, "_TILE_VALUES", 1)
+    monkeypatch.setattr(count_kernel, "_TILE_CELLS", tile)
+    for values in (1, 6 * 5, 6 * 7 * 12, 6 * 7 * 12 * 7 + 1):  # a cell, part of a sequence, one sequence, several
+        monkeypatch.setattr(module, "_BLOCK_VALUES", values)
+        for sites in (shards, [whole]):
+            for threads in (1, 3):
+                assert count_document(count_locations(sites, rule, threads=threads)) == expected
+                found = count_locations(sites, rule, threads=threads, value_samples=50, magnitude_samples=50)
+                assert count_document(found) == sampled
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-40, 1e30])
@@ -217,3 +228,29 @@ def test_shards_that_differ_are_refused(tmp_path):
     sites = [save(tmp_path / str(h), activations((2, 3, 4, h)))[0] for h in (6, 7)]
     with pytest.raises(InputError, match=r"\[2, 3, 4, 7\], expected F32 \[2, 3, 4, 6\]"):
         count_locations(sites, LocationRule())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["stacked", "per layer"])
+def test_only_some_positions_count(tmp_path, monkeypatch, dtype, layout):
+    """Padding and the first position of some sequences, in two files, in small blocks."""
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 70)
+    rng = np.random.default_rng(1)
+    members = rng.random((9, 6)) < 0.6
+    members[2:5] = [False, True, True, True, True, False]
+    members[7] = False
+    saved = [save(tmp_path / f"{i}", activations((n, 4, 6, 5), i), dtype, layout) for i, n in enumerate((5, 4))]
+    x = np.concatenate([part for _, part in saved])
+    found = count_locations([site for site, _ in saved], LocationRule(), members=members, threads=2)
+    inside = np.broadcast_to(members[:, None, :, None], x.shape)
+    hit = (np.abs(x) > 6) & inside
+    kept = hit & (hit.mean(axis=1, keepdims=True) >= 0.25)
+    document = count_document(found)
+    assert document["elements_over_threshold"] == hit.sum() and document["occurrences"] == kept.sum()
+    assert document["occurrence_rate"] == kept.sum() / inside.sum()
+    assert document["location_rate"] == kept.any(axis=1).sum() / (members.sum() * 5)
+    assert [row["count"] for row in document["tokens"]] == kept.sum(axis=(0, 1, 3)).tolist()
+    quartiles = np.quantile(x[inside].astype(np.float64), [0.25, 0.5, 0.75])
+    assert [document["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
+    magnitudes = np.quantile(np.abs(x[kept]).astype(np.float64), [0, 0.25, 0.5, 0.75, 1])
+    assert [document["magnitudes"][name] for name in ("min", "q1", "median", "q3", "max")] == pytest.approx(magnitudes)

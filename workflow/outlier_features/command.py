@@ -4,19 +4,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from outlier_features.command_compare import add_compare
-from outlier_features.command_count import add_count
-from outlier_features.command_gains import add_gains
 from outlier_features.errors import InputError
 
 BAD_DATA, INTERRUPTED = 1, 130
+COMMANDS = ("count", "compare", "gains")  # each has a module command_<name> with a function add_<name>
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status: 0, or 1 with one `error:` line. A usage mistake exits with 2."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser([given[0]] if given and given[0] in COMMANDS else COMMANDS)
+    options = parser.parse_args(given)
     try:
         options.run(options, parser)
     except InputError as error:
@@ -30,16 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """For these subcommands: importing what one of them needs can take a second."""
     parser = argparse.ArgumentParser(
         prog="outlier-features",
         description="Outlier features of transformer language models.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_count(commands)
-    add_compare(commands)
-    add_gains(commands)
+    for name in names:
+        getattr(import_module(f"outlier_features.command_{name}"), f"add_{name}")(commands)
     return parser
 
 

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from outlier_features.command_output import write_found
 from outlier_features.compare_runs import comparisons, dim_counts, name_of
 from outlier_features.count_tables import comparison_tables
@@ -39,7 +37,7 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     write_found(document, lambda: _tables(document), options.format, options.output)
 
 
-def _tables(document: Mapping[str, Any]) -> Iterator[Table | str]:
+def _tables(document: Mapping[str, Any]) -> Iterator[Any]:
     for name, found in document.items():
         yield f"\nRule, sites, population: {name}"
         yield from comparison_tables(found, "Run")

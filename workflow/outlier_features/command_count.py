@@ -2,30 +2,13 @@
 
 import argparse
 import os
-import sys
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from outlier_features.count_document import COMPARISON
 
-from outlier_features.command_output import plain_parts, print_parts, write_text
-from outlier_features.count_document import (
-    COMPARISON,
-    DTYPES,
-    comparison_document,
-    count_document,
-    to_csv,
-    to_json,
-)
-from outlier_features.count_locations import LocationCount, LocationRule, compare_dims, count_locations, site_tensors
-from outlier_features.count_tables import count_tables
-from outlier_features.errors import InputError
-from outlier_features.progress import byte_bar
-from outlier_features.scan import SiteTensors, itemsize
-from outlier_features.tensorfile import TensorFile
-
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+_MAX_THREADS = 16  # more do not read memory faster
 
 
 def add_count(commands: Any) -> None:
@@ -80,16 +63,19 @@ _threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number",
 
 def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     _require_usable(options, parser)
-    file = TensorFile(options.input)
+    from outlier_features.count_dump import count_dump  # with numba, half a second, which a usage mistake is spared
+    from outlier_features.count_locations import LocationRule
+
     keys = [key for key in (options.key, options.compare_key) if key is not None]
-    sites = [site_tensors(file, key) for key in keys]
-    if len({site.shape[2] for site in sites}) > 1:
-        first, second = (f"{site.site} has {site.shape[2]} dims" for site in sites)
-        raise InputError(f"{file.path}: {first} and {second}, expected as many, or they cannot be compared")
-    counts = [_count_key(site, options) for site in sites]
-    document = {key: count_document(count) for key, count in zip(keys, counts, strict=True)}
-    if len(counts) == 2:
-        document[COMPARISON] = comparison_document((keys[0], keys[1]), compare_dims(*counts))
+    document = count_dump(
+        options.input,
+        keys,
+        LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
+        value_samples=options.iqr_samples,
+        magnitude_samples=options.outlier_samples,
+        threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),
+        quiet=options.quiet,
+    )
     _write(document, options)
 
 
@@ -102,30 +88,8 @@ def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser
         parser.error("argument --output: expected another file than --input")
 
 
-def _count_key(site: SiteTensors, options: argparse.Namespace) -> LocationCount:
-    shape = (site.shape[0], len(site.layers), *site.shape[1:])
-    size = prod(shape) * itemsize(site.dtype)
-    if not options.quiet:
-        line = f"{site.site}: {shape} {DTYPES[site.dtype]}, {prod(shape):,} elements, {size / 2**20:,.1f} MiB"
-        print(line, file=sys.stderr, flush=True)
-    passes = 2 if options.iqr_samples or site.dtype == "F32" else 1
-    with byte_bar(f"count {site.site}", size * passes, disable=options.quiet) as bar:
-        return count_locations(
-            [site],
-            LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
-            value_samples=options.iqr_samples,
-            magnitude_samples=options.outlier_samples,
-            threads=len(os.sched_getaffinity(0)),
-            progress=bar.update,
-        )
-
-
 def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
-    tables = count_tables(document, options.input.name)
-    if options.format != "table":
-        write_text({"json": to_json, "csv": to_csv}[options.format](document), options.output)
-    elif options.output is None:
-        print_parts(tables, sys.stdout)
-    else:
-        write_text(plain_parts(tables), options.output)
-    sys.stdout.flush()
+    from outlier_features.command_output import write_found
+    from outlier_features.count_tables import count_tables
+
+    write_found(document, lambda: count_tables(document, options.input.name), options.format, options.output)

@@ -8,15 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from outlier_features.count_document import DTYPES
 from outlier_features.errors import InputError
 from outlier_features.gains_in_file import PREFIX
 from outlier_features.scan import SiteTensors
 from outlier_features.tensorfile import TensorFile
 
 CORPUS = "dump"  # what a dump was made from is not known; its runs bear this name
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+MAX_LAYERS = 65535  # layers that hit a location are counted in 16 bits
 _CHUNK_VALUES = 1 << 29  # of all sites together: 2 GiB of float32 in one job
 
 
@@ -113,8 +112,8 @@ def site_tensors(file: TensorFile, key: str) -> SiteTensors:
         raise InputError(f"{file.path}: has no tensor {key!r}{_nearest(file, key)}")
     if not site.layers or not all(site.shape):
         raise InputError(f"{file.path}: {key} of shape {list(shape_of([site]))} is empty, expected at least one value")
-    if site.layers[-1] > np.iinfo(np.uint16).max:
-        raise InputError(f"{file.path}: {key}.{site.layers[-1]} found, expected layers up to 65535")
+    if site.layers[-1] >= MAX_LAYERS:
+        raise InputError(f"{file.path}: {key} has a layer {site.layers[-1]}, expected layers up to {MAX_LAYERS - 1}")
     return site
 
 

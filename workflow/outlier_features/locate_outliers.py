@@ -15,7 +15,7 @@ from outlier_features.count_document import comparison_document, count_document
 from outlier_features.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.dumps import DumpRange
 from outlier_features.errors import InputError
-from outlier_features.populations import PADDING, POPULATIONS, REST, populations_of
+from outlier_features.populations import POPULATIONS, populations_of
 from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.tokens import Tokens
 
@@ -71,13 +71,12 @@ def _of_population(
     chunks: Sequence[Activations], sites: Sequence[str], members: np.ndarray[Any, Any], rule: LocationRule, threads: int
 ) -> dict[str, Any]:
     """`members` bool (N, T): the positions of the population."""
-    parts = np.where(members, REST, PADDING).astype(np.uint8)
     counts: dict[str, LocationCount] = {}
-    for site in sites:
+    for site in sites if members.any() else ():
         tensors = [chunk.sites[site] for chunk in chunks]
         size = sum(len(one.layers) * int(np.prod(one.shape)) for one in tensors)
         with tqdm(total=size, desc=f"locate {site}", unit="B", unit_scale=True, delay=3, file=sys.stderr) as bar:
-            counts[site] = count_locations(tensors, rule, parts=parts, threads=threads, progress=bar.update)
+            counts[site] = count_locations(tensors, rule, members=members, threads=threads, progress=bar.update)
     return {
         "sites": {site: count_document(count) for site, count in counts.items()},
         "comparisons": _comparisons(counts),

@@ -77,13 +77,26 @@ class TensorFile:
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Ask for bytes to be read ahead."""
-        self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+        """Ask for bytes to be read ahead, if they do not seem to be in the page cache.
+
+        Asking costs as much as faulting them in, page by page, even where there is nothing to read.
+        """
+        if length and not (self._is_cached(offset) and self._is_cached(offset + length - 1)):
+            self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+
+    def _is_cached(self, offset: int) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            finally:
+                os.close(descriptor)
+        except OSError:  # it would wait, or the file system cannot say
+            return False
 
     def drop(self, offset: int, length: int) -> None:
-        """Give back pages that lie wholly inside these bytes; they stay in the page cache, but not in our memory."""
-        page = mmap.PAGESIZE
-        self._advise(mmap.MADV_DONTNEED, -(-offset // page) * page, (offset + length) // page * page)
+        """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
+        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
