@@ -37,7 +37,6 @@ def test_a_dump_beside_a_model(project, shards):
     assert run.status == 0, run.output
     folder = project.folder / "both/saved/dump"
     assert not (folder / "loss.parquet").exists() and (project.folder / "both/tiny/text/loss.parquet").exists()
-    assert sum(file.stat().st_size for file in folder.rglob("*")) < sum(x.nbytes for x in shards) * 3
     assert not list(folder.glob("activations*"))
     for table in ("layers", "dims", "pairs", "sensitivity", "emergence"):
         assert set(pl.read_parquet(folder / f"{table}.parquet")["population"]) == {"all"}
@@ -87,7 +86,7 @@ def test_locations_of_a_run_are_those_of_its_activations(project):
             assert [row["count"] for row in found["tokens"]][first:] == kept.sum(axis=(0, 1, 3)).tolist()
             quartiles = np.quantile(x.astype(np.float64), [0.25, 0.5, 0.75])
             assert [found["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
-            assert found["magnitudes"]["max"] == np.abs(x[kept]).max()
+            assert found["magnitudes"]["max"] == (np.abs(x[kept]).max() if kept.any() else None)
 
 
 def test_a_special_first_token_and_labels(project, shards):

@@ -58,18 +58,18 @@ def detect_outliers(
             if site not in chunk.sites:
                 continue
             tensors = chunk.sites[site]
-            bar = tqdm(total=tensors.shape[0], desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr)
-            site_statistics = scan(
-                tensors,
-                parts[provenance["start"] : provenance["stop"]],
-                pilot_means(first.sites[site], parts[0]),
-                floors[site],
-                on_hits=writer.write,
-                max_density=max_density,
-                threads=threads,
-                progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
-            )
-            bar.close()
+            size = tensors.shape[0]
+            with tqdm(total=size, desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr) as bar:
+                site_statistics = scan(
+                    tensors,
+                    parts[provenance["start"] : provenance["stop"]],
+                    pilot_means(first.sites[site], parts[0]),
+                    floors[site],
+                    on_hits=writer.write,
+                    max_density=max_density,
+                    threads=threads,
+                    progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
+                )
             arrays |= site_statistics.arrays(site)
         write_tensors(statistics, arrays, {**provenance, "floors": {site: floors[site] for site in hits}})
 
