@@ -71,6 +71,7 @@ TABLES = of_runs(
     "sensitivity.parquet",
     "massive.parquet",
     "loss.parquet",
+    "sinks.parquet",
     "summary.json",
 )
 

@@ -36,6 +36,8 @@ rule render_report:
             "emergence.parquet",
             "sensitivity.parquet",
             "massive.parquet",
+            "sinks.parquet",
+            "attention.safetensors",
             "tokens.safetensors",
             "texts.parquet",
         ),
