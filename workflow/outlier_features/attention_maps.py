@@ -19,8 +19,8 @@ KEY = "pattern"
 class AttentionMaps:
     """What `attention.safetensors` holds.
 
-    patterns    by layer, float16 (n, heads, T, T), or (n, heads, T, T + 1) with a learned sink; zero beyond a sequence's
-                own positions
+    patterns    by layer, float16 (n, heads, T, T), or (n, heads, T, T + 1) with a learned sink; zero where a sequence
+                has no position
     why         by layer, why it was kept
     sequences   indices of the n sequences in the corpus, and how many positions each has
     groups      by layer, heads that share one KV head, or None
@@ -86,6 +86,6 @@ def require_layers(wanted: Sequence[int], have: Sequence[int]) -> None:
     missing = sorted(set(wanted) - set(have))
     if missing:
         raise InputError(
-            f"attention_maps.kept_layers: found {missing[0]}, expected layers with attention patterns, which this model has "
-            f"in {', '.join(map(str, have)) or 'none'}"
+            f"attention_maps.kept_layers: found {missing[0]}, expected layers with attention patterns, which this "
+            f"model has in {', '.join(map(str, have)) or 'none'}"
         )

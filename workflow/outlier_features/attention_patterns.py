@@ -1,14 +1,15 @@
 """Attention patterns of a model that runs eager attention: found by structure, handed out one layer at a time.
 
-Which module of a block returns its patterns is seen on the probe: the innermost with weights whose output holds a tensor
-(B, heads, T, T), zero where a query cannot see a key, with rows that sum to 1. Where they sum to less and the module
-has a weight for each head (gpt-oss), the rest is the mass of a learned sink, which transformers cuts off: it becomes a
-last column.
+Which module of a block returns its patterns is seen on the probe: the innermost with weights whose output holds a
+tensor (B, heads, T, T), zero where a query cannot see a key, with rows that sum to 1. Where they sum to less and the
+module has a weight for each head (gpt-oss), the rest is the mass of a learned sink, which transformers cuts off: it
+becomes a last column.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,19 +66,17 @@ def find_attention(loaded: LoadedModel) -> list[Attention]:
     ids = probe_ids(loaded.model)
     found: dict[int, Attention] = {}
     lacking = []
+
+    def look(layer: int, path: str, module: nn.Module, args: list[Any], output: Any) -> None:
+        at = _describe(layer, path, module, output, ids.shape)
+        if at is not None and layer not in found:  # the modules around it may return it as well
+            found[layer] = at
+            lacking.append(at.learned_sink and _lacks_mass(_items(output)[at.item]))
+
     with ExitStack() as hooks, torch.inference_mode():
         for layer, block in enumerate(find_sites(loaded)):
             for name, module in loaded.model.get_submodule(block.path).named_modules():
-
-                def look(
-                    output: Any, layer: int = layer, path: str = f"{block.path}.{name}", module: Any = module
-                ) -> None:
-                    at = _describe(layer, path, module, output, ids.shape)
-                    if at is not None and layer not in found:  # the modules around it may return it as well
-                        found[layer] = at
-                        lacking.append(at.learned_sink and _lacks_mass(_items(output)[at.item]))
-
-                hooks.enter_context(_hooked(module, lambda args, output, look=look: look(output)))
+                hooks.enter_context(_hooked(module, partial(look, layer, f"{block.path}.{name}", module)))
         loaded.base(ids)
     attention = [replace(at, learned_sink=at.learned_sink and any(lacking)) for at in found.values()]
     run_patterns(loaded, attention, ids, lambda patterns: None)  # checks them
@@ -111,14 +110,14 @@ def run_patterns(
     sum to 1.
     """
     waiting = {at.layer for at in attention}
+
+    def hand_out(at: Attention, args: list[Any], output: Any) -> None:
+        waiting.discard(at.layer)
+        receive(_checked(at, _items(output)[at.item], _visible(args, ids.shape[1], loaded)))
+
     with ExitStack() as hooks, torch.inference_mode():
         for at in attention:
-
-            def hand_out(args: list[Any], output: Any, at: Attention = at) -> None:
-                waiting.discard(at.layer)
-                receive(_checked(at, _items(output)[at.item], _visible(args, ids.shape[1], loaded)))
-
-            hooks.enter_context(_hooked(at.module, hand_out))
+            hooks.enter_context(_hooked(at.module, partial(hand_out, at)))
         loaded.base(ids)
     if waiting:
         raise InputError(f"{loaded.model_type}: layer {min(waiting)} did not run, expected its attention in every pass")
@@ -143,7 +142,7 @@ def _items(output: Any) -> list[Any]:
 
 
 def _visible(args: Sequence[Any], length: int, loaded: LoadedModel) -> Tensor:
-    """Bool (T, T), from whether the model is causal and from the masks among attention's arguments (sliding windows)."""
+    """Bool (T, T), from whether the model is causal and the masks among attention's arguments (sliding windows)."""
     visible = torch.ones(length, length, dtype=torch.bool, device=loaded.device)
     if loaded.causal:
         visible = visible.tril()

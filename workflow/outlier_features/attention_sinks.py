@@ -1,8 +1,8 @@
 """Attention sinks (Gu et al. 2024, https://arxiv.org/abs/2410.10781): keys that draw attention whatever is asked.
 
-`alpha` of a key is the mean, over the queries that can see it, of the probability that they give it. A key is a sink of a
-head in a sequence if its alpha is above a threshold (0.3); its sink rate is the share of (sequence, layer, head) in which
-it is one.
+`alpha` of a key is the mean, over the queries that can see it, of the probability that they give it. A key is a sink of
+a head in a sequence if its alpha is above a threshold (0.3); its sink rate is the share of (sequence, layer, head) in
+which it is one.
 """
 
 from collections.abc import Mapping
