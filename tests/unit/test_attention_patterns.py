@@ -24,9 +24,11 @@ def loaded(name, **changes):
 
 def collect(model, attention, ids=IDS):
     found = {}
-    run_patterns(
-        model, attention, ids, lambda one: found.update({one.attention.layer: (one.pattern.clone(), one.visible)})
-    )
+
+    def keep(one):
+        found[one.attention.layer] = one.pattern.clone(), one.visible
+
+    run_patterns(model, attention, ids, keep)
     return found
 
 

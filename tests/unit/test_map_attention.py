@@ -196,12 +196,12 @@ def test_the_rule_counts_what_plain_transformers_gives(name, run, tmp_path):
     assert maps.positions == (8, 8, 6) and set(maps.patterns) <= {layer for layer, _ in expected}
     assert 3 in maps.patterns  # the largest |x| is there
     for layer, patterns in maps.patterns.items():
-        assert patterns.dtype == np.float16
+        assert patterns.dtype == np.float32
         for n, length in enumerate((8, 8, 6)):
             whole = np.zeros(patterns.shape[1:])
             whole[:, :length, :length] = expected[layer, n][0][..., :length]
             whole[:, :length, 8:] = expected[layer, n][0][..., length:]
-            np.testing.assert_allclose(patterns[n], whole, atol=5e-4)
+            np.testing.assert_allclose(patterns[n], whole, atol=1e-6)
 
 
 def test_layers_can_be_chosen(run, tmp_path):

@@ -151,9 +151,16 @@ def test_plotly_shows_names_literally():
 
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
-    assert list(parsed.figures) == [
-        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
-    ]
+    names = (
+        "magnitude-by-layer",
+        "dimension-map",
+        "rules",
+        "shares",
+        "sensitivity",
+        "attention-sinks",
+        "attention-maps",
+    )
+    assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
@@ -318,12 +325,14 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
 
 
 def test_nothing_found_is_said(page):
-    parsed = page(FakeRun(outliers=(), massive=(), hits=()))
+    parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
     assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
         "There are none in either population.",
+        "Nothing is drawn: no layer of this model has attention patterns.",
+        "Nothing is drawn: this run kept no attention pattern.",
     ):
         assert text in parsed.shown
 

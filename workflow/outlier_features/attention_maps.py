@@ -19,7 +19,7 @@ KEY = "pattern"
 class AttentionMaps:
     """What `attention.safetensors` holds.
 
-    patterns    by layer, float16 (n, heads, T, T), or (n, heads, T, T + 1) with a learned sink; zero where a sequence
+    patterns    by layer, float32 (n, heads, T, T), or (n, heads, T, T + 1) with a learned sink; zero where a sequence
                 has no position
     why         by layer, why it was kept
     sequences   indices of the n sequences in the corpus, and how many positions each has
@@ -46,6 +46,12 @@ class AttentionMaps:
             raise InputError(f"{path}: expected the attention patterns of a run, found {error!r}") from error
         patterns = {layer: file.array(f"{KEY}.{layer}") for layer in layers}
         return cls(patterns, why, sequences, positions, groups, file.provenance)
+
+
+def cropped(pattern: Array, size: int) -> Array:
+    """The first `size` queries and keys of a pattern (heads, T, K), and its learned sink."""
+    length = pattern.shape[1]
+    return np.concatenate([pattern[:, :size, :size], pattern[:, :size, length:]], axis=-1)
 
 
 def largest_by_layer(layers: pl.DataFrame) -> dict[int, float]:

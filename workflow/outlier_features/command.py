@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from outlier_features.command_attention import add_attention
 from outlier_features.command_count import add_count
 from outlier_features.errors import InputError
 
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_count(commands)
+    add_attention(commands)
     return parser
 
 

@@ -1,10 +1,13 @@
 """The figures of a run's report, each a function of the public tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from outlier_features.attention_maps import AttentionMaps
+from outlier_features.figure_attention_maps import attention_maps
+from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_rules import rules_side_by_side
@@ -13,11 +16,19 @@ from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
 
-__all__ = ["dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures", "sensitivity", "shares"]
+__all__ = [
+    "attention_maps", "attention_sinks", "dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures",
+    "sensitivity", "shares",
+]  # fmt: skip
 
 
-def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) -> list[Drawing]:
-    """The figures in the order of the report."""
+def run_figures(
+    tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any], maps: AttentionMaps, tokens: Sequence[str]
+) -> list[Drawing]:
+    """The figures in the order of the report.
+
+    tokens   the text of each position of the first sequence in `maps`
+    """
     criteria = summary["rules"]["dettmers"]
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
     return [
@@ -26,4 +37,6 @@ def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) 
         rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
         shares(tables["dims"], sites, criteria),
         sensitivity(tables["sensitivity"], criteria),
+        attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], maps.provenance),
+        attention_maps(maps, tables["sinks"], tokens),
     ]

@@ -53,7 +53,7 @@ def map_attention(
     kept_sequences   the first so many leave their patterns
     kept_layers      the layers that leave their patterns; if empty, `attention_maps.layers_of_interest`
 
-    Writes the table `sinks`, and `attention` with a tensor `pattern.{layer}` float16 (n, heads, T, T), or
+    Writes the table `sinks`, and `attention` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
     (n, heads, T, T + 1) where the last column is a learned sink. A model without attention leaves both empty. One
     layer's patterns of one sequence are in memory at a time.
     """
@@ -125,7 +125,7 @@ def _count(
 
 def _keep(loaded: LoadedModel, kept: Sequence[Attention], inputs: Sequence[Array], length: int) -> dict[str, Array]:
     arrays = {
-        f"{KEY}.{at.layer}": np.zeros((len(inputs), at.heads, length, length + at.learned_sink), np.float16)
+        f"{KEY}.{at.layer}": np.zeros((len(inputs), at.heads, length, length + at.learned_sink), np.float32)
         for at in kept
     }
     for n, ids in enumerate(inputs):

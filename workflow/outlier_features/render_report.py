@@ -14,14 +14,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.attention_maps import AttentionMaps
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, SINKS, Table, read_table
 from outlier_features.token_context import massive_spans
-from outlier_features.token_text import read_texts
+from outlier_features.token_text import read_texts, token_text
 from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent
@@ -36,6 +37,7 @@ class Run:
 
     summary: Mapping[str, Any]
     tables: Mapping[str, pl.DataFrame]
+    maps: AttentionMaps
     tokens: Tokens
     texts: list[bytes]
 
@@ -51,7 +53,7 @@ class Run:
             require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
             return frame
 
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
+        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, SINKS)}
         summary = read_json(directory / "summary.json")
         facts = {
             "model_revision": summary["model"]["revision"],
@@ -61,7 +63,18 @@ class Run:
             "rules": summary["rules"],
         }
         require_equal(provenance, facts, tuple(facts), directory / "summary.json")
-        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
+        maps = AttentionMaps.read(directory / "attention.safetensors")
+        _, made_by = read_table(directory / "sinks.parquet", SINKS)
+        require_equal(made_by, maps.provenance, ("job",), directory / "attention.safetensors")
+        return cls(summary, tables, maps, tokens, read_texts(directory / "texts.parquet", tokens))
+
+    @property
+    def mapped_tokens(self) -> list[str]:
+        """The text of each position of the first sequence whose attention patterns were kept."""
+        if not self.maps.sequences:
+            return []
+        sequence, size = self.maps.sequences[0], self.maps.positions[0]
+        return [token_text(self.texts, self.tokens, sequence, token) for token in range(size)]
 
 
 def render_report(runs: Sequence[Path], template: Path, style: Path, report: Path) -> None:
@@ -96,7 +109,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "headline": headline(run.summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
-        "figures": run_figures(run.tables, run.summary),
+        "figures": run_figures(run.tables, run.summary, run.maps, run.mapped_tokens),
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
         "provenance": provenance(run.summary),
