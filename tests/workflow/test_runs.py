@@ -10,7 +10,7 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
+TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "sinks")
 AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
 RUN = "results/tiny/text"
 
@@ -61,6 +61,42 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     assert all(0 <= len(text.encode()) - size <= 3 for text, size in zip(texts, loss["bytes"], strict=True))
 
 
+def looped_alpha(pattern, causal):
+    """Mean over the queries that see each key, of a pattern (heads, T, T)."""
+    length = pattern.shape[1]
+    return [
+        [np.mean([float(head[query, key]) for query in range(key if causal else 0, length)]) for key in range(length)]
+        for head in pattern
+    ]
+
+
+def test_sinks_are_those_of_plain_transformers(project):
+    run = project.folder / RUN
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama", attn_implementation="eager").eval()
+    with torch.no_grad():
+        attentions = model(tokens, output_attentions=True).attentions
+    sinks = pl.read_parquet(run / "sinks.parquet")
+    assert len(sinks) == 4 * 4 * 48
+    alpha = np.array([[looped_alpha(one, causal=True) for one in layer] for layer in attentions])
+    for row in sinks.iter_rows(named=True):
+        values = alpha[row["layer"], :, row["head"], row["token"]]
+        assert row["alpha"] == pytest.approx(values.mean(), rel=1e-4)
+        assert row["sink_rate"] == pytest.approx((values > 0.3).mean())
+        assert row["kv_head"] == row["head"] // 2
+        assert row["sequences"] == 6 and row["excluded"] == (6 if row["token"] == 0 else 0)
+    kept = load_file(run / "attention.safetensors")
+    assert kept
+    for name, pattern in kept.items():
+        layer = int(name.removeprefix("pattern."))
+        np.testing.assert_allclose(pattern[0], attentions[layer][0], atol=1e-5)
+
+
+def test_other_attention_maps_need_no_other_stage(project):
+    assert project.planned(attention_maps__threshold=0.5).jobs() == {"map_attention", "render_report"}
+    assert project.planned(attention_maps__kept_layers=[1]).jobs() == {"map_attention", "render_report"}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -95,6 +131,7 @@ CHAIN = (
         ("statistics", "Detect outliers", "detect_outliers"),
         ("summarize_layers", "Summarize the", "summarize_layers"),
         ("rules", "Select systematic", "filter_systematic"),
+        ("attention_patterns", "Map the", "map_attention"),
         ("token_text", "Select systematic", "filter_systematic"),
         ("analyze_emergence", "Follow the", "analyze_emergence"),
         ("summarize_run", "Summarize tiny", "summarize_run"),
@@ -109,8 +146,9 @@ def test_an_edited_module_reruns_the_stages_that_import_it(project, module, mess
     finally:
         undo()
     assert planned.jobs_with_other_parameters() == {message}
-    following = set(CHAIN[CHAIN.index(first) :])
-    assert planned.jobs() - {"measure_loss"} == following
+    following = {"render_report"} if first == "map_attention" else set(CHAIN[CHAIN.index(first) :])
+    assert planned.jobs() - {"measure_loss", "map_attention"} == following
+    assert ("map_attention" in planned.jobs()) == (first == "map_attention" or "summarize_layers" in following)
     assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
 
 
@@ -160,6 +198,17 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
     assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    # Without padding, and so each sequence alone.
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        short, long = (
+            model(tokens[n : n + 1, : mask[n].sum()].long(), output_attentions=True).attentions for n in range(2)
+        )
+    for row in pl.read_parquet(folder / "sinks.parquet").iter_rows(named=True):
+        layer, head, token = row["layer"], row["head"], row["token"]
+        values = [float(one[layer][0, head, :, token].mean()) for one in (short, long) if token < one[layer].shape[-1]]
+        assert row["sequences"] == len(values) and row["alpha"] == pytest.approx(np.mean(values), rel=1e-4)
+        assert row["kv_head"] is None
 
 
 @pytest.mark.parametrize(

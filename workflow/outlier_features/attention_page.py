@@ -44,5 +44,5 @@ def write_image(path: Path, title: str, figure: go.Figure, kind: str) -> None:
     except (ValueError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"format: found {kind!r}, expected the package kaleido and a Chrome to draw it ({reason})"
+            f"format: {kind!r} needs the package kaleido and a Chrome, and nothing was drawn: {reason}"
         ) from error

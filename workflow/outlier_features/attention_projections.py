@@ -16,8 +16,8 @@ class Projections:
 
     q, k            [out, in] as in torch's Linear: (n_heads * width, d), (n_kv_heads * width, d)
     q_bias, k_bias  (out,), or None
-    q_norm, k_norm  RMSNorm over each head's dims before the rotation: the factor (width,) that multiplies (a gain stored
-                    as its difference from 1 needs 1 added), or None; `norm_eps` is its epsilon
+    q_norm, k_norm  RMSNorm over each head's dims before the rotation: the factor (width,) that multiplies (a gain
+                    stored as its difference from 1 needs 1 added), or None; `norm_eps` is its epsilon
     scale           factor of q . k, such as 1 / sqrt(width)
     causal          a query sees keys up to its own position; else all
     rotary_base     of the rotary embedding, on all dims of a head in two halves, as in Llama: dim i is rotated with dim

@@ -1,6 +1,7 @@
 """The command `outlier-features attention`: heatmaps of one layer's attention, from a model, a run or a dump."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,9 @@ _index.__name__, _number.__name__, _indices.__name__, _positive.__name__ = "inde
 def _attention(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     _require_source(options, parser)
     shown, group = _read(options)
+    least = min(float(one.pattern.sum(axis=-1).min()) for one in shown)
+    if least < 0.98:
+        print(f"a row of a pattern sums to {least:.3g}: the rest may be the mass of a learned sink", file=sys.stderr)
     _draw(shown, group, options)
 
 
@@ -207,7 +211,7 @@ def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespa
     for one in shown:
         size = min(len(one.labels), options.positions)
         panels = _panels(cropped(one.pattern, size), group, options)
-        pixels = max(280, min(900, 12 * size))
+        pixels = max(280, min(900, 11 * size))
         columns = max(1, min(len(panels), 1600 // pixels))
         cut = f", first {size} of {len(one.labels)} positions" if size < len(one.labels) else ""
         figure = attention_grid(panels, one.labels[:size], columns=columns, size=pixels, every=max(1, size // 64))

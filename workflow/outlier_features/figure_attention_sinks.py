@@ -116,7 +116,7 @@ def _figure(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str, A
     keys = min(KEYS_SHOWN, 1 + max(sinks["token"].drop_nulls().to_list()))
     heights = [max(120, min(320, 14 * heads)), 11 * (keys + has_learned) + 20, 150]
     figure = panels(heights, titles=[""])
-    top = 40  # there is no legend
+    top = 20  # there is no legend
     figure.update_layout(plot_bgcolor=PALE, height=figure.layout.height - top, showlegend=False)
     figure.update_layout(margin={"l": 96, "r": 100, "t": figure.layout.margin.t - top})
     names = [*map(str, range(keys)), *["learned"] * has_learned]
