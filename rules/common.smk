@@ -124,7 +124,7 @@ RUNS = [
 
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
-MODEL_TABLES = ["loss", "norms", "gains"]
+MODEL_TABLES = ["loss", "norms", "gains", "sinks"]
 
 
 DUMP_TABLES = {

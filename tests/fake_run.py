@@ -25,7 +25,11 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
-RUN_TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "norms", "gains")
+RUN_TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "norms", "gains", "sinks")
+FIGURES = (
+    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
+    "attention-maps",
+)  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -46,6 +50,7 @@ class FakeRun:
     position: int = 0
     rest: bool = True
     loss: bool = True
+    attention: bool = True
     sequences: int = 2
     norms: bool = True
 
@@ -53,6 +58,7 @@ class FakeRun:
         directory.mkdir(parents=True)
         self._write_tokens(directory)
         self._write_tables(directory)
+        self._write_attention(directory)
         self._write_summary(directory)
         return directory
 
@@ -222,6 +228,33 @@ class FakeRun:
             for n in range(self.sequences)
         ]
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
+
+    def sink_rate(self, layer: int, head: int, token: int) -> float:
+        """Layer 0 has no sink; position 0 is one in later layers, less so in head 1."""
+        return 0.0 if layer == 0 or token else 0.5 if head else 1.0
+
+    def _write_attention(self, directory: Path) -> None:
+        """Two heads, which share a KV head, where every query gives its own key and position 0 the same."""
+        length = len(self.pieces)
+        rows = [
+            {"layer": layer, "head": head, "kv_head": 0, "token": token, "learned": False,
+             "alpha": self.sink_rate(layer, head, token) / 2, "sink_rate": self.sink_rate(layer, head, token),
+             "sequences": self.sequences, "excluded": self.sequences * (token == 0)}
+            for layer in range(self.layers) if self.attention for head in range(2) for token in range(length)
+        ]  # fmt: skip
+        pattern = np.eye(length, dtype=np.float32) / 2
+        pattern[:, 0] += 0.5
+        kept = [layer for layer in (1, 2) if self.attention and layer < self.layers]
+        self.provenance |= {
+            "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
+            "layers_without_patterns": [] if self.attention else list(range(self.layers)),
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
+                     "positions": [length]},
+        }  # fmt: skip
+        patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
+        write_tensors(directory / "attention.safetensors", patterns, self.provenance)
+        sinks = pl.DataFrame(rows, schema=tables.SINKS.schema)
+        write_table(directory / "sinks.parquet", sinks, tables.SINKS, self.provenance)
 
     def _write_summary(self, directory: Path) -> None:
         write_json(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_run import FakeRun
+from fake_run import FIGURES, FakeRun
 from outlier_features.render_report import render_report
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
@@ -49,10 +49,9 @@ def test_every_figure_is_drawn_and_nothing_hostile_runs(tmp_path, width):
     )
     page = report_of(tmp_path, hostile)
     dom, console = browse(page, tmp_path / "profile", f"--window-size={width},2000", "--dump-dom")
-    names = ("magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity")
-    assert states(dom) == {f"run-1-{name}": "drawn" for name in names}
+    assert states(dom) == {f"run-1-{name}": "drawn" for name in FIGURES}
     plots = dom.split("</main>")[0].split("data-figure=")[1:]
-    assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(names)
+    assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(FIGURES)
     assert "data-hostile" not in re.search("<html[^>]*>", dom)[0]
     assert console == ""
 
@@ -70,10 +69,10 @@ def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
     for attempt in range(3):  # a browser that is not seen draws a frame only now and then
         dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,12000", "--dump-dom")
         assert console == ""
-        if len(states(dom)) == 12:
+        if len(states(dom)) == 2 * len(FIGURES):
             break
     assert set(states(dom).values()) == {"drawn"}
-    assert len(states(dom)) == 12
+    assert len(states(dom)) == 2 * len(FIGURES)
 
 
 def test_the_page_is_not_wider_than_a_small_window(tmp_path):

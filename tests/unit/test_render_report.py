@@ -11,19 +11,15 @@ import polars as pl
 import pytest
 from jinja2 import TemplateError
 
-from fake_run import BASIS, GRID, POPULATIONS, RULES, FakeRun
+from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
 from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
-from outlier_features.figure_dimension_map import MAX_ROWS
-from outlier_features.figure_shares import MAX_POINTS
-from outlier_features.figures import (
-    dimension_map,
-    magnitude_by_layer,
-    norm_gains,
-    rules_side_by_side,
-    sensitivity,
-    shares,
-)
+from outlier_features.figure_dimension_map import MAX_ROWS, dimension_map
+from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_norm_gains import norm_gains
+from outlier_features.figure_rules import rules_side_by_side
+from outlier_features.figure_sensitivity import sensitivity
+from outlier_features.figure_shares import MAX_POINTS, shares
 from outlier_features.gain_summary import gain_summary
 from outlier_features.render_report import render_report, script_hash
 from outlier_features.token_context import context
@@ -160,10 +156,7 @@ def test_plotly_shows_names_literally():
 
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
-    assert list(parsed.figures) == [
-        f"run-1-{name}-data"
-        for name in ("magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity")
-    ]
+    assert list(parsed.figures) == [f"run-1-{name}-data" for name in FIGURES]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
@@ -381,13 +374,15 @@ def test_a_run_without_norms(page):
 
 
 def test_nothing_found_is_said(page):
-    parsed = page(FakeRun(outliers=(), massive=(), hits=()))
+    parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
     names = ("magnitude-by-layer", "norm-gains", "sensitivity")
     assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
         "There are none in any population.",
+        "Nothing is drawn: no layer of this model has attention patterns.",
+        "Nothing is drawn: this run kept no attention pattern.",
     ):
         assert text in parsed.shown
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from outlier_features.errors import InputError
 
 BAD_DATA, INTERRUPTED = 1, 130
-COMMANDS = ("count", "compare", "gains")  # each has a module command_<name> with a function add_<name>
+COMMANDS = ("count", "compare", "gains", "attention")  # each has a module command_<name> with a function add_<name>
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

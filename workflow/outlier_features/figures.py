@@ -1,10 +1,7 @@
 """The figures of a run's report, each a function of the public tables."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import polars as pl
-
+from outlier_features.figure_attention_maps import attention_maps
+from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
@@ -14,18 +11,13 @@ from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
-
-__all__ = [
-    "dimension_map", "magnitude_by_layer", "norm_gains", "rules_side_by_side", "run_figures", "sensitivity", "shares",
-]  # fmt: skip
+from outlier_features.report_run import Run
 
 
-def run_figures(
-    tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any], locations: Mapping[str, Any] | None
-) -> list[Drawing]:
-    """The figures in the order of the report."""
+def run_figures(run: Run) -> list[Drawing]:
+    """The figures in the order of the report; those whose tables the run lacks are left out."""
+    tables, summary, populations = run.tables, run.summary, run.populations
     criteria = summary["rules"]["dettmers"]
-    populations = list(summary["populations"])
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
     drawings = [
         magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
@@ -38,6 +30,9 @@ def run_figures(
         shares(tables["dims"], sites, criteria, populations),
         sensitivity(tables["sensitivity"], criteria, populations),
     ]
-    if locations:
-        drawings.append(locations_by_layer(locations, populations[0]))
+    if run.locations:
+        drawings.append(locations_by_layer(run.locations, populations[0]))
+    if run.maps:
+        drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
+        drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
     return drawings

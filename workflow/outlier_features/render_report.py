@@ -3,83 +3,32 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.artifacts import replacing
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
+from outlier_features.report_run import Run
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
 from outlier_features.tables import (
     COMPARISON,
-    DIMS,
-    EMERGENCE,
-    GAINS,
-    LAYERS,
-    MASSIVE,
-    NORMS,
-    SENSITIVITY,
-    Table,
     read_table,
 )
 from outlier_features.token_context import massive_spans
-from outlier_features.token_text import read_texts
-from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent
 
-SHOWN = (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, NORMS, GAINS)
 MASSIVE_ROWS = 50
 DIM_ROWS = 20
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run left, checked to belong together."""
-
-    summary: Mapping[str, Any]
-    tables: Mapping[str, pl.DataFrame]
-    tokens: Tokens
-    texts: list[bytes]
-    locations: Mapping[str, Any] | None
-
-    @classmethod
-    def read(cls, directory: Path) -> "Run":
-        tokens = Tokens.read(directory / "tokens.safetensors")
-        _, provenance = read_table(directory / "dims.parquet", DIMS)
-        require_equal(tokens.provenance, provenance, ("tokens_sha256",), directory / "dims.parquet")
-
-        def rows(table: Table) -> pl.DataFrame:
-            path = directory / f"{table.name}.parquet"
-            frame, found = read_table(path, table)
-            require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
-            return frame
-
-        summary = read_json(directory / "summary.json")
-        tables = {table.name: rows(table) for table in SHOWN if table.name in summary["tables"]}
-        facts = {
-            "model_revision": summary["model"]["revision"],
-            "corpus_sha256": summary["corpus"]["sha256"],
-            "dtype": summary["run"]["dtype"],
-            "sites": summary["sites"]["present"],
-            "rules": summary["rules"],
-        }
-        require_equal(provenance, facts, tuple(facts), directory / "summary.json")
-        path = directory / "locations.json"
-        locations = read_json(path) if summary["location"] else None
-        if locations:
-            require_equal(provenance, locations, ("tokens_sha256", "model_revision", "dtype"), path)
-        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens), locations)
 
 
 def render_report(
@@ -119,7 +68,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "headline": headline(run.summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
-        "figures": run_figures(run.tables, run.summary, run.locations),
+        "figures": run_figures(run),
         "locations": run.locations
         and {
             **location_facts(run.locations),
