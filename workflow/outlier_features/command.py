@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_DATA
+    except MemoryError as error:
+        print(f"error: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_DATA
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BAD_DATA
