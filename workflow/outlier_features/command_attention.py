@@ -30,15 +30,8 @@ _REQUIRED = ("q", "k", "n_heads", "n_kv_heads", "scale")
 _OPTIONAL = ("weights", "q_bias", "k_bias", "q_norm", "k_norm", "norm_eps")
 
 
-def add_attention(commands: Any) -> None:
-    text = "Draw one layer's attention as heatmaps, from a model, a run or a dump."
-    attention = commands.add_parser(
-        "attention",
-        help=text,
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_attention(attention: argparse.ArgumentParser) -> None:
+    attention.description, attention.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     attention.set_defaults(run=_attention)
     _add_sources(attention)
     _add_projections(attention.add_argument_group(f"{_PROJECTION}: what makes the pattern; nothing is guessed"))

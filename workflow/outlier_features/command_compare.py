@@ -13,9 +13,8 @@ from outlier_features.errors import InputError
 RULES = ("location", "dettmers", "dettmers_heads", "massive")
 
 
-def add_compare(commands: Any) -> None:
-    text = "Compare the dims that each rule selects in two runs: Jaccard index, and the dims in common."
-    compare = commands.add_parser("compare", help=text, description=text, allow_abbrev=False)
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.description = "Compare the dims that each rule selects in two runs: Jaccard index, and the dims in common."
     compare.set_defaults(run=_compare)
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a directory <results>/<model>/<corpus>")
     compare.add_argument("--rule", choices=RULES, help="only this rule")

@@ -11,27 +11,41 @@ _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _MAX_THREADS = 16  # more do not read memory faster
 
 
-def add_count(commands: Any) -> None:
-    text = "Count activations over a threshold at locations (sequence, token, dim) that enough layers hit."
-    count = commands.add_parser("count", help=text, description=text, allow_abbrev=False)
+_DESCRIPTION = (
+    "Count the activations over a threshold at locations (sequence, token, dim) that enough layers hit: by dim with "
+    "sign, layer and token, with the quartiles of all values. Exact, in memory that does not grow with the file."
+)
+_EPILOG = "Exit status: 0; 1 after one line `error: ...` on a file that is not what it must be; 2 on a usage mistake."
+
+
+def add_count(count: argparse.ArgumentParser) -> None:
+    count.description, count.epilog = _DESCRIPTION, _EPILOG
     count.set_defaults(run=_count)
-    add = count.add_argument
-    add("--input", required=True, type=Path, metavar="F", help="safetensors file")
-    add("--key", required=True, help="tensor (N, L, T, H), or the K of one tensor K.0, K.1, ... (N, T, H) per layer")
+
+    add = count.add_argument_group("activations").add_argument
+    add("--input", required=True, type=Path, metavar="FILE", help="safetensors file; float32, bfloat16 or float16")
+    add("--key", required=True, help="a tensor (N, L, T, H), or K of the tensors K.0, K.1, ... (N, T, H), one a layer")
     add("--compare-key", metavar="KEY", help="another key, counted as well; the dims of both are compared")
+
+    rule = count.add_argument_group("rule")
+    add = rule.add_argument
     add("--threshold", type=_threshold, default=6.0, metavar="X", help="abs(x) above it is an outlier (default: 6.0)")
     add("--inclusive", action="store_true", help="abs(x) equal to the threshold is an outlier too")
-    criterion = count.add_mutually_exclusive_group()
+    criterion = rule.add_mutually_exclusive_group()
     criterion.add_argument(
         "--min-layer-fraction", type=_fraction, default=0.25, metavar="F",
-        help="share of the layers that must hit a location (default: 0.25)",
+        help="share of the layers that must hit a location for its outliers to be kept (default: 0.25)",
     )  # fmt: skip
     criterion.add_argument(
         "--no-layer-fraction", dest="min_layer_fraction", action="store_const", const=None, help="one layer is enough"
     )
-    add("--iqr-samples", type=_samples, default=0, metavar="exact|N", help="values for the quartiles (default: exact)")
-    add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="outliers for theirs (default: exact)")
-    add("--format", choices=("table", "json", "csv"), default="table")
+
+    add = count.add_argument_group("quartiles, exact or of a sample with its standard error").add_argument
+    add("--iqr-samples", type=_samples, default=0, metavar="exact|N", help="of all values (default: exact)")
+    add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="of the kept outliers (default: exact)")
+
+    add = count.add_argument_group("output").add_argument
+    add("--format", choices=("table", "json", "csv"), default="table", help="table (default) has the first ten dims")
     add("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
     add("--quiet", action="store_true", help="no progress on standard error")
 

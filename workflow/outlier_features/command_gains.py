@@ -20,9 +20,8 @@ _NUMBERS = ("min", "max", "mean", "median")
 _ANSWERS = {True: "yes", False: "no", None: "unknown"}
 
 
-def add_gains(commands: Any) -> None:
-    text = "Say whether the gains of norms are all exactly 1.0, and what they are at some dims."
-    gains = commands.add_parser("gains", help=text, description=text, allow_abbrev=False)
+def add_gains(gains: argparse.ArgumentParser) -> None:
+    gains.description = "Say whether the gains of norms are all exactly 1.0, and what they are at some dims."
     gains.set_defaults(run=_gains)
     source = gains.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="F", help=f"safetensors file with keys {PREFIX}<module>")

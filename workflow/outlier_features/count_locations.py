@@ -7,7 +7,7 @@ float32 once more for exact quartiles.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 
 ONE_SIDED = Fraction(95, 100)
 _BLOCK_VALUES = 1 << 22  # of all layers, worked on by one thread
+_SAMPLED_VALUES = 1 << 20  # the same, where all of them may become keys
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,10 @@ class _Counter:
         """The counts, and keys of the sampled kept occurrences (uint64), abs(x) in their low 32 bits."""
         _, layers, tokens, dims = self._shape
         counts = [kernel.new_counts(layers, tokens, dims) for _ in range(self._threads)]
-        states = [(one, self._scratch(bool(samples))) for one in counts]
-        sample = _Sample(samples)
+        values = min(_BLOCK_VALUES, _SAMPLED_VALUES) if samples else _BLOCK_VALUES
+        keys = max(values, layers) if samples else 0
+        states = [(one, self._scratch(keys)) for one in counts]
+        sample = _Sample(min(samples, prod(self._shape)), keys)
         for start, site in self._starts():
 
             def work(
@@ -174,8 +177,8 @@ class _Counter:
                 )
                 return state[1].keys[:found].copy()
 
-            for block, keys in work_through(self._blocks(site, start), work, states):
-                sample.add(keys)
+            for block, found in work_through(self._blocks(site, start, values), work, states):
+                sample.add(found)
                 self._progress(block.nbytes)
             require_finite(site, sum(one.nonfinite for one in counts))
         return _merge(counts), sample.keys
@@ -192,7 +195,7 @@ class _Counter:
             kernel.refine_block(*_where(block), self._bits, self._needed, bins, *state)
 
         for start, site in self._starts():
-            for block, _ in work_through(self._blocks(site, start), work, states):
+            for block, _ in work_through(self._blocks(site, start, _BLOCK_VALUES), work, states):
                 self._progress(block.nbytes)
         values, magnitudes = np.sum([low for low, _ in states], axis=0)
         return values, magnitudes
@@ -204,13 +207,13 @@ class _Counter:
             yield start, site
             start += site.shape[0]
 
-    def _blocks(self, site: SiteTensors, start: int) -> Iterator[Block]:
+    def _blocks(self, site: SiteTensors, start: int, values: int) -> Iterator[Block]:
         members = None if self._members is None else self._members[start : start + site.shape[0]]
-        return blocks_of(site, _BLOCK_VALUES, members)
+        return blocks_of(site, values, members)
 
-    def _scratch(self, keys: bool = False) -> kernel.Scratch:
+    def _scratch(self, keys: int = 0) -> kernel.Scratch:
         _, layers, t, h = self._shape
-        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_BLOCK_VALUES, layers) if keys else 0)
+        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), keys)
 
 
 def _where(block: Block) -> tuple[Any, ...]:
@@ -248,24 +251,25 @@ def _merge(counts: Sequence[kernel.Counts]) -> kernel.Counts:
 class _Sample:
     """Keeps the smallest keys, whose high bits are random: a sample without replacement, whatever their order."""
 
-    def __init__(self, size: int):
-        self._size = size
-        self._keys: list[Array] = []
-        self._held = 0
+    def __init__(self, size: int, most: int):
+        """`most`: how many keys are added at a time."""
+        self._size, self._held = size, 0
+        self._keys = np.empty(2 * size + most if size else 0, np.uint64)
         self.limit = np.uint64(np.iinfo(np.uint64).max if size else 0)  # no key at or above it is wanted
 
     def add(self, keys: Array) -> None:
-        self._keys.append(keys)
+        self._keys[self._held : self._held + len(keys)] = keys
         self._held += len(keys)
         if self._held > 2 * self._size:
-            self._keys = [self.keys]
-            self._held = self._size
-            self.limit = self._keys[0].max() if self._size else self.limit
+            self._held = len(self.keys)
+            self.limit = self._keys[self._size - 1]
 
     @property
     def keys(self) -> Array:
-        keys = np.concatenate(self._keys)
-        return np.partition(keys, self._size - 1)[: self._size] if len(keys) > self._size > 0 else keys
+        keys = self._keys[: self._held]
+        if self._held > self._size:
+            keys.partition(self._size - 1)
+        return keys[: self._size]
 
 
 @dataclass(frozen=True)

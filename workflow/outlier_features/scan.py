@@ -40,12 +40,13 @@ class SiteTensors:
     @classmethod
     def per_layer(cls, file: TensorFile, site: str) -> "SiteTensors | None":
         """The tensors `{site}.{layer}` of a file; None if it has none."""
-        names = {name: name.rpartition(".") for name in file.entries}
-        entries = {
-            int(layer): file.entries[name]
-            for name, (stem, _, layer) in names.items()
-            if stem == site and layer.isdecimal()
-        }
+        entries: dict[int, Entry] = {}
+        for name, entry in file.entries.items():
+            stem, _, index = name.rpartition(".")
+            if stem == site and index.isdecimal() and len(index) < 10:
+                if int(index) in entries:
+                    raise InputError(f"{file.path}: {name} is not the only tensor of its layer, expected one")
+                entries[int(index)] = entry
         if not entries:
             return None
         layers = tuple(sorted(entries))
