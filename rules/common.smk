@@ -71,6 +71,11 @@ TABLES = of_runs(
     "sensitivity.parquet",
     "massive.parquet",
     "loss.parquet",
+    "lifecycle.parquet",
+    "origin.parquet",
+    "origin_neurons.parquet",
+    "origin_weights.parquet",
+    "origin.txt",
     "summary.json",
 )
 

@@ -66,18 +66,17 @@ def label(text: str) -> str:
     return escape(visible(text), quote=False)
 
 
-def panels(heights: Sequence[int], *, titles: Sequence[str] = (), **options: Any) -> go.Figure:
-    """A grid of panels: rows of `heights` pixels, a column for each population, or for each of `titles`."""
+def panels(heights: Sequence[int], *, titles: Sequence[str] = (), gap: int = _GAP, **options: Any) -> go.Figure:
+    """A grid of panels: rows of `heights` pixels, `gap` apart; a column for each population, or each of `titles`."""
     columns = list(titles) or [f"population {name}" for name in POPULATIONS]
-    plot = sum(heights) + _GAP * (len(heights) - 1)
+    plot = sum(heights) + gap * (len(heights) - 1)
     figure = make_subplots(
         rows=len(heights),
         cols=len(columns),
         column_titles=columns,
         row_heights=list(heights),
-        vertical_spacing=_GAP / plot,
-        horizontal_spacing=0.03,
-        **{"shared_xaxes": "columns", "shared_yaxes": "rows", **options},
+        vertical_spacing=gap / plot,
+        **{"horizontal_spacing": 0.03, "shared_xaxes": "columns", "shared_yaxes": "rows", **options},
     )
     figure.update_annotations(font_size=13, yshift=2)
     figure.update_layout(

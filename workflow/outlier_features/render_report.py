@@ -19,7 +19,18 @@ from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import (
+    DIMS,
+    EMERGENCE,
+    LAYERS,
+    LIFECYCLE,
+    MASSIVE,
+    ORIGIN,
+    ORIGIN_NEURONS,
+    SENSITIVITY,
+    Table,
+    read_table,
+)
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
@@ -51,7 +62,8 @@ class Run:
             require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
             return frame
 
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
+        shown = (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, LIFECYCLE, ORIGIN, ORIGIN_NEURONS)
+        tables = {table.name: rows(table) for table in shown}
         summary = read_json(directory / "summary.json")
         facts = {
             "model_revision": summary["model"]["revision"],
