@@ -49,7 +49,7 @@ def test_every_figure_is_drawn_and_nothing_hostile_runs(tmp_path, width):
     )
     page = report_of(tmp_path, hostile)
     dom, console = browse(page, tmp_path / "profile", f"--window-size={width},2000", "--dump-dom")
-    names = ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+    names = ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity", "lifecycle", "origin")
     assert states(dom) == {f"run-1-{name}": "drawn" for name in names}
     plots = dom.split("</main>")[0].split("data-figure=")[1:]
     assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(names)

@@ -152,7 +152,8 @@ def test_plotly_shows_names_literally():
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
     assert list(parsed.figures) == [
-        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+        f"run-1-{name}-data"
+        for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity", "lifecycle", "origin")
     ]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)

@@ -10,8 +10,11 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
-AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
+TABLES = (
+    "layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "lifecycle", "origin", "origin_neurons",
+    "origin_weights",
+)  # fmt: skip
+AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "trace_origin", "summarize_run", "render_report"}
 RUN = "results/tiny/text"
 
 
@@ -29,6 +32,17 @@ def test_it_finds_what_was_planted(project):
     assert 7 in dims.filter("selected", rule="massive")["dim"]
     massive = pl.read_parquet(project.folder / RUN / "massive.parquet")
     assert set(massive.filter(dim=7)["token_text"]) == {"z"}
+
+
+def test_the_planted_massive_value_is_traced_to_the_embedding(project):
+    run = project.folder / RUN
+    life = pl.read_parquet(run / "lifecycle.parquet").filter(target_dim=7)
+    assert set(life["token_text"]) == {"z"}
+    largest = pl.read_parquet(run / "massive.parquet").filter(dim=7).sort(pl.col("value").abs()).row(-1, named=True)
+    after = life.filter(part="resid_post", layer=largest["layer"]).row(0, named=True)
+    assert after["value"] == pytest.approx(largest["value"])
+    assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
+    assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -81,35 +95,41 @@ def test_a_lower_floor_needs_a_new_detection(project):
 
 CHAIN = (
     "tokenize_corpus", "extract_activations", "detect_outliers", "summarize_layers", "filter_systematic",
-    "analyze_emergence", "summarize_run", "render_report",
+    "analyze_emergence", "trace_origin", "summarize_run", "render_report",
 )  # fmt: skip
 
 
+RUNS_MODEL = {"Run tiny", "Trace the"}
+
+
 @pytest.mark.parametrize(
-    ("module", "message", "first"),
+    ("module", "messages", "first"),
     [
-        ("tokenize_corpus", "Tokenize text", "tokenize_corpus"),
-        ("sites", "Run tiny", "extract_activations"),
-        ("losses", "Run tiny", "extract_activations"),
-        ("scan_kernel", "Detect outliers", "detect_outliers"),
-        ("statistics", "Detect outliers", "detect_outliers"),
-        ("summarize_layers", "Summarize the", "summarize_layers"),
-        ("rules", "Select systematic", "filter_systematic"),
-        ("token_text", "Select systematic", "filter_systematic"),
-        ("analyze_emergence", "Follow the", "analyze_emergence"),
-        ("summarize_run", "Summarize tiny", "summarize_run"),
-        ("render_report", "Render the", "render_report"),
+        ("tokenize_corpus", {"Tokenize text"}, "tokenize_corpus"),
+        ("sites", RUNS_MODEL, "extract_activations"),
+        ("losses", {"Run tiny"}, "extract_activations"),
+        ("scan_kernel", {"Detect outliers"}, "detect_outliers"),
+        ("statistics", {"Detect outliers"}, "detect_outliers"),
+        ("summarize_layers", {"Summarize the"}, "summarize_layers"),
+        ("rules", {"Select systematic"}, "filter_systematic"),
+        ("token_text", {"Select systematic", "Trace the"}, "filter_systematic"),
+        ("analyze_emergence", {"Follow the"}, "analyze_emergence"),
+        ("mlp_weights", {"Trace the"}, "trace_origin"),
+        ("summarize_run", {"Summarize tiny"}, "summarize_run"),
+        ("render_report", {"Render the"}, "render_report"),
     ],
 )
-def test_an_edited_module_reruns_the_stages_that_import_it(project, module, message, first):
-    """The first of them for its new code, and what follows for its new inputs; nothing before."""
+def test_an_edited_module_reruns_the_stages_that_import_it(project, module, messages, first):
+    """Those that import it for their new code, and what follows for its new inputs; nothing before."""
     undo = project.edit(module)
     try:
         planned = project.planned()
     finally:
         undo()
-    assert planned.jobs_with_other_parameters() == {message}
+    assert planned.jobs_with_other_parameters() == messages
     following = set(CHAIN[CHAIN.index(first) :])
+    if first == "trace_origin":
+        following.remove("summarize_run")  # which reads nothing that trace_origin writes
     assert planned.jobs() - {"measure_loss"} == following
     assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
 

@@ -53,7 +53,7 @@ def feed(down: Site, neurons: torch.Tensor, written: torch.Tensor, dim: int) -> 
     found = Feed(
         neurons.double().cpu().numpy(),
         weight_of(down.module)[dim].double().cpu().numpy(),
-        0.0 if bias is None else float(bias[dim]),
+        0.0 if bias is None else float(bias[dim].detach()),
         float(written[dim]),
     )
     terms = found.contribution

@@ -12,7 +12,5 @@ def where_the_ladder_stops(layer: int, rows: Sequence[dict[str, Any]]) -> str | 
     if not absent:
         return None
     left = listing(row["checkpoint"] for row in rows if not row["absent"]) or "nothing"
-    reasons = "; ".join(dict.fromkeys(absent.values()))
-    return (
-        f"In layer {layer} {listing(absent)} {'is' if len(absent) == 1 else 'are'} absent ({reasons}); left is {left}."
-    )
+    verb, reasons = "is" if len(absent) == 1 else "are", "; ".join(dict.fromkeys(absent.values()))
+    return f"In layer {layer} {listing(absent)} {verb} absent ({reasons}), so the ladder has {left} alone."
