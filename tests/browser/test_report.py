@@ -68,12 +68,12 @@ def test_no_button_uploads_a_figure(tmp_path):
 def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
     page = report_of(tmp_path, FakeRun(), FakeRun(model="second"))
     for attempt in range(3):  # a browser that is not seen draws a frame only now and then
-        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,12000", "--dump-dom")
+        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,16000", "--dump-dom")
         assert console == ""
-        if len(states(dom)) == 10:
+        if len(states(dom)) == 14:
             break
     assert set(states(dom).values()) == {"drawn"}
-    assert len(states(dom)) == 10
+    assert len(states(dom)) == 14
 
 
 def test_the_page_is_not_wider_than_a_small_window(tmp_path):
