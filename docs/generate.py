@@ -41,6 +41,8 @@ def _keys(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> It
 
 
 def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_values(choice, root) for choice in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":

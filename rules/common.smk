@@ -124,7 +124,8 @@ RUNS = [
 
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
-MODEL_TABLES = ["loss", "norms", "gains", "sinks"]
+ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
+MODEL_TABLES = ["loss", "norms", "gains", "sinks", *ORIGIN_TABLES]
 
 
 DUMP_TABLES = {

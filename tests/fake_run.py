@@ -25,10 +25,24 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
-RUN_TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "norms", "gains", "sinks")
+RUN_TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "loss",
+    "norms",
+    "gains",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+)
 FIGURES = (
     "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
-    "attention-maps",
+    "attention-maps", "lifecycle", "origin",
 )  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
@@ -108,6 +122,7 @@ class FakeRun:
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
             "norms": self._norms(), "gains": self._gains(dims),
+            "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
@@ -221,6 +236,60 @@ class FakeRun:
             for norm in self._norms().to_dicts()
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.GAINS.schema)
+
+    def traced(self, dim: int) -> dict[str, object]:
+        return {"target_dim": dim, "sequence": 1, "traced_token": self.position, "selection": "massive"}
+
+    def _lifecycle(self) -> pl.DataFrame:
+        """Dims rise in layer 1 by the MLP, and fall by half in layer 3 by attention."""
+        rows = []
+        for dim in self.massive if "massive" in self.rules else ():
+            before = 1.0 + dim
+            for layer in range(self.layers):
+                attention, mlp = (-1200.0 if layer == 3 else 0.5), (2000.0 if layer == 1 else -0.25)
+                after = before + attention + mlp
+                parts = {"resid_pre": before, "attn_out": attention, "mlp_out": mlp, "resid_post": after}
+                for part, value in parts.items():
+                    added = part in ("attn_out", "mlp_out")
+                    rows.append({
+                        **self.traced(dim), "layer": layer, "token_id": self.position, "part": part, "value": value,
+                        "token_text": self.pieces[self.position], "share": value / (after - before) if added else None,
+                    })  # fmt: skip
+                before = after
+        return pl.DataFrame(rows, schema=tables.LIFECYCLE.schema)
+
+    def _origin(self) -> pl.DataFrame:
+        """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
+        checkpoints = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
+        rows = [
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "dims": 64, "token": 0, "dim": dim,
+             "previous": checkpoints[i - 1] if i else None, "max_abs": size, "median_abs": size / 50,
+             "ratio": 50.0, "change": size - sizes[i - 1] if i else None, "growth": size / sizes[i - 1] if i else None,
+             "explosion": i == 3, "traced_max_abs": size / 2, "traced_dim": dim, "traced_median_abs": size / 40,
+             "value": None, "share": None, "absent": None}
+            if layer == 1 or i == 0 else
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "explosion": False,
+             "absent": "the MLP routes tokens to experts"}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for layer, step in ((1, "up"), (3, "down"))
+            for sizes in [(2.0, 30.0, 40.0, 2000.0)]
+            for i, (name, size) in enumerate(zip(checkpoints, sizes, strict=True))
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN.schema)
+
+    def _origin_neurons(self) -> pl.DataFrame:
+        """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""
+        rows = [
+            {**self.traced(dim), "layer": 1, "neuron": neuron, "activation": 10.0 if neuron == 3 else 1.0,
+             "weight": 150.0 if neuron == 3 else 50.0, "contribution": 1500.0 if neuron == 3 else 50.0,
+             "share": 0.75 if neuron == 3 else 0.025, "rank": rank, "weights_only_rank": rank}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for rank, neuron in enumerate((3, 0, 1, 2, 4, 5, 6, 7, 8, 9), start=1)
+        ] + [
+            {**self.traced(dim), "layer": 1, "contribution": 50.0, "share": 0.025}
+            for dim in (self.massive if "massive" in self.rules else ())
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN_NEURONS.schema)
 
     def _loss(self) -> pl.DataFrame:
         rows = [

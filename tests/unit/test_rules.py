@@ -9,10 +9,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from outlier_features.analyze_emergence import analyze_emergence, steps
+from outlier_features.analyze_emergence import analyze_emergence
 from outlier_features.detect_outliers import detect_outliers
 from outlier_features.filter_systematic import filter_systematic
 from outlier_features.populations import position_parts
+from outlier_features.steps import steps
 from outlier_features.summarize_layers import summarize_layers
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest

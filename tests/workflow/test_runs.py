@@ -10,7 +10,22 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "norms", "gains", "loss", "sinks")
+TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "norms",
+    "gains",
+    "loss",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+)
 RUN = "results/tiny/text"
 
 
@@ -28,6 +43,17 @@ def test_it_finds_what_was_planted(project):
     assert 7 in dims.filter("selected", rule="massive")["dim"]
     massive = pl.read_parquet(project.folder / RUN / "massive.parquet")
     assert set(massive.filter(dim=7)["token_text"]) == {"z"}
+
+
+def test_the_planted_massive_value_is_traced_to_the_embedding(project):
+    run = project.folder / RUN
+    life = pl.read_parquet(run / "lifecycle.parquet").filter(target_dim=7)
+    assert set(life["token_text"]) == {"z"}
+    largest = pl.read_parquet(run / "massive.parquet").filter(dim=7).sort(pl.col("value").abs()).row(-1, named=True)
+    after = life.filter(part="resid_post", layer=largest["layer"]).row(0, named=True)
+    assert after["value"] == pytest.approx(largest["value"])
+    assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
+    assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -135,8 +161,9 @@ FEEDS = {
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms"],
+    "analyze_emergence": ["check_norms", "trace_origin"],
     "check_norms": ["summarize_run"],
+    "trace_origin": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["summarize_run"],
     "summarize_run": ["render_report"],
@@ -159,6 +186,7 @@ MESSAGES = {
     "map_attention": "Map the",
     "analyze_emergence": "Follow the",
     "check_norms": "Check the",
+    "trace_origin": "Trace the",
     "summarize_run": "Summarize tiny",
     "render_report": "Render the",
 }
@@ -179,6 +207,7 @@ MESSAGES = {
         ("token_text", ["filter_systematic"]),
         ("analyze_emergence", ["analyze_emergence"]),
         ("norms", ["check_norms"]),
+        ("mlp_weights", ["trace_origin"]),
         ("summarize_run", ["summarize_run"]),
         ("render_report", ["render_report"]),
     ],

@@ -10,6 +10,7 @@ from outlier_features.artifacts import require_equal
 from outlier_features.populations import POPULATIONS
 from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.statistics import SiteStatistics
+from outlier_features.steps import steps
 from outlier_features.tables import DIMS, EMERGENCE, PAIRS, READINGS, read_table, write_table
 from outlier_features.tensorfile import TensorFile
 
@@ -65,14 +66,6 @@ def dims_of(pairs: pl.DataFrame, sequences: int) -> pl.DataFrame:
         )
         .sort("population", "rule", "dim")
     )
-
-
-def steps(profile: np.ndarray[Any, Any]) -> tuple[int, int | None]:
-    """Indices where a dim's max abs(x) per layer (L,) steps up to half of its maximum, and later falls below it."""
-    reached = profile >= profile.max() / 2
-    up = int(reached.argmax())
-    below = np.flatnonzero(~reached[up:])
-    return up, (up + int(below[0]) if len(below) else None)
 
 
 def shapes(dims: pl.DataFrame, residual: SiteStatistics | None) -> pl.DataFrame:

@@ -141,6 +141,8 @@ def _sentence(error: ValidationError) -> str:
 
 def _expected(error: ValidationError) -> str:
     wanted: Any = error.validator_value
+    if error.validator == "anyOf":
+        return " or ".join(map(_kind, wanted))
     phrases = {
         "type": f"{wanted}",
         "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
@@ -152,6 +154,11 @@ def _expected(error: ValidationError) -> str:
         "uniqueItems": "each entry once",
     }
     return phrases.get(str(error.validator), error.message)
+
+
+def _kind(choice: Schema) -> str:
+    """One of the choices of an `anyOf`: some words, or a list."""
+    return ", ".join(map(str, choice["enum"])) if "enum" in choice else f"a list of {choice['items']['type']}s"
 
 
 def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:

@@ -64,17 +64,16 @@ def label(text: str) -> str:
     return escape(visible(text), quote=False)
 
 
-def panels(heights: Sequence[int], columns: Sequence[str], **options: Any) -> go.Figure:
-    """A grid of panels: rows of `heights` pixels, and columns with these titles."""
-    plot = sum(heights) + _GAP * (len(heights) - 1)
+def panels(heights: Sequence[int], columns: Sequence[str], *, gap: int = _GAP, **options: Any) -> go.Figure:
+    """A grid of panels: rows of `heights` pixels, `gap` apart, and columns with these titles."""
+    plot = sum(heights) + gap * (len(heights) - 1)
     figure = make_subplots(
         rows=len(heights),
         cols=len(columns),
         column_titles=list(columns),
         row_heights=list(heights),
-        vertical_spacing=_GAP / plot,
-        horizontal_spacing=0.03,
-        **{"shared_xaxes": "columns", "shared_yaxes": "rows", **options},
+        vertical_spacing=gap / plot,
+        **{"horizontal_spacing": 0.03, "shared_xaxes": "columns", "shared_yaxes": "rows", **options},
     )
     figure.update_annotations(font_size=13, yshift=2)
     figure.update_layout(

@@ -3,9 +3,11 @@
 from outlier_features.figure_attention_maps import attention_maps
 from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_lifecycle import lifecycle
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_norm_gains import norm_gains
+from outlier_features.figure_origin import origin
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
@@ -35,4 +37,6 @@ def run_figures(run: Run) -> list[Drawing]:
     if run.maps:
         drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
         drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
+    if "lifecycle" in tables:
+        drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
     return drawings

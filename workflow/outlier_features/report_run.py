@@ -9,22 +9,15 @@ import polars as pl
 
 from outlier_features.artifacts import read_json, require_equal
 from outlier_features.attention_maps import AttentionMaps
-from outlier_features.tables import (
-    DIMS,
-    EMERGENCE,
-    GAINS,
-    LAYERS,
-    MASSIVE,
-    NORMS,
-    SENSITIVITY,
-    SINKS,
-    Table,
-    read_table,
-)
+from outlier_features.tables import DIMS, PUBLIC, SINKS, Table, read_table
 from outlier_features.token_text import read_texts, token_text
 from outlier_features.tokens import Tokens
 
-SHOWN = (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, NORMS, GAINS, SINKS)
+# Tables that the report shows, where the run has them.
+SHOWN = {
+    "layers", "dims", "emergence", "sensitivity", "massive", "norms", "gains", "sinks", "lifecycle", "origin",
+    "origin_neurons",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Run:
             return frame
 
         summary = read_json(directory / "summary.json")
-        tables = {table.name: rows(table) for table in SHOWN if table.name in summary["tables"]}
+        tables = {table.name: rows(table) for table in PUBLIC if table.name in SHOWN & {*summary["tables"]}}
         facts = {
             "model_revision": summary["model"]["revision"],
             "corpus_sha256": summary["corpus"]["sha256"],
