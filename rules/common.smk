@@ -71,6 +71,8 @@ TABLES = of_runs(
     "sensitivity.parquet",
     "massive.parquet",
     "loss.parquet",
+    "experts.parquet",
+    "routing.parquet",
     "summary.json",
 )
 
