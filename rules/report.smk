@@ -6,6 +6,8 @@ rule summarize_run:
         pairs=f"{RUN}/pairs.parquet",
         massive=f"{RUN}/massive.parquet",
         loss=f"{RUN}/loss.parquet",
+        experts=f"{RUN}/experts.parquet",
+        routing=f"{RUN}/routing.parquet",
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
     output:
@@ -36,6 +38,8 @@ rule render_report:
             "emergence.parquet",
             "sensitivity.parquet",
             "massive.parquet",
+            "experts.parquet",
+            "routing.parquet",
             "tokens.safetensors",
             "texts.parquet",
         ),

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_experts import expert_figures
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
@@ -26,4 +27,5 @@ def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) 
         rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
         shares(tables["dims"], sites, criteria),
         sensitivity(tables["sensitivity"], criteria),
+        *expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"]),
     ]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.summarize_experts import experts_in_words
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
@@ -31,6 +32,7 @@ def findings(summary: Part) -> list[Finding]:
     """What was found and what was not, in each population, the model's loss, and what the numbers mean."""
     return [
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
+        *(Finding(topic, text, details) for topic, text, details in experts_in_words(summary.get("experts"))),
         *_not_applied(summary),
         *_absent_sites(summary),
         _prediction(summary["loss"]),

@@ -42,8 +42,8 @@ def rank_experts(
     threads: int,
     trust_remote_code: bool,
 ) -> None:
-    """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts of
-    the largest massive activation of each dim. Both are empty where the model has no experts or they cannot be
+    """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
+    of the largest massive activation of each dim. Both are empty where the model has no experts or they cannot be
     recorded; the provenance then says why (`absent`).
 
     source      the model's source.json
@@ -80,7 +80,9 @@ def rank_experts(
             trust_remote_code=trust_remote_code,
         )
     absent = "the model has no experts" if recorded is None else recorded.absent
-    provenance |= facts | ({"absent": {**provenance["absent"], "expert_out": absent}} if absent else {})
+    provenance |= {**facts, "has_experts": recorded is not None} | (
+        {"absent": {**provenance["absent"], "expert_out": absent}} if absent else {}
+    )
     if recorded is None or absent:
         ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)
     else:

@@ -19,7 +19,17 @@ from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import (
+    DIMS,
+    EMERGENCE,
+    EXPERTS,
+    LAYERS,
+    MASSIVE,
+    ROUTING,
+    SENSITIVITY,
+    Table,
+    read_table,
+)
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
@@ -51,7 +61,9 @@ class Run:
             require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
             return frame
 
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
+        tables = {
+            table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE, EXPERTS, ROUTING)
+        }
         summary = read_json(directory / "summary.json")
         facts = {
             "model_revision": summary["model"]["revision"],

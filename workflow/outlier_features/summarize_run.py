@@ -9,7 +9,8 @@ import polars as pl
 from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
 from outlier_features.populations import POPULATIONS, population_sizes
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.summarize_experts import experts_summary
+from outlier_features.tables import DIMS, EXPERTS, LAYERS, LOSS, MASSIVE, PAIRS, ROUTING, Table, read_table
 from outlier_features.tokens import Tokens
 
 
@@ -20,6 +21,8 @@ def summarize_run(
     pairs: Path,
     massive: Path,
     loss: Path,
+    experts: Path,
+    routing: Path,
     model_source: Path,
     corpus_source: Path,
     summary: Path,
@@ -35,6 +38,8 @@ def summarize_run(
 
     layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
     massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
+    expert_rows, routing_rows = rows(experts, EXPERTS), rows(routing, ROUTING)
+    _, expert_provenance = read_table(experts, EXPERTS)
     model, corpus = read_json(model_source), read_json(corpus_source)
     write_json(
         summary,
@@ -56,6 +61,7 @@ def summarize_run(
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
             "loss": loss_summary(loss_rows),
+            "experts": experts_summary(expert_rows, routing_rows, massive_rows, expert_provenance),
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
