@@ -113,15 +113,16 @@ NOTHING = {
         ({"absent": "they are hidden"}, [("not found", "Nothing is said of single experts: they are hidden.")]),
         (
             {},
-            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers 1 to "
-              "3, over 1 sequence (site expert_out, all positions): no layer with experts forms a massive activation.")],
+            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
+              "1 to 3, over 1 sequence (site expert_out, all positions): no layer with experts forms a massive "
+              "activation.")],
         ),
         (
             {"forming": [1], "elsewhere": [row(2, 0), row(3, None)]},
-            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers 1 to "
-              "3, over 1 sequence (site expert_out, all positions). As large, but in layers that form no massive "
-              "activation: expert 0 of layer 2 and the shared expert of layer 3 (1 of 2 in the first three quarters of "
-              "the layers, the published code's condition).")],
+            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
+              "1 to 3, over 1 sequence (site expert_out, all positions). As large, but in layers that form no massive "
+              "activation: expert 0 of layer 2 and the shared expert of layer 3 (1 of 2 in the first three quarters "
+              "of the layers, the published code's condition).")],
         ),
     ],
 )  # fmt: skip
