@@ -158,6 +158,7 @@ class _Recorder:
 
     def begin(self, sequence: int, ranked: bool, wanted: list[tuple[int, int]]) -> None:
         self._sequence, self._ranked, self._wanted = sequence, ranked, wanted
+        self._places = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 2).T
         self._running = {index: _Layer([[] for _ in wanted]) for index in self._layers}
 
     def expert(self, call: ExpertCall) -> None:
@@ -181,10 +182,12 @@ class _Recorder:
     ) -> None:
         if self._ranked:
             self._maxima[index, part if expert is None else expert].add(self._sequence, rows, output, weight)
-        for n, (token, dim) in enumerate(self._wanted):
-            for row in torch.nonzero(rows == token).flatten().tolist():
-                found = (part, expert, float(weight[row]), float(output[row, dim]))
-                self._running[index].parts[n].append(found)
+        if self._wanted:
+            tokens, dims = self._places.to(rows.device)
+            row, n = torch.where(rows[:, None] == tokens)
+            values, weights = output[row, dims[n]].tolist(), weight[row].tolist()
+            for place, value, one in zip(n.tolist(), values, weights, strict=True):
+                self._running[index].parts[place].append((part, expert, one, value))
 
     def _end(self, index: int, whole: torch.Tensor) -> None:
         """All parts of a layer have been seen."""
