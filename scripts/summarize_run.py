@@ -3,6 +3,8 @@ from pathlib import Path
 from outlier_features.errors import stage
 from outlier_features.summarize_run import summarize_run
 
+TABLES = ("tokens", "layers", "dims", "pairs", "massive", "loss", "experts", "routing")
+
 with stage(snakemake.log[0]):
     files = {name: Path(path) for name, path in snakemake.input.items() if path}
     summarize_run(

@@ -39,6 +39,8 @@ RUN_TABLES = (
     "lifecycle",
     "origin",
     "origin_neurons",
+    "experts",
+    "routing",
 )
 FIGURES = (
     "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
@@ -67,6 +69,7 @@ class FakeRun:
     attention: bool = True
     sequences: int = 2
     norms: bool = True
+    experts: int = 0
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -123,11 +126,12 @@ class FakeRun:
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
+            "experts": self._experts(), "routing": self._routing(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
                 frame = frames[table.name]
-                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance)
+                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance | self.expert_facts)
 
     def _layers(self) -> pl.DataFrame:
         rows = []
@@ -324,6 +328,41 @@ class FakeRun:
         write_tensors(directory / "attention.safetensors", patterns, self.provenance)
         sinks = pl.DataFrame(rows, schema=tables.SINKS.schema)
         write_table(directory / "sinks.parquet", sinks, tables.SINKS, self.provenance)
+
+    @property
+    def expert_facts(self) -> dict[str, object]:
+        """By default a model without experts."""
+        return {"has_experts": self.experts > 0, "experts_sequences": 2}
+
+    def _experts(self) -> pl.DataFrame:
+        """The shared expert and the routed ones of layers 1 and up; expert 1 of layer 1 is a super expert."""
+        rows = [
+            {"layer": layer, "part": "shared" if expert is None else "expert", "expert": expert,
+             "max_abs": self.expert_max(layer, expert), "max_abs_weighted": self.expert_max(layer, expert) / 2,
+             "sequence": 0, "token": self.position, "dim": 7, "tokens_routed": 3, "mean_weight": 0.5,
+             "above_percentile": (layer, expert) == (1, 1), "above_tenth": (layer, expert) == (1, 1),
+             "forms_massive": layer == 1, "first_three_quarters": layer < 3,
+             "super_expert": (layer, expert) == (1, 1), "published": None}
+            for layer in range(1, self.layers)
+            for expert in (*range(self.experts), None)
+            if self.experts
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.EXPERTS.schema)
+
+    def expert_max(self, layer: int, expert: int | None) -> float:
+        return 4000.0 if (layer, expert) == (1, 1) else 1.0 + layer + (0 if expert is None else expert)
+
+    def _routing(self) -> pl.DataFrame:
+        """In layer 1 expert 1 writes more than all, expert 0 takes some away, the shared one adds a little."""
+        rows = [
+            {"layer": 1, "sequence": 0, "token": self.position, "dim": dim, "part": "shared" if e is None else "expert",
+             "expert": e, "weight": 0.5, "value": 2 * share * -1900.0, "weighted": share * -1900.0, "share": share,
+             "whole": -1900.0, "mlp_out": -1900.0, "activation": -2000.0 - dim, "forms_massive": True, "steps_up": True}
+            for dim in self.massive
+            for e, share in ((1, 1.05), (0, -0.1), (None, 0.05))
+            if self.experts
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ROUTING.schema)
 
     def _write_summary(self, directory: Path) -> None:
         write_json(

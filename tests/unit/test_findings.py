@@ -60,6 +60,7 @@ def summary():
         "norms": {"norms": 0, "with_gain": 0, "undecided": 0, "all_one": 0, "all_exactly_one": None, "gains": 0,
                   "gains_exactly_one": 0, "dims": []},
         "location": None,
+        "experts": None,
         "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
                  "bits_per_byte": 1.011047},
         "populations": {

@@ -10,6 +10,8 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+import planted_experts
+
 TABLES = (
     "layers",
     "dims",
@@ -25,6 +27,8 @@ TABLES = (
     "origin",
     "origin_neurons",
     "origin_weights",
+    "experts",
+    "routing",
 )
 RUN = "results/tiny/text"
 
@@ -161,9 +165,10 @@ FEEDS = {
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms", "trace_origin"],
+    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts"],
     "check_norms": ["summarize_run"],
     "trace_origin": ["summarize_run"],
+    "rank_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["summarize_run"],
     "summarize_run": ["render_report"],
@@ -187,6 +192,7 @@ MESSAGES = {
     "analyze_emergence": "Follow the",
     "check_norms": "Check the",
     "trace_origin": "Trace the",
+    "rank_experts": "Rank the",
     "summarize_run": "Summarize tiny",
     "render_report": "Render the",
 }
@@ -208,6 +214,8 @@ MESSAGES = {
         ("analyze_emergence", ["analyze_emergence"]),
         ("norms", ["check_norms"]),
         ("mlp_weights", ["trace_origin"]),
+        ("record_experts", ["rank_experts"]),
+        ("summarize_experts", ["summarize_run"]),
         ("summarize_run", ["summarize_run"]),
         ("render_report", ["render_report"]),
     ],
@@ -241,6 +249,49 @@ def test_chunks_batches_and_temporary_activations_change_no_number(project):
         assert_frame_equal(tables(other)[name], table, rel_tol=1e-9)
     exact = ["population", "site", "layer", "top1", "top2", "top3", "median", "max", "occurrences", "dims_hit"]
     assert_frame_equal(tables(other)["layers"][exact], tables(project.folder / RUN)["layers"][exact], check_exact=True)
+
+
+def test_a_dense_model_has_empty_tables_of_experts(project):
+    for name in ("experts", "routing"):
+        assert pl.read_parquet(project.folder / RUN / f"{name}.parquet").is_empty()
+    assert project.planned(experts__sequences=3).jobs() == {"rank_experts", "summarize_run", "render_report"}
+
+
+def test_a_planted_super_expert_is_found(project):
+    """From a model directory to the report; the maxima are those of plain transformers on the run's own tokens."""
+    run = project.run(models=["tiny-moe"], results="moe", experts__sequences=4)
+    assert run.status == 0, run.output
+    folder = project.folder / "moe/tiny-moe/text"
+    experts, routing = (pl.read_parquet(folder / f"{name}.parquet") for name in ("experts", "routing"))
+    layer, expert, dim = planted_experts.LAYER, planted_experts.EXPERT, planted_experts.DIM
+    found = experts.filter("super_expert").row(0, named=True)
+    assert experts["super_expert"].sum() == 1 and (found["layer"], found["expert"], found["dim"]) == (
+        layer,
+        expert,
+        dim,
+    )
+    tokens = torch.from_numpy(load_file(folder / "tokens.safetensors")["tokens"]).long()
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "moe").eval()
+    mlp, seen = model.model.layers[layer].mlp, {}
+    mlp.register_forward_hook(lambda module, args, output: seen.update(read=args[0], written=output))
+    with torch.no_grad():
+        model(tokens)
+        *_, chosen = mlp.gate(seen["read"])
+        x, (gate, up) = seen["read"].flatten(0, 1), mlp.experts.gate_up_proj[expert].chunk(2)
+        out = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ mlp.experts.down_proj[expert].T
+    took = (chosen == expert).any(dim=1).reshape(tokens.shape)
+    assert found["tokens_routed"] == int(took[:4].sum()) > 0
+    largest = out.abs().reshape(*tokens.shape, -1)[:4][took[:4]].max()
+    assert found["max_abs"] == pytest.approx(float(largest), rel=1e-4)
+    massive = pl.read_parquet(folder / "massive.parquet").filter(dim=dim)
+    peak = massive.sort(pl.col("value").abs(), descending=True).row(0, named=True)
+    top = routing.filter(dim=dim, layer=layer).row(0, named=True)
+    assert (top["sequence"], top["token"], top["expert"]) == (peak["sequence"], peak["token"], expert)
+    assert peak["token_text"] == "z" and top["activation"] == peak["value"]
+    written = float(seen["written"][top["sequence"], top["token"], dim])
+    parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
+    assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
+    assert "expert 3 of layer 1" in (project.folder / "moe/report.html").read_text()
 
 
 def test_documents_bert_and_a_site_that_is_absent(project):

@@ -3,6 +3,7 @@
 from outlier_features.figure_attention_maps import attention_maps
 from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_experts import expert_figures
 from outlier_features.figure_lifecycle import lifecycle
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
@@ -39,4 +40,6 @@ def run_figures(run: Run) -> list[Drawing]:
         drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
     if "lifecycle" in tables:
         drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
+    if "experts" in tables:
+        drawings += expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
     return drawings

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from outlier_features.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.summarize_experts import experts_in_words
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
@@ -33,6 +34,7 @@ def findings(summary: Part) -> list[Finding]:
     return [
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
         *_located(summary),
+        *(Finding(topic, text, details) for topic, text, details in experts_in_words(summary["experts"])),
         *_not_applied(summary),
         *_absent_sites(summary),
         *_norm_gains(summary["norms"]),

@@ -53,6 +53,7 @@ class Block:
     mlp_input       input of the MLP's first linear layer
     mlp_linears     outputs of a dense MLP's linear layers, in the order of calls
     activation      the module that reads `mlp_pre`
+    routed          not every token goes through the same matrices of the MLP: it has experts
     """
 
     path: str
@@ -64,6 +65,7 @@ class Block:
     mlp_input: Site | None = None
     mlp_linears: list[Site] = field(default_factory=list)
     activation: nn.Module | None = None
+    routed: bool = False
 
 
 def find_sites(loaded: LoadedModel) -> list[Block]:
@@ -309,6 +311,7 @@ def _describe_residual(
 
 
 def _describe_routed_mlp(draft: _Draft, inner: list[_Call], mlp: list[_Call], whole: _Call) -> None:
+    draft.block.routed = True
     draft.lack("the MLP routes tokens to experts", *NEURON_SITES)
     experts = next(call for call in mlp if _is_routed(call, whole))
     module = next((call for call in inner if call.name == experts.child), None)

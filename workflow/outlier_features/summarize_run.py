@@ -11,7 +11,20 @@ from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
 from outlier_features.gain_summary import gain_summary
 from outlier_features.populations import population_sizes, populations_of
-from outlier_features.tables import DIMS, GAINS, LAYERS, LOSS, MASSIVE, NORMS, PAIRS, Table, read_table
+from outlier_features.summarize_experts import experts_summary
+from outlier_features.tables import (
+    DIMS,
+    EXPERTS,
+    GAINS,
+    LAYERS,
+    LOSS,
+    MASSIVE,
+    NORMS,
+    PAIRS,
+    ROUTING,
+    Table,
+    read_table,
+)
 from outlier_features.tokens import Tokens
 
 TOP = 5  # dims of rule `location`
@@ -34,6 +47,10 @@ def summarize_run(
         return frame
 
     layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    experts = None
+    if "experts" in tables:
+        _, facts = read_table(tables["experts"], EXPERTS)
+        experts = experts_summary(rows(EXPERTS), rows(ROUTING), massive_rows, facts)
     located = read_json(tables["locations"]) if "locations" in tables else None
     if located:
         require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), tables["locations"])
@@ -62,6 +79,7 @@ def summarize_run(
             "location": located and location_summary(located),
             "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
             "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
+            "experts": experts,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
