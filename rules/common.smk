@@ -71,6 +71,9 @@ TABLES = of_runs(
     "sensitivity.parquet",
     "massive.parquet",
     "loss.parquet",
+    "super_weights.parquet",
+    "ablation.parquet",
+    "ablation_sequences.parquet",
     "summary.json",
 )
 

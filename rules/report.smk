@@ -6,6 +6,9 @@ rule summarize_run:
         pairs=f"{RUN}/pairs.parquet",
         massive=f"{RUN}/massive.parquet",
         loss=f"{RUN}/loss.parquet",
+        super_weights=f"{RUN}/super_weights.parquet",
+        ablation=f"{RUN}/ablation.parquet",
+        ablation_sequences=f"{RUN}/ablation_sequences.parquet",
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
     output:

@@ -5,9 +5,6 @@ from outlier_features.summarize_run import summarize_run
 
 with stage(snakemake.log[0]):
     summarize_run(
-        **{
-            name: Path(snakemake.input[name])
-            for name in ("tokens", "layers", "dims", "pairs", "massive", "loss", "model_source", "corpus_source")
-        },
+        **{name: Path(path) for name, path in snakemake.input.items()},
         summary=Path(snakemake.output.summary),
     )

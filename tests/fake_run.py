@@ -1,6 +1,7 @@
 """A small run, written table by table: what it holds is chosen, so what a report of it must show is known."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
+ABLATED = ("super_weights", "ablation", "ablation_sequences")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -46,6 +48,8 @@ class FakeRun:
     rest: bool = True
     loss: bool = True
     sequences: int = 2
+    super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
+    published: list[dict[str, object]] = field(default_factory=list)
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -83,6 +87,10 @@ class FakeRun:
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
             "rules": RULES,
+            "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "unsearched": None, "not_searched": {},
+            "published": self.published,
+            "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
+                       "reason": None if self.loss else "the model does not predict the next token"},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -99,6 +107,7 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "super_weights": self._super_weights(), **self._ablations(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
@@ -193,12 +202,54 @@ class FakeRun:
         ]
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
+    def _super_weights(self) -> pl.DataFrame:
+        known = {(row["layer"], row["row"], row["col"]) for row in self.published}
+        rows = [
+            {"round": n, "layer": layer, "module": f"blocks.{layer}.down", "row": row, "col": col, "value": 1.5,
+             "mlp_act": -200.0, "mlp_act_token": 0, "mlp_down": -300.0, "mlp_down_token": self.position,
+             "published": (layer, row, col) in known if known else None}
+            for n, (layer, row, col) in enumerate(self.super_weights, start=1)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SUPER_WEIGHTS.schema)
+
+    def perplexity(self, variant: int, sequence: int) -> float:
+        """Of the ablated models."""
+        return 10.0 * 3**variant + sequence
+
+    def _ablations(self) -> dict[str, pl.DataFrame]:
+        """Rule massive's first dim to zero and to its mean at the first position, a super weight to zero, two draws."""
+        dims = {"site": "resid_post", "layers": "1", "number": 1, "positions": "excluded"}
+        chosen = dims | {"target": "dims", "rule": "massive", "dims": str((*self.massive, 0)[0])}
+        weight = {"target": "weight", "rule": "super_weight", "site": "mlp_down.weight", "layers": "1", "dims": "7",
+                  "cols": "30", "number": 1, "positions": "all", "value": "zero"}  # fmt: skip
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"}, chosen | {"value": "zero"}, chosen | {"value": "mean"}, weight,
+            *(dims | {"target": "random", "dims": str(40 + seed), "seed": seed, "value": "zero"} for seed in range(2)),
+        ]  # fmt: skip
+        each = [
+            {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
+             "nll": 5 * math.log(self.perplexity(n, sequence))}
+            for n in range(len(variants) if self.loss else 0)
+            for sequence in range(self.sequences)
+        ]  # fmt: skip
+        rows = []
+        for n, variant in enumerate(variants if self.loss else []):
+            nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
+            scores = {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll / 4, "top1_probability": 0.5}
+            rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
+        return {
+            "ablation": pl.DataFrame(rows, schema=tables.ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=tables.ABLATION_SEQUENCES.schema),
+        }
+
     def _write_summary(self, directory: Path) -> None:
         write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
         write_json(
             directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
         )
-        paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
+        paths = {
+            name: directory / f"{name}.parquet" for name in (*ABLATED, "layers", "dims", "pairs", "massive", "loss")
+        }
         summarize_run(
             tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",
             corpus_source=directory / "corpus.json", summary=directory / "summary.json",

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.figure_ablation import ablation
 from outlier_features.figure_dimension_map import dimension_map
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_rules import rules_side_by_side
@@ -13,7 +14,15 @@ from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
 
-__all__ = ["dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures", "sensitivity", "shares"]
+__all__ = [
+    "ablation",
+    "dimension_map",
+    "magnitude_by_layer",
+    "rules_side_by_side",
+    "run_figures",
+    "sensitivity",
+    "shares",
+]
 
 
 def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) -> list[Drawing]:
@@ -26,4 +35,5 @@ def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) 
         rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
         shares(tables["dims"], sites, criteria),
         sensitivity(tables["sensitivity"], criteria),
+        ablation(summary["ablation"]),
     ]

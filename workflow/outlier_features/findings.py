@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outlier_features.findings_ablation import ablation_sentences, super_weight_sentences
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
-Topic = Literal["found", "not found", "prediction", "meaning"]
+Topic = Literal["found", "not found", "prediction", "effect", "meaning"]
 Part = Mapping[str, Any]
 
 RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
@@ -33,7 +34,9 @@ def findings(summary: Part) -> list[Finding]:
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
         *_not_applied(summary),
         *_absent_sites(summary),
+        _super_weights(summary["super_weights"]),
         _prediction(summary["loss"]),
+        _effect(summary["ablation"]),
         *(Finding("meaning", text) for text in meaning(summary)),
     ]
 
@@ -215,6 +218,16 @@ def _prediction(loss: Part | None) -> Finding:
         f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')}, which "
         f"{_are(loss['tokens'])} {count(loss['bytes'], 'byte')} of UTF-8 text.",
     )
+
+
+def _effect(ablation: Part) -> Finding:
+    text, details = ablation_sentences(ablation)
+    return Finding("not found" if ablation["reason"] else "effect", text, tuple(details))
+
+
+def _super_weights(search: Part) -> Finding:
+    found, text, details = super_weight_sentences(search)
+    return Finding("found" if found else "not found", text, tuple(details))
 
 
 def _sites(summary: Part, rule: str) -> str:

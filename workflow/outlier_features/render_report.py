@@ -18,7 +18,7 @@ from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
-from outlier_features.report_tables import headline, overview, provenance, selected_dims
+from outlier_features.report_tables import ablations, headline, overview, provenance, selected_dims
 from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
 from outlier_features.token_context import massive_spans
 from outlier_features.token_text import read_texts
@@ -99,6 +99,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "figures": run_figures(run.tables, run.summary),
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
+        "ablations": ablations(run.summary["ablation"]),
         "provenance": provenance(run.summary),
     }
 

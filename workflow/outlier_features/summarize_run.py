@@ -7,9 +7,21 @@ from typing import Any
 import polars as pl
 
 from outlier_features import rules
+from outlier_features.ablation_effects import ablation_effects
 from outlier_features.artifacts import read_json, require_equal, write_json
 from outlier_features.populations import POPULATIONS, population_sizes
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.tables import (
+    ABLATION,
+    ABLATION_SEQUENCES,
+    DIMS,
+    LAYERS,
+    LOSS,
+    MASSIVE,
+    PAIRS,
+    SUPER_WEIGHTS,
+    Table,
+    read_table,
+)
 from outlier_features.tokens import Tokens
 
 
@@ -20,21 +32,31 @@ def summarize_run(
     pairs: Path,
     massive: Path,
     loss: Path,
+    super_weights: Path,
+    ablation: Path,
+    ablation_sequences: Path,
     model_source: Path,
     corpus_source: Path,
     summary: Path,
 ) -> None:
-    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
+
+    Beside them `super_weights`, how the search went and what it found, and `ablation`, each one's effect on the loss.
+    """
     run = Tokens.read(tokens)
     _, provenance = read_table(pairs, PAIRS)
 
-    def rows(path: Path, table: Table) -> pl.DataFrame:
+    def checked(path: Path, table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
         frame, found = read_table(path, table)
         require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
-        return frame
+        return frame, found
+
+    def rows(path: Path, table: Table) -> pl.DataFrame:
+        return checked(path, table)[0]
 
     layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
     massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
+    ablation_rows, ablated = checked(ablation, ABLATION)
     model, corpus = read_json(model_source), read_json(corpus_source)
     write_json(
         summary,
@@ -56,6 +78,11 @@ def summarize_run(
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
             "loss": loss_summary(loss_rows),
+            "super_weights": super_weights_summary(*checked(super_weights, SUPER_WEIGHTS)),
+            "ablation": {
+                **ablated["ablate"],
+                "effects": ablation_effects(ablation_rows, rows(ablation_sequences, ABLATION_SEQUENCES)),
+            },
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
@@ -95,6 +122,12 @@ def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
         "perplexity": math.exp(nll / tokens),
         "bits_per_byte": nll / math.log(2) / size if size else None,
     }
+
+
+def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The weights in the order in which they were found, the rule's numbers, and what was published for the model."""
+    search = ("unsearched", "not_searched", "published")
+    return {**provenance["super_weight"], **{key: provenance[key] for key in search}, "found": found.to_dicts()}
 
 
 def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:
