@@ -235,7 +235,12 @@ class FakeRun:
         rows = []
         for n, variant in enumerate(variants if self.loss else []):
             nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
-            scores = {"nll": nll, "perplexity": math.exp(nll), "bits_per_byte": nll / 4, "top1_probability": 0.5}
+            scores = {
+                "nll": nll,
+                "perplexity": math.exp(nll),
+                "bits_per_byte": nll / math.log(2) / 4,
+                "top1_probability": 0.5,
+            }
             rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
         return {
             "ablation": pl.DataFrame(rows, schema=tables.ABLATION.schema),

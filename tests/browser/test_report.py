@@ -49,7 +49,7 @@ def test_every_figure_is_drawn_and_nothing_hostile_runs(tmp_path, width):
     )
     page = report_of(tmp_path, hostile)
     dom, console = browse(page, tmp_path / "profile", f"--window-size={width},2000", "--dump-dom")
-    names = ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+    names = ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity", "ablation")
     assert states(dom) == {f"run-1-{name}": "drawn" for name in names}
     plots = dom.split("</main>")[0].split("data-figure=")[1:]
     assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(names)
@@ -70,10 +70,10 @@ def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
     for attempt in range(3):  # a browser that is not seen draws a frame only now and then
         dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,12000", "--dump-dom")
         assert console == ""
-        if len(states(dom)) == 10:
+        if len(states(dom)) == 12:
             break
     assert set(states(dom).values()) == {"drawn"}
-    assert len(states(dom)) == 10
+    assert len(states(dom)) == 12
 
 
 def test_the_page_is_not_wider_than_a_small_window(tmp_path):

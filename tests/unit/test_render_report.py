@@ -16,7 +16,14 @@ from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
 from outlier_features.figure_dimension_map import MAX_ROWS
 from outlier_features.figure_shares import MAX_POINTS
-from outlier_features.figures import dimension_map, magnitude_by_layer, rules_side_by_side, sensitivity, shares
+from outlier_features.figures import (
+    ablation,
+    dimension_map,
+    magnitude_by_layer,
+    rules_side_by_side,
+    sensitivity,
+    shares,
+)
 from outlier_features.render_report import render_report, script_hash
 from outlier_features.token_context import context
 from outlier_features.token_text import read_texts
@@ -152,7 +159,8 @@ def test_plotly_shows_names_literally():
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
     assert list(parsed.figures) == [
-        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
+        f"run-1-{name}-data"
+        for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity", "ablation")
     ]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
@@ -317,9 +325,48 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     assert "are not on the grid" in other.text
 
 
+def test_ablations_equal_the_table(tmp_path):
+    plan = FakeRun()
+    run = plan.write(tmp_path / "run")
+    table = read(run, "ablation")
+    drawing = ablation(read_json(run / "summary.json")["ablation"])
+    base = table.row(0, named=True)["perplexity"]
+    lines = [shape for shape in drawing.figure.layout.shapes if shape.type == "line"]
+    assert [(line.x0, line.x1) for line in lines] == [(base, base)] * 2  # a column for each set of positions
+    bands = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert [(band.x0, band.x1) for band in bands] == [(pytest.approx(10.0), pytest.approx(11.0))] * 2
+    found = {}
+    for trace in traces(drawing):
+        for n, x in enumerate(trace.x):
+            low, high = x - trace.error_x.arrayminus[n], x + trace.error_x.array[n]
+            found[round(x, 6)] = (trace.marker.symbol, trace.xaxis, round(low, 6), round(high, 6))
+    symbols = {("dims", "zero"): "circle", ("dims", "mean"): "diamond", ("weight", "zero"): "circle",
+               ("random", "zero"): "circle-open"}  # fmt: skip
+    assert found == {
+        round(row["perplexity"], 6): (
+            symbols[row["target"], row["value"]], "x" if row["positions"] == "excluded" else "x2",
+            round(plan.perplexity(row["variant"], 0), 6), round(plan.perplexity(row["variant"], 1), 6),
+        )
+        for row in table.rows(named=True)[1:]
+    }  # fmt: skip
+    assert all(axis.type == "log" for axis in drawing.figure.select_xaxes())
+    assert drawing.sites == "resid_post and mlp_down.weight"
+
+
+def test_the_table_of_ablations(page):
+    parsed = page(FakeRun())
+    assert (
+        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 1.233 50 % "
+        "810.5 to 2,430" in parsed.shown
+    )
+    assert "unchanged model 10.49 10 to 11 1 0.8477 50 %" in parsed.shown
+
+
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=()))
-    assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
+    assert list(parsed.figures) == [
+        "run-1-magnitude-by-layer-data", "run-1-sensitivity-data", "run-1-ablation-data"
+    ]  # fmt: skip
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",

@@ -6,12 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from polars.testing import assert_frame_equal
+from polars.testing import assert_frame_equal, assert_series_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
-AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
+TABLES = (
+    "layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss", "super_weights", "ablation",
+    "ablation_sequences",
+)  # fmt: skip
+AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "ablate_dims", "summarize_run", "render_report"}
 RUN = "results/tiny/text"
 
 
@@ -29,6 +32,34 @@ def test_it_finds_what_was_planted(project):
     assert 7 in dims.filter("selected", rule="massive")["dim"]
     massive = pl.read_parquet(project.folder / RUN / "massive.parquet")
     assert set(massive.filter(dim=7)["token_text"]) == {"z"}
+
+
+def test_ablations_are_those_of_plain_transformers(project):
+    """The planted value at the letter z is worth something; the unchanged model's loss is the run's own."""
+    run = project.folder / RUN
+    ablation = pl.read_parquet(run / "ablation.parquet")
+    by_sequence = pl.read_parquet(run / "ablation_sequences.parquet")
+    assert_series_equal(by_sequence.filter(variant=0)["nll"], pl.read_parquet(run / "loss.parquet")["nll"].head(2))
+    assert pl.read_parquet(run / "super_weights.parquet").is_empty()
+    massive = pl.read_parquet(run / "dims.parquet").filter("selected", population="all", rule="massive")
+    one = massive.sort("max_abs", descending=True).row(0, named=True)
+    assert one["dim"] == 7
+    found = ablation.filter(rule="massive", dims="7", positions="rest", value="zero").row(0, named=True)
+    assert found["layers"] == str(one["step_up"])
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama").eval()
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()[:2]
+
+    def hook(module, args, output):
+        changed = output.clone()
+        changed[:, 1:, 7] = 0
+        return changed
+
+    model.model.layers[one["step_up"]].register_forward_hook(hook)
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1].transpose(1, 2)
+    nll = torch.nn.functional.cross_entropy(logits, tokens[:, 1:]).item()
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["nll"] != pytest.approx(ablation["nll"][0], rel=1e-3)
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -79,10 +110,24 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
-CHAIN = (
-    "tokenize_corpus", "extract_activations", "detect_outliers", "summarize_layers", "filter_systematic",
-    "analyze_emergence", "summarize_run", "render_report",
-)  # fmt: skip
+READERS = {  # of each rule's outputs
+    "tokenize_corpus": {"extract_activations"},
+    "extract_activations": {"detect_outliers", "measure_loss"},
+    "detect_outliers": {"summarize_layers", "filter_systematic"},
+    "summarize_layers": {"filter_systematic"},
+    "filter_systematic": {"analyze_emergence"},
+    "analyze_emergence": {"ablate_dims"},
+    "measure_loss": {"find_super_weights"},
+    "find_super_weights": {"ablate_dims"},
+    "ablate_dims": {"summarize_run"},
+    "summarize_run": {"render_report"},
+    "render_report": set(),
+}
+
+
+def following(rule: str) -> set[str]:
+    """The rule and all that come after it."""
+    return {rule}.union(*map(following, READERS[rule]))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +142,9 @@ CHAIN = (
         ("rules", "Select systematic", "filter_systematic"),
         ("token_text", "Select systematic", "filter_systematic"),
         ("analyze_emergence", "Follow the", "analyze_emergence"),
+        ("find_super_weights", "Search tiny", "find_super_weights"),
+        ("super_weights", "Search tiny", "find_super_weights"),
+        ("ablation_targets", "Ablate outlier", "ablate_dims"),
         ("summarize_run", "Summarize tiny", "summarize_run"),
         ("render_report", "Render the", "render_report"),
     ],
@@ -109,9 +157,7 @@ def test_an_edited_module_reruns_the_stages_that_import_it(project, module, mess
     finally:
         undo()
     assert planned.jobs_with_other_parameters() == {message}
-    following = set(CHAIN[CHAIN.index(first) :])
-    assert planned.jobs() - {"measure_loss"} == following
-    assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
+    assert planned.jobs() == following(first)
 
 
 def test_an_edit_that_concerns_no_stage_reruns_none(project):
@@ -160,6 +206,8 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
     assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    assert pl.read_parquet(folder / "ablation.parquet").is_empty()
+    assert pl.read_parquet(folder / "super_weights.parquet").is_empty()
 
 
 @pytest.mark.parametrize(

@@ -207,13 +207,15 @@ class AblationRun:
 
 def ablation_rows(variants: Sequence[Variant], by_sequence: pl.DataFrame) -> pl.DataFrame:
     """The rows of `ABLATION` from those of `ABLATION_SEQUENCES`, each token counted alike; null where one is null."""
-    total = pl.when(pl.col("nll").is_not_null().all()).then(pl.col("nll").sum())
+    finite = pl.col("nll").is_not_null().all()
+    mean = pl.when(finite).then(pl.col("nll").sum() / pl.col("tokens").sum()).fill_nan(None)
+    top1 = (pl.col("top1_probability").fill_null(0) * pl.col("tokens")).sum() / pl.col("tokens").sum()
     scores = by_sequence.group_by("variant").agg(
         pl.col("tokens").sum(),
-        nll=total / pl.col("tokens").sum(),
-        perplexity=(total / pl.col("tokens").sum()).exp(),
-        bits_per_byte=total / math.log(2) / pl.col("bytes").sum(),
-        top1_probability=(pl.col("top1_probability") * pl.col("tokens")).sum() / pl.col("tokens").sum(),
+        nll=mean,
+        perplexity=mean.exp(),
+        bits_per_byte=mean * pl.col("tokens").sum() / math.log(2) / pl.col("bytes").sum(),
+        top1_probability=pl.when(finite).then(top1),
     )
     described = pl.DataFrame(
         [{"variant": index, **_described(variant)} for index, variant in enumerate(variants)],

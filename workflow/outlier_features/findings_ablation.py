@@ -24,8 +24,9 @@ def super_weight_sentences(search: Part) -> tuple[bool, str, list[str]]:
     if not found:
         text = f"There is no super weight by {rule}: in no layer do both spike."
         return False, text, [*_not_searched(search), *_published(search)]
-    most = len(found) >= search["rounds"]
-    end = f"it stopped at its limit of {count(search['rounds'], 'round')}" if most else "after these, no layer spikes that would give another"
+    end = "after these, no layer spikes that would give another"
+    if len(found) >= search["rounds"]:
+        end = f"it stopped at its limit of {count(search['rounds'], 'round')}"
     text = (
         f"The search by {rule}, finds {count(len(found), 'super weight')}, one a round, the earliest layer first and "
         f"each set to zero for the rounds that follow; {end}. By the rule a weight needs only to join two spikes: what "
@@ -59,11 +60,12 @@ def _published(search: Part) -> Iterator[str]:
     here = {(row["layer"], row["row"], row["col"]) for row in search["found"]}
     listed = list(dict.fromkeys((row["layer"], row["row"], row["col"]) for row in search["published"]))
     names = listing(sorted({visible(row["hub_id"]) for row in search["published"]}))
-    for verb, places in (
-        ("were found here", [place for place in listed if place in here]),
-        ("were not", [place for place in listed if place not in here]),
+    for ending, places in (
+        ("found here", [place for place in listed if place in here]),
+        ("not", [place for place in listed if place not in here]),
     ):
         if places:
+            verb = f"{'was' if len(places) == 1 else 'were'} {ending}"
             shown = ", ".join(f"{layer}: [{row}, {col}]" for layer, row, col in places[:PUBLISHED_IN_FULL])
             more = f" and {len(places) - PUBLISHED_IN_FULL} more" if len(places) > PUBLISHED_IN_FULL else ""
             yield f"Of {len(listed)} published for {names}, {len(places)} {verb} (layer: [row, column]): {shown}{more}."
