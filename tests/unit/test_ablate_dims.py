@@ -385,6 +385,20 @@ def test_published_weights_are_compared(tmp_path):
     assert [(row["layer"], row["source"]) for row in provenance["published"]] == [(1, "a paper"), (3, "a paper")]
 
 
+def test_a_perplexity_beyond_all_numbers_is_null():
+    by_sequence = pl.DataFrame(
+        {"variant": [0, 1], "sequence": [0, 0], "tokens": [2, 2], "bytes": [4, 0], "nll": [2.0, 1600.0],
+         "top1_probability": [0.5, 1.0]},
+        schema=ABLATION_SEQUENCES.schema,
+    )  # fmt: skip
+    target = Target("dims", "massive", "resid_post", (1,), (5,))
+    rows = ablation_rows([Variant(None), Variant(target, "rest", "zero")], by_sequence)
+    assert rows.select("nll", "perplexity", "bits_per_byte").rows() == [
+        (1.0, pytest.approx(math.e), pytest.approx(1 / math.log(2) / 2)), (800.0, None, None)
+    ]  # fmt: skip
+    assert ablation_effects(rows, by_sequence)[1]["sequences"] == [None]
+
+
 def test_a_loss_that_is_not_finite_is_null():
     by_sequence = pl.DataFrame(
         {"variant": [0, 0, 1, 1], "sequence": [0, 1, 0, 1], "tokens": [2] * 4, "bytes": [4] * 4,

@@ -12,6 +12,7 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
+from outlier_features.ablation_effects import MOST_NATS
 from outlier_features.ablation_targets import (
     ALL,
     EXCLUDED,
@@ -207,14 +208,15 @@ class AblationRun:
 
 def ablation_rows(variants: Sequence[Variant], by_sequence: pl.DataFrame) -> pl.DataFrame:
     """The rows of `ABLATION` from those of `ABLATION_SEQUENCES`, each token counted alike; null where one is null."""
+    size = pl.col("bytes").sum()
     finite = pl.col("nll").is_not_null().all()
     mean = pl.when(finite).then(pl.col("nll").sum() / pl.col("tokens").sum()).fill_nan(None)
     top1 = (pl.col("top1_probability").fill_null(0) * pl.col("tokens")).sum() / pl.col("tokens").sum()
     scores = by_sequence.group_by("variant").agg(
         pl.col("tokens").sum(),
         nll=mean,
-        perplexity=mean.exp(),
-        bits_per_byte=mean * pl.col("tokens").sum() / math.log(2) / pl.col("bytes").sum(),
+        perplexity=pl.when(mean < MOST_NATS).then(mean.exp()),
+        bits_per_byte=pl.when(size > 0).then(mean * pl.col("tokens").sum() / math.log(2) / size),
         top1_probability=pl.when(finite).then(top1),
     )
     described = pl.DataFrame(

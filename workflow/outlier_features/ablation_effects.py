@@ -8,6 +8,7 @@ import polars as pl
 
 from outlier_features.wording import listing
 
+MOST_NATS = 700.0  # per token; exp of some more is not finite
 Row = Mapping[str, Any]
 _SAME = ("site", "layers", "number", "positions", "value")
 
@@ -22,7 +23,8 @@ def ablation_effects(ablation: pl.DataFrame, by_sequence: pl.DataFrame) -> list[
     alone: dict[int, list[float | None]] = {row["variant"]: [] for row in rows}
     measured = by_sequence.filter(pl.col("tokens") > 0).sort("variant", "sequence")
     for variant, nll, tokens in measured.select("variant", "nll", "tokens").iter_rows():
-        alone[variant].append(None if nll is None else math.exp(nll / tokens))
+        lost = nll is None or nll / tokens >= MOST_NATS
+        alone[variant].append(None if lost else math.exp(nll / tokens))
     for row in rows:
         row["sequences"] = alone[row["variant"]]
     draws: dict[tuple[Any, ...], list[Row]] = {}

@@ -204,7 +204,7 @@ SUPER_WEIGHTS = Table(
 )  # fmt: skip
 
 _VARIANT = Column("variant", pl.UInt16, "index of the variant of the model, from 0, the unchanged model")
-_TOP1 = Column("top1_probability", pl.Float64, "largest probability of any token, mean over predicted tokens")
+_TOP1 = Column("top1_probability", pl.Float64, "largest probability of any token, mean over predicted tokens", "share")
 
 ABLATION = Table(
     "ablation",
@@ -223,7 +223,7 @@ ABLATION = Table(
         Column("value", pl.String, "`zero`, or `mean`: of each dim in the unchanged model over those positions"),
         Column("tokens", pl.Int64, "predicted tokens", "tokens"),
         Column("nll", pl.Float64, "their mean negative log-likelihood; null where it is not finite", "nats per token"),
-        Column("perplexity", pl.Float64, "exp(nll)"),
+        Column("perplexity", pl.Float64, "exp(nll); null where it is not finite"),
         Column("bits_per_byte", pl.Float64, "the same per UTF-8 byte of their text", "bits per byte"),
         _TOP1,
     ),
