@@ -125,7 +125,17 @@ RUNS = [
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
-MODEL_TABLES = ["loss", "norms", "gains", "sinks", *ORIGIN_TABLES, "experts", "routing"]
+ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+MODEL_TABLES = [
+    "loss",
+    "norms",
+    "gains",
+    "sinks",
+    *ORIGIN_TABLES,
+    "experts",
+    "routing",
+    *ABLATION_TABLES,
+]
 
 
 DUMP_TABLES = {

@@ -1,6 +1,7 @@
 """A small run, written table by table: what it holds is chosen, so what a report of it must show is known."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,10 +42,13 @@ RUN_TABLES = (
     "origin_neurons",
     "experts",
     "routing",
+    "super_weights",
+    "ablation",
+    "ablation_sequences",
 )
 FIGURES = (
     "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
-    "attention-maps", "lifecycle", "origin",
+    "attention-maps", "lifecycle", "origin", "ablation",
 )  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
@@ -70,6 +74,8 @@ class FakeRun:
     sequences: int = 2
     norms: bool = True
     experts: int = 0
+    super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
+    published: list[dict[str, object]] = field(default_factory=list)
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -108,6 +114,10 @@ class FakeRun:
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
             "rules": RULES, "special_tokens": {},
+            "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "unsearched": None, "not_searched": {},
+            "published": self.published,
+            "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
+                       "reason": None if self.loss else "the model does not predict the next token"},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -127,6 +137,7 @@ class FakeRun:
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
+            "super_weights": self._super_weights(), **self._ablations(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
@@ -363,6 +374,51 @@ class FakeRun:
             if self.experts
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.ROUTING.schema)
+
+    def _super_weights(self) -> pl.DataFrame:
+        known = {(row["layer"], row["row"], row["col"]) for row in self.published}
+        rows = [
+            {"round": n, "layer": layer, "module": f"blocks.{layer}.down", "row": row, "col": col, "value": 1.5,
+             "mlp_act": -200.0, "mlp_act_token": 0, "mlp_down": -300.0, "mlp_down_token": self.position,
+             "published": (layer, row, col) in known if known else None}
+            for n, (layer, row, col) in enumerate(self.super_weights, start=1)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SUPER_WEIGHTS.schema)
+
+    def perplexity(self, variant: int, sequence: int) -> float:
+        """Of the ablated models."""
+        return 10.0 * 3**variant + sequence
+
+    def _ablations(self) -> dict[str, pl.DataFrame]:
+        """Rule massive's first dim to zero and to its mean at the first position, a super weight to zero, two draws."""
+        dims = {"site": "resid_post", "layers": "1", "number": 1, "positions": "excluded"}
+        chosen = dims | {"target": "dims", "rule": "massive", "dims": str((*self.massive, 0)[0])}
+        weight = {"target": "weight", "rule": "super_weight", "site": "mlp_down.weight", "layers": "1", "dims": "7",
+                  "cols": "30", "number": 1, "positions": "all", "value": "zero"}  # fmt: skip
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"}, chosen | {"value": "zero"}, chosen | {"value": "mean"}, weight,
+            *(dims | {"target": "random", "dims": str(40 + seed), "seed": seed, "value": "zero"} for seed in range(2)),
+        ]  # fmt: skip
+        each = [
+            {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
+             "nll": 5 * math.log(self.perplexity(n, sequence))}
+            for n in range(len(variants) if self.loss else 0)
+            for sequence in range(self.sequences)
+        ]  # fmt: skip
+        rows = []
+        for n, variant in enumerate(variants if self.loss else []):
+            nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
+            scores = {
+                "nll": nll,
+                "perplexity": math.exp(nll),
+                "bits_per_byte": nll / math.log(2) / 4,
+                "top1_probability": 0.5,
+            }
+            rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
+        return {
+            "ablation": pl.DataFrame(rows, schema=tables.ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=tables.ABLATION_SEQUENCES.schema),
+        }
 
     def _write_summary(self, directory: Path) -> None:
         write_json(

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
 from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
+from outlier_features.figure_ablation import ablation
 from outlier_features.figure_dimension_map import MAX_ROWS, dimension_map
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_norm_gains import norm_gains
@@ -324,6 +325,43 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     assert "are not on the grid" in other.text
 
 
+def test_ablations_equal_the_table(tmp_path):
+    plan = FakeRun()
+    run = plan.write(tmp_path / "run")
+    table = read(run, "ablation")
+    drawing = ablation(read_json(run / "summary.json")["ablation"])
+    base = table.row(0, named=True)["perplexity"]
+    lines = [shape for shape in drawing.figure.layout.shapes if shape.type == "line"]
+    assert [(line.x0, line.x1) for line in lines] == [(base, base)] * 2  # a column for each set of positions
+    bands = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert [(band.x0, band.x1) for band in bands] == [(pytest.approx(10.0), pytest.approx(11.0))] * 2
+    found = {}
+    for trace in traces(drawing):
+        for n, x in enumerate(trace.x):
+            low, high = x - trace.error_x.arrayminus[n], x + trace.error_x.array[n]
+            found[round(x, 6)] = (trace.marker.symbol, trace.xaxis, round(low, 6), round(high, 6))
+    symbols = {("dims", "zero"): "circle", ("dims", "mean"): "diamond", ("weight", "zero"): "circle",
+               ("random", "zero"): "circle-open"}  # fmt: skip
+    assert found == {
+        round(row["perplexity"], 6): (
+            symbols[row["target"], row["value"]], "x" if row["positions"] == "excluded" else "x2",
+            round(plan.perplexity(row["variant"], 0), 6), round(plan.perplexity(row["variant"], 1), 6),
+        )
+        for row in table.rows(named=True)[1:]
+    }  # fmt: skip
+    assert all(axis.type == "log" for axis in drawing.figure.select_xaxes())
+    assert drawing.sites == "resid_post and mlp_down.weight"
+
+
+def test_the_table_of_ablations(page):
+    parsed = page(FakeRun())
+    assert (
+        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 1.233 50 % "
+        "810.5 to 2,430" in parsed.shown
+    )
+    assert "unchanged model 10.49 10 to 11 1 0.8477 50 %" in parsed.shown
+
+
 def gains_drawing(tmp_path, **changes):
     run = FakeRun(**changes).write(tmp_path / "run")
     norms, gains, dims = (read(run, name) for name in ("norms", "gains", "dims"))
@@ -375,7 +413,7 @@ def test_a_run_without_norms(page):
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    names = ("magnitude-by-layer", "norm-gains", "sensitivity")
+    names = ("magnitude-by-layer", "norm-gains", "sensitivity", "ablation")
     assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from polars.testing import assert_frame_equal
+from polars.testing import assert_frame_equal, assert_series_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -29,6 +29,9 @@ TABLES = (
     "origin_weights",
     "experts",
     "routing",
+    "super_weights",
+    "ablation",
+    "ablation_sequences",
 )
 RUN = "results/tiny/text"
 
@@ -58,6 +61,34 @@ def test_the_planted_massive_value_is_traced_to_the_embedding(project):
     assert after["value"] == pytest.approx(largest["value"])
     assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
     assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
+
+
+def test_ablations_are_those_of_plain_transformers(project):
+    """The planted value at the letter z is worth something; the unchanged model's loss is the run's own."""
+    run = project.folder / RUN
+    ablation = pl.read_parquet(run / "ablation.parquet")
+    by_sequence = pl.read_parquet(run / "ablation_sequences.parquet")
+    assert_series_equal(by_sequence.filter(variant=0)["nll"], pl.read_parquet(run / "loss.parquet")["nll"].head(2))
+    assert pl.read_parquet(run / "super_weights.parquet").is_empty()
+    massive = pl.read_parquet(run / "dims.parquet").filter("selected", population="all", rule="massive")
+    one = massive.sort("max_abs", descending=True).row(0, named=True)
+    assert one["dim"] == 7
+    found = ablation.filter(rule="massive", dims="7", positions="rest", value="zero").row(0, named=True)
+    assert found["layers"] == str(one["step_up"])
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama").eval()
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()[:2]
+
+    def hook(module, args, output):
+        changed = output.clone()
+        changed[:, 1:, 7] = 0
+        return changed
+
+    model.model.layers[one["step_up"]].register_forward_hook(hook)
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1].transpose(1, 2)
+    nll = torch.nn.functional.cross_entropy(logits, tokens[:, 1:]).item()
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["nll"] != pytest.approx(ablation["nll"][0], rel=1e-3)
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -165,12 +196,14 @@ FEEDS = {
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts"],
+    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims"],
     "check_norms": ["summarize_run"],
     "trace_origin": ["summarize_run"],
     "rank_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
-    "measure_loss": ["summarize_run"],
+    "measure_loss": ["find_super_weights"],
+    "find_super_weights": ["ablate_dims"],
+    "ablate_dims": ["summarize_run"],
     "summarize_run": ["render_report"],
     "render_report": [],
 }
@@ -193,6 +226,8 @@ MESSAGES = {
     "check_norms": "Check the",
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
+    "find_super_weights": "Search tiny",
+    "ablate_dims": "Ablate outlier",
     "summarize_run": "Summarize tiny",
     "render_report": "Render the",
 }
@@ -216,6 +251,8 @@ MESSAGES = {
         ("mlp_weights", ["trace_origin"]),
         ("record_experts", ["rank_experts"]),
         ("summarize_experts", ["summarize_run"]),
+        ("super_weights", ["find_super_weights"]),
+        ("ablation_targets", ["ablate_dims"]),
         ("summarize_run", ["summarize_run"]),
         ("render_report", ["render_report"]),
     ],
@@ -334,6 +371,8 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         values = [float(one[layer][0, head, :, token].mean()) for one in (short, long) if token < one[layer].shape[-1]]
         assert row["sequences"] == len(values) and row["alpha"] == pytest.approx(np.mean(values), rel=1e-4)
         assert row["kv_head"] is None
+    assert pl.read_parquet(folder / "ablation.parquet").is_empty()
+    assert pl.read_parquet(folder / "super_weights.parquet").is_empty()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from outlier_features.count_document import COMPARISON
-
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _MAX_THREADS = 16  # more do not read memory faster
 
@@ -94,6 +92,8 @@ def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from outlier_features.count_document import COMPARISON
+
     if options.compare_key == options.key:
         parser.error(f"argument --compare-key: {options.key} found, expected another key than --key")
     if options.compare_key is not None and COMPARISON in (options.key, options.compare_key):

@@ -6,13 +6,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from outlier_features.count_document import COMPARISON, DTYPES, comparison_document, count_document
+from outlier_features.count_document import COMPARISON, comparison_document, count_document
 from outlier_features.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.dumps import shape_of, site_tensors
 from outlier_features.errors import InputError
 from outlier_features.progress import byte_bar
 from outlier_features.scan import SiteTensors, itemsize
-from outlier_features.tensorfile import TensorFile
+from outlier_features.tensorfile import DTYPES, TensorFile
 
 
 def count_dump(

@@ -8,11 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from outlier_features.count_document import DTYPES
 from outlier_features.errors import InputError
 from outlier_features.gains_in_file import PREFIX
 from outlier_features.scan import SiteTensors
-from outlier_features.tensorfile import TensorFile
+from outlier_features.tensorfile import DTYPES, TensorFile
 
 CORPUS = "dump"  # what a dump was made from is not known; its runs bear this name
 MAX_LAYERS = 65535  # layers that hit a location are counted in 16 bits

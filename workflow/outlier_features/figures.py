@@ -1,5 +1,6 @@
 """The figures of a run's report, each a function of the public tables."""
 
+from outlier_features.figure_ablation import ablation
 from outlier_features.figure_attention_maps import attention_maps
 from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
@@ -42,4 +43,6 @@ def run_figures(run: Run) -> list[Drawing]:
         drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
     if "experts" in tables:
         drawings += expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
+    if "ablation" in tables:
+        drawings.append(ablation(summary["ablation"]))
     return drawings

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outlier_features.findings_ablation import ablation_sentences, super_weight_sentences
 from outlier_features.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
@@ -11,7 +12,7 @@ from outlier_features.summarize_experts import experts_in_words
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
-Topic = Literal["found", "not found", "prediction", "meaning"]
+Topic = Literal["found", "not found", "prediction", "effect", "meaning"]
 Part = Mapping[str, Any]
 
 RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
@@ -38,9 +39,14 @@ def findings(summary: Part) -> list[Finding]:
         *_not_applied(summary),
         *_absent_sites(summary),
         *_norm_gains(summary["norms"]),
-        *([] if is_dump(summary) else [_prediction(summary["loss"])]),
+        *([] if is_dump(summary) else _of_model(summary)),
         *(Finding("meaning", text) for text in meaning(summary)),
     ]
+
+
+def _of_model(summary: Part) -> list[Finding]:
+    """What only a model that was run here can tell."""
+    return [_super_weights(summary["super_weights"]), _prediction(summary["loss"]), _effect(summary["ablation"])]
 
 
 def is_dump(summary: Part) -> bool:
@@ -268,6 +274,16 @@ def _prediction(loss: Part | None) -> Finding:
         f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')}, which "
         f"{_are(loss['tokens'])} {count(loss['bytes'], 'byte')} of UTF-8 text.",
     )
+
+
+def _effect(ablation: Part) -> Finding:
+    text, details = ablation_sentences(ablation)
+    return Finding("not found" if ablation["reason"] else "effect", text, tuple(details))
+
+
+def _super_weights(search: Part) -> Finding:
+    found, text, details = super_weight_sentences(search)
+    return Finding("found" if found else "not found", text, tuple(details))
 
 
 def _sites(summary: Part, rule: str) -> str:

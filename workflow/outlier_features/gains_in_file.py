@@ -6,10 +6,9 @@ import numpy as np
 
 from outlier_features.describe_gains import Array, Gain
 from outlier_features.errors import InputError
-from outlier_features.tensorfile import TensorFile
+from outlier_features.tensorfile import DTYPES, TensorFile
 
 PREFIX = "rmsnorm_gammas/"
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:

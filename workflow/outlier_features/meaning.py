@@ -55,6 +55,11 @@ def meaning(summary: Mapping[str, Any]) -> list[str]:
         "hides a dimension from the linear layers that read the norm, however large it is in the residual stream.",
         "The published criteria 6.0, 25 % and 6 % were calibrated on one model of 125 million parameters; the "
         "sensitivity figure shows how the counts depend on them.",
+        "An ablation sets the selected dimensions of population all to zero, or to their mean in the unchanged model "
+        "over the same positions, in the output of the layer where they step up, or to zero in all inputs of linear "
+        "layers as in LLM.int8(). Top-1 probability is the largest that the model gives to any next token, whether it "
+        "is right or not. Where zero does harm and the mean does not, it is the value that the model needs and not how "
+        "it varies.",
         "The numbers hold for this sample of this text, in this number format. A large value alone does not show that "
         "the model needs it.",
     ]

@@ -17,12 +17,12 @@ from torch import nn
 
 from outlier_features.describe_gains import PARAMETERIZATION, Array, Gain
 from outlier_features.errors import InputError
-from outlier_features.gains_in_file import DTYPES, stored_floats
+from outlier_features.gains_in_file import stored_floats
 from outlier_features.model_files import model_files
 from outlier_features.models import LoadedModel, load_model, probe_ids
 from outlier_features.norm_tables import Norm
 from outlier_features.sites import SITES, Block, find_sites, first_tensor
-from outlier_features.tensorfile import TensorFile
+from outlier_features.tensorfile import DTYPES, TensorFile
 
 Tensor = torch.Tensor
 

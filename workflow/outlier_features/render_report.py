@@ -18,7 +18,7 @@ from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report_run import Run
-from outlier_features.report_tables import headline, overview, provenance, selected_dims
+from outlier_features.report_tables import ablations, headline, overview, provenance, selected_dims
 from outlier_features.tables import (
     COMPARISON,
     read_table,
@@ -77,6 +77,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         },
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
+        "ablations": ablations(run.summary["ablation"]) if run.summary["ablation"] else [],
         "provenance": provenance(run.summary),
     }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.ablation_effects import position_name, target_name
 from outlier_features.findings import applied_sites, is_dump
 from outlier_features.populations import POPULATIONS
 from outlier_features.visible_text import visible
@@ -89,10 +90,20 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
         ("Rules", rules(summary)),
+        ("Ablations", _ablation_sample(summary["ablation"])),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
                       f"transformers {run['transformers']}"),
     ]  # fmt: skip
     return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
+
+
+def _ablation_sample(ablation: Part) -> str:
+    if ablation["reason"]:
+        return f"none: {ablation['reason']}"
+    return (
+        f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
+        f"{count(ablation['seeds'], 'random draw')}"
+    )
 
 
 def _of_dump(summary: Part) -> list[tuple[str, str]]:
@@ -117,7 +128,15 @@ def rules(summary: Part) -> str:
         f"dettmers: |x| >= {number(dettmers['threshold'])}, {dettmers['layer_reading']} >= "
         f"{percent(dettmers['layer_share'])}, {dettmers['position_reading']} >= {percent(dettmers['position_share'])}; "
         f"massive: |x| > {number(massive['threshold'])}, |x| >= {number(massive['ratio'])} x median"
+        + _search(summary["super_weights"])
     )
+
+
+def _search(super_weight: Part | None) -> str:
+    if super_weight is None:
+        return ""
+    rounds = count(super_weight["rounds"], "round")
+    return f"; super_weight: |x| > {number(super_weight['threshold'])}, at most {rounds}"
 
 
 def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
@@ -138,6 +157,35 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
             rows.append({"population": population, "dim": dim, "rules": found,
                          "step_up": steps["step_up"], "step_down": steps["step_down"]})  # fmt: skip
     return rows, hidden
+
+
+def ablations(ablation: Part) -> list[list[str]]:
+    """A row of text for the unchanged model and for each ablation, its random draws beside it."""
+    rows = []
+    for effect in ablation["effects"]:
+        unchanged = effect["target"] == "baseline"
+        place = "" if unchanged else position_name(effect["positions"], ablation["only_first_excluded"])
+        rows.append(
+            [
+                "unchanged model" if unchanged else target_name(effect),
+                effect["rule"] or "",
+                place,
+                effect["value"] or "",
+                number(effect["perplexity"]),
+                _span(effect["sequences"]),
+                number(effect["ratio"]),
+                number(effect["bits_per_byte"]),
+                percent(effect["top1_probability"]),
+                "" if unchanged else _span([draw["perplexity"] for draw in effect["random"]]),
+            ]
+        )
+    return rows
+
+
+def _span(values: Sequence[float | None]) -> str:
+    finite = [value for value in values if value is not None]
+    low, high = number(min(finite, default=None)), number(max(finite, default=None))
+    return low if low == high else f"{low} to {high}"
 
 
 def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:

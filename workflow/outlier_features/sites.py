@@ -85,7 +85,8 @@ def find_sites(loaded: LoadedModel) -> list[Block]:
 def hooked(sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]) -> Iterator[None]:
     """While the model runs, hand each site's tensor, (B, T, H) or (B*T, H), to `receive(key, tensor)`.
 
-    The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps.
+    The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps. What `receive`
+    changes in place, the model goes on with.
     """
     handles = [_hook(site, key, receive) for key, site in sites]
     try:

@@ -8,11 +8,14 @@ from typing import Any
 import polars as pl
 
 from outlier_features import rules
+from outlier_features.ablation_effects import ablation_effects
 from outlier_features.artifacts import read_json, require_equal, write_json
 from outlier_features.gain_summary import gain_summary
 from outlier_features.populations import population_sizes, populations_of
 from outlier_features.summarize_experts import experts_summary
 from outlier_features.tables import (
+    ABLATION,
+    ABLATION_SEQUENCES,
     DIMS,
     EXPERTS,
     GAINS,
@@ -22,6 +25,7 @@ from outlier_features.tables import (
     NORMS,
     PAIRS,
     ROUTING,
+    SUPER_WEIGHTS,
     Table,
     read_table,
 )
@@ -41,16 +45,22 @@ def summarize_run(
     run = Tokens.read(tokens)
     _, provenance = read_table(tables["pairs"], PAIRS)
 
-    def rows(table: Table) -> pl.DataFrame:
+    def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
         frame, found = read_table(tables[table.name], table)
         require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), tables[table.name])
-        return frame
+        return frame, found
+
+    def rows(table: Table) -> pl.DataFrame:
+        return checked(table)[0]
 
     layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
-    experts = None
+    experts = ablation = None
     if "experts" in tables:
-        _, facts = read_table(tables["experts"], EXPERTS)
-        experts = experts_summary(rows(EXPERTS), rows(ROUTING), massive_rows, facts)
+        expert_rows, facts = checked(EXPERTS)
+        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
+    if "ablation" in tables:
+        ablation_rows, facts = checked(ABLATION)
+        ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
     located = read_json(tables["locations"]) if "locations" in tables else None
     if located:
         require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), tables["locations"])
@@ -80,6 +90,8 @@ def summarize_run(
             "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
             "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
             "experts": experts,
+            "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in tables else None,
+            "ablation": ablation,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
@@ -119,6 +131,12 @@ def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
         "perplexity": math.exp(nll / tokens),
         "bits_per_byte": nll / math.log(2) / size if size else None,
     }
+
+
+def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The weights in the order in which they were found, the rule's numbers, and what was published for the model."""
+    search = ("unsearched", "not_searched", "published")
+    return {**provenance["super_weight"], **{key: provenance[key] for key in search}, "found": found.to_dicts()}
 
 
 def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:

@@ -417,9 +417,65 @@ ROUTING = Table(
     ),
 )  # fmt: skip
 
+SUPER_WEIGHTS = Table(
+    "super_weights",
+    "round of the search: the weight of an MLP's last linear layer that was found in it and then set to zero",
+    (
+        Column("round", pl.UInt16, "round of the search, from 1; the weights of earlier rounds are zero in it"),
+        _LAYER,
+        Column("module", pl.String, "path of the linear layer in the model"),
+        Column("row", pl.UInt32, "the weight's output: dim of the spike on mlp_down"),
+        Column("col", pl.UInt32, "the weight's input: neuron of the spike on mlp_act"),
+        Column("value", pl.Float64, "the weight", "weight"),
+        Column("mlp_act", pl.Float64, "value with the largest abs(x) on mlp_act in this round", "activation"),
+        Column("mlp_act_token", pl.UInt32, "its position in the sequence that was run"),
+        Column("mlp_down", pl.Float64, "value with the largest abs(x) on mlp_down in this round", "activation"),
+        Column("mlp_down_token", pl.UInt32, "its position in the sequence that was run"),
+        Column("published", pl.Boolean, "the weight is among the model's published coordinates; null without any"),
+    ),
+)  # fmt: skip
+
+_VARIANT = Column("variant", pl.UInt16, "index of the variant of the model, from 0, the unchanged model")
+_TOP1 = Column("top1_probability", pl.Float64, "largest probability of any token, mean over predicted tokens", "share")
+
+ABLATION = Table(
+    "ablation",
+    "variant of the model: what was set where to which value, and how well it then predicts the sample",
+    (
+        _VARIANT,
+        Column("target", pl.String, "`baseline` (nothing), `dims` (selected), `weight` (super weights) or `random`"),
+        Column("rule", pl.String, "the rule that selected the dims or found the weights; null for `random`"),
+        Column("site", pl.String, "where dims are set; `mlp_down.weight` for weights"),
+        Column("layers", pl.String, "block of each dim or weight, joined by `+`; null: in every block"),
+        Column("dims", pl.String, "the dims, joined by `+`; of a weight, the row"),
+        Column("cols", pl.String, "columns of the weights, joined by `+`"),
+        Column("number", pl.UInt32, "dims or weights that are set", "dims or weights"),
+        Column("seed", pl.UInt32, "of a random draw; null otherwise"),
+        Column("positions", pl.String, "where: `excluded` (first of a sequence, special tokens), `rest` or `all`"),
+        Column("value", pl.String, "`zero`, or `mean`: of each dim in the unchanged model over those positions"),
+        Column("tokens", pl.Int64, "predicted tokens", "tokens"),
+        Column("nll", pl.Float64, "their mean negative log-likelihood; null where it is not finite", "nats per token"),
+        Column("perplexity", pl.Float64, "exp(nll); null where it is not finite"),
+        Column("bits_per_byte", pl.Float64, "the same per UTF-8 byte of their text", "bits per byte"),
+        _TOP1,
+    ),
+)  # fmt: skip
+
+ABLATION_SEQUENCES = Table(
+    "ablation_sequences",
+    "variant, sequence: the sums and means of `ablation` for each sequence by itself",
+    (
+        _VARIANT, _SEQUENCE,
+        Column("tokens", pl.Int64, "predicted tokens", "tokens"),
+        Column("bytes", pl.Int64, "UTF-8 bytes of their text", "bytes"),
+        Column("nll", pl.Float64, "sum of their negative log-likelihoods; null where it is not finite", "nats"),
+        _TOP1,
+    ),
+)  # fmt: skip
+
 PUBLIC = (
     LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE, ORIGIN, ORIGIN_NEURONS,
-    ORIGIN_WEIGHTS, EXPERTS, ROUTING, LOSS, HITS, COMPARISON, COMMON_DIMS,
+    ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS, COMPARISON, COMMON_DIMS,
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The tokens of a run: what was fed to the model, and where each token lies in the text."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ class Tokens:
         """None where it is not known."""
         found = int(self.tokens[sequence, token])
         return None if found == UNKNOWN else found
+
+    def head(self, sequences: int, tokens: int) -> "Tokens":
+        """The first tokens of the first sequences, or as many as there are; the provenance is that of the whole."""
+        names = ("tokens", "special", "mask", "offsets")
+        return replace(self, **{name: getattr(self, name)[:sequences, :tokens] for name in names})
 
     @classmethod
     def read(cls, path: str | Path) -> "Tokens":
