@@ -1,6 +1,7 @@
 """Counting by locations against brute force in numpy."""
 
 import math
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -150,25 +151,27 @@ def test_long_sequences_wide_layers_and_single_values(tmp_path, shape):
 
 @pytest.mark.parametrize("layout", ["stacked", "per_layer"])
 @pytest.mark.parametrize("values", [1, 7, 30, 200, 10**6])
-def test_blocks_cover_every_value_once_and_their_bytes(tmp_path, layout, values):
-    shape = (5, 3, 4, 6)
-    site, _ = save(tmp_path / "a.safetensors", np.zeros(shape, np.float32), layout=layout)
-    seen, advised = np.zeros(site.raw.size, int), np.zeros(site.raw.size, int)
-
-    def advice(offset, length):
-        advised[offset // 4 : (offset + length) // 4] += 1
-
+def test_blocks_have_every_value_once(tmp_path, layout, values):
+    x = np.arange(5 * 3 * 4 * 6, dtype=np.float32).reshape(5, 3, 4, 6)
+    site, _ = save(tmp_path / "a.safetensors", x, layout=layout)
+    seen = []
     for block in blocks_of(site, values):
-        size = 0
-        for sequence in range(block.first, block.last):
-            for start in site.starts:
-                seen[start + sequence * site.stride :][block.begin : block.end] += 1
-                size += block.end - block.begin
-        assert size <= max(values, shape[1]) and block.nbytes == 4 * size
-        block.advise(advice)
-    first = site.starts[0]
-    assert seen[:first].max(initial=0) == 0 and (seen[first:] == 1).all()
-    np.testing.assert_array_equal(advised, seen)
+        buffer = np.zeros(block.values, np.uint32)
+        starts, stride = block.read(buffer)
+        cells = x.reshape(5, 3, 24)[block.first : block.last, :, block.begin : block.end]
+        assert block.values == cells.size <= max(values, 3) and block.nbytes == 4 * cells.size
+        for n, layer in np.ndindex(cells.shape[:2]):
+            start = starts[layer] + n * stride
+            np.testing.assert_array_equal(buffer[start : start + cells.shape[2]].view(np.float32), cells[n, layer])
+        seen.append(cells.reshape(-1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), x.reshape(-1))
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    site, _ = save(tmp_path / "a.safetensors", np.zeros((64, 4, 8, 64), np.float32))
+    os.truncate(tmp_path / "a.safetensors", 200_000)
+    with pytest.raises(InputError, match="found its end at byte 200000"):
+        counted(site)
 
 
 def test_a_failure_in_a_thread_ends_the_work(tmp_path):

@@ -1,4 +1,4 @@
-"""A site in blocks that threads work through: read ahead, and given back behind, so that memory does not grow."""
+"""A site in blocks that threads work through, each read into memory of its thread, so that memory does not grow."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +28,51 @@ class Block:
     end: int
 
     @property
-    def nbytes(self) -> int:
-        cells = self.end - self.begin
-        return (self.last - self.first) * len(self.site.layers) * cells * itemsize(self.site.dtype)
+    def values(self) -> int:
+        return (self.last - self.first) * len(self.site.layers) * (self.end - self.begin)
 
-    def advise(self, advice: Callable[[int, int], None]) -> None:
-        """Call `advice(offset, length)` on the block's bytes."""
-        _, t, h = self.site.shape
-        if self.end - self.begin == t * h:
-            self.site.advise(advice, self.first, self.last)
-            return
+    @property
+    def nbytes(self) -> int:
+        return self.values * itemsize(self.site.dtype)
+
+    @property
+    def extents(self) -> list[tuple[int, int]]:
+        """Where the block's values lie without a gap: start in the file and number, in values."""
+        sequences, cells, stride = self.last - self.first, self.end - self.begin, self.site.stride
+        starts = [start + self.first * stride + self.begin for start in self.site.starts]
+        if self._is_contiguous:
+            return [(starts[0], self.values)]
+        if cells == stride or sequences == 1:
+            return [(start, sequences * cells) for start in starts]
+        return [(start + n * stride, cells) for start in starts for n in range(sequences)]
+
+    @property
+    def _is_contiguous(self) -> bool:
+        """Whether all layers of a sequence lie side by side, and are all in the block."""
+        site, cells = self.site, self.end - self.begin
+        return site.stride == len(site.layers) * cells and site.starts == tuple(
+            range(site.starts[0], site.starts[0] + site.stride, cells)
+        )
+
+    def will_need(self) -> None:
+        """Ask for the block to be read ahead."""
         size = itemsize(self.site.dtype)
-        for sequence in range(self.first, self.last):
-            for start in self.site.starts:
-                advice((start + sequence * self.site.stride + self.begin) * size, (self.end - self.begin) * size)
+        for start, count in self.extents:
+            self.site.file.will_need(start * size, count * size)
+
+    def read(self, buffer: Array) -> tuple[Array, int]:
+        """Read the values to the front of a buffer.
+
+        Returns where in it each layer starts, int64 (L,), and the distance of two sequences of a layer.
+        """
+        size, position = itemsize(self.site.dtype), 0
+        for start, count in self.extents:
+            self.site.file.read_into(start * size, buffer[position : position + count])
+            position += count
+        layers, sequences, cells = len(self.site.layers), self.last - self.first, self.end - self.begin
+        if self._is_contiguous:
+            return np.arange(layers) * cells, layers * cells
+        return np.arange(layers) * sequences * cells, cells
 
 
 def blocks_of(site: SiteTensors, values: int, members: Array | None = None) -> Iterator[Block]:
@@ -91,17 +122,12 @@ def work_through(
 
     waiting: deque[tuple[Block, Future[Result]]] = deque()
 
-    def finish() -> tuple[Block, Result]:
-        block, future = waiting.popleft()
-        result = future.result()
-        block.advise(block.site.file.drop)
-        return block, result
-
     with ThreadPoolExecutor(len(states)) as pool:
         for block in blocks:
-            block.advise(block.site.file.will_need)
+            block.will_need()
             waiting.append((block, pool.submit(call, block)))
             if len(waiting) > 2 * len(states):  # some are read ahead while others are worked on
-                yield finish()
-        while waiting:
-            yield finish()
+                block, future = waiting.popleft()
+                yield block, future.result()
+        for block, future in waiting:
+            yield block, future.result()

@@ -12,8 +12,8 @@ import numpy as np
 from numba import njit
 
 from outlier_features.quantiles import SLOTS
-from outlier_features.scan_kernel import BINS, add_to_histogram
 
+BINS = 1 << 16
 OVER, LOCATIONS, OCCURRENCES = 0, 1, 2  # in Counts.totals
 
 _TILE_VALUES = 1 << 17  # of all layers: half a megabyte
@@ -45,6 +45,7 @@ class Scratch(NamedTuple):
     cells: Any  # int32 (the same): those that enough layers hit
     histogram: Any  # uint32 (65536,): of a block
     keys: Any  # uint64 (values of a block, or none): see `count_block`
+    raw: Any  # uint32 or uint16 (values of a block,)
 
 
 def new_counts(layers: int, tokens: int, dims: int) -> Counts:
@@ -63,13 +64,15 @@ def new_counts(layers: int, tokens: int, dims: int) -> Counts:
     )
 
 
-def new_scratch(layers: int, cells: int, itemsize: int, keys: int) -> Scratch:
+def new_scratch(layers: int, cells: int, itemsize: int, values: int, keys: bool = False) -> Scratch:
+    """For blocks of at most so many values, with keys or without."""
     tile = min(cells, max(_TILE_CELLS, _TILE_VALUES // layers))
     return Scratch(
         hits=np.zeros(tile, f"u{itemsize}"),
         cells=np.zeros(tile, np.int32),
         histogram=np.zeros(BINS, np.uint32),
-        keys=np.empty(keys, np.uint64),
+        keys=np.empty(values if keys else 0, np.uint64),
+        raw=np.empty(values, f"u{itemsize}"),
     )
 
 
@@ -82,6 +85,12 @@ def _add_hits(x, mask, floor, hits):
         hits[i] += magnitude >= floor
         largest = max(largest, magnitude)
     return largest
+
+
+@njit(**_COMPILED)
+def _add_to_histogram(x, shift, histogram):
+    for i in range(x.size):
+        histogram[np.int64(x[i]) >> shift] += 1
 
 
 @njit(**_COMPILED)
@@ -120,36 +129,37 @@ def _random(index):
 
 
 @njit(**_COMPILED)
-def count_block(raw, starts, stride, block, bits, needed, histogram, limit, index, counts, scratch):
+def count_block(starts, stride, block, bits, needed, histogram, limit, index, counts, scratch):
     """Count a block; returns how many keys of kept occurrences it left in `scratch.keys`.
 
-    raw         uint32 (float32) or uint16, flat; layer l of sequence n lies at starts[l] + n * stride as (T, H)
-    block       first sequence and one past the last, first cell and one past the last
-    bits        of the type of `raw`: all but the sign; the smallest abs(x) that is over the threshold; infinity
+    starts      int64 (L,): cells of layer l and sequence n of the block are at starts[l] + n * stride in scratch.raw
+    block       number of sequences, first cell and one past the last
+    bits        of the type of the values: all but the sign; the smallest abs(x) that is over the threshold; infinity
     needed      how many layers must hit a location
     histogram   whether to take the histogram of all values
     limit       keys below it are left: 32 random bits over those of abs(x); 0: none
     index       of the first sequence, among all; random bits follow from it, the layer and the cell
     """
-    first, last, begin, end = block
+    raw = scratch.raw
+    sequences, begin, end = block
     layers, dims = starts.size, counts.dims.size
     cells = counts.tokens.size * dims
     mask, floor, infinity = bits[0], bits[1], bits[2]
     shift = 8 * (raw.itemsize - 2)
     kept = scratch.cells
     keys = 0
-    for n in range(first, last):
+    for n in range(sequences):
         for start in range(begin, end, scratch.hits.size):
             size = min(scratch.hits.size, end - start)
             hits = scratch.hits[:size]
             hits[:] = 0
-            place = n * stride + start
+            place = n * stride + start - begin
             for layer in range(layers):
                 x = raw[starts[layer] + place : starts[layer] + place + size]
                 if _add_hits(x, mask, floor, hits) >= infinity:
                     counts.nonfinite[layer] += _count_from(x, mask, infinity)
                 if histogram:
-                    add_to_histogram(x, scratch.histogram)
+                    _add_to_histogram(x, shift, scratch.histogram)
             found, over = _list_kept(hits, needed, kept)
             counts.totals[OVER] += over
             counts.totals[LOCATIONS] += found
@@ -172,7 +182,7 @@ def count_block(raw, starts, stride, block, bits, needed, histogram, limit, inde
                     counts.extremes[0] = min(counts.extremes[0], magnitude)
                     counts.extremes[1] = max(counts.extremes[1], magnitude)
                     if limit:
-                        key = _random(((index + n - first) * layers + layer) * cells + cell)
+                        key = _random(((index + n) * layers + layer) * cells + cell)
                         key = (key & np.uint64(0xFFFFFFFF00000000)) | np.uint64(magnitude)
                         if key < limit:
                             scratch.keys[keys] = key
@@ -191,7 +201,7 @@ def count_block(raw, starts, stride, block, bits, needed, histogram, limit, inde
 
 
 @njit(**_COMPILED)
-def refine_block(raw, starts, stride, block, bits, needed, bins, low, scratch):
+def refine_block(starts, stride, block, bits, needed, bins, low, scratch):
     """Count by their low 16 bits the values of a float32 block, and abs(x) of kept occurrences, that lie in some bins.
 
     bins    uint32 (2, 6): top 16 bits of all values, and of abs(x) of kept occurrences; unused ones are 65536 and last
@@ -199,13 +209,14 @@ def refine_block(raw, starts, stride, block, bits, needed, bins, low, scratch):
 
     See `count_block` for the rest.
     """
-    first, last, begin, end = block
+    raw = scratch.raw
+    sequences, begin, end = block
     mask, floor = bits[0], bits[1]
     kept = scratch.cells
-    for n in range(first, last):
+    for n in range(sequences):
         for start in range(begin, end, scratch.hits.size):
             size = min(scratch.hits.size, end - start)
-            place = n * stride + start
+            place = n * stride + start - begin
             if bins[1, 0] < BINS:
                 hits = scratch.hits[:size]
                 hits[:] = 0

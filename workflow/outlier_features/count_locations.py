@@ -29,8 +29,7 @@ from outlier_features.scan import SiteTensors, itemsize, require_finite, widened
 Array = np.ndarray[Any, Any]
 
 ONE_SIDED = Fraction(95, 100)
-_BLOCK_VALUES = 1 << 22  # of all layers, worked on by one thread
-_SAMPLED_VALUES = 1 << 20  # the same, where all of them may become keys
+_BLOCK_VALUES = 1 << 20  # of all layers, read and worked on by one thread
 
 
 @dataclass(frozen=True)
@@ -163,21 +162,20 @@ class _Counter:
         """The counts, and keys of the sampled kept occurrences (uint64), abs(x) in their low 32 bits."""
         _, layers, tokens, dims = self._shape
         counts = [kernel.new_counts(layers, tokens, dims) for _ in range(self._threads)]
-        values = min(_BLOCK_VALUES, _SAMPLED_VALUES) if samples else _BLOCK_VALUES
-        keys = max(values, layers) if samples else 0
-        states = [(one, self._scratch(keys)) for one in counts]
-        sample = _Sample(min(samples, prod(self._shape)), keys)
+        states = [(one, self._scratch(bool(samples))) for one in counts]
+        sample = _Sample(min(samples, prod(self._shape)), len(states[0][1].keys))
         for start, site in self._starts():
 
             def work(
                 block: Block, state: tuple[kernel.Counts, kernel.Scratch], site: SiteTensors = site, n: int = start
             ) -> Array:
+                _, scratch = state
                 found = kernel.count_block(
-                    *_where(block), self._bits, self._needed, histogram, sample.limit, n + block.first, *state
+                    *_read(block, scratch), self._bits, self._needed, histogram, sample.limit, n + block.first, *state
                 )
-                return state[1].keys[:found].copy()
+                return scratch.keys[:found].copy()
 
-            for block, found in work_through(self._blocks(site, start, values), work, states):
+            for block, found in work_through(self._blocks(site, start), work, states):
                 sample.add(found)
                 self._progress(block.nbytes)
             require_finite(site, sum(one.nonfinite for one in counts))
@@ -192,10 +190,10 @@ class _Counter:
         states = [(np.zeros((2, SLOTS, kernel.BINS), np.int64), self._scratch()) for _ in range(self._threads)]
 
         def work(block: Block, state: tuple[Array, kernel.Scratch]) -> None:
-            kernel.refine_block(*_where(block), self._bits, self._needed, bins, *state)
+            kernel.refine_block(*_read(block, state[1]), self._bits, self._needed, bins, *state)
 
         for start, site in self._starts():
-            for block, _ in work_through(self._blocks(site, start, _BLOCK_VALUES), work, states):
+            for block, _ in work_through(self._blocks(site, start), work, states):
                 self._progress(block.nbytes)
         values, magnitudes = np.sum([low for low, _ in states], axis=0)
         return values, magnitudes
@@ -207,21 +205,18 @@ class _Counter:
             yield start, site
             start += site.shape[0]
 
-    def _blocks(self, site: SiteTensors, start: int, values: int) -> Iterator[Block]:
+    def _blocks(self, site: SiteTensors, start: int) -> Iterator[Block]:
         members = None if self._members is None else self._members[start : start + site.shape[0]]
-        return blocks_of(site, values, members)
+        return blocks_of(site, _BLOCK_VALUES, members)
 
-    def _scratch(self, keys: int = 0) -> kernel.Scratch:
+    def _scratch(self, keys: bool = False) -> kernel.Scratch:
         _, layers, t, h = self._shape
-        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), keys)
+        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_BLOCK_VALUES, layers), keys)
 
 
-def _where(block: Block) -> tuple[Any, ...]:
-    site = block.site
-    return (
-        site.raw, np.array(site.starts, np.int64), site.stride,
-        (block.first, block.last, block.begin, block.end),
-    )  # fmt: skip
+def _read(block: Block, scratch: kernel.Scratch) -> tuple[Array, int, tuple[int, int, int]]:
+    starts, stride = block.read(scratch.raw)
+    return starts, stride, (block.last - block.first, block.begin, block.end)
 
 
 def _threshold_bits(floor: float, dtype: str) -> Array:

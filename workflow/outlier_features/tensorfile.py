@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ class TensorFile:
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: expected a whole safetensors file, found {error}") from error
 
@@ -77,6 +80,18 @@ class TensorFile:
         entry = self.entry(name)
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
+    def read_into(self, offset: int, target: np.ndarray[Any, Any]) -> None:
+        """Fill an array with the bytes from `offset` on.
+
+        Where bytes are looked at once, copying them is cheaper than mapping their pages and giving them back.
+        """
+        view = target.data.cast("B")
+        while len(view):
+            count = os.preadv(self._descriptor, [view], offset)
+            if not count:
+                raise InputError(f"{self.path}: found its end at byte {offset}, expected {self.size} bytes as before")
+            view, offset = view[count:], offset + count
+
     def will_need(self, offset: int, length: int) -> None:
         """Ask for bytes to be read ahead, if they do not seem to be in the page cache.
 
@@ -87,11 +102,7 @@ class TensorFile:
 
     def _is_cached(self, offset: int) -> bool:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-            finally:
-                os.close(descriptor)
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
         except OSError:  # it would wait, or the file system cannot say
             return False
 
