@@ -21,6 +21,8 @@ RESULTS = CONFIG["results"]
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(CONFIG["sites"])
+# Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
+GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 
 
 def code_version(script):
