@@ -40,6 +40,7 @@ docs: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/count.py
 	$(BIN)/python benchmarks/pipeline.py
 
 $(VENV)/installed: requirements.lock pyproject.toml

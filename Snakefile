@@ -11,7 +11,7 @@ include: "rules/common.smk"
 
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG["models"])),
-    corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    corpus="|".join(map(re.escape, [*CONFIG["corpora"], DUMP])),
     chunk=r"\d+-\d+",
 
 
@@ -43,9 +43,15 @@ rule report:
 
 include: "rules/fetch.smk"
 include: "rules/tokenize.smk"
+include: "rules/dump.smk"
 include: "rules/extract.smk"
 include: "rules/detect.smk"
+include: "rules/locate.smk"
 include: "rules/filter.smk"
 include: "rules/emergence.smk"
+include: "rules/norms.smk"
 include: "rules/loss.smk"
+include: "rules/compare.smk"
+include: "rules/attention.smk"
+include: "rules/origin.smk"
 include: "rules/report.smk"

@@ -1,6 +1,14 @@
+def hits(wildcards):
+    """The files of hits by site."""
+    return {
+        site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
+        for site in sites(wildcards)
+    }
+
+
 rule filter_systematic:
     input:
-        **{site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet") for site in SITES},
+        unpack(hits),
         statistics=f"{RUN}/statistics.safetensors",
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",
@@ -16,7 +24,7 @@ rule filter_systematic:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        sites=SITES,
+        sites=sites,
         dettmers=CONFIG["rules"]["dettmers"],
         massive=CONFIG["rules"]["massive"],
         grid=CONFIG["sensitivity"],

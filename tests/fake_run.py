@@ -25,6 +25,25 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
+RUN_TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "loss",
+    "norms",
+    "gains",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+)
+FIGURES = (
+    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
+    "attention-maps", "lifecycle", "origin",
+)  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -45,12 +64,15 @@ class FakeRun:
     position: int = 0
     rest: bool = True
     loss: bool = True
+    attention: bool = True
     sequences: int = 2
+    norms: bool = True
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
         self._write_tokens(directory)
         self._write_tables(directory)
+        self._write_attention(directory)
         self._write_summary(directory)
         return directory
 
@@ -82,7 +104,7 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
-            "rules": RULES,
+            "rules": RULES, "special_tokens": {},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -99,6 +121,8 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "norms": self._norms(), "gains": self._gains(dims),
+            "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
@@ -186,6 +210,87 @@ class FakeRun:
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
 
+    def gain(self, site: str, dim: int, layer: int) -> float:
+        """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""
+        return 0.0 if (site, dim, layer) == ("mlp_norm", 7, 1) else -0.01 * (dim + 1) * 4.0**layer
+
+    def _norms(self) -> pl.DataFrame:
+        rows = [
+            {"module": f"blocks.{layer}.{site}", "site": site, "layer": layer, "residual": True, "kind": "rms",
+             "parameterization": "w", "tensor": f"blocks.{layer}.{site}.weight", "shape": "64", "size": 64,
+             "dtype": "float32", "exactly_one": 3, "all_one": False, "min": -2.0, "max": 1.0, "mean": 0.5,
+             "median": 0.6, "others_min": 0.1, "others_p05": 0.2, "others_median": 0.5, "others_p95": 0.9,
+             "others_max": 1.0}
+            for layer in range(self.layers)
+            for site in self.sites
+            if self.norms and site in ("attn_norm", "mlp_norm")
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.NORMS.schema)
+
+    def _gains(self, dims: pl.DataFrame) -> pl.DataFrame:
+        rows = [
+            {"population": population, "rule": rule, "dim": dim, "module": norm["module"], "site": norm["site"],
+             "layer": norm["layer"], "gain": self.gain(norm["site"], dim, norm["layer"]), "rank": 60, "size": 64,
+             "ratio": abs(self.gain(norm["site"], dim, norm["layer"])) / norm["others_median"]}
+            for population, rule, dim in dims.filter("selected").select("population", "rule", "dim").rows()
+            for norm in self._norms().to_dicts()
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.GAINS.schema)
+
+    def traced(self, dim: int) -> dict[str, object]:
+        return {"target_dim": dim, "sequence": 1, "traced_token": self.position, "selection": "massive"}
+
+    def _lifecycle(self) -> pl.DataFrame:
+        """Dims rise in layer 1 by the MLP, and fall by half in layer 3 by attention."""
+        rows = []
+        for dim in self.massive if "massive" in self.rules else ():
+            before = 1.0 + dim
+            for layer in range(self.layers):
+                attention, mlp = (-1200.0 if layer == 3 else 0.5), (2000.0 if layer == 1 else -0.25)
+                after = before + attention + mlp
+                parts = {"resid_pre": before, "attn_out": attention, "mlp_out": mlp, "resid_post": after}
+                for part, value in parts.items():
+                    added = part in ("attn_out", "mlp_out")
+                    rows.append({
+                        **self.traced(dim), "layer": layer, "token_id": self.position, "part": part, "value": value,
+                        "token_text": self.pieces[self.position], "share": value / (after - before) if added else None,
+                    })  # fmt: skip
+                before = after
+        return pl.DataFrame(rows, schema=tables.LIFECYCLE.schema)
+
+    def _origin(self) -> pl.DataFrame:
+        """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
+        checkpoints = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
+        rows = [
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "dims": 64, "token": 0, "dim": dim,
+             "previous": checkpoints[i - 1] if i else None, "max_abs": size, "median_abs": size / 50,
+             "ratio": 50.0, "change": size - sizes[i - 1] if i else None, "growth": size / sizes[i - 1] if i else None,
+             "explosion": i == 3, "traced_max_abs": size / 2, "traced_dim": dim, "traced_median_abs": size / 40,
+             "value": None, "share": None, "absent": None}
+            if layer == 1 or i == 0 else
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "explosion": False,
+             "absent": "the MLP routes tokens to experts"}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for layer, step in ((1, "up"), (3, "down"))
+            for sizes in [(2.0, 30.0, 40.0, 2000.0)]
+            for i, (name, size) in enumerate(zip(checkpoints, sizes, strict=True))
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN.schema)
+
+    def _origin_neurons(self) -> pl.DataFrame:
+        """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""
+        rows = [
+            {**self.traced(dim), "layer": 1, "neuron": neuron, "activation": 10.0 if neuron == 3 else 1.0,
+             "weight": 150.0 if neuron == 3 else 50.0, "contribution": 1500.0 if neuron == 3 else 50.0,
+             "share": 0.75 if neuron == 3 else 0.025, "rank": rank, "weights_only_rank": rank}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for rank, neuron in enumerate((3, 0, 1, 2, 4, 5, 6, 7, 8, 9), start=1)
+        ] + [
+            {**self.traced(dim), "layer": 1, "contribution": 50.0, "share": 0.025}
+            for dim in (self.massive if "massive" in self.rules else ())
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN_NEURONS.schema)
+
     def _loss(self) -> pl.DataFrame:
         rows = [
             {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0 if self.loss else None}
@@ -193,13 +298,42 @@ class FakeRun:
         ]
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
+    def sink_rate(self, layer: int, head: int, token: int) -> float:
+        """Layer 0 has no sink; position 0 is one in later layers, less so in head 1."""
+        return 0.0 if layer == 0 or token else 0.5 if head else 1.0
+
+    def _write_attention(self, directory: Path) -> None:
+        """Two heads, which share a KV head, where every query gives its own key and position 0 the same."""
+        length = len(self.pieces)
+        rows = [
+            {"layer": layer, "head": head, "kv_head": 0, "token": token, "learned": False,
+             "alpha": self.sink_rate(layer, head, token) / 2, "sink_rate": self.sink_rate(layer, head, token),
+             "sequences": self.sequences, "excluded": self.sequences * (token == 0)}
+            for layer in range(self.layers) if self.attention for head in range(2) for token in range(length)
+        ]  # fmt: skip
+        pattern = np.eye(length, dtype=np.float32) / 2
+        pattern[:, 0] += 0.5
+        kept = [layer for layer in (1, 2) if self.attention and layer < self.layers]
+        self.provenance |= {
+            "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
+            "layers_without_patterns": [] if self.attention else list(range(self.layers)),
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
+                     "positions": [length]},
+        }  # fmt: skip
+        patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
+        write_tensors(directory / "attention.safetensors", patterns, self.provenance)
+        sinks = pl.DataFrame(rows, schema=tables.SINKS.schema)
+        write_table(directory / "sinks.parquet", sinks, tables.SINKS, self.provenance)
+
     def _write_summary(self, directory: Path) -> None:
-        write_json(directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None})
+        write_json(
+            directory / "model.json", {"kind": "pypi", "origin": self.origin, "revision": "0" * 8, "licence": None}
+        )
         write_json(
             directory / "corpus.json", {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64}
         )
-        paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
+        paths = {name: directory / f"{name}.parquet" for name in RUN_TABLES}
         summarize_run(
-            tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",
-            corpus_source=directory / "corpus.json", summary=directory / "summary.json",
+            tokens=directory / "tokens.safetensors", model_source=directory / "model.json",
+            corpus_source=directory / "corpus.json", tables=paths, summary=directory / "summary.json",
         )  # fmt: skip

@@ -49,7 +49,7 @@ def population(dettmers=None, massive=None, activations=None, jaccard=None, **ot
 @pytest.fixture
 def summary():
     return {
-        "model": {"name": "tiny", "d_model": 576, "blocks": 30},
+        "model": {"name": "tiny", "kind": "path", "d_model": 576, "blocks": 30},
         "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
         "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}},
         "rules": {
@@ -57,6 +57,9 @@ def summary():
                          "position_reading": "union"},
             "massive": {"threshold": 100.0, "ratio": 1000.0},
         },
+        "norms": {"norms": 0, "with_gain": 0, "undecided": 0, "all_one": 0, "all_exactly_one": None, "gains": 0,
+                  "gains_exactly_one": 0, "dims": []},
+        "location": None,
         "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
                  "bits_per_byte": 1.011047},
         "populations": {
@@ -260,3 +263,71 @@ def test_invisible_text_is_shown():
     assert visible("café שלום <b>") == "café שלום <b>"
     assert quoted("a\u202e") == "“a‹U+202E›”"
     assert quoted("שלום") == "“\u2068שלום\u2069”"
+
+
+def place(site, layer, ratio, rank):
+    return {"site": site, "layer": layer, "gain": -0.1, "ratio": ratio, "rank": rank, "size": 576}
+
+
+GAINS = {"norms": 61, "with_gain": 61, "undecided": 0, "all_one": 0, "all_exactly_one": False, "gains": 35136,
+         "gains_exactly_one": 4, "dims": []}  # fmt: skip
+
+
+def test_what_the_gains_do_at_a_selected_dim(summary):
+    row = {
+        "dim": 507,
+        "smallest": place("mlp_norm", 21, 4.1e-5, 576),
+        "largest": place("resid_mid+mlp_norm", 29, 4.2, 1),
+    }
+    summary["norms"] = GAINS | {"dims": [row]}
+    found = said(summary, "found")
+    assert "Not all gains of the norms are exactly 1: 4 of 35,136 gains are 1, and in 0 of 61 norms all are." in found
+    assert (
+        "At dimension 507 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 21 "
+        "(4.1e-05, rank 576 of 576) and largest on resid_mid = mlp_norm in layer 29 (4.2, rank 1 of 576)."
+    ) in found
+
+
+@pytest.mark.parametrize(("low", "high", "notable"), [(0.51, 1.99, False), (0.5, 1, True), (1, 2, True)])
+def test_a_gain_twice_or_half_the_median_is_notable(summary, low, high, notable):
+    row = {"dim": 5, "smallest": place("attn_norm", 0, low, 9), "largest": place("attn_norm", 1, high, 1)}
+    summary["norms"] = GAINS | {"dims": [row]}
+    assert any("At dimension 5 |gain|" in text for text in said(summary, "found")) == notable
+    assert any("At no selected dimension" in text for text in said(summary, "not found")) == (not notable)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"all_exactly_one": True}, "All gains of the norms are exactly 1 (35,136 gains of 61 norms)."),
+        ({"with_gain": 0, "all_exactly_one": None}, "none of the 61 norms has a gain."),
+        (
+            {"with_gain": 60, "undecided": 1, "all_exactly_one": None},
+            "Whether all gains of the norms are exactly 1 is not known. Of 1 norm the gain could not be told.",
+        ),
+    ],
+)
+def test_the_answer_about_ones(summary, changes, sentence):
+    summary["norms"] = GAINS | changes
+    assert any(sentence in text for text in said(summary, "found"))
+
+
+def test_rule_location_by_site(summary):
+    top = [{"dim": 7, "count": 30, "share": 0.75, "positive": 0, "negative": 30, "one_sided": True}]
+    some = {"occurrences": 40, "locations": 8, "location_rate": 0.001, "dims": 2, "top": top}
+    none = {"occurrences": 0, "locations": 0, "location_rate": 0.0, "dims": 0, "top": []}
+    summary["location"] = {"threshold": 6.0, "inclusive": False, "min_layer_fraction": 0.25,
+                           "populations": {"all": {"attn_norm": some, "mlp_norm": none}}}  # fmt: skip
+    found = {finding.text: finding for finding in findings(summary)}
+    text = (
+        "Rule location (|x| > 6 in 25 % of the layers or more) on attn_norm in population all keeps 40 occurrences at "
+        "8 locations (0.1 % of all) in 2 dimensions."
+    )
+    assert found[text].details == ("Dimension 7 has 75 % of them, of which 0 % are positive.",)
+    nothing = "Rule location (|x| > 6 in 25 % of the layers or more) on mlp_norm in population all keeps no location."
+    assert found[nothing].topic == "not found"
+
+
+def test_a_dump_has_no_loss_to_speak_of(summary):
+    summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
+    assert not [finding for finding in findings(summary) if "loss" in finding.text or "predict" in finding.text]

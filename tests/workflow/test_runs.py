@@ -10,8 +10,22 @@ from polars.testing import assert_frame_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
-AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
+TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "norms",
+    "gains",
+    "loss",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+)
 RUN = "results/tiny/text"
 
 
@@ -29,6 +43,17 @@ def test_it_finds_what_was_planted(project):
     assert 7 in dims.filter("selected", rule="massive")["dim"]
     massive = pl.read_parquet(project.folder / RUN / "massive.parquet")
     assert set(massive.filter(dim=7)["token_text"]) == {"z"}
+
+
+def test_the_planted_massive_value_is_traced_to_the_embedding(project):
+    run = project.folder / RUN
+    life = pl.read_parquet(run / "lifecycle.parquet").filter(target_dim=7)
+    assert set(life["token_text"]) == {"z"}
+    largest = pl.read_parquet(run / "massive.parquet").filter(dim=7).sort(pl.col("value").abs()).row(-1, named=True)
+    after = life.filter(part="resid_post", layer=largest["layer"]).row(0, named=True)
+    assert after["value"] == pytest.approx(largest["value"])
+    assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
+    assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -61,6 +86,56 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     assert all(0 <= len(text.encode()) - size <= 3 for text, size in zip(texts, loss["bytes"], strict=True))
 
 
+def test_gains_are_those_that_were_planted(project):
+    run = project.folder / RUN
+    weights = load_file(project.folder / "llama/model.safetensors")
+    norms = pl.read_parquet(run / "norms.parquet")
+    assert norms["tensor"].to_list() == [f"{module}.weight" for module in norms["module"]]
+    for row in norms.to_dicts():
+        assert row["exactly_one"] == int((weights[row["tensor"]] == 1).sum()) >= 31
+    gains = pl.read_parquet(run / "gains.parquet").filter(population="all", rule="dettmers", dim=5)
+    assert gains["gain"].to_list() == [20.0 if site == "attn_norm" else 1.0 for site in gains["site"]]
+    assert len(gains) == 9 and set(gains.filter(site="attn_norm")["rank"]) == {1}
+    report = (project.folder / "results/report.html").read_text()
+    assert "At dimension 5 |gain| / median |gain|" in report and 'id="run-1-norm-gains"' in report
+
+
+def looped_alpha(pattern, causal):
+    """Mean over the queries that see each key, of a pattern (heads, T, T)."""
+    length = pattern.shape[1]
+    return [
+        [np.mean([float(head[query, key]) for query in range(key if causal else 0, length)]) for key in range(length)]
+        for head in pattern
+    ]
+
+
+def test_sinks_are_those_of_plain_transformers(project):
+    run = project.folder / RUN
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama", attn_implementation="eager").eval()
+    with torch.no_grad():
+        attentions = model(tokens, output_attentions=True).attentions
+    sinks = pl.read_parquet(run / "sinks.parquet")
+    assert len(sinks) == 4 * 4 * 48
+    alpha = np.array([[looped_alpha(one, causal=True) for one in layer] for layer in attentions])
+    for row in sinks.iter_rows(named=True):
+        values = alpha[row["layer"], :, row["head"], row["token"]]
+        assert row["alpha"] == pytest.approx(values.mean(), rel=1e-4)
+        assert row["sink_rate"] == pytest.approx((values > 0.3).mean())
+        assert row["kv_head"] == row["head"] // 2
+        assert row["sequences"] == 6 and row["excluded"] == (6 if row["token"] == 0 else 0)
+    kept = load_file(run / "attention.safetensors")
+    assert kept
+    for name, pattern in kept.items():
+        layer = int(name.removeprefix("pattern."))
+        np.testing.assert_allclose(pattern[0], attentions[layer][0], atol=1e-5)
+
+
+def test_other_attention_maps_need_no_other_stage(project):
+    assert project.planned(attention_maps__threshold=0.5).jobs() == following("map_attention")
+    assert project.planned(attention_maps__kept_layers=[1]).jobs() == following("map_attention")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -71,7 +146,7 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     ],
 )
 def test_another_share_or_threshold_needs_no_new_detection(project, changes):
-    assert project.planned(**changes).jobs() == AFTER_FILTERING
+    assert project.planned(**changes).jobs() == following("filter_systematic")
 
 
 def test_a_lower_floor_needs_a_new_detection(project):
@@ -79,39 +154,73 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
-CHAIN = (
-    "tokenize_corpus", "extract_activations", "detect_outliers", "summarize_layers", "filter_systematic",
-    "analyze_emergence", "summarize_run", "render_report",
-)  # fmt: skip
+FEEDS = {
+    "tokenize_corpus": ["extract_activations", "map_attention"],
+    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss"],
+    "detect_outliers": ["summarize_layers"],
+    "locate_outliers": ["summarize_run"],
+    "summarize_layers": ["filter_systematic", "map_attention"],
+    "filter_systematic": ["analyze_emergence"],
+    "analyze_emergence": ["check_norms", "trace_origin"],
+    "check_norms": ["summarize_run"],
+    "trace_origin": ["summarize_run"],
+    "map_attention": ["summarize_run"],
+    "measure_loss": ["summarize_run"],
+    "summarize_run": ["render_report"],
+    "render_report": [],
+}
+
+
+def following(*rules: str) -> set[str]:
+    """These rules and all that need what they make."""
+    return {*rules}.union(*(following(*FEEDS[rule]) for rule in rules)) if rules else set()
+
+
+MESSAGES = {
+    "tokenize_corpus": "Tokenize text",
+    "extract_activations": "Run tiny",
+    "detect_outliers": "Detect outliers",
+    "locate_outliers": "Locate outliers",
+    "summarize_layers": "Summarize the",
+    "filter_systematic": "Select systematic",
+    "map_attention": "Map the",
+    "analyze_emergence": "Follow the",
+    "check_norms": "Check the",
+    "trace_origin": "Trace the",
+    "summarize_run": "Summarize tiny",
+    "render_report": "Render the",
+}
 
 
 @pytest.mark.parametrize(
-    ("module", "message", "first"),
+    ("module", "first"),
     [
-        ("tokenize_corpus", "Tokenize text", "tokenize_corpus"),
-        ("sites", "Run tiny", "extract_activations"),
-        ("losses", "Run tiny", "extract_activations"),
-        ("scan_kernel", "Detect outliers", "detect_outliers"),
-        ("statistics", "Detect outliers", "detect_outliers"),
-        ("summarize_layers", "Summarize the", "summarize_layers"),
-        ("rules", "Select systematic", "filter_systematic"),
-        ("token_text", "Select systematic", "filter_systematic"),
-        ("analyze_emergence", "Follow the", "analyze_emergence"),
-        ("summarize_run", "Summarize tiny", "summarize_run"),
-        ("render_report", "Render the", "render_report"),
+        ("tokenize_corpus", ["tokenize_corpus"]),
+        ("losses", ["extract_activations"]),
+        ("sites", ["extract_activations"]),
+        ("scan_kernel", ["detect_outliers", "locate_outliers"]),
+        ("statistics", ["detect_outliers", "locate_outliers"]),
+        ("count_locations", ["locate_outliers"]),
+        ("summarize_layers", ["summarize_layers"]),
+        ("rules", ["filter_systematic", "locate_outliers"]),
+        ("attention_patterns", ["map_attention"]),
+        ("token_text", ["filter_systematic"]),
+        ("analyze_emergence", ["analyze_emergence"]),
+        ("norms", ["check_norms"]),
+        ("mlp_weights", ["trace_origin"]),
+        ("summarize_run", ["summarize_run"]),
+        ("render_report", ["render_report"]),
     ],
 )
-def test_an_edited_module_reruns_the_stages_that_import_it(project, module, message, first):
+def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):
     """The first of them for its new code, and what follows for its new inputs; nothing before."""
     undo = project.edit(module)
     try:
         planned = project.planned()
     finally:
         undo()
-    assert planned.jobs_with_other_parameters() == {message}
-    following = set(CHAIN[CHAIN.index(first) :])
-    assert planned.jobs() - {"measure_loss"} == following
-    assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
+    assert planned.jobs_with_other_parameters() == {MESSAGES[rule] for rule in first}
+    assert planned.jobs() == following(*first)
 
 
 def test_an_edit_that_concerns_no_stage_reruns_none(project):
@@ -160,6 +269,20 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
     assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    norms = pl.read_parquet(folder / "norms.parquet")
+    assert len(norms) == 7 and norms["all_one"].all() and norms["bias_max_abs"].to_list() == [0.0] * 7
+    assert set(norms["site"]) == {None, "resid_mid+mlp_norm", "resid_post"}
+    # Without padding, and so each sequence alone.
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        short, long = (
+            model(tokens[n : n + 1, : mask[n].sum()].long(), output_attentions=True).attentions for n in range(2)
+        )
+    for row in pl.read_parquet(folder / "sinks.parquet").iter_rows(named=True):
+        layer, head, token = row["layer"], row["head"], row["token"]
+        values = [float(one[layer][0, head, :, token].mean()) for one in (short, long) if token < one[layer].shape[-1]]
+        assert row["sequences"] == len(values) and row["alpha"] == pytest.approx(np.mean(values), rel=1e-4)
+        assert row["kv_head"] is None
 
 
 @pytest.mark.parametrize(

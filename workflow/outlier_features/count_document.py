@@ -4,22 +4,20 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from outlier_features.count_locations import DimComparison, LocationCount
-from outlier_features.quantiles import Quartiles
+if TYPE_CHECKING:  # importing them takes half a second, which `--help` need not wait for
+    from outlier_features.count_locations import DimComparison, LocationCount
+    from outlier_features.quantiles import Quartiles
 
 COMPARISON = "comparison"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _COLUMNS = ("key", "table", "row", "quantity", "value")
 
 
-def count_document(count: LocationCount) -> dict[str, Any]:
+def count_document(count: "LocationCount") -> dict[str, Any]:
     """Shares are fractions, None where nothing was kept. What was sampled has `samples` and `standard_errors`."""
-    elements = int(np.prod(count.shape, dtype=object))
-    found, (n, layers, t, h) = count.occurrences, count.shape
+    found, (_, layers, t, h) = count.occurrences, count.shape
     return {
         "shape": list(count.shape),
         "dtype": DTYPES[count.dtype],
@@ -28,9 +26,9 @@ def count_document(count: LocationCount) -> dict[str, Any]:
         "min_layer_fraction": count.rule.min_layer_fraction,
         "elements_over_threshold": count.over,
         "occurrences": found,
-        "occurrence_rate": found / elements,
+        "occurrence_rate": found / (count.positions * layers * h),
         "locations": count.locations,
-        "location_rate": count.locations / (n * t * h),
+        "location_rate": count.locations / (count.positions * h),
         "mean_layer_fraction": _share(found, count.locations * layers),
         "quantiles": {**_quartiles(count.quartiles), "iqr": count.quartiles.iqr, **_errors(count.quartiles, iqr=True)},
         "dims": [
@@ -51,7 +49,7 @@ def count_document(count: LocationCount) -> dict[str, Any]:
     }
 
 
-def comparison_document(keys: tuple[str, str], comparison: DimComparison) -> dict[str, Any]:
+def comparison_document(keys: tuple[str, str], comparison: "DimComparison") -> dict[str, Any]:
     pairs = zip(comparison.common.tolist(), comparison.min_counts.tolist(), strict=True)
     return {
         "keys": list(keys),
@@ -109,11 +107,11 @@ def _rows(label: str, labels: Any, counts: Any, whole: int) -> list[dict[str, An
     return [{label: index, "count": count, "share": _share(count, whole)} for index, count in pairs]
 
 
-def _quartiles(quartiles: Quartiles) -> dict[str, float]:
+def _quartiles(quartiles: "Quartiles") -> dict[str, float]:
     return {"q1": quartiles.q1, "median": quartiles.median, "q3": quartiles.q3}
 
 
-def _errors(quartiles: Quartiles, iqr: bool = False) -> dict[str, Any]:
+def _errors(quartiles: "Quartiles", iqr: bool = False) -> dict[str, Any]:
     if quartiles.errors is None:
         return {}
     errors: dict[str, Any] = dict(zip(("q1", "median", "q3"), quartiles.errors, strict=True))
@@ -123,7 +121,7 @@ def _errors(quartiles: Quartiles, iqr: bool = False) -> dict[str, Any]:
     }
 
 
-def _magnitudes(count: LocationCount) -> dict[str, Any]:
+def _magnitudes(count: "LocationCount") -> dict[str, Any]:
     if count.magnitudes is None or count.extremes is None:
         return dict.fromkeys(("min", "q1", "median", "q3", "max"))
     low, high = count.extremes

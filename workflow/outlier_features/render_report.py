@@ -3,26 +3,27 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from outlier_features.artifacts import read_json, replacing, require_equal
+from outlier_features.artifacts import replacing
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
+from outlier_features.location_tables import location_comparisons, location_dims, location_facts
+from outlier_features.report_run import Run
 from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.tables import (
+    COMPARISON,
+    read_table,
+)
 from outlier_features.token_context import massive_spans
-from outlier_features.token_text import read_texts
-from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent
 
@@ -30,42 +31,12 @@ MASSIVE_ROWS = 50
 DIM_ROWS = 20
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run left, checked to belong together."""
-
-    summary: Mapping[str, Any]
-    tables: Mapping[str, pl.DataFrame]
-    tokens: Tokens
-    texts: list[bytes]
-
-    @classmethod
-    def read(cls, directory: Path) -> "Run":
-        tokens = Tokens.read(directory / "tokens.safetensors")
-        _, provenance = read_table(directory / "dims.parquet", DIMS)
-        require_equal(tokens.provenance, provenance, ("tokens_sha256",), directory / "dims.parquet")
-
-        def rows(table: Table) -> pl.DataFrame:
-            path = directory / f"{table.name}.parquet"
-            frame, found = read_table(path, table)
-            require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
-            return frame
-
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
-        summary = read_json(directory / "summary.json")
-        facts = {
-            "model_revision": summary["model"]["revision"],
-            "corpus_sha256": summary["corpus"]["sha256"],
-            "dtype": summary["run"]["dtype"],
-            "sites": summary["sites"]["present"],
-            "rules": summary["rules"],
-        }
-        require_equal(provenance, facts, tuple(facts), directory / "summary.json")
-        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
-
-
-def render_report(runs: Sequence[Path], template: Path, style: Path, report: Path) -> None:
+def render_report(
+    runs: Sequence[Path], template: Path, style: Path, report: Path, *, comparison: Path | None = None
+) -> None:
     """Write `report` from a Jinja template, with a section for each run (a directory `<results>/model/corpus`).
+
+    comparison   the table of dims that two runs have in common; None for one run
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
     that the page forbids itself to load anything and to run any script but its own two, named by their hashes.
@@ -79,6 +50,7 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
     page = environment.from_string(template.read_text(encoding="utf-8")).render(
         sections=[section(run, index) for index, run in enumerate(read, start=1)],
         overview=overview([run.summary for run in read]) if len(read) > 1 else [],
+        common=read_table(comparison, COMPARISON)[0].to_dicts() if comparison else [],
         style=Markup(style.read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -96,7 +68,13 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "headline": headline(run.summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
-        "figures": run_figures(run.tables, run.summary),
+        "figures": run_figures(run),
+        "locations": run.locations
+        and {
+            **location_facts(run.locations),
+            "dims": location_dims(run.locations),
+            "comparisons": list(location_comparisons(run.locations)),
+        },
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
         "provenance": provenance(run.summary),

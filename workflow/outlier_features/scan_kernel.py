@@ -139,12 +139,12 @@ def _as_float32_overload(raw, kind, scratch):
     return widen
 
 
-def _add_to_histogram(raw, histogram):
+def add_to_histogram(raw, histogram):
     raise NotImplementedError
 
 
-@overload(_add_to_histogram, inline="always")
-def _add_to_histogram_overload(raw, histogram):
+@overload(add_to_histogram, inline="always")
+def _histogram_overload(raw, histogram):
     if raw.dtype == types.uint32:
 
         def by_top_bits(raw, histogram):
@@ -460,7 +460,7 @@ def scan_layer(
                     )
                     layers.positions_hit[layer, part] += rows_hit
                 if histogram:
-                    _add_to_histogram(bits, layers.histogram[layer, part])
+                    add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
                     filled = filled_rest if part == REST else filled_all
                     absolute, square = _describe_rows(

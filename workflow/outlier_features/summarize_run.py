@@ -1,6 +1,7 @@
 """Rule summarize_run: what was found, in one JSON file; the report's first page says it in words."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,45 +9,47 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.artifacts import read_json, require_equal, write_json
-from outlier_features.populations import POPULATIONS, population_sizes
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.gain_summary import gain_summary
+from outlier_features.populations import population_sizes, populations_of
+from outlier_features.tables import DIMS, GAINS, LAYERS, LOSS, MASSIVE, NORMS, PAIRS, Table, read_table
 from outlier_features.tokens import Tokens
+
+TOP = 5  # dims of rule `location`
 
 
 def summarize_run(
-    tokens: Path,
-    layers: Path,
-    dims: Path,
-    pairs: Path,
-    massive: Path,
-    loss: Path,
-    model_source: Path,
-    corpus_source: Path,
-    summary: Path,
+    tokens: Path, model_source: Path, corpus_source: Path | None, tables: Mapping[str, Path], summary: Path
 ) -> None:
-    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
-    run = Tokens.read(tokens)
-    _, provenance = read_table(pairs, PAIRS)
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
 
-    def rows(path: Path, table: Table) -> pl.DataFrame:
-        frame, found = read_table(path, table)
-        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), path)
+    corpus_source   None for a dump
+    tables          the run's tables by name; a run of a dump lacks those that need the model
+    """
+    run = Tokens.read(tokens)
+    _, provenance = read_table(tables["pairs"], PAIRS)
+
+    def rows(table: Table) -> pl.DataFrame:
+        frame, found = read_table(tables[table.name], table)
+        require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), tables[table.name])
         return frame
 
-    layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
-    massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
-    model, corpus = read_json(model_source), read_json(corpus_source)
+    layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    located = read_json(tables["locations"]) if "locations" in tables else None
+    if located:
+        require_equal(provenance, located, ("tokens_sha256", "model_revision", "dtype"), tables["locations"])
+    model, corpus = read_json(model_source), read_json(corpus_source) if corpus_source else {}
     write_json(
         summary,
         {
             "model": {
                 "name": provenance["model"],
-                **{key: model.get(key) for key in ("origin", "revision", "licence")},
+                **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
             },
             "corpus": {
                 "name": provenance["corpus"],
-                **{key: corpus.get(key) for key in ("origin", "revision", "licence", "sha256")},
+                **{key: corpus.get(key) for key in ("origin", "revision", "licence")},
+                "sha256": provenance["corpus_sha256"],
                 "sample": provenance["sample"],
                 "sequences": provenance["sequences"],
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
@@ -55,7 +58,10 @@ def summarize_run(
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
-            "loss": loss_summary(loss_rows),
+            "tables": sorted(tables),
+            "location": located and location_summary(located),
+            "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
+            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
@@ -70,7 +76,7 @@ def summarize_run(
                     "massive_activations": _massive(massive_rows, population),
                     "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
                 }
-                for population in POPULATIONS
+                for population in populations_of(run.parts)
             },
         },
     )  # fmt: skip
@@ -113,6 +119,21 @@ def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[st
         "locations": int(pairs["locations"].sum()),
         "occurrences": int(pairs["occurrences"].sum()),
         "dims": selected.select(columns).to_dicts(),
+    }
+
+
+def location_summary(document: dict[str, Any]) -> dict[str, Any]:
+    """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
+    names = ("occurrences", "locations", "location_rate")
+    return {
+        **{key: document[key] for key in ("threshold", "inclusive", "min_layer_fraction")},
+        "populations": {
+            population: {
+                site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
+                for site, found in part["sites"].items()
+            }
+            for population, part in document["populations"].items()
+        },
     }
 
 

@@ -56,7 +56,7 @@ class TensorFile:
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: expected a whole safetensors file, found {error}") from error
 
     @property
@@ -77,13 +77,26 @@ class TensorFile:
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Ask for bytes to be read ahead."""
-        self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+        """Ask for bytes to be read ahead, if they do not seem to be in the page cache.
+
+        Asking costs as much as faulting them in, page by page, even where there is nothing to read.
+        """
+        if length and not (self._is_cached(offset) and self._is_cached(offset + length - 1)):
+            self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+
+    def _is_cached(self, offset: int) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            finally:
+                os.close(descriptor)
+        except OSError:  # it would wait, or the file system cannot say
+            return False
 
     def drop(self, offset: int, length: int) -> None:
-        """Give back pages that lie wholly inside these bytes; they stay in the page cache, but not in our memory."""
-        page = mmap.PAGESIZE
-        self._advise(mmap.MADV_DONTNEED, -(-offset // page) * page, (offset + length) // page * page)
+        """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
+        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
@@ -97,7 +110,7 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
         raise ValueError(f"{size} bytes, too few for its header")
     header = json.loads(read(length))
     metadata = header.pop("__metadata__", {})
-    entries = {}
+    entries, spans = {}, []
     for name, fields in header.items():
         start, stop = fields["data_offsets"]
         if fields["dtype"] not in STORAGE:
@@ -105,9 +118,15 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
         entry = Entry(fields["dtype"], tuple(fields["shape"]), 8 + length + start)
         if stop - start != entry.nbytes or min(entry.shape, default=0) < 0:
             raise ValueError(f"tensor {name!r} of shape {list(entry.shape)} in {stop - start} bytes")
-        if entry.offset + entry.nbytes > size:
-            raise ValueError(f"{size} bytes, but tensor {name!r} ends at byte {entry.offset + entry.nbytes}")
         entries[name] = entry
+        spans.append((start, stop, name))
+    end = 0
+    for start, stop, name in sorted(spans):  # the format leaves no holes; a writer that broke off may
+        if start != end:
+            raise ValueError(f"tensor {name!r} begins at byte {start} of the data, where {end} bytes are taken")
+        end = stop
+    if 8 + length + end != size:
+        raise ValueError(f"{size} bytes, but its tensors end at byte {8 + length + end}")
     return entries, metadata
 
 

@@ -13,6 +13,7 @@ from outlier_features.populations import position_parts
 from outlier_features.tensorfile import TensorFile
 
 Array = np.ndarray[Any, Any]
+UNKNOWN = -1  # in `tokens`: what stood there is not known
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,12 @@ class Tokens:
 
     @property
     def parts(self) -> Array:
-        return position_parts(self.special, self.mask)
+        return position_parts(self.special, self.mask, self.provenance.get("first_token") != "ordinary")
+
+    def token_id(self, sequence: int, token: int) -> int | None:
+        """None where it is not known."""
+        found = int(self.tokens[sequence, token])
+        return None if found == UNKNOWN else found
 
     @classmethod
     def read(cls, path: str | Path) -> "Tokens":
