@@ -4,7 +4,7 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test lint format docs bench clean
+.PHONY: run resume test test-slurm lint format docs bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -18,6 +18,10 @@ resume: $(VENV)/installed
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# As root on Debian: brings a SLURM cluster up on this machine and runs the default run on it; some ten minutes.
+test-slurm: $(VENV)/installed
+	$(BIN)/python -m pytest -s tests/slurm
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -15,10 +15,13 @@ wildcard_constraints:
     chunk=r"\d+-\d+",
 
 
+# Compute nodes may have no network: what fetches runs where snakemake does.
 localrules:
     all,
     tables,
     report,
+    fetch_model,
+    fetch_corpus,
 
 
 rule all:

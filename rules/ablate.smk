@@ -16,7 +16,7 @@ rule find_super_weights:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],
@@ -53,7 +53,7 @@ rule ablate_dims:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],

@@ -16,7 +16,7 @@ rule map_attention:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
         **CONFIG["attention_maps"],
         dtype=of_model("dtype"),

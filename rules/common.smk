@@ -31,6 +31,8 @@ RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
     {*CONFIG["sites"], *(site for dump in DUMPS.values() for site in dump.sites)}
 )
+# Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
+GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
 
 
@@ -104,6 +106,22 @@ def of_chunks(pattern):
     return lambda wildcards: [
         pattern.format(model=wildcards.model, corpus=wildcards.corpus, chunk=chunk)
         for chunk in chunks(wildcards)
+    ]
+
+
+def hits(wildcards):
+    """The files of hits by site."""
+    return {
+        site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
+        for site in sites(wildcards)
+    }
+
+
+def located_sites(wildcards):
+    """Sites of a run that `location` is applied to: of a dump all."""
+    wanted = CONFIG["rules"]["location"]["sites"]
+    return [
+        site for site in sites(wildcards) if site in wanted or wildcards.model in DUMPS
     ]
 
 

@@ -18,7 +18,7 @@ rule rank_experts:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
         sequences=CONFIG["experts"]["sequences"],
         dtype=of_model("dtype"),

@@ -1,11 +1,3 @@
-def hits(wildcards):
-    """The files of hits by site."""
-    return {
-        site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
-        for site in sites(wildcards)
-    }
-
-
 rule filter_systematic:
     input:
         unpack(hits),

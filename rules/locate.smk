@@ -1,11 +1,3 @@
-def located_sites(wildcards):
-    """Sites of a run that rule location is applied to: of a dump all."""
-    wanted = CONFIG["rules"]["location"]["sites"]
-    return [
-        site for site in sites(wildcards) if site in wanted or wildcards.model in DUMPS
-    ]
-
-
 rule locate_outliers:
     input:
         chunks=all_activations,

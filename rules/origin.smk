@@ -21,7 +21,7 @@ rule trace_origin:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
         dims=CONFIG["trace_origin"]["dims"],
         max_dims=CONFIG["trace_origin"]["max_dims"],
