@@ -29,6 +29,9 @@ rule render_report:
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),
         comparison=COMPARISON,
+        published=sorted(
+            str(path) for path in (ROOT / "workflow/published").glob("*.csv")
+        ),
     output:
         report=f"{RESULTS}/report.html",
     log:

@@ -9,5 +9,6 @@ with stage(snakemake.log[0]):
         template=Path(snakemake.input.template),
         style=Path(snakemake.input.style),
         comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
+        published=Path(snakemake.input.published[0]).parent,
         report=Path(snakemake.output.report),
     )

@@ -32,7 +32,13 @@ def browse(page, profile, *options):
 
 def report_of(folder, *runs):
     paths = [run.write(folder / str(index)) for index, run in enumerate(runs)]
-    render_report(paths, FOLDER / "report.html.j2", FOLDER / "report.css", folder / "report.html")
+    render_report(
+        paths,
+        FOLDER / "report.html.j2",
+        FOLDER / "report.css",
+        folder / "report.html",
+        published=FOLDER.parent / "published",
+    )
     return folder / "report.html"
 
 

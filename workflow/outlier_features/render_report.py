@@ -17,6 +17,7 @@ from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
+from outlier_features.published import published_facts
 from outlier_features.report_run import Run
 from outlier_features.report_tables import ablations, headline, overview, provenance, selected_dims
 from outlier_features.tables import (
@@ -32,10 +33,11 @@ DIM_ROWS = 20
 
 
 def render_report(
-    runs: Sequence[Path], template: Path, style: Path, report: Path, *, comparison: Path | None = None
+    runs: Sequence[Path], template: Path, style: Path, report: Path, *, published: Path, comparison: Path | None = None
 ) -> None:
     """Write `report` from a Jinja template, with a section for each run (a directory `<results>/model/corpus`).
 
+    published    directory of what papers and repositories printed, as CSV
     comparison   the table of dims that two runs have in common; None for one run
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
@@ -48,7 +50,7 @@ def render_report(
         "unbroken": unbroken, "script_hash": script_hash,
     }  # fmt: skip
     page = environment.from_string(template.read_text(encoding="utf-8")).render(
-        sections=[section(run, index) for index, run in enumerate(read, start=1)],
+        sections=[section(run, index, published) for index, run in enumerate(read, start=1)],
         overview=overview([run.summary for run in read]) if len(read) > 1 else [],
         common=read_table(comparison, COMPARISON)[0].to_dicts() if comparison else [],
         style=Markup(style.read_text(encoding="utf-8")),
@@ -58,7 +60,7 @@ def render_report(
         temporary.write_text(page, encoding="utf-8")
 
 
-def section(run: Run, index: int) -> dict[str, Any]:
+def section(run: Run, index: int, published: Path) -> dict[str, Any]:
     """What the template shows of a run."""
     spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
@@ -78,6 +80,7 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
         "ablations": ablations(run.summary["ablation"]) if run.summary["ablation"] else [],
+        "published": published_facts(published, run.summary["model"]["kind"], run.summary["model"]["origin"] or ""),
         "provenance": provenance(run.summary),
     }
 
