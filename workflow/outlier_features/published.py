@@ -15,7 +15,7 @@ _NOT_WHERE = {*_FACT, "model", "hub_id", "rule"}
 
 
 def published_facts(folder: Path, kind: str, origin: str) -> list[dict[str, str]]:
-    """What the tables in `folder` print about the model, as text: file, quantity, value, where, rule, source, certainty.
+    """What the tables in `folder` say about the model, as text: file, quantity, value, where, rule, source, certainty.
 
     `where` has every other field that is stated, such as layer, dim and condition.
     """
