@@ -52,7 +52,7 @@ def lifecycle(rows: pl.DataFrame) -> Drawing:
 
 def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:
     figure = panels([230] * len(dims), ["each dimension at its traced token"])
-    figure.update_layout(barmode="relative", hovermode="x unified", bargap=0.25)
+    figure.update_layout(barmode="relative", hovermode="x unified", bargap=0.25, margin_l=112)
     parts = [part for part in _PARTS if part in rows["part"]]
     for row, dim in enumerate(dims, start=1):
         life = rows.filter(target_dim=dim)
