@@ -29,7 +29,7 @@ def token_text(texts: list[bytes], run: Tokens, sequence: int, token: int) -> st
     """
     if run.token_id(sequence, token) is None and not texts[sequence]:
         return None
-    name = run.provenance["special_tokens"].get(str(run.tokens[sequence, token]))
+    name = run.provenance.get("special_tokens", {}).get(str(run.tokens[sequence, token]))
     if run.special[sequence, token] and name is not None:
         return str(name)
     first, last = run.offsets[sequence, token]
