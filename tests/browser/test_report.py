@@ -73,7 +73,7 @@ def test_no_button_uploads_a_figure(tmp_path):
 def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
     page = report_of(tmp_path, FakeRun(), FakeRun(model="second"))
     for attempt in range(3):  # a browser that is not seen draws a frame only now and then
-        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,16000", "--dump-dom")
+        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,40000", "--dump-dom")
         assert console == ""
         if len(states(dom)) == 2 * len(FIGURES):
             break
