@@ -4,7 +4,7 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test soak lint format docs bench clean
+.PHONY: run resume test soak test-slurm lint format docs bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -24,6 +24,10 @@ test: $(VENV)/installed
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py $(SOAK_ARGS)
 
+# As root on Debian: brings a SLURM cluster up on this machine and runs the default run on it; some ten minutes.
+test-slurm: $(VENV)/installed
+	$(BIN)/python -m pytest -s tests/slurm
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,6 +45,7 @@ docs: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/detection.py
+	$(BIN)/python benchmarks/count.py
 	$(BIN)/python benchmarks/pipeline.py
 
 $(VENV)/installed: requirements.lock pyproject.toml

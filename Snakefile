@@ -11,14 +11,17 @@ include: "rules/common.smk"
 
 wildcard_constraints:
     model="|".join(map(re.escape, CONFIG["models"])),
-    corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    corpus="|".join(map(re.escape, [*CONFIG["corpora"], DUMP])),
     chunk=r"\d+-\d+",
 
 
+# Compute nodes may have no network: what fetches runs where snakemake does.
 localrules:
     all,
     tables,
     report,
+    fetch_model,
+    fetch_corpus,
 
 
 onstart:
@@ -52,9 +55,17 @@ rule report:
 
 include: "rules/fetch.smk"
 include: "rules/tokenize.smk"
+include: "rules/dump.smk"
 include: "rules/extract.smk"
 include: "rules/detect.smk"
+include: "rules/locate.smk"
 include: "rules/filter.smk"
 include: "rules/emergence.smk"
+include: "rules/norms.smk"
 include: "rules/loss.smk"
+include: "rules/compare.smk"
+include: "rules/attention.smk"
+include: "rules/origin.smk"
+include: "rules/experts.smk"
+include: "rules/ablate.smk"
 include: "rules/report.smk"

@@ -33,19 +33,24 @@ def _keys(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> It
         default = "" if nested or "default" not in sub else f"`{sub['default']}`"
         yield f"| `{name}` | {_values(sub, root)} | {default} | {sub.get('description', '').replace('|', '/')} |"
         yield from _keys(sub, root, f"{name}.")
-        if isinstance(sub.get("additionalProperties"), Mapping):
-            entry = dereferenced(sub["additionalProperties"], root)
+        extra = sub.get("additionalProperties")
+        entry = dereferenced(extra, root) if isinstance(extra, Mapping) else {}
+        if "properties" in entry:
             yield f"| `{name}.<name>` | a mapping | | {entry.get('description', '')} |"
             yield from _keys(entry, root, f"{name}.<name>.")
 
 
 def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_values(choice, root) for choice in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         return f"list of {_values(dereferenced(schema['items'], root), root)}"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
     limits = " and ".join(f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema)
+    if isinstance(schema["type"], list):
+        return " or ".join(_values({**schema, "type": kind}, root) for kind in schema["type"])
     kind = {"object": "a mapping", "string": "text", "boolean": "`true`, `false`"}.get(schema["type"], schema["type"])
     return f"{kind} {limits}".strip()
 
@@ -54,11 +59,11 @@ def tables_page() -> str:
     parts = [
         "# Tables\n\n"
         "Made from `workflow/outlier_features/tables.py` by `make docs`; do not edit. All lie under "
-        "`<results>/<model>/<corpus>/`; the same meanings and units stand in each file's own field metadata. Layers, "
-        "dims, positions and sequences count from 0.\n"
+        "`<results>/<model>/<corpus>/`, those of a comparison under `<results>/`; the same meanings "
+        "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n"
     ]
     for table in PUBLIC:
-        name = "hits/<site>/<chunk>.parquet" if table.name == "hits" else f"{table.name}.parquet"
+        name = PLACES.get(table.name, f"{table.name}.parquet")
         rows = "\n".join(
             f"| `{column.name}` | {column.dtype} | {column.unit} | {column.meaning.replace('|', '/')} |"
             for column in table.columns
@@ -69,6 +74,11 @@ def tables_page() -> str:
     return "".join(parts)
 
 
+PLACES = {
+    "hits": "hits/<site>/<chunk>.parquet",
+    "comparison": "comparison/dims.parquet",
+    "common_dims": "comparison/common_dims.parquet",
+}
 PAGES = {DOCS / "config.md": config_page, DOCS / "tables.md": tables_page}
 
 if __name__ == "__main__":

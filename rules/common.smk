@@ -6,6 +6,8 @@ from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.config import read_schema, require_files, resolve_config
+from outlier_features.dumps import CORPUS as DUMP
+from outlier_features.dumps import Dump, dump_files
 from outlier_features.errors import InputError
 from outlier_features.failure import failure_line
 from outlier_features.recovery import begin_run
@@ -18,31 +20,89 @@ try:
         config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
     )
     require_files(CONFIG)
+    MODELS = CONFIG["catalog"]["models"]
+    DUMPS = {
+        name: Dump.open(dump_files(source), source["keys"])
+        for name, source in MODELS.items()
+        if "dump" in source
+    }
 except InputError as error:
     sys.exit(f"error: {error}")
 
 RESULTS = CONFIG["results"]
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
-SITES = sorted(CONFIG["sites"])
+SITES = sorted(
+    {*CONFIG["sites"], *(site for dump in DUMPS.values() for site in dump.sites)}
+)
+# Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
+GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
+TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
 
 
 def code_version(script):
     return version_of(ROOT / "scripts" / f"{script}.py")
 
 
+def sites(wildcards):
+    """Sites of a run: of a dump those that its keys name."""
+    return sorted(
+        DUMPS[wildcards.model].sites if wildcards.model in DUMPS else CONFIG["sites"]
+    )
+
+
 def sample(wildcards):
     return CONFIG["catalog"]["corpora"][wildcards.corpus]["sample"]
 
 
-def chunks(wildcards):
-    """Names of a run's chunks, `first-last` sequence, in order; known before anything runs."""
+def ranges(wildcards):
+    """First sequence and one past the last of each chunk of a run, in order; known before anything runs."""
+    if wildcards.model in DUMPS:
+        return [(part.start, part.stop) for part in DUMPS[wildcards.model].chunks()]
     count, size = sample(wildcards)["sequences"], CONFIG["extract"]["chunk_sequences"]
-    width = len(str(count - 1))
-    return [
-        f"{start:0{width}}-{min(start + size, count) - 1:0{width}}"
-        for start in range(0, count, size)
-    ]
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def chunks(wildcards):
+    """Names of a run's chunks, `first-last` sequence, in order."""
+    found = ranges(wildcards)
+    width = len(str(found[-1][1] - 1))
+    return [f"{first:0{width}}-{last - 1:0{width}}" for first, last in found]
+
+
+def dump_range(wildcards):
+    """Where in a dump a chunk lies; None for other runs."""
+    if wildcards.model not in DUMPS:
+        return None
+    index = chunks(wildcards).index(wildcards.chunk)
+    return vars(DUMPS[wildcards.model].chunks()[index])
+
+
+def dump_ranges(wildcards):
+    """Where the sequences of a dump lie; None for other runs."""
+    if wildcards.model not in DUMPS:
+        return None
+    return [vars(part) for part in DUMPS[wildcards.model].ranges()]
+
+
+def activations(wildcards):
+    """The file that holds a chunk's activations."""
+    found = dump_range(wildcards)
+    return found["file"] if found else f"{RUN}/activations/{{chunk}}.safetensors"
+
+
+def all_activations(wildcards):
+    """The files that hold a run's activations."""
+    if wildcards.model in DUMPS:
+        return DUMPS[wildcards.model].files
+    return of_chunks(f"{RUN}/activations/{{chunk}}.safetensors")(wildcards)
+
+
+def first_activations(wildcards):
+    """The file that holds the first sequence of a run."""
+    if wildcards.model in DUMPS:
+        return str(DUMPS[wildcards.model].files[0])
+    return f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors"
 
 
 def of_chunks(pattern):
@@ -53,6 +113,22 @@ def of_chunks(pattern):
     ]
 
 
+def hits(wildcards):
+    """The files of hits by site."""
+    return {
+        site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
+        for site in sites(wildcards)
+    }
+
+
+def located_sites(wildcards):
+    """Sites of a run that `location` is applied to: of a dump all."""
+    wanted = CONFIG["rules"]["location"]["sites"]
+    return [
+        site for site in sites(wildcards) if site in wanted or wildcards.model in DUMPS
+    ]
+
+
 def of_model(key):
     """A parameter function for a key that a model may override in the catalog."""
     return lambda wildcards: CONFIG["catalog"]["models"][wildcards.model].get(
@@ -60,11 +136,63 @@ def of_model(key):
     )
 
 
-def of_runs(*names):
-    """Files of every run: each model on each corpus."""
-    return expand(
-        f"{RUN}/{{name}}", model=CONFIG["models"], corpus=CONFIG["corpora"], name=names
-    )
+# Each model on each corpus; a dump has one of its own.
+RUNS = [
+    (model, corpus)
+    for model in CONFIG["models"]
+    for corpus in ([DUMP] if model in DUMPS else CONFIG["corpora"])
+]
+
+
+# Tables of every run, and those that need the model itself.
+RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
+ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
+ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+MODEL_TABLES = [
+    "loss",
+    "norms",
+    "gains",
+    "sinks",
+    *ORIGIN_TABLES,
+    "experts",
+    "routing",
+    *ABLATION_TABLES,
+]
+
+
+DUMP_TABLES = {
+    name: (["norms", "gains"] if "gains" in MODELS[name] or dump.has_gains else [])
+    for name, dump in DUMPS.items()
+}
+
+
+def tables_of(model, corpus):
+    """The tables of a run by name."""
+    names = RUN_TABLES + (DUMP_TABLES[model] if model in DUMPS else MODEL_TABLES)
+    files = {name: f"{name}.parquet" for name in names}
+    if model in DUMPS or CONFIG["rules"]["location"]["sites"]:
+        files["locations"] = "locations.json"
+    return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
+
+
+def of_runs(name):
+    """A file of every run."""
+    return [f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS]
+
+
+# Two runs or more have something to compare.
+COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
+
+TABLES = [
+    *(file for run in RUNS for file in tables_of(*run).values()),
+    *of_runs("summary.json"),
+    *COMPARISON,
+]
+
+
+def of_model_runs(pattern):
+    """An input function: `pattern` for the run of a model, nothing for a dump."""
+    return lambda wildcards: [] if wildcards.model in DUMPS else pattern
 
 
 def begin():
@@ -88,20 +216,10 @@ def print_failures():
             print(failure_line(job.rule.name, job.log, START), file=sys.stderr)
 
 
-TABLES = of_runs(
-    "layers.parquet",
-    "dims.parquet",
-    "emergence.parquet",
-    "pairs.parquet",
-    "sensitivity.parquet",
-    "massive.parquet",
-    "loss.parquet",
-    "summary.json",
-)
-
-
 def local_files(source):
     """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
+    if "dump" in source:
+        return dump_files(source)
     if "pypi" in source or "hub" in source or "stdlib" in source:
         return []
     if "files" in source:
@@ -111,10 +229,6 @@ def local_files(source):
         for path in Path(source["path"]).glob("*")
         if path.suffix in (".json", ".safetensors", ".model", ".txt")
     )
-
-
-def first_sequence(wildcards):
-    return int(wildcards.chunk.split("-")[0])
 
 
 def model_mb(wildcards, input, attempt):

@@ -1,7 +1,7 @@
 rule detect_outliers:
     input:
-        activations=f"{RUN}/activations/{{chunk}}.safetensors",
-        first_chunk=lambda wildcards: f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors",
+        activations=activations,
+        first_chunk=first_activations,
         tokens=f"{RUN}/tokens.safetensors",
     output:
         **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
@@ -16,6 +16,7 @@ rule detect_outliers:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         floors={site: CONFIG["detect"]["floors"][site] for site in SITES},
+        dump=dump_range,
         max_density=CONFIG["detect"]["max_density"],
         code=code_version("detect_outliers"),
     message:

@@ -13,15 +13,17 @@ rule extract_activations:
         f"{RESULTS}/logs/extract_activations/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/extract_activations/{{model}}/{{corpus}}/{{chunk}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
     threads: CONFIG["extract"]["threads"]
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=1 if CONFIG["extract"]["device"] == "cuda" else 0,
+        gpu=GPUS,
     params:
-        start=first_sequence,
+        start=lambda wildcards: int(wildcards.chunk.split("-")[0]),
         stop=lambda wildcards: int(wildcards.chunk.split("-")[1]) + 1,
-        sites=SITES,
+        sites=sites,
         dtype=of_model("dtype"),
         device=CONFIG["extract"]["device"],
         attention=of_model("attention"),

@@ -14,7 +14,7 @@ rule fetch_model:
         source=lambda wildcards: {
             key: value
             for key, value in CONFIG["catalog"]["models"][wildcards.model].items()
-            if key not in ("dtype", "attention")
+            if key not in ("dtype", "attention", "first_token", "labels", "gains")
         },
     message:
         "Fetch model {wildcards.model}"

@@ -1,6 +1,6 @@
 rule filter_systematic:
     input:
-        **{site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet") for site in SITES},
+        unpack(hits),
         statistics=f"{RUN}/statistics.safetensors",
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",
@@ -16,7 +16,7 @@ rule filter_systematic:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        sites=SITES,
+        sites=sites,
         dettmers=CONFIG["rules"]["dettmers"],
         massive=CONFIG["rules"]["massive"],
         grid=CONFIG["sensitivity"],

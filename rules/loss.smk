@@ -8,6 +8,8 @@ rule measure_loss:
         f"{RESULTS}/logs/measure_loss/{{model}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure_loss/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,

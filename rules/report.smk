@@ -1,13 +1,9 @@
 rule summarize_run:
     input:
+        unpack(lambda wildcards: tables_of(wildcards.model, wildcards.corpus)),
         tokens=f"{RUN}/tokens.safetensors",
-        layers=f"{RUN}/layers.parquet",
-        dims=f"{RUN}/dims.parquet",
-        pairs=f"{RUN}/pairs.parquet",
-        massive=f"{RUN}/massive.parquet",
-        loss=f"{RUN}/loss.parquet",
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
-        corpus_source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
+        corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
     output:
         summary=f"{RUN}/summary.json",
     log:
@@ -29,15 +25,12 @@ rule render_report:
     input:
         template=f"{workflow.basedir}/workflow/report/report.html.j2",
         style=f"{workflow.basedir}/workflow/report/report.css",
-        tables=of_runs(
-            "summary.json",
-            "layers.parquet",
-            "dims.parquet",
-            "emergence.parquet",
-            "sensitivity.parquet",
-            "massive.parquet",
-            "tokens.safetensors",
-            "texts.parquet",
+        tables=TABLES,
+        tokens=of_runs("tokens.safetensors"),
+        texts=of_runs("texts.parquet"),
+        comparison=COMPARISON,
+        published=sorted(
+            str(path) for path in (ROOT / "workflow/published").glob("*.csv")
         ),
     output:
         report=f"{RESULTS}/report.html",
@@ -49,11 +42,7 @@ rule render_report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=[
-            f"{RESULTS}/{model}/{corpus}"
-            for model in CONFIG["models"]
-            for corpus in CONFIG["corpora"]
-        ],
+        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
         code=code_version("render_report"),
     message:
         "Render the report"

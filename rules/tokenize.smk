@@ -10,6 +10,8 @@ rule tokenize_corpus:
         f"{RESULTS}/logs/tokenize_corpus/{{model}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_corpus/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 from outlier_features.detect_outliers import detect_outliers
+from outlier_features.dumps import DumpRange
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
-    floors = snakemake.params.floors
+    floors, dump = snakemake.params.floors, snakemake.params.dump
     detect_outliers(
         activations=Path(snakemake.input.activations),
         first_chunk=Path(snakemake.input.first_chunk),
@@ -14,4 +15,5 @@ with stage(snakemake.log[0]):
         floors=floors,
         max_density=snakemake.params.max_density,
         threads=snakemake.threads,
+        dump=dump and DumpRange(**dump),
     )

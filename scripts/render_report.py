@@ -8,5 +8,7 @@ with stage(snakemake.log[0]):
         runs=[Path(run) for run in snakemake.params.runs],
         template=Path(snakemake.input.template),
         style=Path(snakemake.input.style),
+        comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
+        published=Path(snakemake.input.published[0]).parent,
         report=Path(snakemake.output.report),
     )

@@ -3,11 +3,14 @@ from pathlib import Path
 from outlier_features.errors import stage
 from outlier_features.summarize_run import summarize_run
 
+TABLES = ("tokens", "layers", "dims", "pairs", "massive", "loss", "experts", "routing")
+
 with stage(snakemake.log[0]):
+    files = {name: Path(path) for name, path in snakemake.input.items() if path}
     summarize_run(
-        **{
-            name: Path(snakemake.input[name])
-            for name in ("tokens", "layers", "dims", "pairs", "massive", "loss", "model_source", "corpus_source")
-        },
+        tokens=files.pop("tokens"),
+        model_source=files.pop("model_source"),
+        corpus_source=files.pop("corpus_source", None),
+        tables=files,
         summary=Path(snakemake.output.summary),
     )

@@ -1,6 +1,7 @@
 """A small run, written table by table: what it holds is chosen, so what a report of it must show is known."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,30 @@ RULES = {
     "massive": {"threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
+RUN_TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "loss",
+    "norms",
+    "gains",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+    "experts",
+    "routing",
+    "super_weights",
+    "ablation",
+    "ablation_sequences",
+)
+FIGURES = (
+    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
+    "attention-maps", "lifecycle", "origin", "ablation",
+)  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -45,12 +70,18 @@ class FakeRun:
     position: int = 0
     rest: bool = True
     loss: bool = True
+    attention: bool = True
     sequences: int = 2
+    norms: bool = True
+    experts: int = 0
+    super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
+    published: list[dict[str, object]] = field(default_factory=list)
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
         self._write_tokens(directory)
         self._write_tables(directory)
+        self._write_attention(directory)
         self._write_summary(directory)
         return directory
 
@@ -82,7 +113,11 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
-            "rules": RULES,
+            "rules": RULES, "special_tokens": {},
+            "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "unsearched": None, "not_searched": {},
+            "published": self.published,
+            "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
+                       "reason": None if self.loss else "the model does not predict the next token"},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -99,11 +134,15 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "norms": self._norms(), "gains": self._gains(dims),
+            "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
+            "experts": self._experts(), "routing": self._routing(),
+            "super_weights": self._super_weights(), **self._ablations(),
         }  # fmt: skip
         for table in tables.PUBLIC:
             if table.name in frames:
                 frame = frames[table.name]
-                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance)
+                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance | self.expert_facts)
 
     def _layers(self) -> pl.DataFrame:
         rows = []
@@ -186,6 +225,87 @@ class FakeRun:
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
 
+    def gain(self, site: str, dim: int, layer: int) -> float:
+        """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""
+        return 0.0 if (site, dim, layer) == ("mlp_norm", 7, 1) else -0.01 * (dim + 1) * 4.0**layer
+
+    def _norms(self) -> pl.DataFrame:
+        rows = [
+            {"module": f"blocks.{layer}.{site}", "site": site, "layer": layer, "residual": True, "kind": "rms",
+             "parameterization": "w", "tensor": f"blocks.{layer}.{site}.weight", "shape": "64", "size": 64,
+             "dtype": "float32", "exactly_one": 3, "all_one": False, "min": -2.0, "max": 1.0, "mean": 0.5,
+             "median": 0.6, "others_min": 0.1, "others_p05": 0.2, "others_median": 0.5, "others_p95": 0.9,
+             "others_max": 1.0}
+            for layer in range(self.layers)
+            for site in self.sites
+            if self.norms and site in ("attn_norm", "mlp_norm")
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.NORMS.schema)
+
+    def _gains(self, dims: pl.DataFrame) -> pl.DataFrame:
+        rows = [
+            {"population": population, "rule": rule, "dim": dim, "module": norm["module"], "site": norm["site"],
+             "layer": norm["layer"], "gain": self.gain(norm["site"], dim, norm["layer"]), "rank": 60, "size": 64,
+             "ratio": abs(self.gain(norm["site"], dim, norm["layer"])) / norm["others_median"]}
+            for population, rule, dim in dims.filter("selected").select("population", "rule", "dim").rows()
+            for norm in self._norms().to_dicts()
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.GAINS.schema)
+
+    def traced(self, dim: int) -> dict[str, object]:
+        return {"target_dim": dim, "sequence": 1, "traced_token": self.position, "selection": "massive"}
+
+    def _lifecycle(self) -> pl.DataFrame:
+        """Dims rise in layer 1 by the MLP, and fall by half in layer 3 by attention."""
+        rows = []
+        for dim in self.massive if "massive" in self.rules else ():
+            before = 1.0 + dim
+            for layer in range(self.layers):
+                attention, mlp = (-1200.0 if layer == 3 else 0.5), (2000.0 if layer == 1 else -0.25)
+                after = before + attention + mlp
+                parts = {"resid_pre": before, "attn_out": attention, "mlp_out": mlp, "resid_post": after}
+                for part, value in parts.items():
+                    added = part in ("attn_out", "mlp_out")
+                    rows.append({
+                        **self.traced(dim), "layer": layer, "token_id": self.position, "part": part, "value": value,
+                        "token_text": self.pieces[self.position], "share": value / (after - before) if added else None,
+                    })  # fmt: skip
+                before = after
+        return pl.DataFrame(rows, schema=tables.LIFECYCLE.schema)
+
+    def _origin(self) -> pl.DataFrame:
+        """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
+        checkpoints = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
+        rows = [
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "dims": 64, "token": 0, "dim": dim,
+             "previous": checkpoints[i - 1] if i else None, "max_abs": size, "median_abs": size / 50,
+             "ratio": 50.0, "change": size - sizes[i - 1] if i else None, "growth": size / sizes[i - 1] if i else None,
+             "explosion": i == 3, "traced_max_abs": size / 2, "traced_dim": dim, "traced_median_abs": size / 40,
+             "value": None, "share": None, "absent": None}
+            if layer == 1 or i == 0 else
+            {**self.traced(dim), "layer": layer, "step": step, "checkpoint": name, "explosion": False,
+             "absent": "the MLP routes tokens to experts"}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for layer, step in ((1, "up"), (3, "down"))
+            for sizes in [(2.0, 30.0, 40.0, 2000.0)]
+            for i, (name, size) in enumerate(zip(checkpoints, sizes, strict=True))
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN.schema)
+
+    def _origin_neurons(self) -> pl.DataFrame:
+        """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""
+        rows = [
+            {**self.traced(dim), "layer": 1, "neuron": neuron, "activation": 10.0 if neuron == 3 else 1.0,
+             "weight": 150.0 if neuron == 3 else 50.0, "contribution": 1500.0 if neuron == 3 else 50.0,
+             "share": 0.75 if neuron == 3 else 0.025, "rank": rank, "weights_only_rank": rank}
+            for dim in (self.massive if "massive" in self.rules else ())
+            for rank, neuron in enumerate((3, 0, 1, 2, 4, 5, 6, 7, 8, 9), start=1)
+        ] + [
+            {**self.traced(dim), "layer": 1, "contribution": 50.0, "share": 0.025}
+            for dim in (self.massive if "massive" in self.rules else ())
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ORIGIN_NEURONS.schema)
+
     def _loss(self) -> pl.DataFrame:
         rows = [
             {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0 if self.loss else None}
@@ -193,16 +313,124 @@ class FakeRun:
         ]
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
+    def sink_rate(self, layer: int, head: int, token: int) -> float:
+        """Layer 0 has no sink; position 0 is one in later layers, less so in head 1."""
+        return 0.0 if layer == 0 or token else 0.5 if head else 1.0
+
+    def _write_attention(self, directory: Path) -> None:
+        """Two heads, which share a KV head, where every query gives its own key and position 0 the same."""
+        length = len(self.pieces)
+        rows = [
+            {"layer": layer, "head": head, "kv_head": 0, "token": token, "learned": False,
+             "alpha": self.sink_rate(layer, head, token) / 2, "sink_rate": self.sink_rate(layer, head, token),
+             "sequences": self.sequences, "excluded": self.sequences * (token == 0)}
+            for layer in range(self.layers) if self.attention for head in range(2) for token in range(length)
+        ]  # fmt: skip
+        pattern = np.eye(length, dtype=np.float32) / 2
+        pattern[:, 0] += 0.5
+        kept = [layer for layer in (1, 2) if self.attention and layer < self.layers]
+        self.provenance |= {
+            "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
+            "layers_without_patterns": [] if self.attention else list(range(self.layers)),
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
+                     "positions": [length]},
+        }  # fmt: skip
+        patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
+        write_tensors(directory / "attention.safetensors", patterns, self.provenance)
+        sinks = pl.DataFrame(rows, schema=tables.SINKS.schema)
+        write_table(directory / "sinks.parquet", sinks, tables.SINKS, self.provenance)
+
+    @property
+    def expert_facts(self) -> dict[str, object]:
+        """By default a model without experts."""
+        return {"has_experts": self.experts > 0, "experts_sequences": 2}
+
+    def _experts(self) -> pl.DataFrame:
+        """The shared expert and the routed ones of layers 1 and up; expert 1 of layer 1 is a super expert."""
+        rows = [
+            {"layer": layer, "part": "shared" if expert is None else "expert", "expert": expert,
+             "max_abs": self.expert_max(layer, expert), "max_abs_weighted": self.expert_max(layer, expert) / 2,
+             "sequence": 0, "token": self.position, "dim": 7, "tokens_routed": 3, "mean_weight": 0.5,
+             "above_percentile": (layer, expert) == (1, 1), "above_tenth": (layer, expert) == (1, 1),
+             "forms_massive": layer == 1, "first_three_quarters": layer < 3,
+             "super_expert": (layer, expert) == (1, 1), "published": None}
+            for layer in range(1, self.layers)
+            for expert in (*range(self.experts), None)
+            if self.experts
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.EXPERTS.schema)
+
+    def expert_max(self, layer: int, expert: int | None) -> float:
+        return 4000.0 if (layer, expert) == (1, 1) else 1.0 + layer + (0 if expert is None else expert)
+
+    def _routing(self) -> pl.DataFrame:
+        """In layer 1 expert 1 writes more than all, expert 0 takes some away, the shared one adds a little."""
+        rows = [
+            {"layer": 1, "sequence": 0, "token": self.position, "dim": dim, "part": "shared" if e is None else "expert",
+             "expert": e, "weight": 0.5, "value": 2 * share * -1900.0, "weighted": share * -1900.0, "share": share,
+             "whole": -1900.0, "mlp_out": -1900.0, "activation": -2000.0 - dim, "forms_massive": True, "steps_up": True}
+            for dim in self.massive
+            for e, share in ((1, 1.05), (0, -0.1), (None, 0.05))
+            if self.experts
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.ROUTING.schema)
+
+    def _super_weights(self) -> pl.DataFrame:
+        known = {(row["layer"], row["row"], row["col"]) for row in self.published}
+        rows = [
+            {"round": n, "layer": layer, "module": f"blocks.{layer}.down", "row": row, "col": col, "value": 1.5,
+             "mlp_act": -200.0, "mlp_act_token": 0, "mlp_down": -300.0, "mlp_down_token": self.position,
+             "published": (layer, row, col) in known if known else None}
+            for n, (layer, row, col) in enumerate(self.super_weights, start=1)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SUPER_WEIGHTS.schema)
+
+    def perplexity(self, variant: int, sequence: int) -> float:
+        """Of the ablated models."""
+        return 10.0 * 3**variant + sequence
+
+    def _ablations(self) -> dict[str, pl.DataFrame]:
+        """Rule massive's first dim to zero and to its mean at the first position, a super weight to zero, two draws."""
+        dims = {"site": "resid_post", "layers": "1", "number": 1, "positions": "excluded"}
+        chosen = dims | {"target": "dims", "rule": "massive", "dims": str((*self.massive, 0)[0])}
+        weight = {"target": "weight", "rule": "super_weight", "site": "mlp_down.weight", "layers": "1", "dims": "7",
+                  "cols": "30", "number": 1, "positions": "all", "value": "zero"}  # fmt: skip
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"}, chosen | {"value": "zero"}, chosen | {"value": "mean"}, weight,
+            *(dims | {"target": "random", "dims": str(40 + seed), "seed": seed, "value": "zero"} for seed in range(2)),
+        ]  # fmt: skip
+        each = [
+            {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
+             "nll": 5 * math.log(self.perplexity(n, sequence))}
+            for n in range(len(variants) if self.loss else 0)
+            for sequence in range(self.sequences)
+        ]  # fmt: skip
+        rows = []
+        for n, variant in enumerate(variants if self.loss else []):
+            nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
+            scores = {
+                "nll": nll,
+                "perplexity": math.exp(nll),
+                "bits_per_byte": nll / math.log(2) / 4,
+                "top1_probability": 0.5,
+            }
+            rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
+        return {
+            "ablation": pl.DataFrame(rows, schema=tables.ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=tables.ABLATION_SEQUENCES.schema),
+        }
+
     def _write_summary(self, directory: Path) -> None:
         write_json(
-            directory / "model.json", {"origin": self.origin, "revision": "0" * 8, "licence": None, "location": "."}
+            directory / "model.json",
+            {"kind": "pypi", "origin": self.origin, "revision": "0" * 8, "licence": None, "location": "."},
         )
         write_json(
             directory / "corpus.json",
             {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64, "documents": 1},
         )
-        paths = {name: directory / f"{name}.parquet" for name in ("layers", "dims", "pairs", "massive", "loss")}
+        paths = {name: directory / f"{name}.parquet" for name in RUN_TABLES}
         summarize_run(
-            tokens=directory / "tokens.safetensors", **paths, model_source=directory / "model.json",
-            corpus_source=directory / "corpus.json", summary=directory / "summary.json",
+            tokens=directory / "tokens.safetensors", model_source=directory / "model.json",
+            corpus_source=directory / "corpus.json", tables=paths, summary=directory / "summary.json",
         )  # fmt: skip

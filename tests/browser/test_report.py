@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_run import FakeRun
+from fake_run import FIGURES, FakeRun
 from outlier_features.render_report import render_report
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
@@ -32,7 +32,13 @@ def browse(page, profile, *options):
 
 def report_of(folder, *runs):
     paths = [run.write(folder / str(index)) for index, run in enumerate(runs)]
-    render_report(paths, FOLDER / "report.html.j2", FOLDER / "report.css", folder / "report.html")
+    render_report(
+        paths,
+        FOLDER / "report.html.j2",
+        FOLDER / "report.css",
+        folder / "report.html",
+        published=FOLDER.parent / "published",
+    )
     return folder / "report.html"
 
 
@@ -49,10 +55,9 @@ def test_every_figure_is_drawn_and_nothing_hostile_runs(tmp_path, width):
     )
     page = report_of(tmp_path, hostile)
     dom, console = browse(page, tmp_path / "profile", f"--window-size={width},2000", "--dump-dom")
-    names = ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
-    assert states(dom) == {f"run-1-{name}": "drawn" for name in names}
+    assert states(dom) == {f"run-1-{name}": "drawn" for name in FIGURES}
     plots = dom.split("</main>")[0].split("data-figure=")[1:]
-    assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(names)
+    assert [plot.count('class="main-svg"') >= 2 for plot in plots] == [True] * len(FIGURES)
     assert "data-hostile" not in re.search("<html[^>]*>", dom)[0]
     assert console == ""
 
@@ -68,12 +73,12 @@ def test_no_button_uploads_a_figure(tmp_path):
 def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
     page = report_of(tmp_path, FakeRun(), FakeRun(model="second"))
     for attempt in range(3):  # a browser that is not seen draws a frame only now and then
-        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,12000", "--dump-dom")
+        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,40000", "--dump-dom")
         assert console == ""
-        if len(states(dom)) == 10:
+        if len(states(dom)) == 2 * len(FIGURES):
             break
     assert set(states(dom).values()) == {"drawn"}
-    assert len(states(dom)) == 10
+    assert len(states(dom)) == 2 * len(FIGURES)
 
 
 def test_the_page_is_not_wider_than_a_small_window(tmp_path):

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -136,7 +138,7 @@ def test_samples(dump, capsys):
         ("whole", "whole is I32, expected one of F32, BF16, F16"),
         ("double", "double is F64, expected one of F32, BF16, F16"),
         ("bad", "layer 1 has 2 values that are NaN or infinite"),
-        ("empty", "empty of shape (0, 4, 3, 8) is empty"),
+        ("empty", "empty of shape [0, 4, 3, 8] is empty"),
     ],
 )
 def test_bad_data(dump, capsys, key, message):
@@ -157,6 +159,52 @@ def test_bad_files(dump, tmp_path, capsys):
 def test_dims_of_unequal_width_are_not_compared(dump, capsys):
     status, out, err = run(capsys, "--input", dump, "--key", "attn_norm", "--compare-key", "narrow")
     assert status == 1 and out == "" and "attn_norm has 8 dims and narrow has 7 dims" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["count", "--help"], ["count", "--threshold", "six"]])
+def test_help_and_usage_mistakes_are_quick(arguments):
+    """They wait for no library: numba takes half a second to import, torch two."""
+    script = (
+        "import sys; from outlier_features.command import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
+    )
+    found = process(["-c", script, *arguments], check=False).stdout.splitlines()[-1].split()
+    assert "argparse" in found and not {"numpy", "numba", "torch", "rich", "polars"} & set(found)
+
+
+def process(arguments, check=True, **options):
+    package = os.path.dirname(os.path.dirname(outlier_features.__file__))
+    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, check=check, env={**environment, "PYTHONPATH": package, "COLUMNS": "20"},
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4096, 4096), (4096, 120, 2, 273), (4096, 1, 128, 512)])
+def test_a_dump_larger_than_the_memory_that_is_allowed(tmp_path, shape):
+    """A gigabyte of zeros, which take no disk, but for known outliers; 320 MiB of data segment, libraries included."""
+    n, layers, tokens, dims = shape
+    path, size = tmp_path / "dump.safetensors", 4 * math.prod(shape)
+    header = json.dumps({"acts": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).ljust(120).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    x = np.memmap(path, np.float32, "r+", 8 + len(header), shape)
+    x[n - 1, :, tokens - 1, dims - 1] = 7
+    x[0, : math.ceil(layers / 4), 0, 2] = -8
+    x[0, 0, tokens // 2] = 9
+    x.flush()
+    limit = 320 * 2**20
+    done = process(
+        ["-m", "outlier_features.command", "count", "--input", path, "--key", "acts", "--format", "json", "--quiet"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )
+    found = json.loads(done.stdout)["acts"]
+    alone = dims if layers == 1 else 0  # a single layer's hits are kept
+    assert size > 3 * limit and found["elements_over_threshold"] == layers + math.ceil(layers / 4) + dims
+    assert found["locations"] == 2 + alone and found["occurrences"] == layers + math.ceil(layers / 4) + alone
+    assert found["quantiles"] == {"q1": 0.0, "median": 0.0, "q3": 0.0, "iqr": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -180,11 +228,5 @@ def test_the_input_is_not_overwritten(dump, capsys):
 
 
 def test_a_process_in_a_pipe(dump):
-    package = os.path.dirname(os.path.dirname(outlier_features.__file__))
-    environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    done = subprocess.run(
-        [sys.executable, "-m", "outlier_features.command", "count", "--input", dump, "--key", "attn_norm"],
-        capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": package, "COLUMNS": "20"},
-    )  # fmt: skip
-    assert done.returncode == 0 and "\x1b" not in done.stdout
-    assert "│ Mean layer-hit fraction (outliers) │" in done.stdout
+    done = process(["-m", "outlier_features.command", "count", "--input", dump, "--key", "attn_norm"])
+    assert "\x1b" not in done.stdout and "│ Mean layer-hit fraction (outliers) │" in done.stdout

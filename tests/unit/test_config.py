@@ -66,6 +66,8 @@ MISTAKES = {
     "sample.tokens is 1, expected at least 2": {"sample__tokens": 1},
     "extract.dtype is 'fp32', expected one of float32, bfloat16, float16": {"extract__dtype": "fp32"},
     "rules.dettmers.layer_share is 1.5, expected at most 1": {"rules__dettmers__layer_share": 1.5},
+    "trace_origin.dims is 'all', expected auto or a list of integers": {"trace_origin__dims": "all"},
+    "trace_origin.dims.0 is -1, expected at least 0": {"trace_origin__dims": [-1]},
     "models names 'smollm2', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {
         "models": ["smollm2"]
     },

@@ -1,6 +1,7 @@
 """Counting by locations against brute force in numpy."""
 
 import math
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from outlier_features import count_kernel
 from outlier_features import count_locations as module
+from outlier_features.blocks import blocks_of, work_through
 from outlier_features.count_document import comparison_document, count_document
-from outlier_features.count_locations import LocationRule, compare_dims, count_locations, site_tensors
+from outlier_features.count_locations import LocationRule, compare_dims, count_locations
+from outlier_features.dumps import site_tensors
 from outlier_features.errors import InputError
 from outlier_features.quantiles import quartiles_of_values
 from outlier_features.tensorfile import TensorFile
@@ -112,24 +116,106 @@ def test_every_number_equals_brute_force(tmp_path, monkeypatch, shape, dtype, la
         assert counted(site, threshold, inclusive, fraction) == brute(x, dtype, threshold, inclusive, fraction)
 
 
+SPECIAL = np.array(
+    [0, -0.0, 1e-45, -1e-45, 1.2e-38, -1e-39, 6, -6, 6.0000005, 5.9999995, 0.1, 6e-8, 65504, -65504, 3.4e38, -3.4e38],
+    np.float32,
+)
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("seed", range(12))
+def test_special_values_and_thresholds_equal_brute_force(tmp_path, seed, dtype):
+    """Zeros of both signs, subnormals, the threshold and its neighbours, the largest values; few values, or one."""
+    rng = np.random.default_rng(seed)
+    shape = (rng.integers(1, 9), rng.choice([1, 3, 24, 70]), rng.integers(1, 6), rng.integers(1, 70))
+    x = rng.standard_normal(shape).astype(np.float32)
+    special = SPECIAL if dtype == "float32" else SPECIAL[:14]  # the others overflow in float16
+    chosen = rng.random(shape) < rng.choice([0.1, 0.5, 1])
+    x[chosen] = rng.choice(special, chosen.sum()) if seed % 4 else rng.choice(special)
+    site, x = save(tmp_path / "a.safetensors", x, dtype, ["stacked", "per_layer"][seed % 2])
+    for threshold in (0.0, 1e-45, 0.1, 6.0, 6.0000001, 65504.0, 3.4e38):
+        for inclusive in (False, True):
+            fraction = rng.choice([None, 0.0, 0.07, 0.3, 1.0])
+            with np.errstate(over="ignore", under="ignore"):
+                expected = brute(x, dtype, threshold, inclusive, fraction)
+            assert counted(site, threshold, inclusive, fraction) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 70_000, 3), (2, 1, 3, 70_000), (1, 300, 2, 5), (3000, 2, 1, 1), (1, 1, 1, 1)])
+def test_long_sequences_wide_layers_and_single_values(tmp_path, shape):
+    x = activations(shape) if shape[3] > 1 else np.random.default_rng(0).standard_normal(shape).astype(np.float32) * 6
+    for layout in ("stacked", "per_layer"):
+        site, _ = save(tmp_path / layout, x, layout=layout)
+        assert counted(site, fraction=0.5) == brute(x, "float32", 6.0, False, 0.5)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("values", [1, 7, 30, 200, 10**6])
+def test_blocks_have_every_value_once(tmp_path, layout, values):
+    x = np.arange(5 * 3 * 4 * 6, dtype=np.float32).reshape(5, 3, 4, 6)
+    site, _ = save(tmp_path / "a.safetensors", x, layout=layout)
+    seen = []
+    for block in blocks_of(site, values):
+        buffer = np.zeros(block.values, np.uint32)
+        starts, stride = block.read(buffer)
+        cells = x.reshape(5, 3, 24)[block.first : block.last, :, block.begin : block.end]
+        assert block.values == cells.size <= max(values, 3) and block.nbytes == 4 * cells.size
+        for n, layer in np.ndindex(cells.shape[:2]):
+            start = starts[layer] + n * stride
+            np.testing.assert_array_equal(buffer[start : start + cells.shape[2]].view(np.float32), cells[n, layer])
+        seen.append(cells.reshape(-1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), x.reshape(-1))
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    site, _ = save(tmp_path / "a.safetensors", np.zeros((64, 4, 8, 64), np.float32))
+    os.truncate(tmp_path / "a.safetensors", 200_000)
+    with pytest.raises(InputError, match="found its end at byte 200000"):
+        counted(site)
+
+
+def test_a_failure_in_a_thread_ends_the_work(tmp_path):
+    site, _ = save(tmp_path / "a.safetensors", np.zeros((500, 1, 1, 1), np.float32))
+    done = []
+
+    def work(block, state):
+        done.append(block.first)
+        if block.first == 3:
+            raise InputError("no")
+
+    with pytest.raises(InputError):
+        list(work_through(blocks_of(site, 1), work, ["a", "b"]))
+    assert len(done) < 20
+
+
 def test_a_fraction_is_taken_as_written(tmp_path):
     assert LocationRule(min_layer_fraction=0.07).needed(100) == 7
     assert LocationRule(min_layer_fraction=0.25).needed(6) == 2
     assert LocationRule(min_layer_fraction=0.0).needed(6) == LocationRule(min_layer_fraction=None).needed(6) == 1
 
 
-def test_ranges_shards_and_many_kept_values_change_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["stacked", "per_layer"])
+@pytest.mark.parametrize("tile", [3, 64])
+def test_blocks_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, layout, tile):
     x = activations((24, 6, 7, 12))
-    whole, _ = save(tmp_path / "whole.safetensors", x)
-    shards = [save(tmp_path / f"{i}.safetensors", x[a:b])[0] for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])]
+    whole, _ = save(tmp_path / "whole.safetensors", x, layout=layout)
+    shards = [
+        save(tmp_path / f"{i}.safetensors", x[a:b], layout=layout)[0]
+        for i, (a, b) in enumerate([(0, 5), (5, 6), (6, 24)])
+    ]
     expected = brute(x, "float32", 1.5, False, 0.5)
     rule = LocationRule(1.5, False, 0.5)
-    assert count_document(count_locations(shards, rule)) == expected
-    monkeypatch.setattr(module, "_KEPT_VALUES", 10)  # the others' quartiles need another scan
-    monkeypatch.setattr(module, "_PIECE_ROWS", 6 * 5)
-    assert counted(whole, 1.5, False, 0.5) == expected
-    monkeypatch.setattr(module, "_PIECE_VALUES", 1)
-    assert count_document(count_locations(shards, rule, threads=1)) == expected
+    other, _ = save(tmp_path / "other.safetensors", x)  # a sample is the same in either layout
+    sampled = counted(other, 1.5, False, 0.5, value_samples=50, magnitude_samples=50)
+    monkeypatch.setattr(count_kernel, "_TILE_VALUES", 1)
+    monkeypatch.setattr(count_kernel, "_TILE_CELLS", tile)
+    for values in (1, 6 * 5, 6 * 7 * 12, 6 * 7 * 12 * 7 + 1):  # a cell, part of a sequence, one sequence, several
+        monkeypatch.setattr(module, "_BLOCK_VALUES", values)
+        for sites in (shards, [whole]):
+            for threads in (1, 3):
+                assert count_document(count_locations(sites, rule, threads=threads)) == expected
+                found = count_locations(sites, rule, threads=threads, value_samples=50, magnitude_samples=50)
+                assert count_document(found) == sampled
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-40, 1e30])
@@ -213,7 +299,39 @@ def test_nan_and_infinity_are_counted_over_the_whole_file(tmp_path, monkeypatch,
         counted(site)
 
 
+def test_two_tensors_of_one_layer_are_refused(tmp_path):
+    save_file({name: torch.zeros(2, 3, 4) for name in ("s.0", "s.1", "s.01")}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"s\.0?1 is not the only tensor of its layer"):
+        site_tensors(TensorFile(tmp_path / "a.safetensors"), "s")
+
+
 def test_shards_that_differ_are_refused(tmp_path):
     sites = [save(tmp_path / str(h), activations((2, 3, 4, h)))[0] for h in (6, 7)]
     with pytest.raises(InputError, match=r"\[2, 3, 4, 7\], expected F32 \[2, 3, 4, 6\]"):
         count_locations(sites, LocationRule())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["stacked", "per layer"])
+def test_only_some_positions_count(tmp_path, monkeypatch, dtype, layout):
+    """Padding and the first position of some sequences, in two files, in small blocks."""
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 70)
+    rng = np.random.default_rng(1)
+    members = rng.random((9, 6)) < 0.6
+    members[2:5] = [False, True, True, True, True, False]
+    members[7] = False
+    saved = [save(tmp_path / f"{i}", activations((n, 4, 6, 5), i), dtype, layout) for i, n in enumerate((5, 4))]
+    x = np.concatenate([part for _, part in saved])
+    found = count_locations([site for site, _ in saved], LocationRule(), members=members, threads=2)
+    inside = np.broadcast_to(members[:, None, :, None], x.shape)
+    hit = (np.abs(x) > 6) & inside
+    kept = hit & (hit.mean(axis=1, keepdims=True) >= 0.25)
+    document = count_document(found)
+    assert document["elements_over_threshold"] == hit.sum() and document["occurrences"] == kept.sum()
+    assert document["occurrence_rate"] == kept.sum() / inside.sum()
+    assert document["location_rate"] == kept.any(axis=1).sum() / (members.sum() * 5)
+    assert [row["count"] for row in document["tokens"]] == kept.sum(axis=(0, 1, 3)).tolist()
+    quartiles = np.quantile(x[inside].astype(np.float64), [0.25, 0.5, 0.75])
+    assert [document["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
+    magnitudes = np.quantile(np.abs(x[kept]).astype(np.float64), [0, 0.25, 0.5, 0.75, 1])
+    assert [document["magnitudes"][name] for name in ("min", "q1", "median", "q3", "max")] == pytest.approx(magnitudes)

@@ -278,7 +278,7 @@ def test_the_script_passes_the_rules_values_on(tmp_path):
     rule = SimpleNamespace(
         input=SimpleNamespace(source=str(run.source), tokens=str(run.tokens)),
         output=SimpleNamespace(**outputs),
-        params=SimpleNamespace(start=0, stop=2, **SETTINGS),
+        params=SimpleNamespace(start=0, stop=2, sample=None, **SETTINGS),
         log=[str(tmp_path / "log.txt")],
     )
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"

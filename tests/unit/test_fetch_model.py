@@ -433,5 +433,7 @@ def test_record_of_a_model_that_is_gone_is_refused(tmp_path):
     with pytest.raises(InputError, match="mine is gone, delete this file to fetch it again"):
         source_of(tmp_path / "model/source.json")
     (tmp_path / "model/source.json").write_text("[]")
-    with pytest.raises(InputError, match=r"source\.json: expected the record of a fetched model"):
+    with pytest.raises(
+        InputError, match=r"source\.json: expected the keys location, files, found list; delete this file"
+    ):
         source_of(tmp_path / "model/source.json")

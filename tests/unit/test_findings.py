@@ -46,10 +46,33 @@ def population(dettmers=None, massive=None, activations=None, jaccard=None, **ot
     }
 
 
+def effect(target, perplexity, ratio, sequences, random=(), **described):
+    places = {"rule": None, "site": None, "layers": None, "dims": None, "cols": None, "number": None,
+              "positions": None, "value": None}  # fmt: skip
+    return places | {
+        "target": target, "perplexity": perplexity, "ratio": ratio, "sequences": sequences, "tokens": 190,
+        "ratios": [one / 20 for one in sequences], "bits_per_byte": 1.2, "top1_probability": 0.434,
+        "random": [{"seed": seed, "perplexity": one} for seed, one in enumerate(random)],
+    } | described  # fmt: skip
+
+
+AT_OUTPUT = {"rule": "massive", "site": "resid_post", "layers": "11", "dims": "507", "number": 1}
+ZERO_FIRST = effect("dims", 12345.0, 400.0, [9000.0, 15000.0], (31.0, 30.8), **AT_OUTPUT, positions="excluded",
+                    value="zero")  # fmt: skip
+MEAN_FIRST = effect("dims", 31.01, 1.001, [20.0, 20.0], (31.2, 31.0), **AT_OUTPUT, positions="excluded", value="mean")
+ZERO_REST = effect("dims", 40.0, 1.3, [22.0, 50.0], **AT_OUTPUT, positions="rest", value="zero")
+WEIGHT = effect("weight", 250.0, 8.0, [100.0, 400.0], (31.0,), rule="super_weight", site="mlp_down.weight", layers="11",
+                dims="507", cols="1229", number=1, positions="all", value="zero")  # fmt: skip
+FOUND = {
+    "round": 1, "layer": 11, "row": 507, "col": 1229, "value": 5.875732, "mlp_act": 2944.4, "mlp_act_token": 0,
+    "mlp_down": 23690.7, "mlp_down_token": 3,
+}  # fmt: skip
+
+
 @pytest.fixture
 def summary():
     return {
-        "model": {"name": "tiny", "d_model": 576, "blocks": 30},
+        "model": {"name": "tiny", "kind": "path", "d_model": 576, "blocks": 30},
         "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
         "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}},
         "rules": {
@@ -57,8 +80,16 @@ def summary():
                          "position_reading": "union"},
             "massive": {"threshold": 100.0, "ratio": 1000.0},
         },
+        "norms": {"norms": 0, "with_gain": 0, "undecided": 0, "all_one": 0, "all_exactly_one": None, "gains": 0,
+                  "gains_exactly_one": 0, "dims": []},
+        "location": None,
+        "experts": None,
         "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
                  "bits_per_byte": 1.011047},
+        "super_weights": {"threshold": 50.0, "rounds": 20, "tokens": 96, "unsearched": None, "not_searched": {},
+                          "published": [], "found": []},
+        "ablation": {"sequences": 2, "tokens": 96, "seeds": 3, "only_first_excluded": True, "reason": None,
+                     "effects": [effect("baseline", perplexity=31.0, ratio=1.0, sequences=[20.0, 48.0])]},
         "populations": {
             "all": population(
                 rule([OUTLIER], pairs_with_hit=48, pairs_passing=16, locations=7960, occurrences=41373),
@@ -119,7 +150,82 @@ def test_what_was_not_found_is_said(summary):
         "|x| >= 6.",
         "There is no massive activation in population without_first: no value on resid_post meets rule massive.",
         "Rule dettmers_heads was not applied: attn_heads was not recorded.",
+        "There is no super weight by rule super_weight on mlp_act and mlp_down (|x| > 50 on both), over the first 96 "
+        "tokens of sequence 0, population all: in no layer do both spike.",
+        "No published super weights of this model are known here, to compare with.",
     ]
+
+
+def test_what_ablations_did(summary):
+    assert said(summary, "effect") == [
+        "Over the first 96 tokens of the first 2 sequences (190 predicted tokens) the unchanged model has perplexity "
+        "31 (20 to 48 in single sequences) and mean top-1 probability 43.4 %. No dimension is selected by rule massive "
+        "or dettmers in population all, and no super weight was found, so nothing was ablated."
+    ]
+    summary["ablation"]["effects"] += [ZERO_FIRST, MEAN_FIRST, ZERO_REST, WEIGHT]
+    _, dim, weight = said(summary, "effect")
+    assert dim == (
+        "Dimension 507 on resid_post of layer 11 (rule massive) set at the first position to zero, perplexity 12,345 "
+        "(400 times the unchanged, 450 to 750 in single sequences); to its mean, perplexity 31.01 (1.001 times the "
+        "unchanged, 1 in single sequences); at all other positions to zero, perplexity 40 (1.3 times the unchanged, "
+        "1.1 to 2.5 in single sequences). 2 draws of a random dimension, treated alike: perplexity 30.8 to 31.2."
+    )
+    assert weight == (
+        "Weight W_down[507, 1229] of layer 11 (rule super_weight) set to zero, perplexity 250 (8 times the unchanged, "
+        "5 to 20 in single sequences). 1 draw of a random weight: perplexity 31."
+    )
+
+
+def test_special_tokens_are_named_where_there_are_some(summary):
+    summary["ablation"] |= {"only_first_excluded": False}
+    summary["ablation"]["effects"] += [ZERO_FIRST]
+    assert "set at the first position and special tokens to zero" in said(summary, "effect")[1]
+
+
+def test_a_loss_that_is_not_finite_is_said(summary):
+    broken = ZERO_FIRST | {"perplexity": None, "ratio": None, "ratios": [None, None], "random": []}
+    summary["ablation"]["effects"] += [broken]
+    assert said(summary, "effect")[1].endswith("set at the first position to zero, perplexity –.")
+
+
+def test_why_nothing_was_ablated(summary):
+    summary["ablation"] |= {"reason": "the model does not predict the next token", "effects": []}
+    assert said(summary, "effect") == []
+    assert "Nothing was ablated: the model does not predict the next token." in said(summary, "not found")
+
+
+def test_super_weights_in_their_order(summary):
+    summary["super_weights"]["found"] = [FOUND | {"round": n, "layer": 10 + n} for n in range(1, 10)]
+    found = said(summary, "found")
+    text, *details = found[next(n for n, line in enumerate(found) if line.startswith("The search")) :]
+    assert text == (
+        "The search by rule super_weight on mlp_act and mlp_down (|x| > 50 on both), over the first 96 tokens of "
+        "sequence 0, population all, finds 9 super weights, one a round, the earliest layer first and each set to zero "
+        "for the rounds that follow; after these, no layer spikes that would give another. By the rule a weight needs "
+        "only to join two spikes: what it is worth, its ablation shows."
+    )
+    assert details[0] == (
+        "Round 1: layer 11, W_down[507, 1229] = 5.876; mlp_act 2,944 in neuron 1229 at position 0, mlp_down 23,691 in "
+        "dimension 507 at position 3."
+    )
+    assert details[6] == "And 3 more, in layers 17 to 19."
+    summary["super_weights"]["rounds"] = 9
+    assert any("it stopped at its limit of 9 rounds" in line for line in said(summary, "found"))
+
+
+def test_published_super_weights_are_compared(summary):
+    listed = [{"hub_id": "some/<b>", "layer": layer, "row": 507, "col": 1229} for layer in (11, 11, 3)]
+    summary["super_weights"] |= {"found": [FOUND], "published": listed}
+    found = said(summary, "found")
+    assert "Of 2 published for some/<b>, 1 was found here (layer: [row, column]): 11: [507, 1229]." in found
+    assert "Of 2 published for some/<b>, 1 was not (layer: [row, column]): 3: [507, 1229]." in found
+
+
+def test_layers_that_were_not_searched(summary):
+    summary["super_weights"] |= {"not_searched": {"the MLP routes tokens to experts": [1, 2, 3]}}
+    assert "Layers 1 to 3 were not searched: the MLP routes tokens to experts." in said(summary, "not found")
+    summary["super_weights"] |= {"unsearched": "the MLP routes tokens to experts"}
+    assert "Super weights were not searched: the MLP routes tokens to experts." in said(summary, "not found")
 
 
 def test_hits_that_do_not_pass_are_counted(summary):
@@ -260,3 +366,71 @@ def test_invisible_text_is_shown():
     assert visible("café שלום <b>") == "café שלום <b>"
     assert quoted("a\u202e") == "“a‹U+202E›”"
     assert quoted("שלום") == "“\u2068שלום\u2069”"
+
+
+def place(site, layer, ratio, rank):
+    return {"site": site, "layer": layer, "gain": -0.1, "ratio": ratio, "rank": rank, "size": 576}
+
+
+GAINS = {"norms": 61, "with_gain": 61, "undecided": 0, "all_one": 0, "all_exactly_one": False, "gains": 35136,
+         "gains_exactly_one": 4, "dims": []}  # fmt: skip
+
+
+def test_what_the_gains_do_at_a_selected_dim(summary):
+    row = {
+        "dim": 507,
+        "smallest": place("mlp_norm", 21, 4.1e-5, 576),
+        "largest": place("resid_mid+mlp_norm", 29, 4.2, 1),
+    }
+    summary["norms"] = GAINS | {"dims": [row]}
+    found = said(summary, "found")
+    assert "Not all gains of the norms are exactly 1: 4 of 35,136 gains are 1, and in 0 of 61 norms all are." in found
+    assert (
+        "At dimension 507 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 21 "
+        "(4.1e-05, rank 576 of 576) and largest on resid_mid = mlp_norm in layer 29 (4.2, rank 1 of 576)."
+    ) in found
+
+
+@pytest.mark.parametrize(("low", "high", "notable"), [(0.51, 1.99, False), (0.5, 1, True), (1, 2, True)])
+def test_a_gain_twice_or_half_the_median_is_notable(summary, low, high, notable):
+    row = {"dim": 5, "smallest": place("attn_norm", 0, low, 9), "largest": place("attn_norm", 1, high, 1)}
+    summary["norms"] = GAINS | {"dims": [row]}
+    assert any("At dimension 5 |gain|" in text for text in said(summary, "found")) == notable
+    assert any("At no selected dimension" in text for text in said(summary, "not found")) == (not notable)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"all_exactly_one": True}, "All gains of the norms are exactly 1 (35,136 gains of 61 norms)."),
+        ({"with_gain": 0, "all_exactly_one": None}, "none of the 61 norms has a gain."),
+        (
+            {"with_gain": 60, "undecided": 1, "all_exactly_one": None},
+            "Whether all gains of the norms are exactly 1 is not known. Of 1 norm the gain could not be told.",
+        ),
+    ],
+)
+def test_the_answer_about_ones(summary, changes, sentence):
+    summary["norms"] = GAINS | changes
+    assert any(sentence in text for text in said(summary, "found"))
+
+
+def test_rule_location_by_site(summary):
+    top = [{"dim": 7, "count": 30, "share": 0.75, "positive": 0, "negative": 30, "one_sided": True}]
+    some = {"occurrences": 40, "locations": 8, "location_rate": 0.001, "dims": 2, "top": top}
+    none = {"occurrences": 0, "locations": 0, "location_rate": 0.0, "dims": 0, "top": []}
+    summary["location"] = {"threshold": 6.0, "inclusive": False, "min_layer_fraction": 0.25,
+                           "populations": {"all": {"attn_norm": some, "mlp_norm": none}}}  # fmt: skip
+    found = {finding.text: finding for finding in findings(summary)}
+    text = (
+        "Rule location (|x| > 6 in 25 % of the layers or more) on attn_norm in population all keeps 40 occurrences at "
+        "8 locations (0.1 % of all) in 2 dimensions."
+    )
+    assert found[text].details == ("Dimension 7 has 75 % of them, of which 0 % are positive.",)
+    nothing = "Rule location (|x| > 6 in 25 % of the layers or more) on mlp_norm in population all keeps no location."
+    assert found[nothing].topic == "not found"
+
+
+def test_a_dump_has_no_loss_to_speak_of(summary):
+    summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
+    assert not [finding for finding in findings(summary) if "loss" in finding.text or "predict" in finding.text]

@@ -41,6 +41,21 @@ def test_losses_equal_cross_entropy_of_the_full_logits(name, block, monkeypatch)
     assert not nll[:, 0].any()
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_the_largest_probability_is_that_of_the_full_logits(name, monkeypatch):
+    monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 7 * zoo.VOCABULARY)
+    loaded, ids = zoo.loaded(name), some_ids()
+    mask = torch.arange(T) < torch.tensor([[T], [5], [1]])
+    recorder = LossRecorder(loaded, find_sites(loaded))
+    with recorder.states(), torch.inference_mode():
+        loaded.base(ids)
+    _, top1 = recorder.token_scores(ids, mask)
+    with torch.inference_mode():
+        expected = loaded.model(ids).logits.softmax(-1).amax(-1)
+    torch.testing.assert_close(top1[:, 1:], expected[:, :-1] * mask[:, 1:], rtol=1e-5, atol=1e-6)
+    assert not top1[:, 0].any()
+
+
 def test_the_head_is_the_models_own():
     loaded, ids = zoo.loaded("gemma2", final_logit_softcapping=0.01), some_ids()
     nll = recorded(loaded, ids, torch.ones_like(ids, dtype=torch.bool))
@@ -92,6 +107,6 @@ class Smearing(torch.nn.Module):
 def test_a_large_vocabulary_adds_no_bias():
     """Summed in float32, the exponentials of 50,000 words are off by 1e-6, always to the same side."""
     logits, targets = torch.randn(400, 50_000, generator=torch.Generator().manual_seed(0)) * 4, torch.arange(400)
-    found = losses._negative_log_likelihood(logits, targets).double()
+    found = losses._scores(logits, targets)[0].double()
     expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
     assert abs(float((found - expected).mean())) < 1e-7 * float(expected.mean())

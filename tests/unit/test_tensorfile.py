@@ -74,6 +74,35 @@ def test_damaged_files_are_refused_by_name(tmp_path, how):
         TensorFile(path)
 
 
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ({"a": [-16, 0], "b": [0, 16]}, "'a' begins at byte -16"),
+        ({"a": [0, 16], "b": [8, 24]}, "'b' begins at byte 8 of the data, where 16 bytes are taken"),
+        ({"a": [0, 16], "b": [20, 36]}, "'b' begins at byte 20 of the data, where 16 bytes are taken"),
+        ({"a": [16, 32], "b": [32, 48]}, "'a' begins at byte 16 of the data, where 0 bytes are taken"),
+        ({"a": [0, 16]}, "its tensors end at byte"),
+    ],
+)
+def test_bytes_of_no_tensor_or_of_two_are_refused(tmp_path, spans, message):
+    """As the safetensors library does: a number would be taken from bytes that nobody wrote there."""
+    path = tmp_path / "x.safetensors"
+    header = {name: {"dtype": "F32", "shape": [4], "data_offsets": span} for name, span in spans.items()}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(max(32, max(map(max, spans.values())))))
+    with pytest.raises(InputError, match=message):
+        TensorFile(path)
+    with pytest.raises(Exception, match="Error while deserializing header"):
+        load_file(path)
+
+
+def test_a_header_nested_beyond_reason_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    with pytest.raises(InputError, match="expected a whole safetensors file"):
+        TensorFile(path)
+
+
 def test_a_missing_file_and_a_missing_tensor(tmp_path):
     with pytest.raises(InputError, match="none"):
         TensorFile(tmp_path / "none")

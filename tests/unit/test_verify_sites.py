@@ -33,7 +33,7 @@ def misplace(blocks, index, site, path, side):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", sorted(set(zoo.CONFIGS) - {"granite"}))
+@pytest.mark.parametrize("name", sorted(set(zoo.CONFIGS) - {"granite", "granitemoeshared"}))
 def test_every_site_of_every_architecture_is_proven(name, dtype):
     loaded = zoo.loaded(name, dtype)
     blocks = find_sites(loaded)

@@ -57,6 +57,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon": _COMMON,
     "modernbert": dict(_LLAMA, pad_token_id=0, bos_token_id=0, eos_token_id=1, cls_token_id=0, sep_token_id=1),
     "granite": dict(_LLAMA, residual_multiplier=0.22),
+    "qwen2_moe": dict(_MOE, num_experts=EXPERTS, shared_expert_intermediate_size=32),
+    "flex_olmo": dict(_MOE, num_experts=EXPERTS, intermediate_size=32),
+    "granitemoeshared": dict(_LLAMA, num_local_experts=EXPERTS, shared_intermediate_size=32),
+    "llama4_text": dict(_LLAMA, num_local_experts=EXPERTS, head_dim=16, intermediate_size_mlp=D_MLP),
 }  # fmt: skip
 ENCODERS = {"bert", "modernbert"}
 EAGER_ONLY = {"gpt_oss", "gemma2"}

@@ -14,6 +14,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from planted_experts import planted_moe
 from soak import copy_project
 
 PERSISTENT, MASSIVE = 5, 7  # planted dims
@@ -58,6 +59,12 @@ def tiny_bert(path: Path) -> None:
     )
     AutoModel.from_config(config).save_pretrained(path)
     byte_tokenizer(path, template=True)
+
+
+def tiny_moe(path: Path) -> None:
+    """An OLMoE with a super expert, at the letter z."""
+    planted_moe(path, token=2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("z"))
+    byte_tokenizer(path, template=False)
 
 
 @dataclass
@@ -126,7 +133,7 @@ def project(tmp_path_factory) -> Project:
     """The project after a complete run."""
     folder = tmp_path_factory.mktemp("project")
     copy_project(folder)
-    for name, make in (("llama", tiny_llama), ("bert", tiny_bert)):
+    for name, make in (("llama", tiny_llama), ("bert", tiny_bert), ("moe", tiny_moe)):
         (folder / name).mkdir()
         make(folder / name)
     lines = [f"Line {i}: a lazy dog, dozing; <b>naïve</b> café № {i * i}." for i in range(200)]
@@ -138,7 +145,7 @@ def project(tmp_path_factory) -> Project:
         "extract": {"chunk_sequences": 4, "batch_size": 3},
         "detect": {"max_density": 0.2},
         "catalog": {
-            "models": {"tiny": {"path": "llama"}, "tiny-bert": {"path": "bert"}},
+            "models": {"tiny": {"path": "llama"}, "tiny-bert": {"path": "bert"}, "tiny-moe": {"path": "moe"}},
             "corpora": {"text": {"files": ["text.txt"]}},
         },
     }

@@ -6,12 +6,33 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from polars.testing import assert_frame_equal
+from polars.testing import assert_frame_equal, assert_series_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-TABLES = ("layers", "dims", "emergence", "pairs", "sensitivity", "massive", "loss")
-AFTER_FILTERING = {"filter_systematic", "analyze_emergence", "summarize_run", "render_report"}
+import planted_experts
+
+TABLES = (
+    "layers",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "norms",
+    "gains",
+    "loss",
+    "sinks",
+    "lifecycle",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+    "experts",
+    "routing",
+    "super_weights",
+    "ablation",
+    "ablation_sequences",
+)
 RUN = "results/tiny/text"
 
 
@@ -29,6 +50,45 @@ def test_it_finds_what_was_planted(project):
     assert 7 in dims.filter("selected", rule="massive")["dim"]
     massive = pl.read_parquet(project.folder / RUN / "massive.parquet")
     assert set(massive.filter(dim=7)["token_text"]) == {"z"}
+
+
+def test_the_planted_massive_value_is_traced_to_the_embedding(project):
+    run = project.folder / RUN
+    life = pl.read_parquet(run / "lifecycle.parquet").filter(target_dim=7)
+    assert set(life["token_text"]) == {"z"}
+    largest = pl.read_parquet(run / "massive.parquet").filter(dim=7).sort(pl.col("value").abs()).row(-1, named=True)
+    after = life.filter(part="resid_post", layer=largest["layer"]).row(0, named=True)
+    assert after["value"] == pytest.approx(largest["value"])
+    assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
+    assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
+
+
+def test_ablations_are_those_of_plain_transformers(project):
+    """The planted value at the letter z is worth something; the unchanged model's loss is the run's own."""
+    run = project.folder / RUN
+    ablation = pl.read_parquet(run / "ablation.parquet")
+    by_sequence = pl.read_parquet(run / "ablation_sequences.parquet")
+    assert_series_equal(by_sequence.filter(variant=0)["nll"], pl.read_parquet(run / "loss.parquet")["nll"].head(2))
+    assert pl.read_parquet(run / "super_weights.parquet").is_empty()
+    massive = pl.read_parquet(run / "dims.parquet").filter("selected", population="all", rule="massive")
+    one = massive.sort("max_abs", descending=True).row(0, named=True)
+    assert one["dim"] == 7
+    found = ablation.filter(rule="massive", dims="7", positions="rest", value="zero").row(0, named=True)
+    assert found["layers"] == str(one["step_up"])
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama").eval()
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()[:2]
+
+    def hook(module, args, output):
+        changed = output.clone()
+        changed[:, 1:, 7] = 0
+        return changed
+
+    model.model.layers[one["step_up"]].register_forward_hook(hook)
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1].transpose(1, 2)
+    nll = torch.nn.functional.cross_entropy(logits, tokens[:, 1:]).item()
+    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["nll"] != pytest.approx(ablation["nll"][0], rel=1e-3)
 
 
 def test_layers_and_losses_are_those_of_plain_transformers(project):
@@ -61,6 +121,56 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     assert all(0 <= len(text.encode()) - size <= 3 for text, size in zip(texts, loss["bytes"], strict=True))
 
 
+def test_gains_are_those_that_were_planted(project):
+    run = project.folder / RUN
+    weights = load_file(project.folder / "llama/model.safetensors")
+    norms = pl.read_parquet(run / "norms.parquet")
+    assert norms["tensor"].to_list() == [f"{module}.weight" for module in norms["module"]]
+    for row in norms.to_dicts():
+        assert row["exactly_one"] == int((weights[row["tensor"]] == 1).sum()) >= 31
+    gains = pl.read_parquet(run / "gains.parquet").filter(population="all", rule="dettmers", dim=5)
+    assert gains["gain"].to_list() == [20.0 if site == "attn_norm" else 1.0 for site in gains["site"]]
+    assert len(gains) == 9 and set(gains.filter(site="attn_norm")["rank"]) == {1}
+    report = (project.folder / "results/report.html").read_text()
+    assert "At dimension 5 |gain| / median |gain|" in report and 'id="run-1-norm-gains"' in report
+
+
+def looped_alpha(pattern, causal):
+    """Mean over the queries that see each key, of a pattern (heads, T, T)."""
+    length = pattern.shape[1]
+    return [
+        [np.mean([float(head[query, key]) for query in range(key if causal else 0, length)]) for key in range(length)]
+        for head in pattern
+    ]
+
+
+def test_sinks_are_those_of_plain_transformers(project):
+    run = project.folder / RUN
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "llama", attn_implementation="eager").eval()
+    with torch.no_grad():
+        attentions = model(tokens, output_attentions=True).attentions
+    sinks = pl.read_parquet(run / "sinks.parquet")
+    assert len(sinks) == 4 * 4 * 48
+    alpha = np.array([[looped_alpha(one, causal=True) for one in layer] for layer in attentions])
+    for row in sinks.iter_rows(named=True):
+        values = alpha[row["layer"], :, row["head"], row["token"]]
+        assert row["alpha"] == pytest.approx(values.mean(), rel=1e-4)
+        assert row["sink_rate"] == pytest.approx((values > 0.3).mean())
+        assert row["kv_head"] == row["head"] // 2
+        assert row["sequences"] == 6 and row["excluded"] == (6 if row["token"] == 0 else 0)
+    kept = load_file(run / "attention.safetensors")
+    assert kept
+    for name, pattern in kept.items():
+        layer = int(name.removeprefix("pattern."))
+        np.testing.assert_allclose(pattern[0], attentions[layer][0], atol=1e-5)
+
+
+def test_other_attention_maps_need_no_other_stage(project):
+    assert project.planned(attention_maps__threshold=0.5).jobs() == following("map_attention")
+    assert project.planned(attention_maps__kept_layers=[1]).jobs() == following("map_attention")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -71,7 +181,7 @@ def test_layers_and_losses_are_those_of_plain_transformers(project):
     ],
 )
 def test_another_share_or_threshold_needs_no_new_detection(project, changes):
-    assert project.planned(**changes).jobs() == AFTER_FILTERING
+    assert project.planned(**changes).jobs() == following("filter_systematic")
 
 
 def test_a_lower_floor_needs_a_new_detection(project):
@@ -79,39 +189,83 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
-CHAIN = (
-    "tokenize_corpus", "extract_activations", "detect_outliers", "summarize_layers", "filter_systematic",
-    "analyze_emergence", "summarize_run", "render_report",
-)  # fmt: skip
+FEEDS = {
+    "tokenize_corpus": ["extract_activations", "map_attention"],
+    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss"],
+    "detect_outliers": ["summarize_layers"],
+    "locate_outliers": ["summarize_run"],
+    "summarize_layers": ["filter_systematic", "map_attention"],
+    "filter_systematic": ["analyze_emergence"],
+    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims"],
+    "check_norms": ["summarize_run"],
+    "trace_origin": ["summarize_run"],
+    "rank_experts": ["summarize_run"],
+    "map_attention": ["summarize_run"],
+    "measure_loss": ["find_super_weights"],
+    "find_super_weights": ["ablate_dims"],
+    "ablate_dims": ["summarize_run"],
+    "summarize_run": ["render_report"],
+    "render_report": [],
+}
+
+
+def following(*rules: str) -> set[str]:
+    """These rules and all that need what they make."""
+    return {*rules}.union(*(following(*FEEDS[rule]) for rule in rules)) if rules else set()
+
+
+MESSAGES = {
+    "tokenize_corpus": "Tokenize text",
+    "extract_activations": "Run tiny",
+    "detect_outliers": "Detect outliers",
+    "locate_outliers": "Locate outliers",
+    "summarize_layers": "Summarize the",
+    "filter_systematic": "Select systematic",
+    "map_attention": "Map the",
+    "analyze_emergence": "Follow the",
+    "check_norms": "Check the",
+    "trace_origin": "Trace the",
+    "rank_experts": "Rank the",
+    "find_super_weights": "Search tiny",
+    "ablate_dims": "Ablate outlier",
+    "summarize_run": "Summarize tiny",
+    "render_report": "Render the",
+}
 
 
 @pytest.mark.parametrize(
-    ("module", "message", "first"),
+    ("module", "first"),
     [
-        ("tokenize_corpus", "Tokenize text", "tokenize_corpus"),
-        ("sites", "Run tiny", "extract_activations"),
-        ("losses", "Run tiny", "extract_activations"),
-        ("scan_kernel", "Detect outliers", "detect_outliers"),
-        ("statistics", "Detect outliers", "detect_outliers"),
-        ("summarize_layers", "Summarize the", "summarize_layers"),
-        ("rules", "Select systematic", "filter_systematic"),
-        ("token_text", "Select systematic", "filter_systematic"),
-        ("analyze_emergence", "Follow the", "analyze_emergence"),
-        ("summarize_run", "Summarize tiny", "summarize_run"),
-        ("render_report", "Render the", "render_report"),
+        ("tokenize_corpus", ["tokenize_corpus"]),
+        ("losses", ["extract_activations"]),
+        ("sites", ["extract_activations"]),
+        ("scan_kernel", ["detect_outliers", "locate_outliers"]),
+        ("statistics", ["detect_outliers", "locate_outliers"]),
+        ("count_locations", ["locate_outliers"]),
+        ("summarize_layers", ["summarize_layers"]),
+        ("rules", ["filter_systematic", "locate_outliers"]),
+        ("attention_patterns", ["map_attention"]),
+        ("token_text", ["filter_systematic"]),
+        ("analyze_emergence", ["analyze_emergence"]),
+        ("norms", ["check_norms"]),
+        ("mlp_weights", ["trace_origin"]),
+        ("record_experts", ["rank_experts"]),
+        ("summarize_experts", ["summarize_run"]),
+        ("super_weights", ["find_super_weights"]),
+        ("ablation_targets", ["ablate_dims"]),
+        ("summarize_run", ["summarize_run"]),
+        ("render_report", ["render_report"]),
     ],
 )
-def test_an_edited_module_reruns_the_stages_that_import_it(project, module, message, first):
+def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):
     """The first of them for its new code, and what follows for its new inputs; nothing before."""
     undo = project.edit(module)
     try:
         planned = project.planned()
     finally:
         undo()
-    assert planned.jobs_with_other_parameters() == {message}
-    following = set(CHAIN[CHAIN.index(first) :])
-    assert planned.jobs() - {"measure_loss"} == following
-    assert ("measure_loss" in planned.jobs()) == ("extract_activations" in following)
+    assert planned.jobs_with_other_parameters() == {MESSAGES[rule] for rule in first}
+    assert planned.jobs() == following(*first)
 
 
 def test_an_edit_that_concerns_no_stage_reruns_none(project):
@@ -132,6 +286,49 @@ def test_chunks_batches_and_temporary_activations_change_no_number(project):
         assert_frame_equal(tables(other)[name], table, rel_tol=1e-9)
     exact = ["population", "site", "layer", "top1", "top2", "top3", "median", "max", "occurrences", "dims_hit"]
     assert_frame_equal(tables(other)["layers"][exact], tables(project.folder / RUN)["layers"][exact], check_exact=True)
+
+
+def test_a_dense_model_has_empty_tables_of_experts(project):
+    for name in ("experts", "routing"):
+        assert pl.read_parquet(project.folder / RUN / f"{name}.parquet").is_empty()
+    assert project.planned(experts__sequences=3).jobs() == {"rank_experts", "summarize_run", "render_report"}
+
+
+def test_a_planted_super_expert_is_found(project):
+    """From a model directory to the report; the maxima are those of plain transformers on the run's own tokens."""
+    run = project.run(models=["tiny-moe"], results="moe", experts__sequences=4)
+    assert run.status == 0, run.output
+    folder = project.folder / "moe/tiny-moe/text"
+    experts, routing = (pl.read_parquet(folder / f"{name}.parquet") for name in ("experts", "routing"))
+    layer, expert, dim = planted_experts.LAYER, planted_experts.EXPERT, planted_experts.DIM
+    found = experts.filter("super_expert").row(0, named=True)
+    assert experts["super_expert"].sum() == 1 and (found["layer"], found["expert"], found["dim"]) == (
+        layer,
+        expert,
+        dim,
+    )
+    tokens = torch.from_numpy(load_file(folder / "tokens.safetensors")["tokens"]).long()
+    model = AutoModelForCausalLM.from_pretrained(project.folder / "moe").eval()
+    mlp, seen = model.model.layers[layer].mlp, {}
+    mlp.register_forward_hook(lambda module, args, output: seen.update(read=args[0], written=output))
+    with torch.no_grad():
+        model(tokens)
+        *_, chosen = mlp.gate(seen["read"])
+        x, (gate, up) = seen["read"].flatten(0, 1), mlp.experts.gate_up_proj[expert].chunk(2)
+        out = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ mlp.experts.down_proj[expert].T
+    took = (chosen == expert).any(dim=1).reshape(tokens.shape)
+    assert found["tokens_routed"] == int(took[:4].sum()) > 0
+    largest = out.abs().reshape(*tokens.shape, -1)[:4][took[:4]].max()
+    assert found["max_abs"] == pytest.approx(float(largest), rel=1e-4)
+    massive = pl.read_parquet(folder / "massive.parquet").filter(dim=dim)
+    peak = massive.sort(pl.col("value").abs(), descending=True).row(0, named=True)
+    top = routing.filter(dim=dim, layer=layer).row(0, named=True)
+    assert (top["sequence"], top["token"], top["expert"]) == (peak["sequence"], peak["token"], expert)
+    assert peak["token_text"] == "z" and top["activation"] == peak["value"]
+    written = float(seen["written"][top["sequence"], top["token"], dim])
+    parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
+    assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
+    assert "expert 3 of layer 1" in (project.folder / "moe/report.html").read_text()
 
 
 def test_documents_bert_and_a_site_that_is_absent(project):
@@ -160,6 +357,22 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
     assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    norms = pl.read_parquet(folder / "norms.parquet")
+    assert len(norms) == 7 and norms["all_one"].all() and norms["bias_max_abs"].to_list() == [0.0] * 7
+    assert set(norms["site"]) == {None, "resid_mid+mlp_norm", "resid_post"}
+    # Without padding, and so each sequence alone.
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        short, long = (
+            model(tokens[n : n + 1, : mask[n].sum()].long(), output_attentions=True).attentions for n in range(2)
+        )
+    for row in pl.read_parquet(folder / "sinks.parquet").iter_rows(named=True):
+        layer, head, token = row["layer"], row["head"], row["token"]
+        values = [float(one[layer][0, head, :, token].mean()) for one in (short, long) if token < one[layer].shape[-1]]
+        assert row["sequences"] == len(values) and row["alpha"] == pytest.approx(np.mean(values), rel=1e-4)
+        assert row["kv_head"] is None
+    assert pl.read_parquet(folder / "ablation.parquet").is_empty()
+    assert pl.read_parquet(folder / "super_weights.parquet").is_empty()
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import polars as pl
 
 from outlier_features.artifacts import require_same_run
 from outlier_features.populations import POPULATIONS
+from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.statistics import SiteStatistics
+from outlier_features.steps import steps
 from outlier_features.tables import DIMS, EMERGENCE, PAIRS, READINGS, read_table, write_table
 from outlier_features.tensorfile import TensorFile
 
-# Sites whose dims are those of the residual stream; a dim means the same thing in all of them.
-RESIDUAL_BASIS = ("resid_pre", "resid_mid", "resid_post", "attn_norm", "mlp_norm", "attn_out", "mlp_out", "mlp_down")
 ONE_SIDED = 0.95
 
 
@@ -27,7 +27,12 @@ def analyze_emergence(pairs: Path, statistics: Path, dims: Path, emergence: Path
     write_table(dims, found, DIMS, provenance)
     basis = {site: one for site, one in sites.items() if site in RESIDUAL_BASIS}
     chosen = found.filter(pl.col("rule") != "dettmers_heads")["dim"].unique().sort().to_numpy()
-    frames = [profiles(site, one, population, chosen) for population in POPULATIONS for site, one in basis.items()]
+    frames = [
+        profiles(site, one, population, chosen)
+        for population in POPULATIONS
+        for site, one in basis.items()
+        if population in one.populations
+    ]
     write_table(emergence, pl.concat([pl.DataFrame(schema=EMERGENCE.schema), *frames]), EMERGENCE, provenance)
 
 
@@ -63,18 +68,10 @@ def dims_of(pairs: pl.DataFrame, sequences: int) -> pl.DataFrame:
     )
 
 
-def steps(profile: np.ndarray[Any, Any]) -> tuple[int, int | None]:
-    """Indices where a dim's max abs(x) per layer (L,) steps up to half of its maximum, and later falls below it."""
-    reached = profile >= profile.max() / 2
-    up = int(reached.argmax())
-    below = np.flatnonzero(~reached[up:])
-    return up, (up + int(below[0]) if len(below) else None)
-
-
 def shapes(dims: pl.DataFrame, residual: SiteStatistics | None) -> pl.DataFrame:
     """`dims` with the step-up and step-down blocks on resid_post of the selected ones; null without resid_post."""
     found: list[tuple[int | None, int | None]] = []
-    profile = {} if residual is None else {name: residual.max_abs(name) for name in POPULATIONS}
+    profile = {} if residual is None else {name: residual.max_abs(name) for name in residual.populations}
     for row in dims.select("population", "rule", "dim", "selected").iter_rows(named=True):
         if residual is None or not row["selected"] or row["rule"] == "dettmers_heads":
             found.append((None, None))

@@ -98,9 +98,10 @@ def unfinished(paths: Iterator[Path]) -> list[Unfinished]:
     return [Unfinished(path, match["host"], int(match["process"])) for path, match in found if match]
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write `content`, and beside it a checksum of it and of the file's name, by which `read_json` knows damage."""
-    sealed = {**content, JSON_CHECKSUM: _json_crc32(content, Path(path))}
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content`; if it has keys, with a checksum of it and the file's name, by which `read_json` knows damage."""
+    seal = {JSON_CHECKSUM: _json_crc32(content, Path(path))}
+    sealed = {**content, **seal} if isinstance(content, Mapping) else content
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -124,7 +125,7 @@ def read_json(path: str | Path, *keys: str) -> Any:
     return content
 
 
-def _json_crc32(content: Mapping[str, Any], path: Path) -> str:
+def _json_crc32(content: Any, path: Path) -> str:
     """Of the content and the last three names of the path, as in `models/mine/source.json`."""
     return f"{zlib.crc32(json.dumps([content, path.absolute().parts[-3:]], sort_keys=True).encode()):08x}"
 

@@ -2,53 +2,48 @@
 
 import argparse
 import os
-import sys
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+_MAX_THREADS = 16  # more do not read memory faster
 
-from outlier_features.artifacts import replacing
-from outlier_features.count_document import (
-    COMPARISON,
-    DTYPES,
-    comparison_document,
-    count_document,
-    to_csv,
-    to_json,
+
+_DESCRIPTION = (
+    "Count the activations over a threshold at locations (sequence, token, dim) that enough layers hit: by dim with "
+    "sign, layer and token, with the quartiles of all values. Exact, in memory that does not grow with the file."
 )
-from outlier_features.count_locations import LocationCount, LocationRule, compare_dims, count_locations, site_tensors
-from outlier_features.count_tables import plain_tables, print_tables
-from outlier_features.errors import InputError
-from outlier_features.progress import byte_bar
-from outlier_features.scan import SiteTensors, itemsize
-from outlier_features.tensorfile import TensorFile
-
-_LARGEST = float(np.finfo(np.float32).max)
+_EPILOG = "Exit status: 0; 1 after one line `error: ...` on a file that is not what it must be; 2 on a usage mistake."
 
 
-def add_count(commands: Any) -> None:
-    text = "Count activations over a threshold at locations (sequence, token, dim) that enough layers hit."
-    count = commands.add_parser("count", help=text, description=text, allow_abbrev=False)
+def add_count(count: argparse.ArgumentParser) -> None:
+    count.description, count.epilog = _DESCRIPTION, _EPILOG
     count.set_defaults(run=_count)
-    add = count.add_argument
-    add("--input", required=True, type=Path, metavar="F", help="safetensors file")
-    add("--key", required=True, help="tensor (N, L, T, H), or the K of one tensor K.0, K.1, ... (N, T, H) per layer")
+
+    add = count.add_argument_group("activations").add_argument
+    add("--input", required=True, type=Path, metavar="FILE", help="safetensors file; float32, bfloat16 or float16")
+    add("--key", required=True, help="a tensor (N, L, T, H), or K of the tensors K.0, K.1, ... (N, T, H), one a layer")
     add("--compare-key", metavar="KEY", help="another key, counted as well; the dims of both are compared")
+
+    rule = count.add_argument_group("rule")
+    add = rule.add_argument
     add("--threshold", type=_threshold, default=6.0, metavar="X", help="abs(x) above it is an outlier (default: 6.0)")
     add("--inclusive", action="store_true", help="abs(x) equal to the threshold is an outlier too")
-    criterion = count.add_mutually_exclusive_group()
+    criterion = rule.add_mutually_exclusive_group()
     criterion.add_argument(
         "--min-layer-fraction", type=_fraction, default=0.25, metavar="F",
-        help="share of the layers that must hit a location (default: 0.25)",
+        help="share of the layers that must hit a location for its outliers to be kept (default: 0.25)",
     )  # fmt: skip
     criterion.add_argument(
         "--no-layer-fraction", dest="min_layer_fraction", action="store_const", const=None, help="one layer is enough"
     )
-    add("--iqr-samples", type=_samples, default=0, metavar="exact|N", help="values for the quartiles (default: exact)")
-    add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="outliers for theirs (default: exact)")
-    add("--format", choices=("table", "json", "csv"), default="table")
+
+    add = count.add_argument_group("quartiles, exact or of a sample with its standard error").add_argument
+    add("--iqr-samples", type=_samples, default=0, metavar="exact|N", help="of all values (default: exact)")
+    add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="of the kept outliers (default: exact)")
+
+    add = count.add_argument_group("output").add_argument
+    add("--format", choices=("table", "json", "csv"), default="table", help="table (default) has the first ten dims")
     add("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
     add("--quiet", action="store_true", help="no progress on standard error")
 
@@ -80,20 +75,25 @@ _threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number",
 
 def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     _require_usable(options, parser)
-    file = TensorFile(options.input)
+    from outlier_features.count_dump import count_dump  # with numba, half a second, which a usage mistake is spared
+    from outlier_features.count_locations import LocationRule
+
     keys = [key for key in (options.key, options.compare_key) if key is not None]
-    sites = [site_tensors(file, key) for key in keys]
-    if len({site.shape[2] for site in sites}) > 1:
-        first, second = (f"{site.site} has {site.shape[2]} dims" for site in sites)
-        raise InputError(f"{file.path}: {first} and {second}, expected as many, or they cannot be compared")
-    counts = [_count_key(site, options) for site in sites]
-    document = {key: count_document(count) for key, count in zip(keys, counts, strict=True)}
-    if len(counts) == 2:
-        document[COMPARISON] = comparison_document((keys[0], keys[1]), compare_dims(*counts))
+    document = count_dump(
+        options.input,
+        keys,
+        LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
+        value_samples=options.iqr_samples,
+        magnitude_samples=options.outlier_samples,
+        threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),
+        quiet=options.quiet,
+    )
     _write(document, options)
 
 
 def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from outlier_features.count_document import COMPARISON
+
     if options.compare_key == options.key:
         parser.error(f"argument --compare-key: {options.key} found, expected another key than --key")
     if options.compare_key is not None and COMPARISON in (options.key, options.compare_key):
@@ -102,41 +102,8 @@ def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser
         parser.error("argument --output: expected another file than --input")
 
 
-def _count_key(site: SiteTensors, options: argparse.Namespace) -> LocationCount:
-    shape = (site.shape[0], len(site.layers), *site.shape[1:])
-    size = prod(shape) * itemsize(site.dtype)
-    if not options.quiet:
-        line = f"{site.site}: {shape} {DTYPES[site.dtype]}, {prod(shape):,} elements, {size / 2**20:,.1f} MiB"
-        print(line, file=sys.stderr, flush=True)
-    passes = 2 if options.iqr_samples or site.dtype == "F32" else 1
-    with byte_bar(f"count {site.site}", size * passes, disable=options.quiet) as bar:
-        return count_locations(
-            [site],
-            LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
-            value_samples=options.iqr_samples,
-            magnitude_samples=options.outlier_samples,
-            threads=len(os.sched_getaffinity(0)),
-            progress=bar.update,
-        )
-
-
 def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
-    if options.output is None and options.format == "table":
-        print_tables(document, options.input.name, sys.stdout)
-    else:
-        text = {"json": to_json, "csv": to_csv}.get(
-            options.format, lambda found: plain_tables(found, options.input.name)
-        )
-        _write_text(text(document), options.output)
-    sys.stdout.flush()
+    from outlier_features.command_output import write_found
+    from outlier_features.count_tables import count_tables
 
-
-def _write_text(text: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        with replacing(output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written, {error.strerror}") from error
+    write_found(document, lambda: count_tables(document, options.input.name), options.format, options.output)

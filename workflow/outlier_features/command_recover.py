@@ -2,19 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from outlier_features.recovery import recover, require_nothing_left
 
 
-def add_recover(commands: Any) -> None:
-    text = "End the jobs that a killed run has left at work in a directory; refuse where a run still goes on."
-    command = commands.add_parser(
-        "recover",
-        help=text,
-        description=f"{text} Then `snakemake --unlock` removes its lock and `snakemake --rerun-incomplete` goes on: "
-        "`make resume` does the three.",
-        allow_abbrev=False,
+def add_recover(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "End the jobs that a killed run has left at work in a directory; refuse where a run still goes on. "
+        "Then `snakemake --unlock` removes its lock and `snakemake --rerun-incomplete` goes on; `make resume` does all."
     )
     command.set_defaults(run=_recover)
     command.add_argument(

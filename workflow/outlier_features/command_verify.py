@@ -2,14 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from outlier_features.errors import InputError
+from outlier_features.verify_artifacts import verify_artifacts
 
 
-def add_verify(commands: Any) -> None:
-    text = "Read every artifact of a run and compare checksums and provenance; a line for each that is bad."
-    verify = commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
+def add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.description = (
+        "Read every artifact of a run and compare checksums and provenance; a line for each that is bad."
+    )
     verify.set_defaults(run=_verify)
     verify.add_argument(
         "directories", nargs="+", type=Path, metavar="DIRECTORY", help="results of runs, or fetched resources"
@@ -17,8 +18,6 @@ def add_verify(commands: Any) -> None:
 
 
 def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from outlier_features.verify_artifacts import verify_artifacts  # polars and pyarrow, which other commands need not
-
     checked = bad = 0
     for verdict in verify_artifacts(options.directories):
         checked += 1

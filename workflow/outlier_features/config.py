@@ -9,6 +9,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
+from outlier_features.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
@@ -36,6 +37,8 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for kind in ("models", "corpora"):
         for name in selected[kind]:
             _require_known(kind, name, _entries(config, kind))
+    if CORPUS in selected["corpora"]:
+        raise InputError(f"config: corpora names {CORPUS!r}, expected another name, since that of dumps is {CORPUS!r}")
     complete = with_defaults(selected, schema, schema)
     for corpus, entry in complete["catalog"]["corpora"].items():
         own = selected["catalog"]["corpora"][corpus].get("sample", {})
@@ -48,6 +51,11 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 def require_files(config: Mapping[str, Any]) -> None:
     """Raise `InputError` where a selected model's directory or corpus's file is not there."""
     for name, model in config["catalog"]["models"].items():
+        for file in dump_files(model) if "dump" in model else []:
+            if not Path(file).is_file():
+                raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
+        if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
+            raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
         if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():
             raise InputError(f"config: catalog.models.{name}.path: {model['path']} is not a directory")
     for name, corpus in config["catalog"]["corpora"].items():
@@ -133,6 +141,8 @@ def _sentence(error: ValidationError) -> str:
 
 def _expected(error: ValidationError) -> str:
     wanted: Any = error.validator_value
+    if error.validator == "anyOf":
+        return " or ".join(map(_kind, wanted))
     phrases = {
         "type": f"{wanted}",
         "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
@@ -144,6 +154,11 @@ def _expected(error: ValidationError) -> str:
         "uniqueItems": "each entry once",
     }
     return phrases.get(str(error.validator), error.message)
+
+
+def _kind(choice: Schema) -> str:
+    """One of the choices of an `anyOf`: some words, or a list."""
+    return ", ".join(map(str, choice["enum"])) if "enum" in choice else f"a list of {choice['items']['type']}s"
 
 
 def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:

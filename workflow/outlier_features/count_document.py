@@ -6,20 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from outlier_features.count_locations import DimComparison, LocationCount
 from outlier_features.quantiles import Quartiles
+from outlier_features.tensorfile import DTYPES
 
 COMPARISON = "comparison"
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _COLUMNS = ("key", "table", "row", "quantity", "value")
 
 
 def count_document(count: LocationCount) -> dict[str, Any]:
     """Shares are fractions, None where nothing was kept. What was sampled has `samples` and `standard_errors`."""
-    elements = int(np.prod(count.shape, dtype=object))
-    found, (n, layers, t, h) = count.occurrences, count.shape
+    found, (_, layers, t, h) = count.occurrences, count.shape
     return {
         "shape": list(count.shape),
         "dtype": DTYPES[count.dtype],
@@ -28,9 +25,9 @@ def count_document(count: LocationCount) -> dict[str, Any]:
         "min_layer_fraction": count.rule.min_layer_fraction,
         "elements_over_threshold": count.over,
         "occurrences": found,
-        "occurrence_rate": found / elements,
+        "occurrence_rate": found / (count.positions * layers * h),
         "locations": count.locations,
-        "location_rate": count.locations / (n * t * h),
+        "location_rate": count.locations / (count.positions * h),
         "mean_layer_fraction": _share(found, count.locations * layers),
         "quantiles": {**_quartiles(count.quartiles), "iqr": count.quartiles.iqr, **_errors(count.quartiles, iqr=True)},
         "dims": [

@@ -1,6 +1,9 @@
-"""The compiled part of counting: layers per location, tallies of the kept hits, and counts within a few histogram bins.
+"""The compiled part of counting: one pass that counts, one that counts again within a few bins of the histograms.
 
-Hits come ordered by sequence, layer, token and dim, and those of a sequence come together.
+A block is some sequences of a site, and of each of their layers the same range of cells, a cell being a (token, dim).
+It is looked at in tiles, which lie in the cache while all their layers are counted: first, by vector code, how many
+layers hit each cell; then the values of the few cells that enough layers hit. Values are compared by their bits
+without the sign, which are in the order of abs(x) in every format, so nothing is widened or rounded.
 """
 
 from typing import Any, NamedTuple
@@ -8,53 +11,115 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-LOW_BITS = 1 << 16
-SLOTS = 6  # three quantiles, each between two order statistics
-LOCATIONS, OCCURRENCES = 0, 1  # in Tallies.totals
+from outlier_features.quantiles import SLOTS
 
-_SEEN = np.uint16(0xFFFF)  # a kept location whose first layer was counted
+BINS = 1 << 16
+OVER, LOCATIONS, OCCURRENCES = 0, 1, 2  # in Counts.totals
+
+_TILE_VALUES = 1 << 17  # of all layers: half a megabyte
+_TILE_CELLS = 64  # at least, or vector code would not pay
 _CHUNK = 64
+_COMPILED = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
-class Tallies(NamedTuple):
-    """Running counts of the kept occurrences."""
+class Counts(NamedTuple):
+    """Running counts of one thread. Of kept occurrences, unless another thing is said; L is in the site's order."""
 
-    totals: Any  # int64 (2,): locations, occurrences
+    totals: Any  # int64 (3,): values over the threshold, kept locations, kept occurrences
+    dims: Any  # int64 (H,)
     positive: Any  # int64 (H,)
     negative: Any  # int64 (H,)
-    dims: Any  # int64 (H,)
-    layers: Any  # int64 (largest block index + 1,)
-    first_layers: Any  # int64 (the same)
+    layers: Any  # int64 (L,)
+    first_layers: Any  # int64 (L,): kept locations by their first layer
     tokens: Any  # int64 (T,)
-    extremes: Any  # float32 (2,): smallest and largest abs(x)
-    histogram: Any  # int64 (32768,): abs(x) by its top 16 bits
-    values: Any  # float32 (capacity,): the first abs(x), or a sample of all
+    extremes: Any  # int64 (2,): the smallest and largest abs(x), as bits
+    magnitudes: Any  # int64 (32768,): abs(x) by its top 16 bits
+    histogram: Any  # int64 (65536,): all values by their top 16 bits
+    nonfinite: Any  # int64 (L,): values that are NaN or infinite
 
 
-def new_tallies(layers: int, tokens: int, dims: int, capacity: int) -> Tallies:
-    return Tallies(
-        totals=np.zeros(2, np.int64),
+class Scratch(NamedTuple):
+    """Working memory of one thread."""
+
+    hits: Any  # as the raw values (cells of a tile,): how many layers hit each cell
+    cells: Any  # int32 (the same): those that enough layers hit
+    histogram: Any  # uint32 (65536,): of a block
+    keys: Any  # uint64 (values of a block, or none): see `count_block`
+    raw: Any  # uint32 or uint16 (values of a block,)
+
+
+def new_counts(layers: int, tokens: int, dims: int) -> Counts:
+    return Counts(
+        totals=np.zeros(3, np.int64),
+        dims=np.zeros(dims, np.int64),
         positive=np.zeros(dims, np.int64),
         negative=np.zeros(dims, np.int64),
-        dims=np.zeros(dims, np.int64),
         layers=np.zeros(layers, np.int64),
         first_layers=np.zeros(layers, np.int64),
         tokens=np.zeros(tokens, np.int64),
-        extremes=np.array([np.inf, 0], np.float32),
-        histogram=np.zeros(LOW_BITS // 2, np.int64),
-        values=np.empty(capacity, np.float32),
+        extremes=np.array([BINS << 16, 0], np.int64),
+        magnitudes=np.zeros(BINS // 2, np.int64),
+        histogram=np.zeros(BINS, np.int64),
+        nonfinite=np.zeros(layers, np.int64),
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def count_layers(sequence, token, dim, tokens, dims, layer_hits):
-    """Count in `layer_hits` (uint16, zeros) how many layers hit each location (sequence - the first, token, dim)."""
-    first = np.int64(sequence[0]) if sequence.size else 0
-    for i in range(sequence.size):
-        layer_hits[((np.int64(sequence[i]) - first) * tokens + np.int64(token[i])) * dims + np.int64(dim[i])] += 1
+def new_scratch(layers: int, cells: int, itemsize: int, values: int, keys: bool = False) -> Scratch:
+    """For blocks of at most so many values, with keys or without."""
+    tile = min(cells, max(_TILE_CELLS, _TILE_VALUES // layers))
+    return Scratch(
+        hits=np.zeros(tile, f"u{itemsize}"),
+        cells=np.zeros(tile, np.int32),
+        histogram=np.zeros(BINS, np.uint32),
+        keys=np.empty(values if keys else 0, np.uint64),
+        raw=np.empty(values, f"u{itemsize}"),
+    )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(**_COMPILED)
+def _add_hits(x, mask, floor, hits):
+    """Add to each of `hits` whether abs(x) reaches the floor; returns the largest abs(x), all as bits."""
+    largest = x[0] & mask
+    for i in range(x.size):
+        magnitude = x[i] & mask
+        hits[i] += magnitude >= floor
+        largest = max(largest, magnitude)
+    return largest
+
+
+@njit(**_COMPILED)
+def _add_to_histogram(x, shift, histogram):
+    for i in range(x.size):
+        histogram[np.int64(x[i]) >> shift] += 1
+
+
+@njit(**_COMPILED)
+def _count_from(x, mask, bound):
+    count = 0
+    for i in range(x.size):
+        count += np.int64((x[i] & mask) >= bound)
+    return count
+
+
+@njit(**_COMPILED)
+def _list_kept(hits, needed, cells):
+    """List the cells that at least `needed` layers hit; returns their number and the sum of `hits`."""
+    count, total = 0, 0
+    for start in range(0, hits.size, _CHUNK):
+        chunk = hits[start : start + _CHUNK]
+        most, added = chunk[0], np.int64(0)
+        for i in range(chunk.size):
+            most = max(most, chunk[i])
+            added += np.int64(chunk[i])
+        total += added
+        if np.int64(most) >= needed:
+            for i in range(chunk.size):
+                cells[count] = start + i
+                count += np.int64(np.int64(chunk[i]) >= needed)
+    return count, total
+
+
+@njit(**_COMPILED)
 def _random(index):
     """64 bits that depend only on the index (splitmix64), so that a sample does not depend on blocks or threads."""
     z = (np.uint64(index) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -63,74 +128,133 @@ def _random(index):
     return z ^ (z >> np.uint64(31))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def tally_kept(sequence, layer, token, dim, value, needed, sample, layer_hits, tallies):
-    """Add the hits at locations that at least `needed` layers hit.
+@njit(**_COMPILED)
+def count_block(starts, stride, block, bits, needed, histogram, limit, index, counts, scratch):
+    """Count a block; returns how many keys of kept occurrences it left in `scratch.keys`.
 
-    `layer_hits` comes from `count_layers` and is used up. Beyond the capacity of `tallies.values` further values are
-    dropped or, with `sample`, replace earlier ones so that all are equally likely to stay.
+    starts      int64 (L,): cells of layer l and sequence n of the block are at starts[l] + n * stride in scratch.raw
+    block       number of sequences, first cell and one past the last
+    bits        of the type of the values: all but the sign; the smallest abs(x) that is over the threshold; infinity
+    needed      how many layers must hit a location
+    histogram   whether to take the histogram of all values
+    limit       keys below it are left: 32 random bits over those of abs(x); 0: none
+    index       of the first sequence, among all; random bits follow from it, the layer and the cell
     """
-    tokens, dims, capacity = tallies.tokens.size, tallies.dims.size, tallies.values.size
-    bits = np.abs(value).view(np.uint32)
-    first = np.int64(sequence[0]) if sequence.size else 0
-    for i in range(sequence.size):
-        t, h = np.int64(token[i]), np.int64(dim[i])
-        location = ((np.int64(sequence[i]) - first) * tokens + t) * dims + h
-        if layer_hits[location] < needed:
-            continue
-        if layer_hits[location] != _SEEN:  # the first hit of a location is that of its first layer
-            layer_hits[location] = _SEEN
-            tallies.totals[LOCATIONS] += 1
-            tallies.first_layers[layer[i]] += 1
-        index = tallies.totals[OCCURRENCES]
-        tallies.totals[OCCURRENCES] = index + 1
-        tallies.dims[h] += 1
-        tallies.positive[h] += np.int64(value[i] > 0)
-        tallies.negative[h] += np.int64(value[i] < 0)
-        tallies.layers[layer[i]] += 1
-        tallies.tokens[t] += 1
-        magnitude = abs(value[i])
-        tallies.extremes[0] = min(tallies.extremes[0], magnitude)
-        tallies.extremes[1] = max(tallies.extremes[1], magnitude)
-        tallies.histogram[bits[i] >> np.uint32(16)] += 1
-        if index < capacity:
-            tallies.values[index] = magnitude
-        elif sample:
-            place = _random(index) % np.uint64(index + 1)
-            if place < np.uint64(capacity):
-                tallies.values[place] = magnitude
+    raw = scratch.raw
+    sequences, begin, end = block
+    layers, dims = starts.size, counts.dims.size
+    cells = counts.tokens.size * dims
+    mask, floor, infinity = bits[0], bits[1], bits[2]
+    shift = 8 * (raw.itemsize - 2)
+    kept = scratch.cells
+    keys = 0
+    for n in range(sequences):
+        for start in range(begin, end, scratch.hits.size):
+            size = min(scratch.hits.size, end - start)
+            hits = scratch.hits[:size]
+            hits[:] = 0
+            place = n * stride + start - begin
+            for layer in range(layers):
+                x = raw[starts[layer] + place : starts[layer] + place + size]
+                if _add_hits(x, mask, floor, hits) >= infinity:
+                    counts.nonfinite[layer] += _count_from(x, mask, infinity)
+                if histogram:
+                    _add_to_histogram(x, shift, scratch.histogram)
+            found, over = _list_kept(hits, needed, kept)
+            counts.totals[OVER] += over
+            counts.totals[LOCATIONS] += found
+            for k in range(found):
+                cell = start + np.int64(kept[k])
+                positive, negative, occurrences = 0, 0, 0
+                for layer in range(layers):
+                    value = raw[starts[layer] + place + np.int64(kept[k])]
+                    magnitude = np.int64(value & mask)
+                    if magnitude < np.int64(floor):
+                        continue
+                    if occurrences == 0:
+                        counts.first_layers[layer] += 1
+                    occurrences += 1
+                    signed = np.int64(np.int64(value) != magnitude)
+                    negative += signed & np.int64(magnitude != 0)
+                    positive += (1 - signed) & np.int64(magnitude != 0)
+                    counts.layers[layer] += 1
+                    counts.magnitudes[magnitude >> shift] += 1
+                    counts.extremes[0] = min(counts.extremes[0], magnitude)
+                    counts.extremes[1] = max(counts.extremes[1], magnitude)
+                    if limit:
+                        key = _random(((index + n) * layers + layer) * cells + cell)
+                        key = (key & np.uint64(0xFFFFFFFF00000000)) | np.uint64(magnitude)
+                        if key < limit:
+                            scratch.keys[keys] = key
+                            keys += 1
+                token, dim = cell // dims, cell % dims
+                counts.dims[dim] += occurrences
+                counts.positive[dim] += positive
+                counts.negative[dim] += negative
+                counts.tokens[token] += occurrences
+                counts.totals[OCCURRENCES] += occurrences
+    if histogram:
+        for i in range(BINS):
+            counts.histogram[i] += np.int64(scratch.histogram[i])
+            scratch.histogram[i] = 0
+    return keys
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def select_kept(sequence, token, dim, value, needed, tokens, dims, layer_hits):
-    """abs(x) of the hits at locations that at least `needed` layers hit, as bits (uint32)."""
-    magnitudes = np.empty(value.size, np.float32)
-    count = 0
-    first = np.int64(sequence[0]) if sequence.size else 0
-    for i in range(sequence.size):
-        location = ((np.int64(sequence[i]) - first) * tokens + np.int64(token[i])) * dims + np.int64(dim[i])
-        magnitudes[count] = abs(value[i])
-        count += np.int64(layer_hits[location] >= needed)
-    return magnitudes[:count].view(np.uint32)
+@njit(**_COMPILED)
+def refine_block(starts, stride, block, bits, needed, bins, low, scratch):
+    """Count by their low 16 bits the values of a float32 block, and abs(x) of kept occurrences, that lie in some bins.
 
+    bins    uint32 (2, 6): top 16 bits of all values, and of abs(x) of kept occurrences; unused ones are 65536 and last
+    low     int64 (2, 6, 65536): the counts, for each bin by the low 16 bits
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def count_in_bins(bits, bins, counts):
-    """Count the low 16 bits of those `bits` (uint32) whose top 16 bits are bins[k], in counts[k].
-
-    `bins` is uint32 (6,), unused ones above 65535; `counts` is int64 (6, 65536). Few values are in a bin, so a chunk
-    is first asked, by vector code, whether it has any.
+    See `count_block` for the rest.
     """
-    shift = np.uint32(16)
-    b0, b1, b2, b3, b4, b5 = bins[0], bins[1], bins[2], bins[3], bins[4], bins[5]
-    for start in range(0, bits.size, _CHUNK):
-        chunk = bits[start : start + _CHUNK]
-        found = np.uint32(0)
-        for i in range(chunk.size):
-            top = chunk[i] >> shift
-            found |= np.uint32((top == b0) | (top == b1) | (top == b2) | (top == b3) | (top == b4) | (top == b5))
-        if found:
-            for i in range(chunk.size):
-                for k in range(SLOTS):
-                    if chunk[i] >> shift == bins[k]:
-                        counts[k, chunk[i] & np.uint32(0xFFFF)] += 1
+    raw = scratch.raw
+    sequences, begin, end = block
+    mask, floor = bits[0], bits[1]
+    kept = scratch.cells
+    for n in range(sequences):
+        for start in range(begin, end, scratch.hits.size):
+            size = min(scratch.hits.size, end - start)
+            place = n * stride + start - begin
+            if bins[1, 0] < BINS:
+                hits = scratch.hits[:size]
+                hits[:] = 0
+                for layer in range(starts.size):
+                    _add_hits(raw[starts[layer] + place : starts[layer] + place + size], mask, floor, hits)
+                found, _ = _list_kept(hits, needed, kept)
+                for k in range(found):
+                    for layer in range(starts.size):
+                        magnitude = raw[starts[layer] + place + np.int64(kept[k])] & mask
+                        if magnitude >= floor:
+                            for slot in range(SLOTS):
+                                if magnitude >> np.uint32(16) == bins[1, slot]:
+                                    low[1, slot, magnitude & np.uint32(0xFFFF)] += 1
+            if bins[0, 0] < BINS:
+                for layer in range(starts.size):
+                    _count_in_bins(raw[starts[layer] + place : starts[layer] + place + size], bins[0], low[0])
+
+
+@njit(**_COMPILED)
+def _count_in_bins(x, bins, low):
+    """Few values are in a bin, so a chunk is first asked, by vector code, whether it has any."""
+    whole = x.size - x.size % _CHUNK
+    for k in range(SLOTS):
+        if bins[k] == BINS:
+            break
+        first = np.uint32(bins[k] << np.uint32(16))
+        for start in range(0, whole, _CHUNK):
+            nearest = np.uint32(BINS)
+            for i in range(_CHUNK):
+                nearest = min(nearest, np.uint32(x[start + i] ^ first))
+            if nearest < BINS:
+                _count_low(x[start : start + _CHUNK], first, low[k])
+        _count_low(x[whole:], first, low[k])
+
+
+@njit(**_COMPILED)
+def _count_low(x, first, low):
+    for i in range(x.size):
+        place = x[i] ^ first
+        if place < BINS:
+            low[place] += 1

@@ -1,39 +1,35 @@
 """Rule `location`: values over a threshold at locations (sequence, token, dim) that enough layers of a site hit.
 
-Exact for any number of sequences, in memory that does not grow with them. A site is read once, and float32 once more
-for its quartiles.
+Exact for any number of sequences, of any length, in memory that does not grow with them. A site is read once, and
+float32 once more for exact quartiles.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 
 from outlier_features import count_kernel as kernel
-from outlier_features.errors import InputError
-from outlier_features.populations import REST
+from outlier_features.blocks import Block, blocks_of, work_through
+from outlier_features.dumps import require_alike, shape_of
 from outlier_features.quantiles import (
+    SLOTS,
     Progress,
     Quartiles,
+    quartile_bins,
     quartiles_of_bins,
-    quartiles_of_sites,
     quartiles_of_values,
     sample_sites,
 )
-from outlier_features.scan import Hits, SiteTensors, itemsize, scan
-from outlier_features.tensorfile import TensorFile
+from outlier_features.scan import SiteTensors, itemsize, require_finite, widened
 
 Array = np.ndarray[Any, Any]
 
 ONE_SIDED = Fraction(95, 100)
-_BLOCK_VALUES = 1 << 22  # few, since all of them may be hits
-_PIECE_ROWS = 1 << 19  # sequences x layers of one scan, which keeps some numbers for each
-_PIECE_VALUES = 1 << 31  # of one layer in one scan, whose histogram counts in 32 bits
-_KEPT_VALUES = 1 << 24  # abs(x) of that many kept occurrences are held in memory
+_BLOCK_VALUES = 1 << 20  # of all layers, read and worked on by one thread
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,7 @@ class LocationCount:
     """What was counted. Arrays over dims are of all dims; `layers` are block indices, in the order of the arrays."""
 
     shape: tuple[int, int, int, int]  # (N, L, T, H)
+    positions: int  # (sequence, token) that were counted
     dtype: str
     rule: LocationRule
     over: int
@@ -91,29 +88,11 @@ class LocationCount:
         return largest >= ONE_SIDED * int(self.dim_counts[dim])
 
 
-def site_tensors(file: TensorFile, key: str) -> SiteTensors:
-    """The activations named `key`: one tensor (N, L, T, H), or `{key}.{layer}` of shape (N, T, H)."""
-    site = SiteTensors.stacked(file, key) if key in file.entries else SiteTensors.per_layer(file, key)
-    if site is None:
-        raise InputError(f"{file.path}: has no tensor {key!r}{_nearest(file, key)}")
-    if not site.layers or not all(site.shape):
-        raise InputError(f"{file.path}: {key} of shape {_shape([site])} is empty, expected at least one value")
-    if site.layers[-1] > np.iinfo(np.uint16).max:
-        raise InputError(f"{file.path}: {key}.{site.layers[-1]} found, expected layers up to 65535")
-    return site
-
-
-def _nearest(file: TensorFile, key: str) -> str:
-    stems = (name.rpartition(".") for name in file.entries)
-    names = {stem if stem and layer.isdecimal() else stem + dot + layer for stem, dot, layer in stems}
-    nearest = difflib.get_close_matches(key, sorted(names), n=5, cutoff=0.5) or sorted(names)[:5]
-    return f", nearest: {', '.join(nearest)}" if nearest else ""
-
-
 def count_locations(
     sites: Sequence[SiteTensors],
     rule: LocationRule,
     *,
+    members: Array | None = None,
     value_samples: int = 0,
     magnitude_samples: int = 0,
     threads: int = 1,
@@ -121,162 +100,171 @@ def count_locations(
 ) -> LocationCount:
     """Count the outliers of a site, given as tensors that are joined along N.
 
-    value_samples       how many of all values to draw for their quartiles; 0: exact
+    members             bool (N, T): the positions that are counted, at least one; None: all
+    value_samples       how many of all values to draw for their quartiles; 0: exact. Of all positions only.
     magnitude_samples   how many abs(x) of kept occurrences to draw for theirs; 0: exact
     progress            called with the number of bytes read since the last call
 
     Raises `InputError` on NaN or infinite values.
     """
-    _require_alike(sites)
-    counter = _Counter(sites, rule, magnitude_samples)
-    histogram = np.zeros(1 << 16, np.int64)
-    for bins, counts in _scan(sites, counter, threads, not value_samples, progress):
-        np.add.at(histogram, bins, counts)
-    if value_samples:
-        quartiles = sample_sites(sites, value_samples, progress)
-    else:
-        quartiles = quartiles_of_sites(sites, histogram, threads, progress)
-    tallies, layers = counter.tallies, list(sites[0].layers)
-    found = int(tallies.totals[kernel.OCCURRENCES])
-    return LocationCount(
-        shape=_shape(sites),
-        dtype=sites[0].dtype,
-        rule=rule,
-        over=counter.over,
-        locations=int(tallies.totals[kernel.LOCATIONS]),
-        quartiles=quartiles,
-        layers=sites[0].layers,
-        dim_counts=tallies.dims,
-        dim_positive=tallies.positive,
-        dim_negative=tallies.negative,
-        layer_counts=tallies.layers[layers],
-        first_layer_counts=tallies.first_layers[layers],
-        token_counts=tallies.tokens,
-        extremes=(float(tallies.extremes[0]), float(tallies.extremes[1])) if found else None,
-        magnitudes=_magnitudes(sites, counter, threads, progress) if found else None,
+    require_alike(sites)
+    dtype = sites[0].dtype
+    counter = _Counter(sites, rule, members, threads, progress)
+    counts, keys = counter.count(not value_samples, magnitude_samples)
+    found = int(counts.totals[kernel.OCCURRENCES])
+    kept = np.concatenate([counts.magnitudes, np.zeros_like(counts.magnitudes)])  # no abs(x) is negative
+    exact = (None if value_samples else counts.histogram, None if magnitude_samples or not found else kept)
+    low = counter.refine(exact)
+    quartiles, magnitudes = (
+        None if histogram is None else quartiles_of_bins(histogram, dtype, counted)
+        for histogram, counted in zip(exact, low, strict=True)
     )
-
-
-def _shape(sites: Sequence[SiteTensors]) -> tuple[int, int, int, int]:
-    _, t, h = sites[0].shape
-    return sum(site.shape[0] for site in sites), len(sites[0].layers), t, h
-
-
-def _require_alike(sites: Sequence[SiteTensors]) -> None:
-    first = sites[0]
-    for site in sites[1:]:
-        if (site.dtype, site.layers, site.shape[1:]) != (first.dtype, first.layers, first.shape[1:]):
-            raise InputError(
-                f"{site.file.path}: {site.site} is {site.dtype} {list(_shape([site]))}, expected {first.dtype} "
-                f"{list(_shape([first]))} but for N, and the same layers, as in {first.file.path}"
-            )
+    if found and magnitude_samples:
+        magnitudes = quartiles_of_values(_of_bits(keys & np.uint64(0xFFFFFFFF), dtype), sampled=found > len(keys))
+    return LocationCount(
+        shape=shape_of(sites),
+        positions=shape_of(sites)[0] * shape_of(sites)[2] if members is None else int(members.sum()),
+        dtype=dtype,
+        rule=rule,
+        over=int(counts.totals[kernel.OVER]),
+        locations=int(counts.totals[kernel.LOCATIONS]),
+        quartiles=quartiles or sample_sites(sites, value_samples, progress),
+        layers=sites[0].layers,
+        dim_counts=counts.dims,
+        dim_positive=counts.positive,
+        dim_negative=counts.negative,
+        layer_counts=counts.layers,
+        first_layer_counts=counts.first_layers,
+        token_counts=counts.tokens,
+        extremes=_extremes(counts, dtype) if found else None,
+        magnitudes=magnitudes,
+    )
 
 
 class _Counter:
-    """Takes the hits of blocks of sequences."""
+    """Makes the passes over a site."""
 
-    def __init__(self, sites: Sequence[SiteTensors], rule: LocationRule, samples: int):
-        _, layers, self._tokens, self._dims = _shape(sites)
-        self.floor, self._needed, self.sampled = rule.floor, rule.needed(layers), bool(samples)
-        elements = int(np.prod(_shape(sites)))
-        capacity = min(samples or _KEPT_VALUES, elements)
-        self.tallies = kernel.new_tallies(sites[0].layers[-1] + 1, self._tokens, self._dims, capacity)
-        self.over = 0
-        self._layer_hits = np.zeros(0, np.uint16)
+    def __init__(
+        self,
+        sites: Sequence[SiteTensors],
+        rule: LocationRule,
+        members: Array | None,
+        threads: int,
+        progress: Progress,
+    ):
+        self._sites, self._members, self._threads, self._progress = sites, members, threads, progress
+        self._shape = shape_of(sites)
+        self._dtype = sites[0].dtype
+        self._bits = _threshold_bits(rule.floor, self._dtype)
+        self._needed = rule.needed(self._shape[1])
 
-    def add(self, hits: Hits) -> None:
-        self.over += len(hits.value)
-        kernel.tally_kept(
-            hits.sequence, hits.layer, hits.token, hits.dim, hits.value,
-            self._needed, self.sampled, self._count_layers(hits), self.tallies,
-        )  # fmt: skip
+    def count(self, histogram: bool, samples: int) -> tuple[kernel.Counts, Array]:
+        """The counts, and keys of the sampled kept occurrences (uint64), abs(x) in their low 32 bits."""
+        _, layers, tokens, dims = self._shape
+        counts = [kernel.new_counts(layers, tokens, dims) for _ in range(self._threads)]
+        states = [(one, self._scratch(bool(samples))) for one in counts]
+        sample = _Sample(min(samples, prod(self._shape)), len(states[0][1].keys))
+        for start, site in self._starts():
 
-    def kept(self, hits: Hits) -> Array:
-        """The bits of abs(x) of the kept hits."""
-        bits: Array = kernel.select_kept(
-            hits.sequence, hits.token, hits.dim, hits.value,
-            self._needed, self._tokens, self._dims, self._count_layers(hits),
-        )  # fmt: skip
-        return bits
+            def work(
+                block: Block, state: tuple[kernel.Counts, kernel.Scratch], site: SiteTensors = site, n: int = start
+            ) -> Array:
+                _, scratch = state
+                found = kernel.count_block(
+                    *_read(block, scratch), self._bits, self._needed, histogram, sample.limit, n + block.first, *state
+                )
+                return scratch.keys[:found].copy()
 
-    def _count_layers(self, hits: Hits) -> Array:
-        sequences = int(hits.sequence[-1]) - int(hits.sequence[0]) + 1 if len(hits.sequence) else 0
-        size = sequences * self._tokens * self._dims
-        if size > self._layer_hits.size:
-            self._layer_hits = np.empty(size, np.uint16)
-        layer_hits = self._layer_hits[:size]
-        layer_hits[:] = 0
-        kernel.count_layers(hits.sequence, hits.token, hits.dim, self._tokens, self._dims, layer_hits)
-        return layer_hits
+            for block, found in work_through(self._blocks(site, start), work, states):
+                sample.add(found)
+                self._progress(block.nbytes)
+            require_finite(site, sum(one.nonfinite for one in counts))
+        return _merge(counts), sample.keys
 
+    def refine(self, histograms: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
+        """What `quartiles_of_bins` needs beside a histogram: of all values, and of abs(x) of the kept occurrences."""
+        if self._dtype != "F32" or all(histogram is None for histogram in histograms):
+            return None, None
+        unused = np.full(SLOTS, kernel.BINS, np.uint32)
+        bins = np.stack([unused if histogram is None else quartile_bins(histogram) for histogram in histograms])
+        states = [(np.zeros((2, SLOTS, kernel.BINS), np.int64), self._scratch()) for _ in range(self._threads)]
 
-def _scan(
-    sites: Sequence[SiteTensors], counter: _Counter, threads: int, histogram: bool, progress: Progress
-) -> Iterator[tuple[Array, Array]]:
-    """Give all hits to the counter; yields bins of values by their top 16 bits, and how many values they have."""
-    for piece in _pieces(sites):
-        statistics = _scan_piece(piece, counter.floor, counter.add, threads, histogram, progress)
-        yield statistics.bins, statistics.counts
+        def work(block: Block, state: tuple[Array, kernel.Scratch]) -> None:
+            kernel.refine_block(*_read(block, state[1]), self._bits, self._needed, bins, *state)
 
+        for start, site in self._starts():
+            for block, _ in work_through(self._blocks(site, start), work, states):
+                self._progress(block.nbytes)
+        values, magnitudes = np.sum([low for low, _ in states], axis=0)
+        return values, magnitudes
 
-def _scan_piece(
-    piece: SiteTensors, floor: float, on_hits: Any, threads: int, histogram: bool, progress: Progress
-) -> Any:
-    n, t, h = piece.shape
-    sequence_bytes = len(piece.layers) * t * h * itemsize(piece.dtype)
-    done = 0
+    def _starts(self) -> Iterator[tuple[int, SiteTensors]]:
+        """The tensors, each with the number of sequences before it."""
+        start = 0
+        for site in self._sites:
+            yield start, site
+            start += site.shape[0]
 
-    def report(sequences: int) -> None:
-        nonlocal done
-        progress((sequences - done) * sequence_bytes)
-        done = sequences
+    def _blocks(self, site: SiteTensors, start: int) -> Iterator[Block]:
+        members = None if self._members is None else self._members[start : start + site.shape[0]]
+        return blocks_of(site, _BLOCK_VALUES, members)
 
-    return scan(
-        piece,
-        np.full((n, t), REST, np.uint8),
-        np.zeros((len(piece.layers), h), np.float32),
-        floor,
-        on_hits=on_hits,
-        threads=threads,
-        profile=False,
-        histogram=histogram,
-        block_values=_BLOCK_VALUES,
-        progress=report,
-    )
-
-
-def _pieces(sites: Sequence[SiteTensors]) -> Iterator[SiteTensors]:
-    """The tensors in ranges of sequences that one scan can take."""
-    for site in sites:
-        n, t, h = site.shape
-        step = max(1, min(_PIECE_ROWS // len(site.layers), _PIECE_VALUES // (t * h)))
-        for first in range(0, n, step):
-            starts = tuple(start + first * site.stride for start in site.starts)
-            yield replace(site, shape=(min(step, n - first), t, h), starts=starts)
+    def _scratch(self, keys: bool = False) -> kernel.Scratch:
+        _, layers, t, h = self._shape
+        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_BLOCK_VALUES, layers), keys)
 
 
-def _magnitudes(sites: Sequence[SiteTensors], counter: _Counter, threads: int, progress: Progress) -> Quartiles:
-    """Quartiles of abs(x) of the kept occurrences: of those in memory, or, if those are not all, by another scan."""
-    tallies = counter.tallies
-    found, held = int(tallies.totals[kernel.OCCURRENCES]), tallies.values.size
-    if found <= held or counter.sampled:
-        return quartiles_of_values(tallies.values[: min(found, held)], sampled=found > held)
+def _read(block: Block, scratch: kernel.Scratch) -> tuple[Array, int, tuple[int, int, int]]:
+    starts, stride = block.read(scratch.raw)
+    return starts, stride, (block.last - block.first, block.begin, block.end)
 
-    def refine(bins: Array) -> Array:
-        counts = np.zeros((kernel.SLOTS, 1 << 16), np.int64)
-        for piece in _pieces(sites):
-            _scan_piece(
-                piece,
-                counter.floor,
-                lambda hits: kernel.count_in_bins(counter.kept(hits), bins, counts),
-                threads,
-                False,
-                progress,
-            )
-        return counts
 
-    histogram = np.concatenate([tallies.histogram, np.zeros_like(tallies.histogram)])  # no abs(x) is negative
-    return quartiles_of_bins(histogram, "F32", refine)
+def _threshold_bits(floor: float, dtype: str) -> Array:
+    """All bits but the sign, the smallest abs(x) at or above `floor`, and infinity."""
+    if dtype == "F32":
+        return np.array([0x7FFFFFFF, np.float32(floor).view(np.uint32), 0x7F800000], np.uint32)
+    infinity = {"BF16": 0x7F80, "F16": 0x7C00}[dtype]
+    magnitudes = widened(np.arange(infinity + 1, dtype=np.uint16), dtype)
+    return np.array([0x7FFF, np.searchsorted(magnitudes, np.float32(floor)), infinity], np.uint16)
+
+
+def _of_bits(bits: Array, dtype: str) -> Array:
+    return widened(bits.astype(f"u{itemsize(dtype)}"), dtype)
+
+
+def _extremes(counts: kernel.Counts, dtype: str) -> tuple[float, float]:
+    smallest, largest = _of_bits(counts.extremes, dtype).tolist()
+    return smallest, largest
+
+
+def _merge(counts: Sequence[kernel.Counts]) -> kernel.Counts:
+    merged = kernel.Counts(*(np.sum(arrays, axis=0) for arrays in zip(*counts, strict=True)))
+    lows, highs = zip(*(one.extremes for one in counts), strict=True)
+    return merged._replace(extremes=np.array([min(lows), max(highs)]))
+
+
+class _Sample:
+    """Keeps the smallest keys, whose high bits are random: a sample without replacement, whatever their order."""
+
+    def __init__(self, size: int, most: int):
+        """`most`: how many keys are added at a time."""
+        self._size, self._held = size, 0
+        self._keys = np.empty(2 * size + most if size else 0, np.uint64)
+        self.limit = np.uint64(np.iinfo(np.uint64).max if size else 0)  # no key at or above it is wanted
+
+    def add(self, keys: Array) -> None:
+        self._keys[self._held : self._held + len(keys)] = keys
+        self._held += len(keys)
+        if self._held > 2 * self._size:
+            self._held = len(self.keys)
+            self.limit = self._keys[self._size - 1]
+
+    @property
+    def keys(self) -> Array:
+        keys = self._keys[: self._held]
+        if self._held > self._size:
+            keys.partition(self._size - 1)
+        return keys[: self._size]
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,24 @@
-"""What was counted as tables to read: in colour on a terminal, plain in a pipe or a file."""
+"""What was counted as tables to read."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from outlier_features.command_output import make_table
 from outlier_features.count_document import COMPARISON
 
 TOP = 10
-_WIDE = 1000  # a pipe has no width; tables are as wide as they need to be
 _NONE = "-"
 
 
-def print_tables(document: Mapping[str, Any], source: str, file: IO[str]) -> None:
-    console = Console(file=file, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, markup=False, emoji=False, highlight=False, width=_WIDE)
+def count_tables(document: Mapping[str, Any], source: str) -> Iterator[Table]:
     for key, content in document.items():
-        tables = comparison_tables(content) if key == COMPARISON else key_tables(key, content, source)
-        for table in tables:
-            console.print(table)
-
-
-def plain_tables(document: Mapping[str, Any], source: str) -> str:
-    text = io.StringIO()
-    print_tables(document, source, text)
-    return text.getvalue()
+        yield from comparison_tables(content) if key == COMPARISON else key_tables(key, content, source)
 
 
 def key_tables(key: str, found: Mapping[str, Any], source: str) -> Iterator[Table]:
-    yield _table(f"Activation Outliers ({key})", ("Metric", "Value"), _summary(key, found, source), _caption(found))
+    yield make_table(f"Activation Outliers ({key})", ("Metric", "Value"), _summary(key, found, source), _caption(found))
     top = found["dims"][:TOP]
     names = [
         ("Hidden dims", f"{found['shape'][3]:,}"),
@@ -39,34 +26,36 @@ def key_tables(key: str, found: Mapping[str, Any], source: str) -> Iterator[Tabl
         (f"Top {len(top)} share", _percent(sum(row["share"] for row in top) if top else None)),
         (f"Outlier dims (first {len(top)})", ", ".join(str(row["dim"]) for row in top) or _NONE),
     ]
-    yield _table(f"Outlier Dimensions ({key})", ("Metric", "Value"), names)
+    yield make_table(f"Outlier Dimensions ({key})", ("Metric", "Value"), names)
     if top:
         columns = ("Rank", "Dim", "Count", "% of outliers", "Pos %", "Neg %", "One-sided")
-        yield _table(f"Top {len(top)} Dimensions ({key})", columns, _dims(top))
-    yield _table(f"Layer Outlier Occurrences ({key})", ("Layer", "Count", "% of outliers"), _shares(found["layers"]))
+        yield make_table(f"Top {len(top)} Dimensions ({key})", columns, _dims(top))
+    yield make_table(
+        f"Layer Outlier Occurrences ({key})", ("Layer", "Count", "% of outliers"), _shares(found["layers"])
+    )
     firsts = _shares(found["first_layers"])
-    yield _table(f"First-Layer Appearance ({key})", ("Layer", "Count", "% of locations"), firsts)
-    yield _table(f"Token Position Outliers ({key})", ("Token", "Count", "% of outliers"), _shares(found["tokens"]))
+    yield make_table(f"First-Layer Appearance ({key})", ("Layer", "Count", "% of locations"), firsts)
+    yield make_table(f"Token Position Outliers ({key})", ("Token", "Count", "% of outliers"), _shares(found["tokens"]))
     magnitudes = found["magnitudes"]
     labels = {"min": "Min", "q1": "Q1 (25%)", "median": "Median (50%)", "q3": "Q3 (75%)", "max": "Max"}
     rows = [(label, _number(magnitudes, name)) for name, label in labels.items()]
-    yield _table(f"Outlier Magnitudes ({key})", ("Metric", "Value"), rows, _caption({"quantiles": magnitudes}))
+    yield make_table(f"Outlier Magnitudes ({key})", ("Metric", "Value"), rows, _caption({"quantiles": magnitudes}))
 
 
-def comparison_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+def comparison_tables(found: Mapping[str, Any], noun: str = "Key") -> Iterator[Table]:
     rows = [
-        ("Key A", found["keys"][0]),
-        ("Key B", found["keys"][1]),
+        (f"{noun} A", found["keys"][0]),
+        (f"{noun} B", found["keys"][1]),
         ("Dims with outliers (A)", f"{found['dims'][0]:,}"),
         ("Dims with outliers (B)", f"{found['dims'][1]:,}"),
         ("Common dims", f"{found['common']:,}"),
         ("Jaccard (dims)", _percent(found["jaccard"])),
     ]
-    yield _table("Key Comparison", ("Metric", "Value"), rows)
+    yield make_table(f"{noun} Comparison", ("Metric", "Value"), rows)
     top = found["top_common"][:TOP]
     if top:
         ranked = [(str(rank), str(row["dim"]), f"{row['min_count']:,}") for rank, row in enumerate(top, 1)]
-        yield _table("Top Common Outlier Dims (min count)", ("Rank", "Dim", "Min count"), ranked)
+        yield make_table("Top Common Outlier Dims (min count)", ("Rank", "Dim", "Min count"), ranked)
 
 
 def _summary(key: str, found: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
@@ -123,12 +112,3 @@ def _number(values: Mapping[str, Any], name: str) -> str:
 def _caption(found: Mapping[str, Any]) -> str | None:
     samples = found["quantiles"].get("samples")
     return f"± standard error of a sample of {samples:,} values" if samples else None
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]], caption: str | None = None) -> Table:
-    table = Table(title=title, caption=caption, header_style="bold magenta")
-    for index, column in enumerate(columns):
-        table.add_column(column, style="cyan" if index == 0 else None, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table

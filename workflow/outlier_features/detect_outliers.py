@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import polars as pl
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from outlier_features.activations import Activations
 from outlier_features.artifacts import require_equal, require_same_run, require_sequences
+from outlier_features.dumps import DumpRange
 from outlier_features.populations import EXCLUDED
-from outlier_features.scan import Hits, SiteTensors, pilot_means, scan
+from outlier_features.scan import Hits, pilot_means, scan
 from outlier_features.sealed_parquet import sealing
 from outlier_features.tables import HITS, to_arrow
-from outlier_features.tensorfile import TensorFile, write_tensors
+from outlier_features.tensorfile import write_tensors
 from outlier_features.tokens import Tokens
 
 
@@ -30,11 +33,13 @@ def detect_outliers(
     floors: Mapping[str, float],
     max_density: float,
     threads: int,
+    dump: DumpRange | None = None,
 ) -> None:
     """Scan the activations of a chunk, site by site.
 
-    activations   tensors `{site}.{layer}` of shape (n, T, H)
+    activations   a file with tensors `{site}.{layer}` of shape (n, T, H), or one of a dump
     first_chunk   the run's first such file: the mean of its first sequence is the pilot of all chunks
+    dump          where in a dump the chunk lies
     hits          the Parquet file to write for each site; empty where the model lacks the site
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a site's values that may be hits
@@ -42,32 +47,33 @@ def detect_outliers(
     Raises `InputError` on activations that are not finite, too dense, or of another run.
     """
     run = Tokens.read(tokens)
-    file, pilot_file = TensorFile(activations), TensorFile(first_chunk)
-    provenance = file.provenance
-    require_same_run(run.provenance, provenance, activations)
-    require_sequences(provenance, activations)
-    require_same_run(provenance, pilot_file.provenance, first_chunk)
-    require_equal({"start": 0}, pilot_file.provenance, ("start",), first_chunk)
+    chunk = Activations.open(activations, run, dump)
+    first = Activations.open(first_chunk, run, dump and replace(dump, row=0, start=0, stop=1))
+    provenance = chunk.provenance
+    require_same_run(provenance, first.provenance, first_chunk)
+    require_equal({"start": 0}, first.provenance, ("start",), first_chunk)
+    if dump is None:
+        require_sequences(provenance, activations)
     parts = run.parts
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     with ExitStack() as outputs:
         for site, path in hits.items():
             writer = outputs.enter_context(HitsWriter(path, {**provenance, "site": site, "floor": floors[site]}))
-            tensors, pilot_tensors = SiteTensors.per_layer(file, site), SiteTensors.per_layer(pilot_file, site)
-            if tensors is None or pilot_tensors is None:
+            if site not in chunk.sites:
                 continue
-            bar = tqdm(total=tensors.shape[0], desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr)
-            site_statistics = scan(
-                tensors,
-                parts[provenance["start"] : provenance["stop"]],
-                pilot_means(pilot_tensors, parts[0]),
-                floors[site],
-                on_hits=writer.write,
-                max_density=max_density,
-                threads=threads,
-                progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
-            )
-            bar.close()
+            tensors = chunk.sites[site]
+            size = tensors.shape[0]
+            with tqdm(total=size, desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr) as bar:
+                site_statistics = scan(
+                    tensors,
+                    parts[provenance["start"] : provenance["stop"]],
+                    pilot_means(first.sites[site], parts[0]),
+                    floors[site],
+                    on_hits=writer.write,
+                    max_density=max_density,
+                    threads=threads,
+                    progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
+                )
             arrays |= site_statistics.arrays(site)
         write_tensors(statistics, arrays, {**provenance, "floors": {site: floors[site] for site in hits}})
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from outlier_features import __version__
 from outlier_features.artifacts import require_equal, require_same_run
 from outlier_features.errors import InputError
+from outlier_features.forward_pass import run_blocks
 from outlier_features.losses import LossRecorder
 from outlier_features.model_source import source_of
 from outlier_features.models import LoadedModel, load_model
@@ -155,25 +156,9 @@ def _run(
             activation_file.write(name, rows.start, _array(value, chunk.ids[rows].shape))
 
         with hooked(found.items(), write), recorder.states() if recorder else nullcontext():
-            _forward(loaded, ids, mask)
+            run_blocks(loaded, ids, mask)
         if recorder:
             loss_file.write("nll", rows.start, recorder.token_losses(ids, mask).cpu().numpy())
-
-
-@torch.inference_mode()
-def _forward(loaded: LoadedModel, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    # Padding follows the tokens, so a causal model never sees it; without a mask, a sequence's numbers are the same
-    # beside a padded one.
-    needs_mask = not loaded.causal and not bool(mask.all())
-    try:
-        loaded.base(ids, **({"attention_mask": mask.long()} if needs_mask else {}))
-    except (IndexError, RuntimeError) as error:
-        positions = getattr(loaded.config, "max_position_embeddings", None)
-        if positions is not None and ids.shape[1] > positions:
-            raise InputError(
-                f"sample.tokens: found {ids.shape[1]}, expected at most {positions}, all that {loaded.model_type} has"
-            ) from error
-        raise
 
 
 def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:

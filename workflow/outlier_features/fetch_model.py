@@ -10,6 +10,7 @@ from typing import Any
 from outlier_features.artifacts import write_json
 from outlier_features.card import card_header, licence_of
 from outlier_features.digest import sha256_of
+from outlier_features.dumps import Dump, dump_files
 from outlier_features.errors import InputError
 from outlier_features.hub import Repo
 from outlier_features.hub_model import README, fetch_snapshot
@@ -35,30 +36,40 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
 
     Hub models stay in the hub library's cache and local ones where they are; those from a wheel are unpacked into
     `directory`. The record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the
-    wheel's SHA-256; of a local model the SHA-256 of the sorted lines `name sha256`), licence, and size and SHA-256 of
+    wheel's SHA-256; of a local model the SHA-256 of the sorted lines `name sha256`, of a
+    dump that of the lines `sha256` in the order of its files), licence, and size and SHA-256 of
     each file. Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     trust_remote_code = bool(source.get("trust_remote_code", False))
-    if "hub" in source:
+    if "dump" in source:
+        model = _from_dump(source)
+    elif "hub" in source:
         model = _from_hub(source, trust_remote_code)
     elif "pypi" in source:
         model = _from_wheel(source, directory, trust_remote_code)
     elif "path" in source:
         model = _from_directory(source, trust_remote_code)
     else:
-        raise InputError(f"catalog.models: expected one of the keys hub, path and pypi, found {sorted(source)}")
+        raise InputError(f"catalog.models: expected one of the keys hub, path, pypi and dump, found {sorted(source)}")
     files = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
     record = {
         "kind": model.kind,
         "location": model.location,
         "origin": model.origin,
-        "revision": model.revision or _digest_of(files),
+        "revision": model.revision or _digest_of(files, ordered=model.kind == "dump"),
         "licence": model.licence,
         "files": files,
         "trust_remote_code": trust_remote_code,
     }
     write_json(directory / SOURCE_FILE, record)
+
+
+def _from_dump(source: dict[str, Any]) -> _Model:
+    files = [Path(file).absolute() for file in dump_files(source)]
+    Dump.open(files, source["keys"])
+    origin = ", ".join(file.name for file in files)
+    return _Model("dump", files[0].parent, str(files[0].parent), origin, None, None, [str(file) for file in files])
 
 
 def _from_hub(source: dict[str, Any], trust_remote_code: bool) -> _Model:
@@ -106,6 +117,10 @@ def _blob_sha256(file: Path) -> str | None:
     return blob.name if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name) else None
 
 
-def _digest_of(files: dict[str, dict[str, Any]]) -> str:
-    lines = sorted(f"{name} {file['sha256']}\n" for name, file in files.items())
+def _digest_of(files: dict[str, dict[str, Any]], ordered: bool) -> str:
+    """Of a dump the order of its files matters and their names do not; of a model it is the other way round."""
+    if ordered:
+        lines = [f"{file['sha256']}\n" for file in files.values()]
+    else:
+        lines = sorted(f"{name} {file['sha256']}\n" for name, file in files.items())
     return hashlib.sha256("".join(lines).encode()).hexdigest()

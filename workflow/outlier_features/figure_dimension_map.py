@@ -8,28 +8,28 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figure_style import (
-    BOTH_POPULATIONS,
     PALE,
     Drawing,
     add_legend_entry,
     capped,
-    columns_of_populations,
     label,
     not_applied,
     panels,
     set_layer_axis,
+    titles_of,
 )
-from outlier_features.populations import POPULATIONS
 from outlier_features.wording import listing, number
 
 MAX_ROWS = 30
 TWO_RULES = ("dettmers", "massive")
-NONE_SELECTED = "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in either population."
+NONE_SELECTED = "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population."
 _STEPS = (("step_up", "steps up", "triangle-up"), ("step_down", "steps down", "triangle-down"))
 _TRIANGLE = {"size": 11, "color": "white", "line": {"color": "black", "width": 1.5}}
 
 
-def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[str, Sequence[str]]) -> Drawing:
+def dimension_map(
+    emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], populations: Sequence[str]
+) -> Drawing:
     """Max |x| of the selected dims in every layer, a row of panels for each site; where each steps up and down.
 
     sites   of this run that each rule was applied to
@@ -42,8 +42,8 @@ def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[st
         "Selected dimensions over the layers",
         listing(drawn) if drawn else "none",
         "dettmers or massive chooses the dimensions",
-        BOTH_POPULATIONS,
-        "Largest |x| over all sequences of each dimension that either rule selects in either population; triangles "
+        listing(populations),
+        "Largest |x| over all sequences of each dimension that either rule selects in a population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
         "no value: the layer lacks the site, the population has no positions, or the value is 0."
         + capped(len(chosen), len(shown), "selected dimension")
@@ -51,7 +51,7 @@ def dimension_map(emergence: pl.DataFrame, dims: pl.DataFrame, sites: Mapping[st
     )
     if not shown:
         return drawing.empty(NONE_SELECTED + missing)
-    return replace(drawing, figure=_figure(emergence, dims, shown, drawn))
+    return replace(drawing, figure=_figure(emergence, dims, shown, drawn, populations))
 
 
 def chosen_dims(dims: pl.DataFrame) -> list[int]:
@@ -61,21 +61,27 @@ def chosen_dims(dims: pl.DataFrame) -> list[int]:
     return largest.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
 
 
-def _figure(emergence: pl.DataFrame, dims: pl.DataFrame, shown: Sequence[int], sites: Sequence[str]) -> go.Figure:
-    figure = panels([max(110, 15 * len(shown))] * len(sites))
+def _figure(
+    emergence: pl.DataFrame,
+    dims: pl.DataFrame,
+    shown: Sequence[int],
+    sites: Sequence[str],
+    populations: Sequence[str],
+) -> go.Figure:
+    figure = panels([max(110, 15 * len(shown))] * len(sites), titles_of(populations))
     figure.update_layout(plot_bgcolor=PALE, margin_r=100)
     layers = sorted(emergence["layer"].unique().to_list())
     for row, site in enumerate(sites, start=1):
         values = emergence.filter(pl.col("site") == site, pl.col("dim").is_in(shown))
         span = _span([value for value in values["max_abs"].to_list() if value > 0])
-        for population, column in columns_of_populations().items():
+        for column, population in enumerate(populations, start=1):
             here = values.filter(population=population).select("dim", "layer", "max_abs").rows()
             cells = {(dim, layer): value for dim, layer, value in here}
             grid = [[cells.get((dim, layer)) for layer in layers] for dim in shown]
             figure.add_trace(_heat(grid, layers, shown, span), row=row, col=column)
             if site == "resid_post":
                 add_steps(figure, dims.filter(population=population), shown, row, column)
-        _add_colorbar(figure, row)
+        _add_colorbar(figure, row, len(populations))
         figure.update_yaxes(title_text=f"{label(site)}<br>dimension", title_standoff=4, row=row, col=1)
     figure.update_yaxes(
         tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5], showgrid=False
@@ -139,10 +145,10 @@ def _ticks(low: float, high: float) -> list[float]:
     return [10**low, 10**high]
 
 
-def _add_colorbar(figure: go.Figure, row: int) -> None:
+def _add_colorbar(figure: go.Figure, row: int, columns: int) -> None:
     """Beside its own row, as every site has its own scale; that of population `all`, which always has values."""
     low, high = figure.get_subplot(row, 1).yaxis.domain
-    heat = [trace for trace in figure.data if trace.type == "heatmap"][-len(POPULATIONS)]
+    heat = [trace for trace in figure.data if trace.type == "heatmap"][-columns]
     heat.update(showscale=True)
     heat.colorbar.update(y=(low + high) / 2, len=high - low, lenmode="fraction", yanchor="middle")
 

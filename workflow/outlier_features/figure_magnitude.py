@@ -8,18 +8,17 @@ import polars as pl
 
 from outlier_features.figure_style import (
     BLUE,
-    BOTH_POPULATIONS,
     ORANGE,
     SKY,
     VERMILLION,
     Drawing,
-    columns_of_populations,
     decades,
     label,
     panels,
     power,
     say_nothing_here,
     set_layer_axis,
+    titles_of,
 )
 from outlier_features.wording import count, listing
 
@@ -32,7 +31,7 @@ _SERIES = (
 _COLUMNS = [column for column, *_ in _SERIES]
 
 
-def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str]) -> Drawing:
+def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populations: Sequence[str]) -> Drawing:
     """Top-1, top-2, top-3 and median of |x| in every layer, a row of panels for each site."""
     sites = layers["site"].unique(maintain_order=True).to_list()
     zeros = sum(int((layers[column] == 0).sum()) for column in _COLUMNS)
@@ -41,26 +40,26 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str]) -> Drawi
         "Magnitude by layer",
         listing(sites) if sites else "none",
         "none, every value counts",
-        BOTH_POPULATIONS,
+        listing(populations),
         "The largest, second and third largest and the median |x| of a sequence (over its positions and dimensions) in "
         "each layer, averaged over the sequences."
         + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items())
         + (f" {count(zeros, 'value')} of exactly 0 cannot be shown on a logarithmic axis." if zeros else ""),
     )
     return (
-        replace(drawing, figure=_figure(layers, sites))
+        replace(drawing, figure=_figure(layers, sites, populations))
         if sites
         else drawing.empty("Nothing is drawn: this run has no site.")
     )
 
 
-def _figure(layers: pl.DataFrame, sites: Sequence[str]) -> go.Figure:
-    figure = panels([190] * len(sites))
+def _figure(layers: pl.DataFrame, sites: Sequence[str], populations: Sequence[str]) -> go.Figure:
+    figure = panels([190] * len(sites), titles_of(populations))
     figure.update_layout(hovermode="x unified")
     last = max(layers["layer"].to_list())
     for row, site in enumerate(sites, start=1):
         values = layers.filter(site=site)
-        for population, column in columns_of_populations().items():
+        for column, population in enumerate(populations, start=1):
             here = values.filter(population=population).sort("layer")
             if here["top1"].is_null().all():
                 say_nothing_here(figure, "no positions in this population", row, column)

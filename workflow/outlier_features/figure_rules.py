@@ -16,22 +16,24 @@ from outlier_features.figure_dimension_map import (
 )
 from outlier_features.figure_style import (
     BLUE,
-    BOTH_POPULATIONS,
     VERMILLION,
     Drawing,
     add_legend_entry,
     capped,
-    columns_of_populations,
     not_applied,
     panels,
     say_nothing_here,
     set_layer_axis,
+    titles_of,
 )
+from outlier_features.wording import listing
 
 _COLOURS = {"dettmers": BLUE, "massive": VERMILLION}
 
 
-def rules_side_by_side(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], blocks: int) -> Drawing:
+def rules_side_by_side(
+    dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], blocks: int, populations: Sequence[str]
+) -> Drawing:
     """From where to where each selected dim has hits by either rule, and where it steps up and down.
 
     sites   of this run that each rule was applied to
@@ -45,7 +47,7 @@ def rules_side_by_side(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], b
         "Two rules side by side",
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         "dettmers and massive",
-        BOTH_POPULATIONS,
+        listing(populations),
         "For each dimension that either rule selects in a population, a rule's bar reaches from the first to the last "
         "layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."
@@ -54,12 +56,14 @@ def rules_side_by_side(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], b
     )
     if not shown:
         return drawing.empty(NONE_SELECTED + missing)
-    return replace(drawing, figure=_figure(dims, shown, list(applied), blocks))
+    return replace(drawing, figure=_figure(dims, shown, list(applied), blocks, populations))
 
 
-def _figure(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int) -> go.Figure:
-    figure = panels([max(90, 28 * len(shown) + 30)])
-    for population, column in columns_of_populations().items():
+def _figure(
+    dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, populations: Sequence[str]
+) -> go.Figure:
+    figure = panels([max(90, 28 * len(shown) + 30)], titles_of(populations))
+    for column, population in enumerate(populations, start=1):
         here = dims.filter(pl.col("population") == population, pl.col("dim").is_in(shown))
         selected = here.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES))["dim"].unique().to_list()
         if not selected:

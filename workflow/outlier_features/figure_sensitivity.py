@@ -8,8 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figure_style import BOTH_POPULATIONS, INK, VERMILLION, Drawing, above, panels
-from outlier_features.populations import POPULATIONS
+from outlier_features.figure_style import INK, VERMILLION, Drawing, above, panels
 from outlier_features.rules import LAYER_READINGS, POSITION_READINGS
 from outlier_features.wording import listing, number, percent
 
@@ -20,7 +19,7 @@ _COLOURS = [[0.0, "#FFFFFF"], [0.02, "#EAF3FA"], [1.0, "#7DB8DC"]]
 Cells = Sequence[tuple[float, float]]
 
 
-def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any]) -> Drawing:
+def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any], populations: Sequence[str]) -> Drawing:
     """Dims and pairs that pass, by threshold, layer share and position share; a menu for the other readings."""
     rules = table["rule"].unique().sort().to_list()
     drawing = Drawing(
@@ -28,14 +27,14 @@ def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any]) -> Drawing:
         "Sensitivity to the criteria",
         "; ".join(table["sites"].unique(maintain_order=True).to_list()).replace("+", " + ") or "none",
         f"{listing(rules) if rules else 'dettmers'}, with other criteria",
-        BOTH_POPULATIONS,
+        listing(populations),
         "In each cell, in bold: dimensions that pass in at least one sequence; below: (sequence, dimension) pairs "
         f"that pass. Drawn at first by the readings {criteria['layer_reading']} and {criteria['position_reading']}, "
         f"which the run uses; the menu has the others. {_on_grid(table, criteria)}",
     )
     if table.is_empty():
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
-    return replace(drawing, figure=_figure(table, criteria), min_width=110 + 34 * len(_cells(table)))
+    return replace(drawing, figure=_figure(table, criteria, populations), min_width=110 + 34 * len(_cells(table)))
 
 
 def _on_grid(table: pl.DataFrame, criteria: Mapping[str, Any]) -> str:
@@ -53,21 +52,21 @@ def _cells(table: pl.DataFrame) -> Cells:
     return table.select(_SHARES).unique().sort(_SHARES).rows()
 
 
-def _figure(table: pl.DataFrame, criteria: Mapping[str, Any]) -> go.Figure:
+def _figure(table: pl.DataFrame, criteria: Mapping[str, Any], populations: Sequence[str]) -> go.Figure:
     thresholds, cells, keys = table["threshold"].unique().sort().to_list(), _cells(table), list(_readings(table))
-    figure = panels([max(36 * len(thresholds), 130)] * len(POPULATIONS), titles=[""])
+    figure = panels([max(36 * len(thresholds), 130)] * len(populations), [""])
     own = (keys[0][0], criteria["layer_reading"], criteria["position_reading"])
     most = math.log10(1 + max(1, *table["dims"].to_list()))
     for key in keys:
         reading = dict(zip(("rule", "layer_reading", "position_reading"), key, strict=True))
-        for row, population in enumerate(POPULATIONS, start=1):
+        for row, population in enumerate(populations, start=1):
             heat = _heat(table.filter(population=population, **reading), thresholds, cells, most)
             figure.add_trace(heat.update(visible=key == own), row=row, col=1)
     figure.update_layout(margin_l=108)
-    _outline(figure, thresholds, cells, criteria)
-    _label_axes(figure, thresholds, cells)
-    _label_groups(figure, cells)
-    _add_menu(figure, keys, keys.index(own))
+    _outline(figure, thresholds, cells, criteria, len(populations))
+    _label_axes(figure, thresholds, cells, populations)
+    _label_groups(figure, cells, len(populations))
+    _add_menu(figure, keys, keys.index(own), len(populations))
     return figure
 
 
@@ -113,36 +112,38 @@ def _short(items: int) -> str:
     return str(items) if items < 10000 else f"{items / 1000:.3g}k"
 
 
-def _outline(figure: go.Figure, thresholds: Sequence[float], cells: Cells, criteria: Mapping[str, Any]) -> None:
+def _outline(
+    figure: go.Figure, thresholds: Sequence[float], cells: Cells, criteria: Mapping[str, Any], rows: int
+) -> None:
     cell = (criteria["layer_share"], criteria["position_share"])
     if cell in cells and criteria["threshold"] in thresholds:
         x, y = cells.index(cell), thresholds.index(criteria["threshold"])
-        for row in range(1, len(POPULATIONS) + 1):
+        for row in range(1, rows + 1):
             figure.add_shape(
                 type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, row=row, col=1,
                 line={"color": VERMILLION, "width": 3},
             )  # fmt: skip
 
 
-def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells) -> None:
+def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, populations: Sequence[str]) -> None:
     figure.update_xaxes(
         tickvals=list(range(len(cells))),
         ticktext=[percent(position_share) for _, position_share in cells],
         range=[-0.5, len(cells) - 0.5],
         showgrid=False,
     )
-    figure.update_xaxes(title_text="position share, at least", row=len(POPULATIONS))
+    figure.update_xaxes(title_text="position share, at least", row=len(populations))
     figure.update_yaxes(
         tickvals=list(range(len(thresholds))),
         ticktext=[f"|x| ≥ {number(threshold)}" for threshold in thresholds],
         range=[len(thresholds) - 0.5, -0.5],
         showgrid=False,
     )
-    for row, population in enumerate(POPULATIONS, start=1):
+    for row, population in enumerate(populations, start=1):
         figure.update_yaxes(title_text=f"population {population}", row=row, col=1)
 
 
-def _label_groups(figure: go.Figure, cells: Cells) -> None:
+def _label_groups(figure: go.Figure, cells: Cells, rows: int) -> None:
     """The layer share over the columns that have it, and a line between these groups."""
     groups: dict[float, list[int]] = {}
     for index, (layer_share, _) in enumerate(cells):
@@ -152,16 +153,16 @@ def _label_groups(figure: go.Figure, cells: Cells) -> None:
             text=f"layers ≥ {percent(layer_share)}", x=(members[0] + members[-1]) / 2, y=1, xref="x", yref="paper",
             yanchor="bottom", showarrow=False, font={"size": 12},
         )  # fmt: skip
-        for row in range(1, len(POPULATIONS) + 1) if members[0] else ():
+        for row in range(1, rows + 1) if members[0] else ():
             figure.add_vline(x=members[0] - 0.5, line={"color": INK, "width": 1}, row=row, col=1)
 
 
-def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int) -> None:
+def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int, rows: int) -> None:
     buttons = [
         {
             "label": f"{rule}: layers by {layer_reading}, positions by {position_reading}",
             "method": "update",
-            "args": [{"visible": [other == index for other in range(len(keys)) for _ in POPULATIONS]}],
+            "args": [{"visible": [other == index for other in range(len(keys)) for _ in range(rows)]}],
         }
         for index, (rule, layer_reading, position_reading) in enumerate(keys)
     ]

@@ -10,17 +10,16 @@ import polars as pl
 
 from outlier_features.figure_style import (
     BLUE,
-    BOTH_POPULATIONS,
     GREY,
     INK,
     VERMILLION,
     Drawing,
     add_legend_entry,
-    columns_of_populations,
     decades,
     label,
     panels,
     say_nothing_here,
+    titles_of,
 )
 from outlier_features.tables import READINGS
 from outlier_features.wording import count, listing, number, percent
@@ -35,7 +34,9 @@ _POINTS = (
 _RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
 
 
-def shares(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Mapping[str, Any]) -> Drawing:
+def shares(
+    dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Mapping[str, Any], populations: Sequence[str]
+) -> Drawing:
     """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects.
 
     sites      of this run that each rule was applied to
@@ -50,7 +51,7 @@ def shares(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Map
         "Layer share and position share",
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
         f"{listing(applied) if applied else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
-        BOTH_POPULATIONS,
+        listing(populations),
         f"Each point is a dimension with a hit. Across: {layer_reading}, {READINGS[layer_reading]}; up: "
         f"{position_reading}, {READINGS[position_reading]}; both are means over the sequences with a hit. The dashed "
         "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
@@ -60,7 +61,7 @@ def shares(dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Map
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     if not rules:
         return drawing.empty(f"Nothing is drawn: no value on these sites has |x| >= {number(criteria['threshold'])}.")
-    return replace(drawing, figure=_figure(found, rules, criteria))
+    return replace(drawing, figure=_figure(found, rules, criteria, populations))
 
 
 def _undrawn(found: pl.DataFrame) -> str:
@@ -70,12 +71,14 @@ def _undrawn(found: pl.DataFrame) -> str:
     return f" At most {MAX_POINTS:,} are drawn in a panel; {count(sum(hidden), 'point')} of the smallest |x| are not."
 
 
-def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any]) -> go.Figure:
+def _figure(
+    found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any], populations: Sequence[str]
+) -> go.Figure:
     x, y = f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
-    figure = panels([340] * len(rules))
+    figure = panels([340] * len(rules), titles_of(populations))
     low, _ = decades([*found[y].to_list(), criteria["position_share"] or 1.0])
     for row, rule in enumerate(rules, start=1):
-        for population, column in columns_of_populations().items():
+        for column, population in enumerate(populations, start=1):
             here = found.filter(rule=rule, population=population)
             here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
             if here.is_empty():

@@ -9,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from outlier_features.populations import POPULATIONS
 from outlier_features.visible_text import visible
 from outlier_features.wording import count
 
@@ -18,7 +17,6 @@ BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#E69F00", "#56B4E9", "#D55E00"
 INK, GREY, PALE = "#222222", "#767676", "#EDEDED"
 
 LAYER_AXIS = "layer (block, from 0)"
-BOTH_POPULATIONS = " and ".join(POPULATIONS)
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 64, 54
 _GAP = 24
@@ -66,18 +64,16 @@ def label(text: str) -> str:
     return escape(visible(text), quote=False)
 
 
-def panels(heights: Sequence[int], *, titles: Sequence[str] = (), **options: Any) -> go.Figure:
-    """A grid of panels: rows of `heights` pixels, a column for each population, or for each of `titles`."""
-    columns = list(titles) or [f"population {name}" for name in POPULATIONS]
-    plot = sum(heights) + _GAP * (len(heights) - 1)
+def panels(heights: Sequence[int], columns: Sequence[str], *, gap: int = _GAP, **options: Any) -> go.Figure:
+    """A grid of panels: rows of `heights` pixels, `gap` apart, and columns with these titles."""
+    plot = sum(heights) + gap * (len(heights) - 1)
     figure = make_subplots(
         rows=len(heights),
         cols=len(columns),
-        column_titles=columns,
+        column_titles=list(columns),
         row_heights=list(heights),
-        vertical_spacing=_GAP / plot,
-        horizontal_spacing=0.03,
-        **{"shared_xaxes": "columns", "shared_yaxes": "rows", **options},
+        vertical_spacing=gap / plot,
+        **{"horizontal_spacing": 0.03, "shared_xaxes": "columns", "shared_yaxes": "rows", **options},
     )
     figure.update_annotations(font_size=13, yshift=2)
     figure.update_layout(
@@ -96,8 +92,9 @@ def above(figure: go.Figure, plot: int | None = None) -> float:
     return 1 + 26 / plot
 
 
-def columns_of_populations() -> dict[str, int]:
-    return {population: column for column, population in enumerate(POPULATIONS, start=1)}
+def titles_of(populations: Sequence[str]) -> list[str]:
+    """Of columns that are a population each."""
+    return [f"population {name}" for name in populations]
 
 
 def decades(values: Sequence[float]) -> tuple[int, int]:

@@ -1,29 +1,48 @@
 """The figures of a run's report, each a function of the public tables."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import polars as pl
-
+from outlier_features.figure_ablation import ablation
+from outlier_features.figure_attention_maps import attention_maps
+from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_experts import expert_figures
+from outlier_features.figure_lifecycle import lifecycle
+from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_norm_gains import norm_gains
+from outlier_features.figure_origin import origin
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
+from outlier_features.report_run import Run
 
-__all__ = ["dimension_map", "magnitude_by_layer", "rules_side_by_side", "run_figures", "sensitivity", "shares"]
 
-
-def run_figures(tables: Mapping[str, pl.DataFrame], summary: Mapping[str, Any]) -> list[Drawing]:
-    """The figures in the order of the report."""
+def run_figures(run: Run) -> list[Drawing]:
+    """The figures in the order of the report; those whose tables the run lacks are left out."""
+    tables, summary, populations = run.tables, run.summary, run.populations
     criteria = summary["rules"]["dettmers"]
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
-    return [
-        magnitude_by_layer(tables["layers"], summary["sites"]["absent"]),
-        dimension_map(tables["emergence"], tables["dims"], sites),
-        rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"]),
-        shares(tables["dims"], sites, criteria),
-        sensitivity(tables["sensitivity"], criteria),
+    drawings = [
+        magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+        dimension_map(tables["emergence"], tables["dims"], sites, populations),
     ]
+    if "norms" in tables:
+        drawings.append(norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], populations))
+    drawings += [
+        rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"], populations),
+        shares(tables["dims"], sites, criteria, populations),
+        sensitivity(tables["sensitivity"], criteria, populations),
+    ]
+    if run.locations:
+        drawings.append(locations_by_layer(run.locations, populations[0]))
+    if run.maps:
+        drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
+        drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
+    if "lifecycle" in tables:
+        drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
+    if "experts" in tables:
+        drawings += expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
+    if "ablation" in tables:
+        drawings.append(ablation(summary["ablation"]))
+    return drawings

@@ -10,7 +10,7 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.artifacts import require_equal, require_same_run, require_sequences
-from outlier_features.populations import POPULATIONS, population_sizes
+from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics
 from outlier_features.tables import HITS, MASSIVE, PAIRS, SENSITIVITY, read_table, write_table
@@ -55,7 +55,7 @@ def filter_systematic(
             if sites:
                 found = _read_hits(hits, sites, chunk, file.provenance)
                 passes = rules.dettmers_passes(dettmers)
-                for population in POPULATIONS:
+                for population in facts.positions:
                     made = {
                         threshold: facts.pairs(found, population, rule, sites, threshold, passes)
                         for threshold in {dettmers["threshold"], *grid["thresholds"]}
@@ -70,7 +70,7 @@ def filter_systematic(
             )
             extreme = _with_medians(found, SiteStatistics.read(file, site), massive_rule)
             massive_frames.append(extreme)
-            for population in POPULATIONS:
+            for population in facts.positions:
                 pair_frames.append(facts.pairs(extreme, population, "massive", [site], 0.0, pl.lit(True)))
     write_table(pairs, pl.concat(pair_frames).sort("population", "rule", "sequence", "dim"), PAIRS, provenance)
     write_table(sensitivity, cells.table(), SENSITIVITY, provenance)
@@ -164,7 +164,7 @@ def _with_tokens(massive: pl.DataFrame, run: Tokens, texts: Path) -> pl.DataFram
     return massive.with_columns(
         rule=pl.lit("massive"),
         site=pl.lit(rules.MASSIVE_SITE),
-        token_id=pl.Series([int(run.tokens[n, t]) for n, t in where], dtype=pl.Int64),
+        token_id=pl.Series([run.token_id(n, t) for n, t in where], dtype=pl.Int64),
         token_text=pl.Series([token_text(text, run, n, t) for n, t in where], dtype=pl.String),
     ).sort("sequence", "layer", "token", "dim")
 

@@ -4,12 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from outlier_features.findings_ablation import ablation_sentences, super_weight_sentences
+from outlier_features.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.meaning import meaning
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.summarize_experts import experts_in_words
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
-Topic = Literal["found", "not found", "prediction", "meaning"]
+Topic = Literal["found", "not found", "prediction", "effect", "meaning"]
 Part = Mapping[str, Any]
 
 RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
@@ -31,11 +34,24 @@ def findings(summary: Part) -> list[Finding]:
     """What was found and what was not, in each population, the model's loss, and what the numbers mean."""
     return [
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
+        *_located(summary),
+        *(Finding(topic, text, details) for topic, text, details in experts_in_words(summary["experts"])),
         *_not_applied(summary),
         *_absent_sites(summary),
-        _prediction(summary["loss"]),
+        *_norm_gains(summary["norms"]),
+        *([] if is_dump(summary) else _of_model(summary)),
         *(Finding("meaning", text) for text in meaning(summary)),
     ]
+
+
+def _of_model(summary: Part) -> list[Finding]:
+    """What only a model that was run here can tell."""
+    return [_super_weights(summary["super_weights"]), _prediction(summary["loss"]), _effect(summary["ablation"])]
+
+
+def is_dump(summary: Part) -> bool:
+    """Whether the activations were saved by some other program, so that there is no model to speak of."""
+    return bool(summary["model"]["kind"] == "dump")
 
 
 def applied_sites(summary: Part, rule: str) -> list[str]:
@@ -133,12 +149,15 @@ def _where_excluded(found: Part, population: str) -> str:
 
 
 def _massive_dim(summary: Part, population: str, row: Part, largest: Part) -> str:
-    token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
+    where = f"position {largest['token']} of sequence {largest['sequence']}"
+    if largest["token_text"] is not None:
+        token = f"the token {quoted(largest['token_text'])}" if largest["token_text"] else "a token without text"
+        where = f"{token} ({where})"
     return (
         f"Dimension {row['dim']} (kind {row['kind']}) has them in {_of_sequences(summary, row)}, within "
-        f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {token} (position {largest['token']} of "
-        f"sequence {largest['sequence']}) in layer {largest['layer']}, {number(largest['ratio'])} times the median |x| "
-        f"over the positions of population {population} there ({number(largest['median'])}).{_steps(row)}"
+        f"{_extent(row)}. The largest, x = {number(largest['value'])}, is at {where} in layer {largest['layer']}, "
+        f"{number(largest['ratio'])} times the median |x| over the positions of population {population} there "
+        f"({number(largest['median'])}).{_steps(row)}"
     )
 
 
@@ -182,6 +201,33 @@ def _are(items: int) -> str:
     return "is" if items == 1 else "are"
 
 
+def _located(summary: Part) -> Iterator[Finding]:
+    location = summary["location"]
+    if location is None:
+        return
+    for population, sites in location["populations"].items():
+        for site, found in sites.items():
+            yield _location(location, population, site, found)
+
+
+def _location(rule: Part, population: str, site: str, found: Part) -> Finding:
+    sign = ">=" if rule["inclusive"] else ">"
+    criteria = f"|x| {sign} {number(rule['threshold'])} in {percent(rule['min_layer_fraction'])} of the layers or more"
+    where = f"Rule location ({criteria}) on {visible(site)} in population {population}"
+    if not found["occurrences"]:
+        return Finding("not found", f"{where} keeps no location.")
+    text = (
+        f"{where} keeps {count(found['occurrences'], 'occurrence')} at {count(found['locations'], 'location')} "
+        f"({percent(found['location_rate'])} of all) in {count(found['dims'], 'dimension')}."
+    )
+    top = [
+        f"Dimension {row['dim']} has {percent(row['share'])} of them, of which "
+        f"{percent(row['positive'] / row['count'])} are positive."
+        for row in found["top"]
+    ]
+    return Finding("found", text, tuple(top))
+
+
 def _not_applied(summary: Part) -> Iterator[Finding]:
     for rule, sites in RULE_SITES.items():
         if not applied_sites(summary, rule):
@@ -204,6 +250,19 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
         yield Finding("not found", f"Site {visible(site)} is absent from this model: {visible(reason)}.{effect}")
 
 
+def _norm_gains(norms: Part | None) -> Iterator[Finding]:
+    if norms is None or not norms["norms"]:
+        return
+    notable = [row for row in norms["dims"] if is_notable(row)]
+    yield Finding("found", ones_sentence(norms), tuple(dim_sentence(row) for row in notable[:DIMS_IN_FULL]))
+    if norms["dims"] and not notable:
+        yield Finding(
+            "not found",
+            f"At no selected dimension is a norm's |gain| {number(NOTABLE)} times larger or smaller than the median "
+            "|gain| of the unselected dimensions.",
+        )
+
+
 def _prediction(loss: Part | None) -> Finding:
     if loss is None:
         reason = "the model does not predict the next token (it has no causal language-model head)"
@@ -215,6 +274,16 @@ def _prediction(loss: Part | None) -> Finding:
         f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')}, which "
         f"{_are(loss['tokens'])} {count(loss['bytes'], 'byte')} of UTF-8 text.",
     )
+
+
+def _effect(ablation: Part) -> Finding:
+    text, details = ablation_sentences(ablation)
+    return Finding("not found" if ablation["reason"] else "effect", text, tuple(details))
+
+
+def _super_weights(search: Part) -> Finding:
+    found, text, details = super_weight_sentences(search)
+    return Finding("found" if found else "not found", text, tuple(details))
 
 
 def _sites(summary: Part, rule: str) -> str:

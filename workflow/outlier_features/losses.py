@@ -50,20 +50,25 @@ class LossRecorder:
         finally:
             handle.remove()
 
-    @torch.inference_mode()
     def token_losses(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The negative log-likelihood in nats of each token given those before it, float32 (B, T).
 
         ids int64 (B, T) as in the pass, mask bool (B, T); 0 at the first position and at padding. Each sequence is cut
         into blocks for itself, so its losses do not depend on its batch.
         """
-        nll = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        return self.token_scores(ids, mask)[0]
+
+    @torch.inference_mode()
+    def token_scores(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`token_losses`, and in the same shape the largest probability that the model gave to any token there."""
+        nll, top1 = (torch.zeros(ids.shape, dtype=torch.float32, device=ids.device) for _ in range(2))
         for sequence, row in enumerate(ids):
             for start in range(0, len(row) - 1, self._block):
                 stop = min(start + self._block, len(row) - 1)
                 logits = self._logits(sequence, start, stop, row)
-                nll[sequence, start + 1 : stop + 1] = _negative_log_likelihood(logits, row[start + 1 : stop + 1])
-        return nll * mask
+                there = slice(start + 1, stop + 1)
+                nll[sequence, there], top1[sequence, there] = _scores(logits, row[there])
+        return nll * mask, top1 * mask
 
     def _logits(self, sequence: int, start: int, stop: int, row: Tensor) -> Tensor:
         """The logits (stop - start, vocabulary) at these positions."""
@@ -94,8 +99,8 @@ class LossRecorder:
             )
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy (n,) of logits (n, V) with token ids (n,).
+def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (n,) of logits (n, V) with token ids (n,), and the largest probability (n,).
 
     The exponentials are added up in float64 where the device has it: in float32 the sum over a vocabulary is off by
     some 1e-6, and always to the same side.
@@ -105,4 +110,4 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     largest = logits.amax(dim=-1, keepdim=True)
     total = (logits - largest).exp_().sum(dim=-1, dtype=wide)
     chosen = logits.gather(-1, targets[:, None]) - largest
-    return (total.log() - chosen[:, 0].to(wide)).float()
+    return (total.log() - chosen[:, 0].to(wide)).float(), total.reciprocal().float()

@@ -23,7 +23,7 @@ def source_of(source_json: Path) -> dict[str, Any]:
 
     Raises `InputError` where the record is damaged, or the model's files are gone or no longer of the recorded size.
     """
-    source = record_of(source_json, "location", "files", "revision", "origin")
+    source = record_of(source_json, "location", "files")
     location = (source_json.parent / source["location"]).resolve()  # absolute, or relative to the record
     sizes = {name: file["bytes"] for name, file in source["files"].items()}
     if not location.is_dir():

@@ -12,18 +12,25 @@ EXCLUDED, REST, PADDING = 0, 1, 2
 POPULATIONS = {"all": (EXCLUDED, REST), "without_first": (REST,)}
 
 
-def position_parts(special: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def position_parts(
+    special: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], exclude_first: bool = True
+) -> np.ndarray[Any, Any]:
     """The part of every position, uint8 (N, T), from the boolean arrays `special` and `mask` (N, T).
 
-    The first position is the first that is not padding.
+    The first position is the first that is not padding; only in a dump is it one like others.
     """
     special, mask = np.asarray(special, bool), np.asarray(mask, bool)
     first = np.zeros_like(mask)
-    has_any = mask.any(axis=1)
+    has_any = mask.any(axis=1) & exclude_first
     first[np.flatnonzero(has_any), mask.argmax(axis=1)[has_any]] = True
     return np.where(~mask, PADDING, np.where(special | first, EXCLUDED, REST)).astype(np.uint8)
 
 
+def populations_of(parts: np.ndarray[Any, Any]) -> list[str]:
+    """The populations that a run has: where no position is excluded, both would be the same."""
+    return list(POPULATIONS) if (parts == EXCLUDED).any() else ["all"]
+
+
 def population_sizes(parts: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Positions of each population in each sequence, int64 (N,), from `position_parts` (N, T)."""
-    return {name: np.isin(parts, members).sum(axis=1) for name, members in POPULATIONS.items()}
+    """Positions of each population of the run in each sequence, int64 (N,), from `position_parts` (N, T)."""
+    return {name: np.isin(parts, POPULATIONS[name]).sum(axis=1) for name in populations_of(parts)}

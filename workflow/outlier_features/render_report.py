@@ -3,28 +3,29 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from outlier_features.artifacts import read_json, require_equal, require_same_run, write_page
+from outlier_features.artifacts import write_page
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
+from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.progress import item_bar
-from outlier_features.report_tables import headline, overview, provenance, selected_dims
-from outlier_features.summarize_run import SUMMARY_KEYS, facts_of
-from outlier_features.tables import DIMS, EMERGENCE, LAYERS, MASSIVE, SENSITIVITY, Table, read_table
+from outlier_features.published import published_facts
+from outlier_features.report_run import Run
+from outlier_features.report_tables import ablations, headline, overview, provenance, selected_dims
+from outlier_features.tables import (
+    COMPARISON,
+    read_table,
+)
 from outlier_features.token_context import massive_spans
-from outlier_features.token_text import read_texts
-from outlier_features.tokens import Tokens
 from outlier_features.visible_text import visible
 from outlier_features.wording import number, percent
 
@@ -32,36 +33,13 @@ MASSIVE_ROWS = 50
 DIM_ROWS = 20
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run left, checked to belong together."""
-
-    summary: Mapping[str, Any]
-    tables: Mapping[str, pl.DataFrame]
-    tokens: Tokens
-    texts: list[bytes]
-
-    @classmethod
-    def read(cls, directory: Path) -> "Run":
-        tokens = Tokens.read(directory / "tokens.safetensors")
-        _, provenance = read_table(directory / "dims.parquet", DIMS)
-        require_same_run(tokens.provenance, provenance, directory / "dims.parquet")
-
-        def rows(table: Table) -> pl.DataFrame:
-            path = directory / f"{table.name}.parquet"
-            frame, found = read_table(path, table)
-            require_same_run(provenance, found, path)
-            return frame
-
-        tables = {table.name: rows(table) for table in (LAYERS, DIMS, EMERGENCE, SENSITIVITY, MASSIVE)}
-        summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
-        facts = facts_of(summary)
-        require_equal(provenance, facts, tuple(facts), directory / "summary.json")
-        return cls(summary, tables, tokens, read_texts(directory / "texts.parquet", tokens))
-
-
-def render_report(runs: Sequence[Path], template: Path, style: Path, report: Path) -> None:
+def render_report(
+    runs: Sequence[Path], template: Path, style: Path, report: Path, *, published: Path, comparison: Path | None = None
+) -> None:
     """Write `report` from a Jinja template, with a section for each run (a directory `<results>/model/corpus`).
+
+    published    directory of what papers and repositories printed, as CSV
+    comparison   the table of dims that two runs have in common; None for one run
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON. Beyond
     that the page forbids itself to load anything and to run any script but its own two, named by their hashes.
@@ -73,15 +51,16 @@ def render_report(runs: Sequence[Path], template: Path, style: Path, report: Pat
         "unbroken": unbroken, "script_hash": script_hash,
     }  # fmt: skip
     page = environment.from_string(template.read_text(encoding="utf-8")).render(
-        sections=[section(run, index) for index, run in enumerate(item_bar(read, "render", "run"), start=1)],
+        sections=[section(run, index, published) for index, run in enumerate(item_bar(read, "render", "run"), start=1)],
         overview=overview([run.summary for run in read]) if len(read) > 1 else [],
+        common=read_table(comparison, COMPARISON)[0].to_dicts() if comparison else [],
         style=Markup(style.read_text(encoding="utf-8")),
         plotly_js=Markup(get_plotlyjs()),
     )
     write_page(report, page)
 
 
-def section(run: Run, index: int) -> dict[str, Any]:
+def section(run: Run, index: int, published: Path) -> dict[str, Any]:
     """What the template shows of a run."""
     spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
@@ -91,9 +70,17 @@ def section(run: Run, index: int) -> dict[str, Any]:
         "headline": headline(run.summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(run.summary, rule)],
         "findings": findings(run.summary),
-        "figures": run_figures(run.tables, run.summary),
+        "figures": run_figures(run),
+        "locations": run.locations
+        and {
+            **location_facts(run.locations),
+            "dims": location_dims(run.locations),
+            "comparisons": list(location_comparisons(run.locations)),
+        },
         "massive": {"rows": spans, "hidden": in_all - len(spans), "activations": len(run.tables["massive"])},
         "dims": {"rows": rows, "hidden": hidden},
+        "ablations": ablations(run.summary["ablation"]) if run.summary["ablation"] else [],
+        "published": published_facts(published, run.summary["model"]["kind"], run.summary["model"]["origin"] or ""),
         "provenance": provenance(run.summary),
     }
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.findings import applied_sites
+from outlier_features.ablation_effects import position_name, target_name
+from outlier_features.findings import applied_sites, is_dump
 from outlier_features.populations import POPULATIONS
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, number, percent
@@ -20,7 +21,7 @@ def headline(summary: Part) -> list[tuple[str, str, str]]:
         _rule_fact(summary, "dettmers", "outlier-feature dimension"),
         _rule_fact(summary, "massive", "dimension with massive activations", "dimensions with massive activations"),
         _largest_fact(summary),
-        _loss_fact(summary),
+        *([] if is_dump(summary) else [_loss_fact(summary)]),
     ]
 
 
@@ -36,7 +37,8 @@ def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str,
         if name != "all"
     )
     noun = one if selected["all"] == 1 else many or f"{one}s"
-    return number(selected["all"]), noun, f"rule {rule}, {sites}, population all; {others}"
+    where = f"rule {rule}, {sites}, population all"
+    return number(selected["all"]), noun, f"{where}; {others}" if others else where
 
 
 def _largest_fact(summary: Part) -> tuple[str, str, str]:
@@ -63,6 +65,8 @@ def _loss_fact(summary: Part) -> tuple[str, str, str]:
 
 def provenance(summary: Part) -> list[tuple[str, str]]:
     """Where the numbers come from, in words; a fact that the run does not know is a dash."""
+    if is_dump(summary):
+        return _of_dump(summary)
     model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
     sample = corpus["sample"]
     positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
@@ -86,10 +90,36 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
         ("Rules", rules(summary)),
+        ("Ablations", _ablation_sample(summary["ablation"])),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
                       f"transformers {run['transformers']}"),
     ]  # fmt: skip
     return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
+
+
+def _ablation_sample(ablation: Part) -> str:
+    if ablation["reason"]:
+        return f"none: {ablation['reason']}"
+    return (
+        f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
+        f"{count(ablation['seeds'], 'random draw')}"
+    )
+
+
+def _of_dump(summary: Part) -> list[tuple[str, str]]:
+    model, corpus = summary["model"], summary["corpus"]
+    facts = [
+        ("Dump", model["name"]),
+        ("Files", model["origin"]),
+        ("SHA-256 of the files' SHA-256", model["revision"]),
+        ("Shape", f"{count(corpus['sequences'], 'sequence')} × {count(model['blocks'], 'layer')} × "
+                  f"{count(corpus['sample']['tokens'], 'position')}, d_model {number(model['d_model'])}"),
+        ("Number format", summary["run"]["dtype"]),
+        ("Sites", ", ".join(summary["sites"]["present"])),
+        ("Rules", rules(summary)),
+        ("Made with", f"outlier-features {summary['run']['package_version']}"),
+    ]  # fmt: skip
+    return [(name, visible(str(value))) for name, value in facts]
 
 
 def rules(summary: Part) -> str:
@@ -98,7 +128,15 @@ def rules(summary: Part) -> str:
         f"dettmers: |x| >= {number(dettmers['threshold'])}, {dettmers['layer_reading']} >= "
         f"{percent(dettmers['layer_share'])}, {dettmers['position_reading']} >= {percent(dettmers['position_share'])}; "
         f"massive: |x| > {number(massive['threshold'])}, |x| >= {number(massive['ratio'])} x median"
+        + _search(summary["super_weights"])
     )
+
+
+def _search(super_weight: Part | None) -> str:
+    if super_weight is None:
+        return ""
+    rounds = count(super_weight["rounds"], "round")
+    return f"; super_weight: |x| > {number(super_weight['threshold'])}, at most {rounds}"
 
 
 def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
@@ -107,7 +145,7 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
     Gives at most so many of each population, and how many are left out.
     """
     rows, hidden = [], 0
-    for population in POPULATIONS:
+    for population in dims["population"].unique().sort():
         here = dims.filter(pl.col("population") == population, pl.col("rule").is_in(rules))
         chosen = here.filter("selected").group_by("dim").agg(pl.col("max_abs").max())
         order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
@@ -121,13 +159,41 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
     return rows, hidden
 
 
+def ablations(ablation: Part) -> list[list[str]]:
+    """A row of text for the unchanged model and for each ablation, its random draws beside it."""
+    rows = []
+    for effect in ablation["effects"]:
+        unchanged = effect["target"] == "baseline"
+        place = "" if unchanged else position_name(effect["positions"], ablation["only_first_excluded"])
+        rows.append(
+            [
+                "unchanged model" if unchanged else target_name(effect),
+                effect["rule"] or "",
+                place,
+                effect["value"] or "",
+                number(effect["perplexity"]),
+                _span(effect["sequences"]),
+                number(effect["ratio"]),
+                number(effect["bits_per_byte"]),
+                percent(effect["top1_probability"]),
+                "" if unchanged else _span([draw["perplexity"] for draw in effect["random"]]),
+            ]
+        )
+    return rows
+
+
+def _span(values: Sequence[float | None]) -> str:
+    finite = [value for value in values if value is not None]
+    low, high = number(min(finite, default=None)), number(max(finite, default=None))
+    return low if low == high else f"{low} to {high}"
+
+
 def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
     """A row for each run, to compare them."""
     return [
         {
             "model": summary["model"]["name"],
-            "size": f"{summary['model']['architecture']}, {number(summary['model']['parameters'])} parameters, "
-            f"{count(summary['model']['blocks'], 'layer')} × {number(summary['model']['d_model'])}",
+            "size": _size(summary["model"]),
             "corpus": summary["corpus"]["name"],
             "sample": f"{number(summary['corpus']['sequences'])} × "
             f"{count(summary['corpus']['sample']['tokens'], 'token')}",
@@ -140,12 +206,20 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
     ]
 
 
+def _size(model: Part) -> str:
+    parameters = "" if model["parameters"] is None else f"{number(model['parameters'])} parameters, "
+    return f"{model['architecture']}, {parameters}{count(model['blocks'], 'layer')} × {number(model['d_model'])}"
+
+
 def _selected_names(summary: Part, rule: str) -> dict[str, Any]:
     """How many dims a rule selects in each population, the largest by number, and the sites that it was applied to."""
     sites = " + ".join(applied_sites(summary, rule))
     counts = []
-    for part in summary["populations"].values():
-        rows = part["rules"][rule]["dims"] if sites else []
+    for population in POPULATIONS:
+        if population not in summary["populations"]:
+            counts.append((DASH, ""))
+            continue
+        rows = summary["populations"][population]["rules"][rule]["dims"] if sites else []
         more = ", …" if len(rows) > NAMES_IN_OVERVIEW else ""
         names = ", ".join(str(row["dim"]) for row in rows[:NAMES_IN_OVERVIEW])
         counts.append((number(len(rows)) if sites else DASH, f"{names}{more}"))

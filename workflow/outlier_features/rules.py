@@ -11,6 +11,8 @@ import polars as pl
 
 DETTMERS_SITES = {"dettmers": ("attn_norm", "mlp_norm"), "dettmers_heads": ("attn_heads",)}
 MASSIVE_SITE = "resid_post"
+# Sites whose dims are those of the residual stream; a dim means the same thing in all of them.
+RESIDUAL_BASIS = ("resid_pre", "resid_mid", "resid_post", "attn_norm", "mlp_norm", "attn_out", "mlp_out", "mlp_down")
 LAYER_READINGS = ("blocks", "sites_share")
 POSITION_READINGS = ("union", "pooled", "affected")
 

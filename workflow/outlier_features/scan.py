@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -40,12 +40,13 @@ class SiteTensors:
     @classmethod
     def per_layer(cls, file: TensorFile, site: str) -> "SiteTensors | None":
         """The tensors `{site}.{layer}` of a file; None if it has none."""
-        names = {name: name.rpartition(".") for name in file.entries}
-        entries = {
-            int(layer): file.entries[name]
-            for name, (stem, _, layer) in names.items()
-            if stem == site and layer.isdecimal()
-        }
+        entries: dict[int, Entry] = {}
+        for name, entry in file.entries.items():
+            stem, _, index = name.rpartition(".")
+            if stem == site and index.isdecimal() and len(index) < 10:
+                if int(index) in entries:
+                    raise InputError(f"{file.path}: {name} is not the only tensor of its layer, expected one")
+                entries[int(index)] = entry
         if not entries:
             return None
         layers = tuple(sorted(entries))
@@ -73,6 +74,15 @@ class SiteTensors:
         first = entry.offset // itemsize(entry.dtype)
         starts = tuple(first + layer * t * h for layer in range(layers))
         return cls(file, key, entry.dtype, tuple(range(layers)), (n, t, h), starts, layers * t * h)
+
+    def rows(self, first: int, last: int) -> "SiteTensors":
+        """Sequences from `first` to before `last`."""
+        n, t, h = self.shape
+        if not 0 <= first < last <= n:
+            raise ValueError(f"sequences {first} to {last} of {n}")
+        return replace(
+            self, shape=(last - first, t, h), starts=tuple(start + first * self.stride for start in self.starts)
+        )
 
     @property
     def raw(self) -> Array:
@@ -171,7 +181,6 @@ def scan(
     threads: int = 1,
     profile: bool = True,
     histogram: bool = True,
-    block_values: int = _BLOCK_VALUES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SiteStatistics:
     """Scan a site's activations once.
@@ -181,7 +190,6 @@ def scan(
     floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
     on_hits    called with the hits of some sequences at a time, in order
     profile    whether to take medians, mean abs(x), mean square and kurtosis per position
-    block_values   values of all layers that are looked at together; it bounds the memory that their hits take
     progress   called with the number of sequences done
 
     Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
@@ -193,7 +201,7 @@ def scan(
     scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
     for _ in range(threads):
         scratches.put(kernel.new_scratch(t, h))
-    block = max(1, min(n, block_values // (layers * t * h)))
+    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
     found = 0
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
@@ -219,7 +227,7 @@ def scan(
             _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
-    _require_finite(tensors, states)  # at the end, so that the count is that of the whole file
+    require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
     return _gather(tensors, parts, pilot, states, per_sequence)
 
 
@@ -235,8 +243,9 @@ def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Ar
     return Hits(sequence, layer, token, dim, value, parts[sequence, token])
 
 
-def _require_finite(tensors: SiteTensors, states: kernel.Layers) -> None:
-    for layer, count in zip(tensors.layers, states.nonfinite.sum(axis=1), strict=True):
+def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
+    """Raise `InputError` where some of the counts (L,) of NaN or infinite values are not zero."""
+    for layer, count in zip(tensors.layers, nonfinite, strict=True):
         if count:
             raise InputError(
                 f"{tensors.file.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "

@@ -53,6 +53,7 @@ class Block:
     mlp_input       input of the MLP's first linear layer
     mlp_linears     outputs of a dense MLP's linear layers, in the order of calls
     activation      the module that reads `mlp_pre`
+    routed          not every token goes through the same matrices of the MLP: it has experts
     """
 
     path: str
@@ -64,6 +65,7 @@ class Block:
     mlp_input: Site | None = None
     mlp_linears: list[Site] = field(default_factory=list)
     activation: nn.Module | None = None
+    routed: bool = False
 
 
 def find_sites(loaded: LoadedModel) -> list[Block]:
@@ -83,7 +85,8 @@ def find_sites(loaded: LoadedModel) -> list[Block]:
 def hooked(sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]) -> Iterator[None]:
     """While the model runs, hand each site's tensor, (B, T, H) or (B*T, H), to `receive(key, tensor)`.
 
-    The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps.
+    The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps. What `receive`
+    changes in place, the model goes on with.
     """
     handles = [_hook(site, key, receive) for key, site in sites]
     try:
@@ -309,6 +312,7 @@ def _describe_residual(
 
 
 def _describe_routed_mlp(draft: _Draft, inner: list[_Call], mlp: list[_Call], whole: _Call) -> None:
+    draft.block.routed = True
     draft.lack("the MLP routes tokens to experts", *NEURON_SITES)
     experts = next(call for call in mlp if _is_routed(call, whole))
     module = next((call for call in inner if call.name == experts.child), None)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from outlier_features.errors import InputError
-from outlier_features.populations import POPULATIONS
+from outlier_features.populations import EXCLUDED, POPULATIONS
 from outlier_features.tensorfile import TensorFile
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +46,11 @@ class SiteStatistics:
     @classmethod
     def read(cls, file: TensorFile, site: str) -> "SiteStatistics":
         return cls(**{field.name: file.array(f"{site}.{field.name}") for field in fields(cls)})
+
+    @property
+    def populations(self) -> list[str]:
+        """Those of the run, see `populations.populations_of`."""
+        return list(POPULATIONS) if self.positions[:, EXCLUDED].any() else ["all"]
 
     def count(self, population: str) -> int:
         """Positions of a population over all sequences."""

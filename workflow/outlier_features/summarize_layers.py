@@ -35,7 +35,9 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
         for site in item_bar(provenance["sites"], "merge statistics", "site")
     }
     write_tensors(statistics, {k: v for site, one in merged.items() for k, v in one.arrays(site).items()}, provenance)
-    frames = [layer_rows(site, one, name) for name in POPULATIONS for site, one in merged.items()]
+    frames = [
+        layer_rows(site, one, name) for name in POPULATIONS for site, one in merged.items() if name in one.populations
+    ]
     write_table(layers, pl.concat(frames), LAYERS, provenance)
 
 

@@ -8,53 +8,83 @@ from typing import Any
 import polars as pl
 
 from outlier_features import rules
-from outlier_features.artifacts import require_equal, require_same_run, write_json
+from outlier_features.ablation_effects import ablation_effects
+from outlier_features.artifacts import read_json, require_equal, require_same_run, write_json
+from outlier_features.gain_summary import gain_summary
 from outlier_features.model_source import record_of
-from outlier_features.populations import POPULATIONS, population_sizes
-from outlier_features.tables import DIMS, LAYERS, LOSS, MASSIVE, PAIRS, Table, read_table
+from outlier_features.populations import population_sizes, populations_of
+from outlier_features.summarize_experts import experts_summary
+from outlier_features.tables import (
+    ABLATION,
+    ABLATION_SEQUENCES,
+    DIMS,
+    EXPERTS,
+    GAINS,
+    LAYERS,
+    LOSS,
+    MASSIVE,
+    NORMS,
+    PAIRS,
+    ROUTING,
+    SUPER_WEIGHTS,
+    Table,
+    read_table,
+)
 from outlier_features.tokens import Tokens
 
-SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "populations")
+SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "populations")
+LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
+TOP = 5  # dims of rule `location`
 
 
 def summarize_run(
-    tokens: Path,
-    layers: Path,
-    dims: Path,
-    pairs: Path,
-    massive: Path,
-    loss: Path,
-    model_source: Path,
-    corpus_source: Path,
-    summary: Path,
+    tokens: Path, model_source: Path, corpus_source: Path | None, tables: Mapping[str, Path], summary: Path
 ) -> None:
-    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes."""
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
+
+    corpus_source   None for a dump
+    tables          the run's tables by name; a run of a dump lacks those that need the model
+    """
     run = Tokens.read(tokens)
-    _, provenance = read_table(pairs, PAIRS)
-    require_same_run(run.provenance, provenance, pairs)
+    _, provenance = read_table(tables["pairs"], PAIRS)
+    require_same_run(run.provenance, provenance, tables["pairs"])
 
-    def rows(path: Path, table: Table) -> pl.DataFrame:
-        frame, found = read_table(path, table)
-        require_same_run(provenance, found, path)
-        return frame
+    def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+        frame, found = read_table(tables[table.name], table)
+        require_same_run(provenance, found, tables[table.name])
+        return frame, found
 
-    layer_rows, dim_rows, pair_rows = rows(layers, LAYERS), rows(dims, DIMS), rows(pairs, PAIRS)
-    massive_rows, loss_rows = rows(massive, MASSIVE), rows(loss, LOSS)
+    def rows(table: Table) -> pl.DataFrame:
+        return checked(table)[0]
+
+    layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    experts = ablation = None
+    if "experts" in tables:
+        expert_rows, facts = checked(EXPERTS)
+        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
+    if "ablation" in tables:
+        ablation_rows, facts = checked(ABLATION)
+        ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
+    located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
+    if located:
+        require_same_run(provenance, located, tables["locations"])
     model = record_of(model_source, "origin", "revision", "location")
-    corpus = record_of(corpus_source, "origin", "revision", "documents")
-    require_equal({"model_revision": model.get("revision")}, provenance, ("model_revision",), pairs)
-    require_equal({"corpus_sha256": corpus.get("sha256")}, provenance, ("corpus_sha256",), pairs)
+    corpus = record_of(corpus_source, "origin", "revision", "documents") if corpus_source else {}
+    require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), tables["pairs"])
+    if corpus:
+        require_equal({"corpus_sha256": corpus["sha256"]}, provenance, ("corpus_sha256",), tables["pairs"])
     write_json(
         summary,
         {
             "model": {
                 "name": provenance["model"],
-                **{key: model.get(key) for key in ("origin", "revision", "licence")},
+                **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
             },
             "corpus": {
                 "name": provenance["corpus"],
-                **{key: corpus.get(key) for key in ("origin", "revision", "licence", "sha256")},
+                **{key: corpus.get(key) for key in ("origin", "revision", "licence")},
+                "sha256": provenance["corpus_sha256"],
                 "sample": provenance["sample"],
                 "sequences": provenance["sequences"],
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
@@ -63,7 +93,13 @@ def summarize_run(
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
-            "loss": loss_summary(loss_rows),
+            "tables": sorted(tables),
+            "location": located and location_summary(located),
+            "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
+            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
+            "experts": experts,
+            "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in tables else None,
+            "ablation": ablation,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
@@ -78,7 +114,7 @@ def summarize_run(
                     "massive_activations": _massive(massive_rows, population),
                     "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
                 }
-                for population in POPULATIONS
+                for population in populations_of(run.parts)
             },
         },
     )  # fmt: skip
@@ -119,6 +155,12 @@ def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
     }
 
 
+def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The weights in the order in which they were found, the rule's numbers, and what was published for the model."""
+    search = ("unsearched", "not_searched", "published")
+    return {**provenance["super_weight"], **{key: provenance[key] for key in search}, "found": found.to_dicts()}
+
+
 def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:
     """Counts of a rule in a population, none of them bare, and its selected dims, the largest first."""
     selected = dims.filter("selected").sort(["max_abs", "dim"], descending=[True, False])
@@ -135,6 +177,21 @@ def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[st
         "locations": int(pairs["locations"].sum()),
         "occurrences": int(pairs["occurrences"].sum()),
         "dims": selected.select(columns).to_dicts(),
+    }
+
+
+def location_summary(document: dict[str, Any]) -> dict[str, Any]:
+    """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
+    names = ("occurrences", "locations", "location_rate")
+    return {
+        **{key: document[key] for key in ("threshold", "inclusive", "min_layer_fraction")},
+        "populations": {
+            population: {
+                site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
+                for site, found in part["sites"].items()
+            }
+            for population, part in document["populations"].items()
+        },
     }
 
 

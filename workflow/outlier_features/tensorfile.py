@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ STORAGE = {
     "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
     "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
 }  # fmt: skip
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # floats, as they are called
 _NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
 _MAX_HEADER = 100_000_000
 _CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
@@ -65,7 +67,9 @@ class TensorFile:
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
 
     @property
@@ -114,14 +118,35 @@ class TensorFile:
         entry = self.entry(name)
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
+    def read_into(self, offset: int, target: np.ndarray[Any, Any]) -> None:
+        """Fill an array with the bytes from `offset` on.
+
+        Where bytes are looked at once, copying them is cheaper than mapping their pages and giving them back.
+        """
+        view = target.data.cast("B")
+        while len(view):
+            count = os.preadv(self._descriptor, [view], offset)
+            if not count:
+                raise DamagedFile(self.path, f"found its end at byte {offset}, expected {self.size} bytes as before")
+            view, offset = view[count:], offset + count
+
     def will_need(self, offset: int, length: int) -> None:
-        """Ask for bytes to be read ahead."""
-        self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+        """Ask for bytes to be read ahead, if they do not seem to be in the page cache.
+
+        Asking costs as much as faulting them in, page by page, even where there is nothing to read.
+        """
+        if length and not (self._is_cached(offset) and self._is_cached(offset + length - 1)):
+            self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+
+    def _is_cached(self, offset: int) -> bool:
+        try:
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except OSError:  # it would wait, or the file system cannot say
+            return False
 
     def drop(self, offset: int, length: int) -> None:
-        """Give back pages that lie wholly inside these bytes; they stay in the page cache, but not in our memory."""
-        page = mmap.PAGESIZE
-        self._advise(mmap.MADV_DONTNEED, -(-offset // page) * page, (offset + length) // page * page)
+        """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
+        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
@@ -142,7 +167,7 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
         blank = text.replace(_field(_HEADER_CHECKSUM, recorded), _field(_HEADER_CHECKSUM, _NO_CHECKSUM), 1)
         if f"{zlib.crc32(prefix + blank):08x}" != recorded:
             raise ValueError(f"a header that does not have the checksum {recorded} that it names")
-    entries = {}
+    entries, spans = {}, []
     for name, fields in header.items():
         start, stop = fields["data_offsets"]
         if fields["dtype"] not in STORAGE:
@@ -150,9 +175,15 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
         entry = Entry(fields["dtype"], tuple(fields["shape"]), 8 + length + start)
         if stop - start != entry.nbytes or min(entry.shape, default=0) < 0:
             raise ValueError(f"tensor {name!r} of shape {list(entry.shape)} in {stop - start} bytes")
-        if entry.offset + entry.nbytes > size:
-            raise ValueError(f"{size} bytes, but tensor {name!r} ends at byte {entry.offset + entry.nbytes}")
         entries[name] = entry
+        spans.append((start, stop, name))
+    end = 0
+    for start, stop, name in sorted(spans):  # the format leaves no holes; a writer that broke off may
+        if start != end:
+            raise ValueError(f"tensor {name!r} begins at byte {start} of the data, where {end} bytes are taken")
+        end = stop
+    if 8 + length + end != size:
+        raise ValueError(f"{size} bytes, but its tensors end at byte {8 + length + end}")
     return entries, metadata
 
 

@@ -31,10 +31,15 @@ class MassiveSpan:
     layer: int
     median: float
     ratio: float
-    token_id: int
+    token_id: int | None
     before: str
     token: str
     after: str
+
+    @property
+    def nameless(self) -> str:
+        """What stands for a token without text."""
+        return f"position {self.position}" if self.token_id is None else f"token {self.token_id}, without text"
 
 
 def massive_spans(massive: pl.DataFrame, texts: list[bytes], run: Tokens, most: int) -> tuple[list[MassiveSpan], int]:
@@ -83,6 +88,6 @@ def context(texts: list[bytes], run: Tokens, sequence: int, token: int) -> tuple
     after = texts[sequence][last:].decode(errors="replace")
     return (
         ("…" if len(before) > AROUND else "") + visible(before[-AROUND:]),
-        visible(token_text(texts, run, sequence, token)),
+        visible(token_text(texts, run, sequence, token) or ""),
         visible(after[:AROUND]) + ("…" if len(after) > AROUND else ""),
     )

@@ -1,7 +1,7 @@
 """The tokens of a run: what was fed to the model, and where each token lies in the text."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from outlier_features.populations import position_parts
 from outlier_features.tensorfile import TensorFile
 
 Array = np.ndarray[Any, Any]
+UNKNOWN = -1  # in `tokens`: what stood there is not known
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,17 @@ class Tokens:
 
     @property
     def parts(self) -> Array:
-        return position_parts(self.special, self.mask)
+        return position_parts(self.special, self.mask, self.provenance.get("first_token") != "ordinary")
+
+    def token_id(self, sequence: int, token: int) -> int | None:
+        """None where it is not known."""
+        found = int(self.tokens[sequence, token])
+        return None if found == UNKNOWN else found
+
+    def head(self, sequences: int, tokens: int) -> "Tokens":
+        """The first tokens of the first sequences, or as many as there are; the provenance is that of the whole."""
+        names = ("tokens", "special", "mask", "offsets")
+        return replace(self, **{name: getattr(self, name)[:sequences, :tokens] for name in names})
 
     @classmethod
     def read(cls, path: str | Path) -> "Tokens":

@@ -113,7 +113,7 @@ def _check_parquet(path: Path) -> Provenance:
     name = metadata.get("table")
     if name in _TABLES and not schema.equals(schema_of(_TABLES[name])):
         raise DamagedFile(path, f"its columns are {schema.names} of types {schema.types}, not those of table {name!r}")
-    if path.stem != name and not _CHUNK.fullmatch(path.stem):
+    if name not in (path.stem, path.parent.name) and not _CHUNK.fullmatch(path.stem):
         raise DamagedFile(path, f"is the table {name!r}")
     return provenance
 
@@ -122,6 +122,8 @@ def _check_json(path: Path) -> dict[str, Any] | None:
     content = read_json(path)
     if path.name == _SUMMARY_FILE:
         return facts_of(content)
+    if "tokens_sha256" in content:
+        return dict(content)
     if path.name == SOURCE_FILE and "location" in content:
         _check_model(path)
     return None

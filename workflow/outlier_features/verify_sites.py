@@ -7,13 +7,12 @@ product elsewhere.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from transformers.activations import ACT2FN
 
+from outlier_features.activation import activation_of, possible_ups
 from outlier_features.errors import InputError
 from outlier_features.models import LoadedModel, probe_ids
 from outlier_features.sites import Block, Site, hooked
@@ -260,24 +259,16 @@ def _neurons(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Id
 
 
 def _activation(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Identity]:
-    function = block.activation or _configured_activation(loaded.config)
+    function = activation_of(block, loaded.config)
     if "mlp_pre" not in block.sites or function is None:
         return
     neurons, pre = tensors["mlp_act"], tensors["mlp_pre"]
     activated = function(pre)
     sites = ("mlp_pre", "mlp_act")
     tried = [Identity("mlp_act == act(mlp_pre)", sites, neurons, activated)]
-    for n in range(len(block.mlp_linears) - 1):
-        written = tensors[f"mlp_linears.{n}"]
-        for up in (written, *written.chunk(2, dim=-1)):
-            if up.shape == activated.shape:
-                tried.append(Identity("mlp_act == act(mlp_pre) * up", sites, neurons, activated * up))
+    for up in possible_ups(block, tensors, activated.shape[-1]):
+        tried.append(Identity("mlp_act == act(mlp_pre) * up", sites, neurons, activated * up))
     yield _best(tried)
-
-
-def _configured_activation(config: Any) -> Callable[[Tensor], Tensor] | None:
-    names = (getattr(config, key, None) for key in ("hidden_act", "hidden_activation", "activation_function"))
-    return next((ACT2FN[name] for name in names if name in ACT2FN), None)
 
 
 def _best(identities: list[Identity]) -> Identity:

@@ -1,0 +1,71 @@
+rule find_super_weights:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        loss=f"{RUN}/loss.parquet",
+        published=f"{workflow.basedir}/workflow/published/super_weights.csv",
+    output:
+        super_weights=f"{RUN}/super_weights.parquet",
+    log:
+        f"{RESULTS}/logs/find_super_weights/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/find_super_weights/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=GPUS,
+    params:
+        sequences=CONFIG["ablate"]["sequences"],
+        length=CONFIG["ablate"]["tokens"],
+        threshold=CONFIG["rules"]["super_weight"]["threshold"],
+        rounds=CONFIG["rules"]["super_weight"]["rounds"],
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        attention=of_model("attention"),
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("find_super_weights"),
+    message:
+        "Search {wildcards.model} for super weights on {wildcards.corpus}"
+    script:
+        "../scripts/find_super_weights.py"
+
+
+rule ablate_dims:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        dims=f"{RUN}/dims.parquet",
+        super_weights=f"{RUN}/super_weights.parquet",
+    output:
+        ablation=f"{RUN}/ablation.parquet",
+        ablation_sequences=f"{RUN}/ablation_sequences.parquet",
+    log:
+        f"{RESULTS}/logs/ablate_dims/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ablate_dims/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+        gpu=GPUS,
+    params:
+        sequences=CONFIG["ablate"]["sequences"],
+        length=CONFIG["ablate"]["tokens"],
+        seeds=CONFIG["ablate"]["seeds"],
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        attention=of_model("attention"),
+        batch_size=CONFIG["extract"]["batch_size"],
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("ablate_dims"),
+    message:
+        "Ablate outlier dims and super weights of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/ablate_dims.py"

@@ -1,0 +1,30 @@
+rule map_attention:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        layers=f"{RUN}/layers.parquet",
+    output:
+        sinks=f"{RUN}/sinks.parquet",
+        attention=f"{RUN}/attention.safetensors",
+    log:
+        f"{RESULTS}/logs/map_attention/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/map_attention/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=GPUS,
+    params:
+        **CONFIG["attention_maps"],
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("map_attention"),
+    message:
+        "Map the attention of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/map_attention.py"

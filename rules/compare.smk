@@ -1,0 +1,25 @@
+rule compare_runs:
+    input:
+        tables=[
+            table
+            for run in RUNS
+            for name, table in tables_of(*run).items()
+            if name in ("dims", "locations")
+        ],
+    output:
+        comparison=f"{RESULTS}/comparison/dims.parquet",
+        common_dims=f"{RESULTS}/comparison/common_dims.parquet",
+    log:
+        f"{RESULTS}/logs/compare_runs.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_runs.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        code=code_version("compare_runs"),
+    message:
+        "Compare the runs"
+    script:
+        "../scripts/compare_runs.py"

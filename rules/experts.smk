@@ -1,0 +1,33 @@
+rule rank_experts:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        massive=f"{RUN}/massive.parquet",
+        dims=f"{RUN}/dims.parquet",
+        published=f"{workflow.basedir}/workflow/published/super_experts.csv",
+    output:
+        experts=f"{RUN}/experts.parquet",
+        routing=f"{RUN}/routing.parquet",
+    log:
+        f"{RESULTS}/logs/rank_experts/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/rank_experts/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=GPUS,
+    params:
+        sequences=CONFIG["experts"]["sequences"],
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        attention=of_model("attention"),
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("rank_experts"),
+    message:
+        "Rank the experts of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/rank_experts.py"

@@ -1,0 +1,27 @@
+rule locate_outliers:
+    input:
+        chunks=all_activations,
+        tokens=f"{RUN}/tokens.safetensors",
+    output:
+        locations=f"{RUN}/locations.json",
+    log:
+        f"{RESULTS}/logs/locate_outliers/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/locate_outliers/{{model}}/{{corpus}}.tsv"
+    threads: CONFIG["detect"]["threads"]
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        sites=located_sites,
+        location={
+            key: value
+            for key, value in CONFIG["rules"]["location"].items()
+            if key != "sites"
+        },
+        dump=dump_ranges,
+        code=code_version("locate_outliers"),
+    message:
+        "Locate outliers of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/locate_outliers.py"

@@ -1,0 +1,37 @@
+rule trace_origin:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+        dims=f"{RUN}/dims.parquet",
+        massive=f"{RUN}/massive.parquet",
+    output:
+        lifecycle=f"{RUN}/lifecycle.parquet",
+        origin=f"{RUN}/origin.parquet",
+        neurons=f"{RUN}/origin_neurons.parquet",
+        weights=f"{RUN}/origin_weights.parquet",
+        text=f"{RUN}/origin.txt",
+    log:
+        f"{RESULTS}/logs/trace_origin/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/trace_origin/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+        gpu=GPUS,
+    params:
+        dims=CONFIG["trace_origin"]["dims"],
+        max_dims=CONFIG["trace_origin"]["max_dims"],
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        attention=of_model("attention"),
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("trace_origin"),
+    message:
+        "Trace the massive activations of {wildcards.model} on {wildcards.corpus} to their origin"
+    script:
+        "../scripts/trace_origin.py"

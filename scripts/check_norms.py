@@ -1,0 +1,14 @@
+from pathlib import Path
+
+from outlier_features.check_norms import check_norms
+from outlier_features.errors import stage
+
+with stage(snakemake.log[0]):
+    check_norms(
+        source=Path(snakemake.input.source),
+        dims=Path(snakemake.input.dims),
+        norms=Path(snakemake.output.norms),
+        gains=Path(snakemake.output.gains),
+        threads=snakemake.threads,
+        trust_remote_code=snakemake.params.trust_remote_code,
+    )

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from outlier_features.compare_runs import compare_runs
+from outlier_features.errors import stage
+
+with stage(snakemake.log[0]):
+    compare_runs(
+        runs=[Path(run) for run in snakemake.params.runs],
+        comparison=Path(snakemake.output.comparison),
+        common_dims=Path(snakemake.output.common_dims),
+    )

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from outlier_features.describe_dump import describe_dump
+from outlier_features.errors import stage
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    describe_dump(
+        model=snakemake.wildcards.model,
+        model_source=Path(snakemake.input.source),
+        tokens=Path(snakemake.output.tokens),
+        texts=Path(snakemake.output.texts),
+        files=[Path(file) for file in params.files],
+        keys=params.site_keys,
+        first_token=params.first_token,
+        labels=params.labels,
+    )

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.find_super_weights import find_super_weights
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    find_super_weights(
+        source=Path(snakemake.input.source),
+        tokens=Path(snakemake.input.tokens),
+        loss=Path(snakemake.input.loss),
+        published=Path(snakemake.input.published),
+        super_weights=Path(snakemake.output.super_weights),
+        sequences=params.sequences,
+        length=params.length,
+        threshold=params.threshold,
+        rounds=params.rounds,
+        dtype=params.dtype,
+        device=params.device,
+        attention=params.attention,
+        threads=params.threads,
+        trust_remote_code=params.trust_remote_code,
+    )

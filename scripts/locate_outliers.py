@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from outlier_features.count_locations import LocationRule
+from outlier_features.dumps import DumpRange
+from outlier_features.errors import stage
+from outlier_features.locate_outliers import locate_outliers
+
+with stage(snakemake.log[0]):
+    rule, dump = snakemake.params.location, snakemake.params.dump
+    locate_outliers(
+        chunks=[Path(path) for path in snakemake.input.chunks],
+        tokens=Path(snakemake.input.tokens),
+        locations=Path(snakemake.output.locations),
+        sites=list(snakemake.params.sites),
+        rule=LocationRule(rule["threshold"], rule["inclusive"], rule["layer_share"]),
+        threads=snakemake.threads,
+        dump=dump and [DumpRange(**where) for where in dump],
+    )

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.map_attention import map_attention
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    map_attention(
+        source=Path(snakemake.input.source),
+        tokens=Path(snakemake.input.tokens),
+        layers=Path(snakemake.input.layers),
+        sinks=Path(snakemake.output.sinks),
+        attention=Path(snakemake.output.attention),
+        sequences=params.sequences,
+        positions=params.positions,
+        threshold=params.threshold,
+        kept_sequences=params.kept_sequences,
+        kept_layers=list(params.kept_layers),
+        dtype=params.dtype,
+        device=params.device,
+        threads=params.threads,
+        trust_remote_code=params.trust_remote_code,
+    )

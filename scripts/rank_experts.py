@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.rank_experts import rank_experts
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    rank_experts(
+        **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
+        experts=Path(snakemake.output.experts),
+        routing=Path(snakemake.output.routing),
+        sequences=params.sequences,
+        dtype=params.dtype,
+        device=params.device,
+        attention=params.attention,
+        threads=params.threads,
+        trust_remote_code=params.trust_remote_code,
+    )

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.trace_origin import trace_origin
+
+params = snakemake.params
+with stage(snakemake.log[0]):
+    trace_origin(
+        **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "texts", "dims", "massive")},
+        **{name: Path(path) for name, path in snakemake.output.items()},
+        wanted=params.dims,
+        max_dims=params.max_dims,
+        dtype=params.dtype,
+        device=params.device,
+        attention=params.attention,
+        threads=params.threads,
+        trust_remote_code=params.trust_remote_code,
+    )

@@ -1,0 +1,77 @@
+"""Dims that two runs have in common, against sets."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from fake_run import FakeRun
+from outlier_features.artifacts import write_json
+from outlier_features.command import main
+from outlier_features.compare_runs import compare_runs
+from outlier_features.errors import InputError
+from outlier_features.tables import COMMON_DIMS, COMPARISON, read_table
+
+
+def located(folder: Path, counts: dict[int, int]) -> None:
+    dims = [{"dim": dim, "count": count} for dim, count in counts.items()]
+    write_json(folder / "locations.json", {"populations": {"all": {"sites": {"attn_norm": {"dims": dims}}}}})
+
+
+@pytest.fixture
+def runs(tmp_path):
+    one = FakeRun(outliers=(5, 6), massive=(7,)).write(tmp_path / "a/text")
+    other = FakeRun(outliers=(6, 8), massive=(9,)).write(tmp_path / "b/text")
+    located(one, {3: 50, 4: 20, 1: 9})
+    located(other, {4: 30, 3: 10, 2: 1, 0: 1})
+    return one, other
+
+
+def test_jaccard_and_smaller_counts(runs, tmp_path):
+    compare_runs(runs, tmp_path / "dims.parquet", tmp_path / "common.parquet")
+    rows = {
+        (row["population"], row["rule"]): row for row in read_table(tmp_path / "dims.parquet", COMPARISON)[0].to_dicts()
+    }
+    at = rows["all", "location"]
+    assert (at["first"], at["second"], at["dims_first"], at["dims_second"], at["common"]) == (
+        "a/text",
+        "b/text",
+        3,
+        4,
+        2,
+    )
+    assert at["jaccard"] == 2 / 5
+    assert rows["all", "dettmers"]["jaccard"] == 1 / 3
+    assert rows["all", "massive"]["common"] == 0
+    common = read_table(tmp_path / "common.parquet", COMMON_DIMS)[0].filter(rule="location")
+    assert common.select("dim", "min_count").rows() == [(4, 20), (3, 10)]
+    occurrences = [
+        pl.read_parquet(run / "dims.parquet").filter(population="all", rule="dettmers", dim=6)["occurrences"].item()
+        for run in runs
+    ]
+    found = read_table(tmp_path / "common.parquet", COMMON_DIMS)[0].filter(rule="dettmers", population="all")
+    assert found["min_count"].to_list() == [min(occurrences)]
+
+
+def test_runs_that_select_nothing_have_no_index(tmp_path):
+    folders = [FakeRun(outliers=(), massive=()).write(tmp_path / name / "text") for name in "ab"]
+    compare_runs(folders, tmp_path / "dims.parquet", tmp_path / "common.parquet")
+    rows = read_table(tmp_path / "dims.parquet", COMPARISON)[0].filter(rule="dettmers")
+    assert len(rows) and rows["jaccard"].null_count() == len(rows)
+
+
+def test_command(runs, tmp_path, capsys):
+    assert main(["compare", *map(str, runs), "--rule", "location", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["location attn_norm all"]
+    assert found["keys"] == ["a/text", "b/text"] and found["jaccard"] == 0.4
+    assert found["top_common"] == [{"dim": 4, "min_count": 20}, {"dim": 3, "min_count": 10}]
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "40.00%" in capsys.readouterr().out
+    assert main(["compare", str(runs[0]), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: has no dims.parquet, expected the directory")
+
+
+def test_another_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no dims\.parquet"):
+        compare_runs([tmp_path], tmp_path / "dims.parquet", tmp_path / "common.parquet")

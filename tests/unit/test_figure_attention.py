@@ -1,0 +1,134 @@
+"""The figures of attention show what the tables and patterns hold, and their captions say it."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fake_run import FakeRun
+from outlier_features.attention_maps import AttentionMaps
+from outlier_features.errors import InputError
+from outlier_features.figure_attention import Panel, attention_grid, head_name, places
+from outlier_features.figure_attention_maps import attention_maps
+from outlier_features.figure_attention_sinks import attention_sinks
+from outlier_features.render_report import Run
+from outlier_features.tables import DIMS, EMERGENCE, SINKS, read_table, write_table
+from outlier_features.tensorfile import TensorFile, write_tensors
+
+
+@pytest.fixture
+def run(tmp_path):
+    return FakeRun().write(tmp_path / "run")
+
+
+def tables(run):
+    sinks, facts = read_table(run / "sinks.parquet", SINKS)
+    return sinks, read_table(run / "emergence.parquet", EMERGENCE)[0], read_table(run / "dims.parquet", DIMS)[0], facts
+
+
+def heats(figure):
+    return [trace for trace in figure.data if trace.type == "heatmap"]
+
+
+def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
+    sinks, emergence, dims, facts = tables(run)
+    figure = attention_sinks(sinks, emergence, dims, facts).figure
+    by_head, by_key = heats(figure)
+    assert [list(line) for line in by_head.z] == [[0, 1, 1, 1], [0, 0.5, 0.5, 0.5]]
+    assert [list(line) for line in by_key.z] == [[0, 0.75, 0.75, 0.75], *[[0, 0, 0, 0]] * 5]
+    (line,) = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"]
+    # Rule massive selects 5 and 7; its largest is 7.
+    assert list(line.y) == [FakeRun().magnitude("all", "resid_post", 7, layer) for layer in range(4)]
+
+
+def test_the_caption_of_the_sinks_is_computed(run):
+    text = attention_sinks(*tables(run)).text
+    for sentence in (
+        "Position 0 is a sink (alpha > 0.3) in 56.2 % of (sequence, layer, head), over the first 6 positions of 2 "
+        "sequences.",
+        "Its sink rate, the mean over heads, is largest in layer 1 (75 %), and at least half of that in layers 1 to 3.",
+        "Dimension 7, the largest by rule massive, reaches half of its largest |x| on resid_post in layer 1; the "
+        "attention of layer 2 is the first to read that. Sink rate of position 0: 75 % in layer 1, 75 % in layer 2.",
+    ):
+        assert sentence in text
+
+
+def test_what_is_absent_is_said(run):
+    sinks, emergence, dims, facts = tables(run)
+    learned = sinks.filter(token=0).with_columns(
+        token=pl.lit(None, pl.UInt32), learned=pl.lit(True), sink_rate=pl.lit(0.25)
+    )
+    sinks = pl.concat([sinks, learned]).filter(pl.col("layer") != 2)
+    facts |= {"layers_without_patterns": [2], "short_sequences": 1}
+    drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), facts)
+    for sentence in (
+        "The learned sink, which has no position, is one in 25 % of them.",
+        "Grey, without attention patterns: layer 2.",
+        "Of these, 1 sequence with fewer positions",
+        "Rule massive selects no dimension",
+    ):
+        assert sentence in drawing.text
+    by_head, by_key = heats(drawing.figure)
+    assert [line[2] for line in by_head.z] == [None, None]
+    assert list(by_key.z[-1]) == [0.25, 0.25, None, 0.25]
+    assert drawing.figure.layout.yaxis2.ticktext[-1] == "learned"
+
+
+def test_kept_patterns_are_drawn_as_they_are(run):
+    sinks, *_ = tables(run)
+    maps = AttentionMaps.read(run / "attention.safetensors")
+    drawing = attention_maps(maps, sinks, ["a", "b", "c", "d", "e", "f"])
+    titles = [note.text for note in drawing.figure.layout.annotations]
+    assert titles == [
+        f"layer {layer}, {what}"
+        for layer in (1, 2)
+        for what in ("average over 2 heads", "head 0 (KV head 0)", "head 1 (KV head 0)")
+    ]
+    for heat in heats(drawing.figure):
+        for query, line in enumerate(heat.z):
+            expected = [None] * 6
+            expected[0], expected[query] = (0.5, 0.5) if query else (1, 1)
+            assert list(line) == expected
+        assert list(heat.x) == ["0 a", "1 b", "2 c", "3 d", "4 e", "5 f"] == list(heat.y)
+    assert "Layer 1: chosen." in drawing.text
+
+
+def test_at_most_64_positions_and_the_learned_sink_are_drawn(run):
+    sinks, *_ = tables(run)
+    pattern = np.random.default_rng(0).random((1, 2, 100, 101), np.float32)
+    maps = AttentionMaps({1: pattern}, {1: "x"}, (3,), (100,), {1: None}, {})
+    drawing = attention_maps(maps, sinks, [""] * 100)
+    heat = heats(drawing.figure)[1]
+    np.testing.assert_allclose(np.array(heat.z, float), pattern[0, 0][:64, [*range(64), 100]], atol=6e-5)
+    assert list(heat.x) == [*map(str, range(64)), "learned sink"]
+    assert "positions 0 to 63 of sequence 3" in drawing.population
+
+
+def test_names_of_heads_and_places():
+    assert [head_name(4, group) for group in (None, 1, 3)] == ["head 4", "head 4", "head 4 (KV head 1)"]
+    assert places(["<b>&", "", "\n", "a" * 20]) == ["0 &lt;b&gt;&amp;", "1", "2 ⏎", f"3 {'a' * 13}…"]
+
+
+def test_equal_tokens_have_rows_of_their_own():
+    figure = attention_grid([Panel("p", np.eye(3))], ["the", "the", "the"], columns=1, size=100)
+    assert len(set(figure.data[0].x)) == 3
+
+
+def test_patterns_of_another_job_are_refused(run):
+    file = TensorFile(run / "attention.safetensors")
+    arrays = {name: np.array(file.array(name)) for name in file.entries}
+    write_tensors(run / "attention.safetensors", arrays, file.provenance | {"job": "b"})
+    with pytest.raises(InputError, match="its job is 'b', expected 'a'"):
+        Run.read(run)
+
+
+def test_sinks_of_another_run_are_refused(run):
+    sinks, facts = read_table(run / "sinks.parquet", SINKS)
+    write_table(run / "sinks.parquet", sinks, SINKS, facts | {"dtype": "bfloat16"})
+    with pytest.raises(InputError, match="its dtype is 'bfloat16', expected 'float32'"):
+        Run.read(run)
+
+
+def test_a_file_without_maps_is_refused(run, tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {}, {"job": "a"})
+    with pytest.raises(InputError, match="expected the attention patterns of a run"):
+        AttentionMaps.read(tmp_path / "a.safetensors")

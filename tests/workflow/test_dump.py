@@ -1,0 +1,138 @@
+"""A dump as a model: counted where it lies, without loss, beside a model that is run."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+SHAPE = (6, 4, 5, 32)
+
+
+@pytest.fixture(scope="module")
+def shards(project):
+    rng = np.random.default_rng(3)
+    parts = {}
+    for name, count in (("a", 4), ("b", 2)):
+        x = rng.standard_normal((count, *SHAPE[1:])).astype(np.float32)
+        x[..., 9] = 10 + x[..., 9]
+        x[:, 1:, 2, 20] = -50
+        y = np.where(np.abs(x) > 6, x - 5, x)
+        parts[name] = (x, y)
+        save_file({"attn": x, "mlp": y}, project.folder / f"{name}.safetensors")
+    return tuple(np.concatenate([parts[name][site] for name in "ab"]) for site in (0, 1))
+
+
+def catalog(**changes):
+    entry = {"dump": ["a.safetensors", "b.safetensors"], "keys": {"attn_norm": "attn", "mlp_norm": "mlp"}}
+    return {
+        "models": {"tiny": {"path": "llama"}, "saved": {**entry, **changes}},
+        "corpora": {"text": {"files": ["text.txt"]}},
+    }
+
+
+def test_a_dump_beside_a_model(project, shards):
+    run = project.run(models=["tiny", "saved"], catalog=catalog(layout="NLTH"), results="both")
+    assert run.status == 0, run.output
+    folder = project.folder / "both/saved/dump"
+    assert not (folder / "loss.parquet").exists() and (project.folder / "both/tiny/text/loss.parquet").exists()
+    assert not list(folder.glob("activations*"))
+    for table in ("layers", "dims", "pairs", "sensitivity", "emergence"):
+        assert set(pl.read_parquet(folder / f"{table}.parquet")["population"]) == {"all"}
+    x, y = shards
+    dims = pl.read_parquet(folder / "dims.parquet").filter("selected", rule="dettmers")
+    assert dims["dim"].to_list() == [9, 20]
+    assert dims["occurrences"].to_list() == [
+        int((np.abs(z[..., h]) >= 6).sum()) for h in (9, 20) for z in [np.stack([x, y])]
+    ]
+    located = json.loads((folder / "locations.json").read_text())["populations"]
+    assert list(located) == ["all"]
+    for site, z in (("attn_norm", x), ("mlp_norm", y)):
+        found = located["all"]["sites"][site]
+        hit = np.abs(z) > 6
+        kept = hit & (hit.mean(axis=1, keepdims=True) >= 0.25)
+        assert found["elements_over_threshold"] == hit.sum() and found["occurrences"] == kept.sum()
+        assert found["locations"] == kept.any(axis=1).sum()
+        assert {row["dim"]: row["count"] for row in found["dims"]} == {
+            h: int(kept[..., h].sum()) for h in np.flatnonzero(kept.any(axis=(0, 1, 2)))
+        }
+        quartiles = np.quantile(z.astype(np.float64), [0.25, 0.5, 0.75])
+        assert [found["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
+    page = (project.folder / "both/report.html").read_text()
+    assert "Dimensions in common" in page and "saved" in page
+    again = project.run(models=["tiny", "saved"], catalog=catalog(layout="NLTH"), results="both")
+    assert again.nothing_to_do
+
+
+def test_locations_of_a_run_are_those_of_its_activations(project):
+    """Without the first position too; the kept file is the witness."""
+    folder = project.folder / "results/tiny/text"
+    located = json.loads((folder / "locations.json").read_text())["populations"]
+    from outlier_features.tensorfile import TensorFile
+
+    files = [TensorFile(path) for path in sorted((folder / "activations").glob("*"))]
+    for site in ("attn_norm", "mlp_norm"):
+        layers = [np.concatenate([file.array(f"{site}.{layer}") for file in files]) for layer in range(4)]
+        whole = np.stack(layers, axis=1)
+        for population, x in (("all", whole), ("without_first", whole[:, :, 1:])):
+            found = located[population]["sites"][site]
+            hit = np.abs(x) > 6
+            kept = hit & (hit.mean(axis=1, keepdims=True) >= 0.25)
+            assert found["occurrences"] == kept.sum()
+            assert found["occurrence_rate"] == kept.sum() / x.size
+            assert found["location_rate"] == kept.any(axis=1).sum() / x[:, 0].size
+            first = 0 if population == "all" else 1
+            assert [row["count"] for row in found["tokens"]][first:] == kept.sum(axis=(0, 1, 3)).tolist()
+            quartiles = np.quantile(x.astype(np.float64), [0.25, 0.5, 0.75])
+            assert [found["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
+            assert found["magnitudes"]["max"] == (np.abs(x[kept]).max() if kept.any() else None)
+
+
+def test_a_special_first_token_and_labels(project, shards):
+    labels = [f"cell {t}" for t in range(SHAPE[2])]
+    (project.folder / "names.json").write_text(json.dumps(labels))
+    entry = catalog(first_token="special", labels="names.json", keys={"resid_post": "attn"})
+    run = project.run(
+        "tables", models=["saved"], catalog=entry, results="special",
+        detect={"floors": {"resid_post": 10.0}, "max_density": 0.2},
+        rules={"massive": {"threshold": 20.0, "ratio": 10.0}},
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    massive = pl.read_parquet(project.folder / "special/saved/dump/massive.parquet")
+    assert set(massive["token_text"]) == {"cell 2"} and set(massive["dim"]) == {20}
+    assert set(pl.read_parquet(project.folder / "special/saved/dump/layers.parquet")["population"]) == {
+        "all",
+        "without_first",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"keys": {"attn_norm": "atn"}}, "a.safetensors: has no tensor 'atn', nearest: attn"),
+        ({"keys": {"attention": "attn"}}, "catalog.models.saved.keys"),
+        (
+            {"dump": ["a.safetensors", "c.safetensors"]},
+            "config: catalog.models.saved.dump: c.safetensors is not a file",
+        ),
+        ({"dump": "cut.safetensors"}, "cut.safetensors: expected a whole safetensors file"),
+        ({"dump": "nan.safetensors"}, "layer 2 has 1 values that are NaN or infinite"),
+        ({"dump": "flat.safetensors"}, "flat.safetensors: attn has shape [4, 5, 32], expected (N, L, T, H)"),
+        ({"layout": "NTLH"}, "catalog.models.saved.layout is 'NTLH', expected one of NLTH"),
+        ({"path": "llama"}, "expected those of exactly one source"),
+        ({"labels": "boards"}, "has no tensor 'boards'"),
+    ],
+)
+def test_a_mistake_in_a_dump_is_one_line(project, shards, changes, sentence):
+    x, y = (part[:4].copy() for part in shards)
+    whole = (project.folder / "a.safetensors").read_bytes()
+    (project.folder / "cut.safetensors").write_bytes(whole[:-100])
+    save_file({"attn": x[0], "mlp": y}, project.folder / "flat.safetensors")
+    x[3, 2, 1, 0] = np.nan
+    save_file({"attn": x, "mlp": y}, project.folder / "nan.safetensors")
+    run = project.run("tables", models=["saved"], catalog=catalog(**changes), results="wrong")
+    assert run.status != 0
+    errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and sentence in errors[0]
+    assert "Traceback" not in run.output
