@@ -40,6 +40,8 @@ rule all:
     default_target: True
     input:
         TABLES,
+        of_runs("tokens.safetensors"),
+        of_runs("texts.parquet"),
         f"{RESULTS}/report.html",
 
 

@@ -233,9 +233,13 @@ def local_files(source):
 
 def model_mb(wildcards, input, attempt):
     """Memory for the weights (the size of their files, twice: bfloat16 may be widened) and a batch of activations."""
-    source = Path(input.source)
-    files = json.loads(source.read_text())["files"] if source.exists() else {}
-    weights = sum(
-        file["bytes"] for name, file in files.items() if name.endswith(".safetensors")
-    )
+    try:
+        files = json.loads(Path(input.source).read_text())["files"]
+        weights = sum(
+            file["bytes"]
+            for name, file in files.items()
+            if name.endswith(".safetensors")
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        weights = 0  # not there yet, or damaged, as the job will say
     return (4000 + 2 * weights // 10**6) * attempt

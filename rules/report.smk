@@ -28,6 +28,11 @@ rule render_report:
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),
+        attention=[
+            f"{RESULTS}/{model}/{corpus}/attention.safetensors"
+            for model, corpus in RUNS
+            if model not in DUMPS
+        ],
         comparison=COMPARISON,
         published=sorted(
             str(path) for path in (ROOT / "workflow/published").glob("*.csv")

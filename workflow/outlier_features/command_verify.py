@@ -26,4 +26,4 @@ def _verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
             print(f"{verdict.path}: {verdict.found}", flush=True)
     print(f"{checked} files checked, {bad} bad")
     if bad:
-        raise InputError(f"{bad} of {checked} files are bad; delete those to have them made again")
+        raise InputError(f"{bad} of {checked} files are bad; delete those, and a run makes again what it needs")

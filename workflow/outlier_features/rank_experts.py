@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features import __version__
-from outlier_features.artifacts import read_json, require_equal
+from outlier_features.artifacts import read_json, require_equal, require_same_run
 from outlier_features.model_source import source_of
 from outlier_features.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
 from outlier_features.tensorfile import TensorFile
@@ -56,10 +56,10 @@ def rank_experts(
     model = source_of(source)
     dim_rows, provenance = read_table(dims, DIMS)
     massive_rows, found = read_table(massive, MASSIVE)
-    keys = ("tokens_sha256", "model_revision", "dtype")
-    require_equal(provenance, found, keys, massive)
-    mine = {"tokens_sha256": run.provenance["tokens_sha256"], "model_revision": model["revision"], "dtype": dtype}
-    require_equal(mine, provenance, keys, dims)
+    require_same_run(run.provenance, provenance, dims)
+    require_same_run(provenance, found, massive)
+    mine = {"model_revision": model["revision"], "dtype": dtype}
+    require_equal(mine, provenance, tuple(mine), dims)
     ranked = range(min(sequences, len(run.tokens)))
     targets = massive_targets(massive_rows, dim_rows)
     facts = {"experts_sequences": len(ranked), "experts_targets": len(targets), "package_version": __version__}
