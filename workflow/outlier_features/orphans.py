@@ -37,7 +37,8 @@ class Process:
         return path.name.split(".")[1] if path.parent == self.directory / _SCRIPTS else None  # after a random name
 
     def __str__(self) -> str:
-        return f"{self.script or Path(self.arguments[0]).name} (process {self.number})"
+        name = self.script or ("snakemake" if self.is_snakemake else Path(self.arguments[0]).name)
+        return f"{name} (process {self.number})"
 
 
 def can_be_found() -> bool:
