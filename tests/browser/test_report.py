@@ -43,7 +43,7 @@ def report_of(folder, *runs):
 
 
 def states(dom):
-    return dict(re.findall(r'data-figure="([^"]+)-data"[^>]*data-state="(\w+)"', dom))
+    return dict(re.findall(r'data-figure="([^"]+)-all-data"[^>]*data-state="(\w+)"', dom))
 
 
 @pytest.mark.parametrize("width", [1280, 400])
