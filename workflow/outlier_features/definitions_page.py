@@ -26,7 +26,7 @@ def definitions_page(document: Path) -> Markup:
 def anchors(document: Path) -> dict[str, str]:
     """The ids of headings by what they have in code marks, as `dettmers` in "Rule `dettmers`", else by their text."""
     tokens = MarkdownIt("commonmark").parse(document.read_text(encoding="utf-8"))
-    found = {}
+    found: dict[str, str] = {}
     for _, inline in _headings(tokens):
         names = re.findall("`([^`]+)`", inline.content) or [inline.content]
         found |= {name: f"{PAGE}/{slug(inline.content)}" for name in names}
