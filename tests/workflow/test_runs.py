@@ -14,11 +14,13 @@ import planted_experts
 
 TABLES = (
     "layers",
+    "distribution",
     "dims",
     "emergence",
     "pairs",
     "sensitivity",
     "massive",
+    "positions",
     "norms",
     "gains",
     "loss",
