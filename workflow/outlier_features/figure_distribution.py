@@ -60,9 +60,9 @@ def distribution(bins: pl.DataFrame, blocks: int, thresholds: Thresholds, popula
         listing(populations),
         "Each column is the distribution of the |x| of a layer over its sequences, positions and dimensions: the "
         "colour is the share of the layer's values in a bin, counted exactly; white cells hold none. Bins are halves "
-        "of a factor of two. The bins of the smallest |x|, which together hold at most "
-        f"{percent(UNDRAWN)} of the values of any layer of a site, are in distribution.parquet alone"
-        + (", those of exactly 0 apart, which are the band at the bottom." if bins.filter(low=0).height else "."),
+        f"of a factor of two. Those of the smallest |x|, which hold at most {percent(UNDRAWN)} of the values of any "
+        "layer of a site, are left to distribution.parquet."
+        + (" The band at the bottom is of values of exactly 0." if bins.filter(low=0).height else ""),
     )
     if not sites:
         return drawing.empty("Nothing is drawn: this run has no site, or no position in any population.")
@@ -92,7 +92,6 @@ def _figure(
 ) -> go.Figure:
     figure = panels([240] * len(sites), [f"population {population}"])
     figure.update_layout(height=figure.layout.height + _BAR, margin={"t": figure.layout.margin.t + _BAR, "r": 36})
-    over = figure.layout.legend.y  # above the panels' title
     darkest, brightest = (math.log10(float(share)) for share in (bins["share"].min(), bins["share"].max()))  # type: ignore[arg-type]
     for row, site in enumerate(sites, start=1):
         here = bins.filter(site=site)
@@ -114,7 +113,7 @@ def _figure(
         coloraxis={
             "colorscale": "Viridis", "cmin": darkest, "cmax": brightest,
             "colorbar": {
-                "orientation": "h", "x": 0.5, "y": over, "yanchor": "bottom", "thickness": 12,
+                "orientation": "h", "x": 0.5, "yref": "container", "y": 1, "yanchor": "top", "thickness": 12,
                 "len": 1.0, "title": {"text": "share of the layer's values in a bin", "side": "top"},
                 "tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" if tick else "1" for tick in ticks],
                 "tickfont": {"size": 11}, "ticklabelposition": "outside bottom",

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -70,7 +69,7 @@ def _figure(layers: pl.DataFrame, sites: Sequence[str], blocks: int, population:
         _set_scale(figure, [plain, *layers[name].drop_nulls().to_list()], row)
         figure.add_hline(
             y=_place(plain), line={"color": GREY, "dash": "dash", "width": 1}, row=row, col=1,
-            annotation={"text": meaning, "xanchor": "right", "yanchor": "bottom", "font": {"size": 11, "color": GREY}},
+            annotation={"text": meaning, "xanchor": "right", "yanchor": "top", "font": {"size": 11, "color": GREY}},
         )  # fmt: skip
         figure.update_yaxes(title_text=f"kurtosis<br>{title}", row=row, col=1)
     figure.update_layout(margin_l=98)
@@ -110,9 +109,9 @@ def _set_scale(figure: go.Figure, values: Sequence[float], row: int) -> None:
     inside = [value for value in [-2.0, -1.0, 0.0, *steps] if low - 1 <= value <= high * 1.2]
     if len(inside) > 7:
         inside = [value for value in inside if not f"{value:e}".startswith("3")]
-    margin: Any = 0.06 * (_place(high) - _place(low)) + 0.1
+    span = _place(high) - _place(low)
     figure.update_yaxes(
-        range=[_place(low) - margin, _place(high) + margin],
+        range=[_place(low) - 0.13 * span - 0.1, _place(high) + 0.06 * span + 0.1],
         tickvals=[*map(_place, inside)],
         ticktext=[number(value) for value in inside],
         row=row,

@@ -75,8 +75,10 @@ def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]
         elif here["max_abs"].is_null().all():
             say_nothing_here(figure, "no |x| reaches the floor", lower, 1)
         _set_counts(figure, int(of_site["sequences"].max()), upper)  # type: ignore[arg-type]
-        _set_magnitudes(figure, [threshold, *of_site["max_abs"].drop_nulls().to_list()], lower)
-        add_threshold(figure, threshold, math.log10(threshold), lower)
+        magnitudes = of_site["max_abs"].drop_nulls().to_list()
+        _set_magnitudes(figure, [threshold, *magnitudes], lower)
+        if magnitudes:
+            add_threshold(figure, threshold, math.log10(threshold), lower)
         figure.update_yaxes(title_text=f"{label(site)}<br>sequences<br>with a hit", row=upper, col=1)
         figure.update_yaxes(title_text=f"{label(site)}<br>largest |x|<br>(activation)", row=lower, col=1)
     figure.update_xaxes(range=[-0.03 * length - 0.5, length - 0.5])

@@ -63,7 +63,7 @@ def signs(
         "sign holds at least 95 % of the hits; a bar is pale in a population in which the rule does not select the "
         "dimension. Triangles, for each site: how far x reaches below and above 0 over all sequences, positions and "
         "layers, a hit or not; where they lie apart, a symmetric quantization wastes the difference."
-        + "".join(capped(part.selected, len(part.shown), f"dimension by rule {part.rule}") for part in parts)
+        + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts)
         + missing,
     )
     if not parts:
