@@ -40,7 +40,7 @@ def read_costs(benchmarks: Path, outputs: Mapping[str, Sequence[str]]) -> pl.Dat
 
     def total(name: str) -> pl.Expr:
         """Null where no job was measured."""
-        return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum())
+        return pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum().round(4))
 
     return (
         frame.group_by("rule")
