@@ -18,7 +18,7 @@ keep[dims_of("dettmers") + dims_of("massive")] = False
 
 
 def quantized(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """x (..., d_model) as absmax int8, a scale a position; dims that are not kept stay as they are, as in LLM.int8()."""
+    """x (..., d_model) as absmax int8, a scale a position; other dims stay as they are, as in LLM.int8()."""
     scale = x[..., keep].abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
     result = x.clone()
     result[..., keep] = (x[..., keep] / scale).round().to(torch.int8) * scale

@@ -35,7 +35,8 @@ def for_paper(figure: go.Figure) -> go.Figure:
             text=chosen, x=menu.x, y=menu.y, xanchor=menu.xanchor, yanchor=menu.yanchor, xref="paper", yref="paper",
             showarrow=False,
         )  # fmt: skip
-    return still.update_layout(updatemenus=[])
+    still.layout.updatemenus = ()
+    return still
 
 
 def write_images(images: Iterable[tuple[Path, go.Figure, int]], asked: str) -> None:
@@ -50,8 +51,8 @@ def write_images(images: Iterable[tuple[Path, go.Figure, int]], asked: str) -> N
         return
     where = f"{asked} asks for {listed[0][0].suffix[1:]}, which needs"
     try:
-        import kaleido  # type: ignore[import-not-found]
-        from kaleido.errors import ChromeNotFoundError  # type: ignore[import-not-found]
+        import kaleido
+        from kaleido.errors import ChromeNotFoundError
     except ImportError as error:
         raise InputError(f"{where} the package kaleido: pip install 'outlier-features[images]'") from error
     try:

@@ -485,8 +485,8 @@ COSTS = Table(
         Column("jobs", pl.Int64, "jobs with a benchmark file", "jobs"),
         Column("seconds", pl.Float64, "wall time, all jobs together", "s"),
         Column("seconds_max", pl.Float64, "wall time of the longest job", "s"),
-        Column("measured", pl.Int64, "jobs that ran long enough for the numbers below, which Snakemake samples: every half "
-               "second at first, later every 30 s", "jobs"),
+        Column("measured", pl.Int64, "jobs that ran long enough for the numbers below, which Snakemake samples: every "
+               "half second at first, later every 30 s", "jobs"),
         Column("cpu_seconds", pl.Float64, "CPU time, user and system, all measured jobs together", "s"),
         Column("max_rss", pl.Float64, "largest resident memory of a job", "MiB"),
         Column("read", pl.Float64, "read from storage, what was cached not counted", "MiB"),
