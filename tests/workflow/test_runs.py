@@ -198,16 +198,17 @@ FEEDS = {
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims"],
+    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims", "write_mask"],
     "check_norms": ["summarize_run"],
     "trace_origin": ["summarize_run"],
     "rank_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["find_super_weights"],
-    "find_super_weights": ["ablate_dims"],
+    "find_super_weights": ["ablate_dims", "write_mask"],
     "ablate_dims": ["summarize_run"],
     "summarize_run": ["render_report"],
     "render_report": [],
+    "write_mask": [],
 }
 
 
@@ -232,6 +233,7 @@ MESSAGES = {
     "ablate_dims": "Ablate outlier",
     "summarize_run": "Summarize tiny",
     "render_report": "Render the",
+    "write_mask": "Write the",
 }
 
 
@@ -257,6 +259,7 @@ MESSAGES = {
         ("ablation_targets", ["ablate_dims"]),
         ("summarize_run", ["summarize_run"]),
         ("render_report", ["render_report"]),
+        ("write_mask", ["write_mask"]),
     ],
 )
 def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):
