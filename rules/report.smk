@@ -23,8 +23,11 @@ rule summarize_run:
 
 rule render_report:
     input:
-        template=f"{workflow.basedir}/workflow/report/report.html.j2",
-        style=f"{workflow.basedir}/workflow/report/report.css",
+        page=sorted(
+            str(path)
+            for path in (ROOT / "workflow/report").iterdir()
+            if path.suffix in (".j2", ".css", ".js")
+        ),
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),

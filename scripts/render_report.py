@@ -6,8 +6,7 @@ from outlier_features.render_report import render_report
 with stage(snakemake.log[0]):
     render_report(
         runs=[Path(run) for run in snakemake.params.runs],
-        template=Path(snakemake.input.template),
-        style=Path(snakemake.input.style),
+        folder=Path(snakemake.input.page[0]).parent,
         comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
         report=Path(snakemake.output.report),

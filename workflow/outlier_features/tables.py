@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from outlier_features.artifacts import PROVENANCE, Provenance
 from outlier_features.errors import DamagedFile
@@ -501,8 +502,8 @@ def write_table(path: str | Path, frame: pl.DataFrame, table: Table, provenance:
     write_parquet(path, to_arrow(frame, table, provenance))
 
 
-def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance]:
-    """The rows of a table that this package wrote, and their provenance.
+def read_table(path: str | Path, table: Table, most: int | None = None) -> tuple[pl.DataFrame, Provenance]:
+    """The rows of a table that this package wrote, all or the first ones, and their provenance.
 
     Raises `InputError` where the file is damaged or is another table.
     """
@@ -510,7 +511,7 @@ def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance
         with open_parquet(path) as file:
             metadata = metadata_of(file)
             found, provenance = metadata["table"], Provenance(path, metadata[PROVENANCE])
-            arrow = file.read()
+            arrow = file.read() if most is None else _first_rows(file, most)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DamagedFile(path, f"expected the Parquet table {table.name!r}, found {error}") from error
     if found != table.name or arrow.column_names != list(table.schema):
@@ -518,3 +519,13 @@ def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance
     frame = pl.from_arrow(arrow)
     assert isinstance(frame, pl.DataFrame)
     return frame, provenance
+
+
+def _first_rows(file: pq.ParquetFile, most: int) -> pa.Table:
+    batches, rows = [], 0
+    for batch in file.iter_batches(batch_size=min(most, 65536)):
+        batches.append(batch)
+        rows += len(batch)
+        if rows >= most:
+            break
+    return pa.Table.from_batches(batches, file.schema_arrow).slice(0, most)
