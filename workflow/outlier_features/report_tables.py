@@ -166,10 +166,10 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
     """Massive activations in their context, packed for the page."""
     rows = [
         {
-            "dim": span.dim, "sequence": span.sequence, "token": span.position, "layers": span.layers,
-            "value": span.value, "layer": span.layer, "median": span.median, "ratio": span.ratio,
-            "populations": ", ".join(span.populations), "excluded": span.excluded, "before": span.before,
-            "token_text": span.token or span.nameless, "after": span.after,
+            "dim": span.dim, "before": span.before, "token_text": span.token or span.nameless, "after": span.after,
+            "sequence": span.sequence, "token": span.position, "layers": span.layers, "value": span.value,
+            "layer": span.layer, "median": span.median, "ratio": span.ratio,
+            "populations": ", ".join(span.populations), "excluded": span.excluded,
         }
         for span in spans
     ]  # fmt: skip
@@ -185,7 +185,7 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
         "token_text": {"title": "token in its context", "kind": "context", "around": ["before", "after"], "width": 60},
     }
     meant = described(MASSIVE)
-    return packed(pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in {**meant, **words}}, tall=True)
+    return packed(pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in meant | words}, tall=True)
 
 
 def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:

@@ -26,19 +26,20 @@ const OWN_COLOURS = new Set(["heatmap", "surface", "contour"]);
 function themed({ data, layout }) {
   // A menu's or a zoom's state belongs to the reader, not to a view: it is kept while views change.
   layout.uirevision = "kept";
+  // What a figure stands on shows through it.
+  layout.paper_bgcolor = "rgba(0, 0, 0, 0)";
   if (document.documentElement.dataset.theme !== "dark") return { data, layout };
-  return { data: data.map((trace) => (OWN_COLOURS.has(trace.type) ? withText(trace) : darkened(trace))), layout: darkened(layout) };
+  return {
+    data: data.map((trace) => (OWN_COLOURS.has(trace.type) ? { ...trace, colorbar: darkened(trace.colorbar) } : darkened(trace))),
+    layout: darkened(layout),
+  };
 }
 
 function darkened(value) {
   if (typeof value === "string") return DARK[value.toLowerCase()] ?? value;
   if (Array.isArray(value)) return value.map(darkened);
-  if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
+  if (value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, darkened(entry)]));
-}
-
-function withText(trace) {
-  return trace.colorbar ? { ...trace, colorbar: darkened(trace.colorbar) } : trace;
 }
 
 // Draws the view that `box.dataset.view` names, at once; of the width of its box, or of `width` pixels.

@@ -155,9 +155,9 @@ function cut(text) {
 // In characters: of the header, and of what stands in some hundred rows spread over the table.
 function widthOf(column, rows) {
   if (column.width) return column.width;
-  let most = (column.title ?? column.name).length + 3;
+  let most = (column.title ?? column.name).length + 5;
   const step = Math.max(1, Math.floor(rows / 300));
-  for (let row = 0; row < rows; row += step) most = Math.max(most, readable(column.get(row), column).length + 2);
+  for (let row = 0; row < rows; row += step) most = Math.max(most, readable(column.get(row), column).length + 3);
   column.width = Math.min(most, 44);
   return column.width;
 }
