@@ -20,6 +20,7 @@ from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
+from outlier_features.in_short import InShort, in_short
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.page_data import described, packed
 from outlier_features.progress import item_bar
@@ -106,13 +107,14 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     name = f"{summary['model']['name']}/{summary['corpus']['name']}"
     spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
-    drawings = run_figures(run)
+    drawings, short = run_figures(run), in_short(summary, run.tables.get("lifecycle"))
     known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
     return {
         "id": name,
         "file": name.replace("/", "-"),
-        "contents": _contents(drawings, bool(known)),
+        "contents": _contents(drawings, short=short, published=bool(known)),
         "summary": summary,
+        "short": short,
         "headline": headline(summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(summary, rule)],
         "findings": findings(summary),
@@ -174,11 +176,12 @@ class PlacedFigure:
         )
 
 
-def _contents(drawings: Sequence[Drawing], published: bool) -> list[tuple[str, str]]:
+def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool) -> list[tuple[str, str]]:
     """The sections of a run's page, their names and titles."""
     return [
+        *([("dimensions", "What stands out")] if short.profiles else []),
+        ("limits", "What the numbers do not mean"),
         ("findings", "Findings"),
-        ("limits", "What they do not mean"),
         *((drawing.name, drawing.title) for drawing in drawings),
         ("massive", "Massive activations"),
         *([("published", "What others printed")] if published else []),
