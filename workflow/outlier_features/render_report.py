@@ -39,7 +39,7 @@ from outlier_features.report_tables import (
 )
 from outlier_features.tables import COMPARISON, read_table
 from outlier_features.token_context import massive_spans
-from outlier_features.visible_text import visible
+from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
 
 MASSIVE_ROWS = 1000
@@ -76,7 +76,8 @@ def render_report(
         loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "visible": visible, "number": number, "percent": percent, "unbroken": unbroken, "script_hash": script_hash,
+        "visible": visible, "shortened": shortened, "number": number, "percent": percent, "unbroken": unbroken,
+        "script_hash": script_hash,
     }  # fmt: skip
     template = environment.get_template("report.html.j2")
     sections = [section(run, published) for run in item_bar(read, "render", "run")]

@@ -20,6 +20,9 @@
     if (moved) (target ?? page).focus({ preventScroll: true });
     fit(page);
     mark();
+    // The first figure is ready when the reader comes to it.
+    const first = page.querySelector(".plot");
+    if (first && !first.dataset.state) draw(first);
   };
   const fit = (page) => {
     for (const box of page.querySelectorAll('.plot[data-state="drawn"]')) {
@@ -148,7 +151,5 @@
   document.querySelectorAll("table.sortable").forEach(makeSortable);
 
   show(location.hash, false);
-  // The first figure is ready when the reader comes to it.
-  shown().slice(0, 1).forEach(draw);
   boxes.forEach((box) => watch.observe(box));
 })();
