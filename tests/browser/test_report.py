@@ -25,7 +25,9 @@ SCRIPT = f"</script><script>{MARK}</script>"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
 RUNS = ("tiny/text", "hostile/text")
 SITES = ("attn_norm", "mlp_norm", "resid_post")
-COSTS = [{"rule": "extract_activations", "seconds": 12.5, "bytes": 10**9}, {"rule": "=evil()", "seconds": None, "bytes": 7}]
+COSTS = pl.DataFrame(
+    {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
+)
 OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -524,7 +526,7 @@ def test_text_from_outside_is_shown_and_not_run(reader, results):
     cells = reader.by_id("costs").locator("td").all_inner_texts()
     assert "=evil()" in cells
     _, content = reader.download(reader.by_id("costs").get_by_role("button", name="as CSV"))
-    assert content.decode() == "rule,seconds,bytes\r\nextract_activations,12.5,1000000000\r\n'=evil(),,7\r\n"
+    assert content.decode() == "rule,jobs,seconds,output_bytes\r\nextract_activations,4,12.5,1000000000\r\n'=evil(),1,,7\r\n"
     assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
 
 

@@ -37,7 +37,7 @@ from outlier_features.report_tables import (
     provenance,
     selected_dims,
 )
-from outlier_features.tables import COMPARISON, read_table
+from outlier_features.tables import COMPARISON, COSTS, Table, read_table
 from outlier_features.token_context import massive_spans
 from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
@@ -59,13 +59,13 @@ def render_report(
     *,
     published: Path,
     comparison: Path | None = None,
-    costs: Sequence[Mapping[str, Any]] = (),
+    costs: pl.DataFrame | None = None,
 ) -> None:
     """Write `report` with a page for each run (a directory `<results>/model/corpus`), from the templates in `folder`.
 
     published    directory of what papers and repositories printed, as CSV
     comparison   the table of dims that two runs have in common; None for one run
-    costs        a row for each rule, of the same keys; without rows there is no page on costs
+    costs        the table `costs`; without rows there is no page on them
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON, and packed
     in tables, whose scripts make text nodes of it. Beyond that the page forbids itself to load anything and to run any
@@ -86,8 +86,8 @@ def render_report(
         "overview": overview([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
         "meanings": meanings({part["id"]: part["findings"] for part in sections}),
-        "comparison": _comparison(comparison) if comparison else None,
-        "costs": {"rows": costs, "packed": packed(pl.DataFrame(costs))} if costs else None,
+        "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
+        "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
         "style": Markup((folder / "report.css").read_text(encoding="utf-8")),
         "first_script": Markup((folder / FIRST_SCRIPT).read_text(encoding="utf-8")),
         "scripts": [
@@ -198,9 +198,9 @@ def require_names(names: Sequence[str]) -> None:
             raise InputError(f"runs: {name} is there twice, expected each model and corpus once")
 
 
-def _comparison(path: Path) -> dict[str, Any]:
-    frame, _ = read_table(path, COMPARISON)
-    return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(COMPARISON))}
+def _listed(frame: pl.DataFrame, table: Table) -> dict[str, Any]:
+    """A table whole, packed, and its first rows as they stand in the page without scripts."""
+    return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(table))}
 
 
 def json_script(figure: go.Figure) -> Markup:
