@@ -121,6 +121,7 @@ def add_legend_entry(figure: go.Figure, name: str, **style: Any) -> None:
 
 def say_nothing_here(figure: go.Figure, text: str, row: int, column: int) -> None:
     """A note in the middle of an empty panel."""
+    figure.add_scatter(x=[None], y=[None], showlegend=False, row=row, col=column)  # plotly drops a panel without any
     figure.add_annotation(
         text=text, x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, row=row, col=column,
         font={"size": 12, "color": GREY},
