@@ -20,6 +20,8 @@ localrules:
     all,
     tables,
     report,
+    figures,
+    export,
     fetch_model,
     fetch_corpus,
 
@@ -42,6 +44,7 @@ rule all:
         TABLES,
         of_runs("tokens.safetensors"),
         of_runs("texts.parquet"),
+        of_runs("mask.json"),
         f"{RESULTS}/report.html",
 
 
@@ -53,6 +56,18 @@ rule tables:
 rule report:
     input:
         f"{RESULTS}/report.html",
+
+
+rule figures:
+    input:
+        of_runs("figures"),
+
+
+rule export:
+    input:
+        of_runs("export"),
+        [f"{RESULTS}/comparison/export"] if COMPARISON else [],
+        f"{RESULTS}/costs.csv",
 
 
 include: "rules/fetch.smk"
@@ -71,3 +86,4 @@ include: "rules/origin.smk"
 include: "rules/experts.smk"
 include: "rules/ablate.smk"
 include: "rules/report.smk"
+include: "rules/disk.smk"

@@ -1,5 +1,6 @@
-"""Write docs/config.md from the schema and docs/tables.md from the tables' own description."""
+"""Write docs/config.md and docs/mask.md from their schemas and docs/tables.md from the tables' own description."""
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from outlier_features.tables import PUBLIC
 
 DOCS = Path(__file__).parent
 SCHEMA = DOCS.parent / "workflow/schemas/config.schema.yaml"
+MASK_SCHEMA = DOCS.parent / "workflow/schemas/mask.schema.json"
+MASK_EXAMPLE = DOCS / "mask_example.py"
 
 
 def config_page() -> str:
@@ -59,8 +62,12 @@ def tables_page() -> str:
     parts = [
         "# Tables\n\n"
         "Made from `workflow/outlier_features/tables.py` by `make docs`; do not edit. All lie under "
-        "`<results>/<model>/<corpus>/`, those of a comparison under `<results>/`; the same meanings "
-        "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n"
+        "`<results>/<model>/<corpus>/`, those of a comparison and of costs under `<results>/`; the same meanings "
+        "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n\n"
+        "`snakemake export` leaves every table of a run (but `hits`) as `export/<name>.csv` and `export/<name>.json` "
+        "beside them, and what their columns mean in `export/tables.json`. Numbers read back as they were; null is an "
+        "empty field in CSV, where a list is JSON text; JSON is an array of records, where a number that is not finite "
+        "is null. `pandas.read_json`, `polars.read_json` and DuckDB's `read_json` read it as it is.\n"
     ]
     for table in PUBLIC:
         name = PLACES.get(table.name, f"{table.name}.parquet")
@@ -74,12 +81,54 @@ def tables_page() -> str:
     return "".join(parts)
 
 
+def mask_page() -> str:
+    schema = json.loads(MASK_SCHEMA.read_text(encoding="utf-8"))
+    rows = "\n".join(_mask_keys(schema, schema, ""))
+    return (
+        "# mask.json\n\n"
+        "Made from `workflow/schemas/mask.schema.json` and `docs/mask_example.py` by `make docs`; do not edit.\n\n"
+        "Every run leaves `<results>/<model>/<corpus>/mask.json`: which dims carry outlier features and massive "
+        "activations, by rule and population, on which sites, in which layers and at which tokens, for those who "
+        "train sparse autoencoders, steer or quantize and want them left out. `docs/definitions.md` has the rules.\n\n"
+        "A dim of basis `residual` is the same one on every site of the residual stream and on the norms' outputs; one "
+        "of basis `attn_heads` counts the input of the attention's output projection. Rule `location` keeps no "
+        "shape over layers; its dims are in `locations.json`.\n\n"
+        "## Keys\n\nNone is ever missing. `[]` stands for the entries of a list.\n\n"
+        f"| key | values | meaning |\n|---|---|---|\n{rows}\n\n"
+        "## An example\n\nThe dims that both rules select, left out of absmax int8 quantization; and whether first "
+        f"positions and special tokens hold every massive activation:\n\n"
+        f"```python\n{MASK_EXAMPLE.read_text(encoding='utf-8')}```\n"
+    )
+
+
+def _mask_keys(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, sub in schema.get("properties", {}).items():
+        sub = dereferenced(sub, root)
+        filled = next((choice for choice in sub.get("anyOf", []) if choice["type"] != "null"), sub)
+        kinds = [*(["null"] if "anyOf" in sub else []), _kinds(filled)]
+        name = f"{prefix}{key}"
+        yield f"| `{name}` | {' or '.join(kinds)} | {sub['description']} |"
+        yield from _mask_keys(filled, root, f"{name}.")
+        if "items" in filled:
+            yield from _mask_keys(filled["items"], root, f"{name}[].")
+
+
+def _kinds(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return " or ".join({"array": "a list", "object": "a mapping", "string": "text"}.get(kind, kind) for kind in kinds)
+
+
 PLACES = {
     "hits": "hits/<site>/<chunk>.parquet",
     "comparison": "comparison/dims.parquet",
     "common_dims": "comparison/common_dims.parquet",
+    "costs": "costs.csv",
 }
-PAGES = {DOCS / "config.md": config_page, DOCS / "tables.md": tables_page}
+PAGES = {DOCS / "config.md": config_page, DOCS / "tables.md": tables_page, DOCS / "mask.md": mask_page}
 
 if __name__ == "__main__":
     for path, page in PAGES.items():

@@ -145,7 +145,16 @@ RUNS = [
 
 
 # Tables of every run, and those that need the model itself.
-RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
+RUN_TABLES = [
+    "layers",
+    "distribution",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "positions",
+]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 MODEL_TABLES = [
@@ -188,6 +197,31 @@ TABLES = [
     *of_runs("summary.json"),
     *COMPARISON,
 ]
+
+
+def figure_tables(wildcards):
+    """The tables of a run, as the figures read them."""
+    return tables_of(wildcards.model, wildcards.corpus)
+
+
+def exported_tables(wildcards):
+    """The Parquet tables of a run or, where that is `comparison`, of the comparison."""
+    if wildcards.run == "comparison":
+        return {
+            "comparison": f"{RESULTS}/comparison/dims.parquet",
+            "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+        }
+    tables = tables_of(*wildcards.run.split("/"))
+    return {name: file for name, file in tables.items() if name != "locations"}
+
+
+def output_patterns():
+    """Per rule the paths of its outputs, with `*` for what varies."""
+    return {
+        one.name: sorted({re.sub(r"{.*?}", "*", str(path)) for path in one.output})
+        for one in workflow.rules
+        if len(one.output)
+    }
 
 
 def of_model_runs(pattern):

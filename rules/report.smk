@@ -5,7 +5,12 @@ rule summarize_run:
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
     output:
-        summary=f"{RUN}/summary.json",
+        summary=report(
+            f"{RUN}/summary.json",
+            caption="../workflow/report/captions/summary.rst",
+            category="Summaries",
+            labels={"model": "{model}", "corpus": "{corpus}", "file": "summary"},
+        ),
     log:
         f"{RESULTS}/logs/summarize_run/{{model}}/{{corpus}}.log",
     benchmark:
@@ -23,8 +28,11 @@ rule summarize_run:
 
 rule render_report:
     input:
-        template=f"{workflow.basedir}/workflow/report/report.html.j2",
-        style=f"{workflow.basedir}/workflow/report/report.css",
+        page=sorted(
+            str(path)
+            for path in (ROOT / "workflow/report").iterdir()
+            if path.suffix in (".j2", ".css", ".js")
+        ),
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),
@@ -38,7 +46,11 @@ rule render_report:
             str(path) for path in (ROOT / "workflow/published").glob("*.csv")
         ),
     output:
-        report=f"{RESULTS}/report.html",
+        report=report(
+            f"{RESULTS}/report.html",
+            caption="../workflow/report/captions/report.rst",
+            category="Report",
+        ),
     log:
         f"{RESULTS}/logs/render_report.log",
     benchmark:
@@ -48,6 +60,8 @@ rule render_report:
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
         runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        benchmarks=f"{RESULTS}/benchmarks",
+        outputs=lambda wildcards: output_patterns(),
         code=code_version("render_report"),
     message:
         "Render the report"

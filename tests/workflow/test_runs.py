@@ -14,11 +14,13 @@ import planted_experts
 
 TABLES = (
     "layers",
+    "distribution",
     "dims",
     "emergence",
     "pairs",
     "sensitivity",
     "massive",
+    "positions",
     "norms",
     "gains",
     "loss",
@@ -132,7 +134,7 @@ def test_gains_are_those_that_were_planted(project):
     assert gains["gain"].to_list() == [20.0 if site == "attn_norm" else 1.0 for site in gains["site"]]
     assert len(gains) == 9 and set(gains.filter(site="attn_norm")["rank"]) == {1}
     report = (project.folder / "results/report.html").read_text()
-    assert "At dimension 5 |gain| / median |gain|" in report and 'id="run-1-norm-gains"' in report
+    assert "At dimension 5 |gain| / median |gain|" in report and 'id="tiny/text/norm-gains"' in report
 
 
 def looped_alpha(pattern, causal):
@@ -196,16 +198,17 @@ FEEDS = {
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims"],
+    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims", "write_mask"],
     "check_norms": ["summarize_run"],
     "trace_origin": ["summarize_run"],
     "rank_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["find_super_weights"],
-    "find_super_weights": ["ablate_dims"],
+    "find_super_weights": ["ablate_dims", "write_mask"],
     "ablate_dims": ["summarize_run"],
     "summarize_run": ["render_report"],
     "render_report": [],
+    "write_mask": [],
 }
 
 
@@ -230,6 +233,7 @@ MESSAGES = {
     "ablate_dims": "Ablate outlier",
     "summarize_run": "Summarize tiny",
     "render_report": "Render the",
+    "write_mask": "Write the",
 }
 
 
@@ -255,6 +259,7 @@ MESSAGES = {
         ("ablation_targets", ["ablate_dims"]),
         ("summarize_run", ["summarize_run"]),
         ("render_report", ["render_report"]),
+        ("write_mask", ["write_mask"]),
     ],
 )
 def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):

@@ -51,6 +51,18 @@ def scratch_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
 
 
+@contextmanager
+def replacing_directory(path: str | Path) -> Iterator[Path]:
+    """`replacing` for a directory: yield an empty one beside `path`, which on success takes the place of `path`."""
+    with scratch_directory(path) as temporary:
+        made = temporary / "made"
+        made.mkdir()
+        yield made
+        if Path(path).exists():
+            os.replace(path, temporary / "former")
+        os.replace(made, path)
+
+
 def _temporary_name(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in unfinished(path.parent.glob(f".{glob.escape(path.name)}.*.tmp")):

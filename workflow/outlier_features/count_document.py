@@ -4,17 +4,19 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from outlier_features.count_locations import DimComparison, LocationCount
-from outlier_features.quantiles import Quartiles
 from outlier_features.tensorfile import DTYPES
+
+if TYPE_CHECKING:  # with numba, half a second, which other commands are spared
+    from outlier_features.count_locations import DimComparison, LocationCount
+    from outlier_features.quantiles import Quartiles
 
 COMPARISON = "comparison"
 _COLUMNS = ("key", "table", "row", "quantity", "value")
 
 
-def count_document(count: LocationCount) -> dict[str, Any]:
+def count_document(count: "LocationCount") -> dict[str, Any]:
     """Shares are fractions, None where nothing was kept. What was sampled has `samples` and `standard_errors`."""
     found, (_, layers, t, h) = count.occurrences, count.shape
     return {
@@ -48,7 +50,7 @@ def count_document(count: LocationCount) -> dict[str, Any]:
     }
 
 
-def comparison_document(keys: tuple[str, str], comparison: DimComparison) -> dict[str, Any]:
+def comparison_document(keys: tuple[str, str], comparison: "DimComparison") -> dict[str, Any]:
     pairs = zip(comparison.common.tolist(), comparison.min_counts.tolist(), strict=True)
     return {
         "keys": list(keys),
@@ -106,11 +108,11 @@ def _rows(label: str, labels: Any, counts: Any, whole: int) -> list[dict[str, An
     return [{label: index, "count": count, "share": _share(count, whole)} for index, count in pairs]
 
 
-def _quartiles(quartiles: Quartiles) -> dict[str, float]:
+def _quartiles(quartiles: "Quartiles") -> dict[str, float]:
     return {"q1": quartiles.q1, "median": quartiles.median, "q3": quartiles.q3}
 
 
-def _errors(quartiles: Quartiles, iqr: bool = False) -> dict[str, Any]:
+def _errors(quartiles: "Quartiles", iqr: bool = False) -> dict[str, Any]:
     if quartiles.errors is None:
         return {}
     errors: dict[str, Any] = dict(zip(("q1", "median", "q3"), quartiles.errors, strict=True))
@@ -120,7 +122,7 @@ def _errors(quartiles: Quartiles, iqr: bool = False) -> dict[str, Any]:
     }
 
 
-def _magnitudes(count: LocationCount) -> dict[str, Any]:
+def _magnitudes(count: "LocationCount") -> dict[str, Any]:
     if count.magnitudes is None or count.extremes is None:
         return dict.fromkeys(("min", "q1", "median", "q3", "max"))
     low, high = count.extremes

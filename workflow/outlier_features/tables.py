@@ -4,17 +4,21 @@ This is the one description of them: it goes into the files' own field metadata 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from outlier_features.artifacts import PROVENANCE, Provenance
 from outlier_features.errors import DamagedFile
 from outlier_features.sealed_parquet import SEAL, metadata_of, open_parquet, write_parquet
+
+_BATCH = 1 << 16  # rows
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,18 @@ LAYERS = Table(
         Column("dims_hit", pl.Int64, "dims with a value with abs(x) >= 6", "dims"),
         Column("positions_hit", pl.Int64, "positions (sequence, token) with a value with abs(x) >= 6", "positions"),
         Column("positions", pl.Int64, "positions of the population over all sequences", "positions"),
+    ),
+)  # fmt: skip
+
+DISTRIBUTION = Table(
+    "distribution",
+    "population, site, layer, bin of abs(x) that has a value: half an octave, low <= abs(x) < high",
+    (
+        _POPULATION, _SITE, _LAYER,
+        Column("low", pl.Float64, "smallest abs(x) of the bin; 0 for that of the zeros", "activation"),
+        Column("high", pl.Float64, "the next bin's smallest abs(x); of the zeros' bin 0, but 2^-126 where the "
+               "activations are float32, whose smaller values are in it", "activation"),
+        Column("values", pl.Int64, "values in the bin, exact; over the bins they sum to positions x dims", "values"),
     ),
 )  # fmt: skip
 
@@ -158,6 +174,24 @@ MASSIVE = Table(
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
         Column("token_id", pl.Int64, "vocabulary id of the token"),
         Column("token_text", pl.String, "the text that the token covers; of a special token, its name"),
+    ),
+)  # fmt: skip
+
+POSITIONS = Table(
+    "positions",
+    "population, site, token: every position that the population has in some sequence",
+    (
+        _POPULATION, _SITE,
+        Column("rule", pl.String, "the rule whose hits are counted, whether or not it selects their dims; null: no "
+               "rule is applied to the site"),
+        Column("threshold", pl.Float64, "what a hit's abs(x) is at least, by rule massive more than (and at least so "
+               "many medians); without a rule the site's floor", "activation"),
+        _TOKEN,
+        Column("sequences", pl.Int64, "sequences that have this position in the population", "sequences"),
+        Column("sequences_hit", pl.Int64, "sequences with a hit at this position, in any layer", "sequences"),
+        Column("occurrences", pl.Int64, "hits (sequence, layer, dim) at this position", "values"),
+        Column("max_abs", pl.Float64, "largest abs(x) at this position, a hit or not; null where it is below the "
+               "site's floor", "activation"),
     ),
 )  # fmt: skip
 
@@ -473,9 +507,29 @@ ABLATION_SEQUENCES = Table(
     ),
 )  # fmt: skip
 
+COSTS = Table(
+    "costs",
+    "rule, from Snakemake's benchmark files of all jobs that ever ran into these results, of each its last run",
+    (
+        Column("rule", pl.String, "name of the rule"),
+        Column("jobs", pl.Int64, "jobs with a benchmark file", "jobs"),
+        Column("seconds", pl.Float64, "wall time, all jobs together", "s"),
+        Column("seconds_max", pl.Float64, "wall time of the longest job", "s"),
+        Column("measured", pl.Int64, "jobs that ran long enough for the numbers below, which Snakemake samples: every "
+               "half second at first, later every 30 s", "jobs"),
+        Column("cpu_seconds", pl.Float64, "CPU time, user and system, all measured jobs together", "s"),
+        Column("max_rss", pl.Float64, "largest resident memory of a job", "MiB"),
+        Column("read", pl.Float64, "read from storage, what was cached not counted", "MiB"),
+        Column("written", pl.Float64, "written to storage", "MiB"),
+        Column("output_bytes", pl.Int64, "size of the rule's outputs that are there; what later rules removed is not",
+               "bytes"),
+    ),
+)  # fmt: skip
+
 PUBLIC = (
-    LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE, ORIGIN, ORIGIN_NEURONS,
-    ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS, COMPARISON, COMMON_DIMS,
+    LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE,
+    ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS,
+    COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 
@@ -506,15 +560,41 @@ def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance
 
     Raises `InputError` where the file is damaged or is another table.
     """
-    try:
-        with open_parquet(path) as file:
-            metadata = metadata_of(file)
-            found, provenance = metadata["table"], Provenance(path, metadata[PROVENANCE])
-            arrow = file.read()
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise DamagedFile(path, f"expected the Parquet table {table.name!r}, found {error}") from error
-    if found != table.name or arrow.column_names != list(table.schema):
-        raise DamagedFile(path, f"expected the table {table.name!r}, found {found!r} with columns {arrow.column_names}")
-    frame = pl.from_arrow(arrow)
+    with _reading(path, table), open_parquet(path) as file:
+        provenance = _checked(file, path, table)
+        frame = pl.from_arrow(file.read())
     assert isinstance(frame, pl.DataFrame)
     return frame, provenance
+
+
+def read_batches(path: str | Path, table: Table) -> Iterator[pl.DataFrame]:
+    """The rows as `read_table` gives them, some at a time, first none: memory does not grow with the table."""
+    yield pl.DataFrame(schema=table.schema)
+    with _reading(path, table), open_parquet(path) as file:
+        _checked(file, path, table)
+        for batch in file.iter_batches(_BATCH):
+            frame = pl.from_arrow(batch)
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
+
+def provenance_of(path: str | Path, table: Table) -> Provenance:
+    """Where the rows come from, without them."""
+    with _reading(path, table), open_parquet(path) as file:
+        return _checked(file, path, table)
+
+
+@contextmanager
+def _reading(path: str | Path, table: Table) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise DamagedFile(path, f"expected the Parquet table {table.name!r}, found {error}") from error
+
+
+def _checked(file: pq.ParquetFile, path: str | Path, table: Table) -> Provenance:
+    metadata, columns = metadata_of(file), file.schema_arrow.names
+    found, provenance = metadata["table"], Provenance(path, metadata[PROVENANCE])
+    if found != table.name or columns != list(table.schema):
+        raise DamagedFile(path, f"expected the table {table.name!r}, found {found!r} with columns {columns}")
+    return provenance

@@ -44,7 +44,7 @@ class Verdict:
 
 
 def verify_artifacts(directories: Iterable[Path]) -> Iterator[Verdict]:
-    """A verdict on each artifact under `directories`, by its suffix; other files, such as logs, are passed over.
+    """A verdict on each artifact under `directories`, by its suffix; other files are passed over: logs, exported copies.
 
     A model's files are checked against the record of their fetch. Files of a run whose provenance contradicts the
     others' are bad, though each be whole. Raises `InputError` where a directory is missing.
@@ -75,7 +75,8 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
         recorded = {file for path in found if path.name == SOURCE_FILE for file in _recorded(path)}
         left = {one.path for one in unfinished(directory.rglob(".*"))}
         for path in found:
-            if path not in recorded and not left & {path, *path.parents}:
+            exported = path.parent.name == "export" and (path.parent.parent / _RUN_FILE).exists()
+            if path not in recorded and not exported and not left & {path, *path.parents}:
                 yield path
 
 

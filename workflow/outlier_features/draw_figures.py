@@ -1,0 +1,63 @@
+"""Rule draw_figures: the figures of a run as files: a page each, the drawn data, and images for a paper."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from outlier_features.artifacts import replacing_directory, write_page
+from outlier_features.export_tables import write_csv
+from outlier_features.figure_style import Drawing
+from outlier_features.figures import run_figures
+from outlier_features.images import for_paper, paper_pixels, write_images
+from outlier_features.render_report import json_script, script_hash, unbroken
+from outlier_features.report_run import Run
+from outlier_features.visible_text import visible
+
+
+def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequence[str], width_mm: float) -> None:
+    """Write into `directory`, for each figure that the report shows of a run:
+
+    <name>.html                   a page with its caption and a view for each population
+    <name>.csv                    what is drawn, where that is a table
+    <name>.<population>.<format>  for each of `formats` (svg, pdf, png), to be read at `width_mm` or at a page's width
+
+    and `index.html`, a list of them, and `plotly.min.js`, which the pages share. Raises `InputError` where an image is
+    asked for and cannot be drawn.
+    """
+    read = Run.read(run)
+    drawings = run_figures(read)
+    name = f"{read.summary['model']['name']} on {read.summary['corpus']['name']}"
+    with replacing_directory(directory) as temporary:
+        write_images(
+            (
+                (temporary / f"{drawing.name}.{population}.{form}", for_paper(view), width)
+                for drawing in drawings
+                for width in [paper_pixels(width_mm, drawing.min_width)]
+                for population, view in drawing.views.items()
+                for form in formats
+            ),
+            "config: figures.formats",
+        )
+        for drawing in drawings:
+            if not drawing.data.is_empty():
+                with (temporary / f"{drawing.name}.csv").open("wb") as file:
+                    write_csv(drawing.data, file, header=True)
+        (temporary / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+        _write_pages(name, drawings, template, temporary)
+
+
+def _write_pages(name: str, drawings: Sequence[Drawing], template: Path, directory: Path) -> None:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "visible": visible, "unbroken": unbroken, "json_script": json_script, "script_hash": script_hash,
+    }  # fmt: skip
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    files = {
+        drawing.name: sorted(file.name for file in directory.glob(f"{drawing.name}.*") if file.suffix != ".html")
+        for drawing in drawings
+    }
+    for drawing in drawings:
+        write_page(directory / f"{drawing.name}.html", page.render(run=name, shown=[drawing], files=files, index=False))
+    write_page(directory / "index.html", page.render(run=name, shown=drawings, files=files, index=True))
