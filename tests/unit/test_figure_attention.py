@@ -31,7 +31,7 @@ def heats(figure):
 
 def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
     sinks, emergence, dims, facts = tables(run)
-    figure = attention_sinks(sinks, emergence, dims, facts).figure
+    figure = attention_sinks(sinks, emergence, dims, facts).views["all"]
     by_head, by_key = heats(figure)
     assert [list(line) for line in by_head.z] == [[0, 1, 1, 1], [0, 0.5, 0.5, 0.5]]
     assert [list(line) for line in by_key.z] == [[0, 0.75, 0.75, 0.75], *[[0, 0, 0, 0]] * 5]
@@ -67,23 +67,23 @@ def test_what_is_absent_is_said(run):
         "Rule massive selects no dimension",
     ):
         assert sentence in drawing.text
-    by_head, by_key = heats(drawing.figure)
+    by_head, by_key = heats(drawing.views["all"])
     assert [line[2] for line in by_head.z] == [None, None]
     assert list(by_key.z[-1]) == [0.25, 0.25, None, 0.25]
-    assert drawing.figure.layout.yaxis2.ticktext[-1] == "learned"
+    assert drawing.views["all"].layout.yaxis2.ticktext[-1] == "learned"
 
 
 def test_kept_patterns_are_drawn_as_they_are(run):
     sinks, *_ = tables(run)
     maps = AttentionMaps.read(run / "attention.safetensors")
     drawing = attention_maps(maps, sinks, ["a", "b", "c", "d", "e", "f"])
-    titles = [note.text for note in drawing.figure.layout.annotations]
+    titles = [note.text for note in drawing.views["all"].layout.annotations]
     assert titles == [
         f"layer {layer}, {what}"
         for layer in (1, 2)
         for what in ("average over 2 heads", "head 0 (KV head 0)", "head 1 (KV head 0)")
     ]
-    for heat in heats(drawing.figure):
+    for heat in heats(drawing.views["all"]):
         for query, line in enumerate(heat.z):
             expected = [None] * 6
             expected[0], expected[query] = (0.5, 0.5) if query else (1, 1)
@@ -97,7 +97,7 @@ def test_at_most_64_positions_and_the_learned_sink_are_drawn(run):
     pattern = np.random.default_rng(0).random((1, 2, 100, 101), np.float32)
     maps = AttentionMaps({1: pattern}, {1: "x"}, (3,), (100,), {1: None}, {})
     drawing = attention_maps(maps, sinks, [""] * 100)
-    heat = heats(drawing.figure)[1]
+    heat = heats(drawing.views["all"])[1]
     np.testing.assert_allclose(np.array(heat.z, float), pattern[0, 0][:64, [*range(64), 100]], atol=6e-5)
     assert list(heat.x) == [*map(str, range(64)), "learned sink"]
     assert "positions 0 to 63 of sequence 3" in drawing.population

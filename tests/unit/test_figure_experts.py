@@ -30,7 +30,7 @@ def summary(run):
 
 
 def test_the_map_shows_every_expert_of_every_layer(run):
-    heat, *marks = expert_map(tables(run)[0], LAYERS).figure.data
+    heat, *marks = expert_map(tables(run)[0], LAYERS).views["all"].data
     assert list(heat.x) == [0, 1, 2, 3] and list(heat.y) == [-2, -1, 0, 1, 2]
     plan = FakeRun(experts=EXPERTS)
     for row, values in zip(heat.y, heat.z, strict=True):
@@ -46,12 +46,12 @@ def test_the_map_shows_every_expert_of_every_layer(run):
 
 def test_bars_split_the_mlps_output(run):
     drawing = routed_parts(tables(run)[1])
-    bars = [trace for trace in drawing.figure.data if trace.type == "bar"]
-    assert [*drawing.figure.layout.yaxis.ticktext] == ["dim 7, layer 1", "dim 5, layer 1"]
+    bars = [trace for trace in drawing.views["all"].data if trace.type == "bar"]
+    assert [*drawing.views["all"].layout.yaxis.ticktext] == ["dim 7, layer 1", "dim 5, layer 1"]
     for at in (0, 1):
         parts = {data[0]: x for bar in bars for x, y, data in zip(bar.x, bar.y, bar.customdata, strict=True) if y == at}
         assert parts == {"expert 1": 1.05, "expert 0": -0.1, "shared": 0.05}
-    low, high = drawing.figure.layout.xaxis.range
+    low, high = drawing.views["all"].layout.xaxis.range
     assert low < -0.1 and high > 1.1
 
 
@@ -59,7 +59,7 @@ def test_many_activations_are_capped_and_said(run):
     routing = tables(run)[1].filter(dim=7)
     many = pl.concat([routing.with_columns(dim=pl.lit(dim, pl.UInt32)) for dim in range(MAX_ROWS + 5)])
     drawing = routed_parts(many)
-    assert len(drawing.figure.layout.yaxis.ticktext) == MAX_ROWS
+    assert len(drawing.views["all"].layout.yaxis.ticktext) == MAX_ROWS
     assert f"Shown: the {MAX_ROWS} of the largest activations out of {MAX_ROWS + 5} bars." in drawing.text
 
 
@@ -71,8 +71,8 @@ def test_without_experts_nothing_is_drawn_or_said(tmp_path):
 def test_the_report_has_figures_and_sentences(page):  # noqa: F811
     parsed = page(FakeRun(experts=EXPERTS), FakeRun(model="dense"))
     assert {name for name in parsed.figures if "experts" in name or "routing" in name} == {
-        "run-1-experts-data",
-        "run-1-routing-data",
+        "run-1-experts-all-data",
+        "run-1-routing-all-data",
     }
     sentence = "Rule super_expert finds 1 super expert among 9 routed experts and 3 shared ones in layers 1 to 3, over"
     assert parsed.shown.count("super_expert finds") == 1 and sentence in parsed.shown

@@ -32,7 +32,7 @@ def life(*layers, text="The"):
 
 def test_the_lifecycle_figure_equals_the_table(run):
     rows = read(run, "lifecycle")
-    figure = lifecycle(rows).figure
+    figure = lifecycle(rows).views["all"]
     for panel, dim in enumerate((7, 5), start=1):
         axis = "y" if panel == 1 else f"y{panel}"
         found = {trace.name: list(trace.y) for trace in figure.data if trace.yaxis == axis}
@@ -52,7 +52,7 @@ def test_the_origin_figure_equals_the_tables(run):
     rows, neurons = read(run, "origin"), read(run, "origin_neurons")
     drawing = origin(rows, neurons)
     ladder = rows.filter(target_dim=7, layer=1)
-    shown = {trace.name: trace for trace in drawing.figure.data if trace.yaxis == "y"}
+    shown = {trace.name: trace for trace in drawing.views["all"].data if trace.yaxis == "y"}
     for name, column in (
         ("max |x|, the sequence", "max_abs"),
         ("max |x|, the token", "traced_max_abs"),
@@ -61,11 +61,11 @@ def test_the_origin_figure_equals_the_tables(run):
     ):
         assert list(shown[name].x) == ["mlp_norm", "mlp_pre", "mlp_act", "mlp_down"]
         assert list(shown[name].y) == ladder[column].to_list()
-    (bars,) = [trace for trace in drawing.figure.data if trace.type == "bar" and trace.yaxis == "y2"]
+    (bars,) = [trace for trace in drawing.views["all"].data if trace.type == "bar" and trace.yaxis == "y2"]
     assert list(bars.x) == ["3", "0", "1", "2", "4", "5", "6", "7", "others", "bias"]
     assert list(bars.y) == [1500.0] + [50.0] * 7 + [100.0, 50.0]
     assert sum(bars.y) == 2000
-    notes = [note.text for note in drawing.figure.layout.annotations]
+    notes = [note.text for note in drawing.views["all"].layout.annotations]
     assert notes.count("the MLP has no neurons of its own here") == 2
 
 
@@ -82,7 +82,7 @@ def test_without_traced_dims_nothing_is_drawn(run):
         lifecycle(read(run, "lifecycle").clear()),
         origin(read(run, "origin").clear(), read(run, "origin_neurons").clear()),
     ):
-        assert drawing.figure is None and drawing.text == "Nothing is drawn: no dimension was traced."
+        assert not drawing.views and drawing.text == "Nothing is drawn: no dimension was traced."
 
 
 def test_the_part_that_makes_a_dim_and_those_that_change_it():

@@ -97,9 +97,9 @@ def page(tmp_path):
     return make
 
 
-def traces(drawing, kind=None):
+def traces(drawing, kind=None, population="all"):
     """The traces with data: legend entries have none."""
-    found = [trace for trace in drawing.figure.data if trace.x is not None and list(trace.x) != [None]]
+    found = [trace for trace in drawing.views[population].data if trace.x is not None and list(trace.x) != [None]]
     return [trace for trace in found if kind is None or trace.type == kind]
 
 
@@ -154,17 +154,20 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
 
 def test_plotly_shows_names_literally():
     layers = FakeRun()._layers().with_columns(site=pl.lit("<b>a</b>\n&lt;"))
-    figure = magnitude_by_layer(layers, {}, POPULATIONS).figure
+    figure = magnitude_by_layer(layers, {}, POPULATIONS).views["all"]
     assert figure.layout.yaxis.title.text == "&lt;b&gt;a&lt;/b&gt;⏎&amp;lt;<br>|x| (activation)"
 
 
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
-    assert list(parsed.figures) == [f"run-1-{name}-data" for name in FIGURES]
+    ids = list(parsed.figures)
+    assert list(dict.fromkeys(re.sub("-(all|without_first)-data$", "", name) for name in ids)) == [
+        f"run-1-{name}" for name in FIGURES
+    ]
     boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
     assert boxes == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
-    figure = parsed.figures["run-1-magnitude-by-layer-data"]
+    figure = parsed.figures["run-1-magnitude-by-layer-without_first-data"]
     assert layers["top2"].to_list() in [trace.get("y") for trace in figure["data"]]
 
 
@@ -172,15 +175,18 @@ def test_magnitudes_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     layers = read(run, "layers")
     drawing = magnitude_by_layer(layers, {"attn_out": "no norm"}, POPULATIONS)
-    expected = [
-        layers.filter(population=population, site=site).sort("layer")[name].to_list()
-        for site in BASIS
-        for population in POPULATIONS
-        for name in ("top1", "top2", "top3", "median")
-    ]
-    assert [list(trace.y) for trace in traces(drawing)] == expected
+    for population in POPULATIONS:
+        expected = [
+            layers.filter(population=population, site=site).sort("layer")[name].to_list()
+            for site in BASIS
+            for name in ("top1", "top2", "top3", "median")
+        ]
+        assert [list(trace.y) for trace in traces(drawing, population=population)] == expected
+    ranges = [[axis.range for axis in view.select_yaxes()] for view in drawing.views.values()]
+    assert ranges[0] == ranges[1]
+    assert drawing.data.sum().row(0)[-4:] == layers.select("top1", "top2", "top3", "median").sum().row(0)
     assert all(list(trace.x) == [0, 1, 2, 3] for trace in traces(drawing))
-    assert all(axis.type == "log" for axis in drawing.figure.select_yaxes())
+    assert all(axis.type == "log" for axis in drawing.views["all"].select_yaxes())
     assert "Site attn_out is absent: no norm." in drawing.text
 
 
@@ -200,10 +206,12 @@ def test_the_map_equals_the_table_of_emergence(tmp_path):
     plan = FakeRun()
     run = plan.write(tmp_path / "run")
     drawing = dimension_map(read(run, "emergence"), read(run, "dims"), SITES, POPULATIONS)
-    heats = traces(drawing, "heatmap")
-    assert len(heats) == len(BASIS) * len(POPULATIONS)
-    panels = [(site, population) for site in BASIS for population in POPULATIONS]
-    for (site, population), heat in zip(panels, heats, strict=True):
+    panels = [
+        (site, population, heat)
+        for population in POPULATIONS
+        for site, heat in zip(BASIS, traces(drawing, "heatmap", population), strict=True)
+    ]
+    for site, population, heat in panels:
         # dim 7 has no hit without the first position
         expected = [
             [
@@ -214,7 +222,7 @@ def test_the_map_equals_the_table_of_emergence(tmp_path):
         ]
         found = [[None if z is None else 10**z for z in line] for line in heat.z]
         assert found == [[None if v is None else pytest.approx(v) for v in line] for line in expected]
-    ticks = drawing.figure.layout.yaxis
+    ticks = drawing.views["all"].layout.yaxis
     assert (list(ticks.tickvals), list(ticks.ticktext)) == ([0, 1], ["7", "5"])
 
 
@@ -225,9 +233,9 @@ def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
     order = (7, 5)
     found = {
         (population, trace.name, order[y], x)
-        for population, axis in (("all", "x5"), ("without_first", "x6"))
-        for trace in traces(drawing, "scatter")
-        if trace.xaxis == axis
+        for population in POPULATIONS
+        for trace in traces(drawing, "scatter", population)
+        if trace.xaxis == "x3"
         for x, y in zip(trace.x, trace.y, strict=True)
     }
     expected = {
@@ -246,9 +254,8 @@ def test_rules_side_by_side_equal_the_table(tmp_path):
     drawing = rules_side_by_side(dims, SITES, 4, POPULATIONS)
     found = [
         (population, trace.name, dim, first, last, trace.marker.opacity)
-        for trace in traces(drawing, "bar")
-        for population, axis in zip(POPULATIONS, ("x", "x2"), strict=True)
-        if trace.xaxis == axis
+        for population in POPULATIONS
+        for trace in traces(drawing, "bar", population)
         for dim, first, last, *_ in trace.customdata
     ]
     shown = {"all": (5, 7), "without_first": (5,)}
@@ -271,9 +278,8 @@ def test_shares_equal_the_table(tmp_path):
     drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
     found = {
         (population, trace.name, data[0], x, y)
-        for trace in traces(drawing)
-        for population, axis in zip(POPULATIONS, ("x", "x2"), strict=True)
-        if trace.xaxis == axis
+        for population in POPULATIONS
+        for trace in traces(drawing, population=population)
         for data, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
     }
     expected = {
@@ -282,8 +288,8 @@ def test_shares_equal_the_table(tmp_path):
         for row in dims.filter(rule="dettmers").iter_rows(named=True)
     }  # fmt: skip
     assert found == expected
-    region = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
-    assert [(shape.x0, shape.y0) for shape in region] == [(0.25, 0.06)] * 2
+    region = [shape for shape in drawing.views["all"].layout.shapes if shape.type == "rect"]
+    assert [(shape.x0, shape.y0) for shape in region] == [(0.25, 0.06)]
 
 
 def test_shares_follow_the_configured_readings(tmp_path):
@@ -296,18 +302,18 @@ def test_shares_follow_the_configured_readings(tmp_path):
 def test_sensitivity_equals_the_table(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
     drawing = sensitivity(table, RULES["dettmers"], POPULATIONS)
-    heats = traces(drawing, "heatmap")
-    (menu,) = drawing.figure.layout.updatemenus
-    for index, button in enumerate(menu.buttons):
-        layers, positions = re.fullmatch(r"dettmers: layers by (\w+), positions by (\w+)", button.label).groups()
-        shown = [heat for heat, visible in zip(heats, button.args[0]["visible"], strict=True) if visible]
-        assert shown == heats[2 * index : 2 * index + 2]
-        for population, heat in zip(POPULATIONS, shown, strict=True):
+    for population in POPULATIONS:
+        heats = traces(drawing, "heatmap", population)
+        (menu,) = drawing.views[population].layout.updatemenus
+        for index, button in enumerate(menu.buttons):
+            layers, positions = re.fullmatch(r"dettmers: layers by (\w+), positions by (\w+)", button.label).groups()
+            (heat,) = [heat for heat, visible in zip(heats, button.args[0]["visible"], strict=True) if visible]
+            assert heat is heats[index]
             part = table.filter(population=population, layer_reading=layers, position_reading=positions)
             rows = part.sort("threshold", "layer_share", "position_share").select("dims", "pairs").rows()
             assert [text for line in heat.text for text in line] == [f"<b>{d}</b><br>{p}" for d, p in rows]
             np.testing.assert_allclose(np.ravel(heat.z), [math.log10(1 + dims) for dims, _ in rows])
-    assert [heat.visible for heat in heats] == [True, True] + [False] * 10
+        assert [heat.visible for heat in heats] == [True] + [False] * 5
     assert menu.buttons[menu.active].label == "dettmers: layers by blocks, positions by union"
 
 
@@ -317,14 +323,12 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     x, y = cells.index((0.25, 0.06)), GRID["threshold"].index(6.0)
     outlined = [
         shape
-        for shape in sensitivity(table, RULES["dettmers"], POPULATIONS).figure.layout.shapes
+        for shape in sensitivity(table, RULES["dettmers"], POPULATIONS).views["all"].layout.shapes
         if shape.type == "rect"
     ]
-    assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [
-        (x - 0.5, x + 0.5, y - 0.5, y + 0.5)
-    ] * 2
+    assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [(x - 0.5, x + 0.5, y - 0.5, y + 0.5)]
     other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0}, POPULATIONS)
-    assert not [shape for shape in other.figure.layout.shapes if shape.type == "rect"]
+    assert not [shape for shape in other.views["all"].layout.shapes if shape.type == "rect"]
     assert "are not on the grid" in other.text
 
 
@@ -334,9 +338,9 @@ def test_ablations_equal_the_table(tmp_path):
     table = read(run, "ablation")
     drawing = ablation(read_json(run / "summary.json")["ablation"])
     base = table.row(0, named=True)["perplexity"]
-    lines = [shape for shape in drawing.figure.layout.shapes if shape.type == "line"]
+    lines = [shape for shape in drawing.views["all"].layout.shapes if shape.type == "line"]
     assert [(line.x0, line.x1) for line in lines] == [(base, base)] * 2  # a column for each set of positions
-    bands = [shape for shape in drawing.figure.layout.shapes if shape.type == "rect"]
+    bands = [shape for shape in drawing.views["all"].layout.shapes if shape.type == "rect"]
     assert [(band.x0, band.x1) for band in bands] == [(pytest.approx(10.0), pytest.approx(11.0))] * 2
     found = {}
     for trace in traces(drawing):
@@ -352,7 +356,7 @@ def test_ablations_equal_the_table(tmp_path):
         )
         for row in table.rows(named=True)[1:]
     }  # fmt: skip
-    assert all(axis.type == "log" for axis in drawing.figure.select_xaxes())
+    assert all(axis.type == "log" for axis in drawing.views["all"].select_xaxes())
     assert drawing.sites == "resid_post and mlp_down.weight"
 
 
@@ -379,7 +383,7 @@ def test_norm_gains_equal_the_table(tmp_path):
             trace = lines[f"dimension {dim}", axis]
             gains = [plan.gain(site, dim, layer) for layer in range(4)]
             assert [details[0] for details in trace.customdata] == [number(gain) for gain in gains]
-            lowest = min(drawing.figure.layout[axis.replace("y", "yaxis")].tickvals)
+            lowest = min(drawing.views["all"].layout[axis.replace("y", "yaxis")].tickvals)
             assert list(trace.y) == pytest.approx([abs(gain) or lowest for gain in gains])
     assert list(lines["others, median", "y"].y) == [0.5] * 4
     ends = [end for bar in traces(drawing, "bar")[:2] for end in (bar.base[0], bar.base[0] + bar.y[0])]
@@ -416,8 +420,9 @@ def test_a_run_without_norms(page):
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    names = ("magnitude-by-layer", "norm-gains", "sensitivity", "ablation")
-    assert list(parsed.figures) == [f"run-1-{name}-data" for name in names]
+    views = ("magnitude-by-layer-all", "magnitude-by-layer-without_first", "norm-gains-all", "sensitivity-all",
+             "sensitivity-without_first", "ablation-all")  # fmt: skip
+    assert list(parsed.figures) == [f"run-1-{view}-data" for view in views]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
@@ -441,7 +446,9 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
         "no positions in without_first",
     ):
         assert text in parsed.shown
-    notes = [note["text"] for note in parsed.figures["run-1-magnitude-by-layer-data"]["layout"]["annotations"]]
+    notes = [
+        note["text"] for note in parsed.figures["run-1-magnitude-by-layer-without_first-data"]["layout"]["annotations"]
+    ]
     assert notes.count("no positions in this population") == 2
 
 
@@ -460,7 +467,7 @@ def test_a_rule_that_was_not_applied_finds_nothing_and_denies_nothing(page, site
 def test_one_layer_and_one_sequence(page):
     parsed = page(FakeRun(layers=1, sequences=1))
     assert "passes in 1 of 1 sequence." in parsed.shown
-    assert parsed.figures["run-1-magnitude-by-layer-data"]["data"][0]["x"] == [0]
+    assert parsed.figures["run-1-magnitude-by-layer-all-data"]["data"][0]["x"] == [0]
 
 
 def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
@@ -468,9 +475,10 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
     parsed = page(plan)
     dims = read(tmp_path / "0/tiny/text", "dims")
     drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
-    per_panel = sum(len(trace.x) for trace in traces(drawing) if trace.xaxis == "x")
-    assert per_panel == MAX_POINTS
-    assert sum(len(trace.x) for trace in traces(drawing) if trace.name == "selected") == 2 * 60
+    for population in POPULATIONS:
+        points = traces(drawing, population=population)
+        assert sum(len(trace.x) for trace in points) == MAX_POINTS
+        assert sum(len(trace.x) for trace in points if trace.name == "selected") == 60
     assert "720 points of the smallest |x| are not" in drawing.text
     assert f"Shown: the {MAX_ROWS} with the largest |x| of 130 selected dimensions." in parsed.shown
     assert (

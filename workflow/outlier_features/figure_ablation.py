@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
+import polars as pl
 
 from outlier_features.ablation_effects import position_name, target_name
 from outlier_features.figure_style import (
@@ -55,7 +56,15 @@ def ablation(results: Part) -> Drawing:
         return drawing.empty(f"Nothing is drawn: {results['reason']}.")
     if not effects:
         return drawing.empty("Nothing is drawn: no dimension is selected in population all and no super weight found.")
-    return replace(drawing, figure=_figure(results["effects"][0], effects, results["only_first_excluded"]))
+    figure = _figure(results["effects"][0], effects, results["only_first_excluded"])
+    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
+
+
+def _drawn(effects: Sequence[Part]) -> pl.DataFrame:
+    """A row for each variant: the unchanged model, the targets, and each target's random draws after it."""
+    variants = [variant for effect in effects for variant in (effect, *effect["random"])]
+    return pl.DataFrame([{key: value for key, value in one.items() if not isinstance(value, list)} for one in variants],
+                        infer_schema_length=None)  # fmt: skip
 
 
 def _figure(base: Part, effects: Sequence[Part], only_first: bool) -> go.Figure:

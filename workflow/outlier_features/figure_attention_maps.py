@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 
 from outlier_features.attention_maps import AttentionMaps, cropped
@@ -37,7 +38,18 @@ def attention_maps(maps: AttentionMaps, sinks: pl.DataFrame, tokens: Sequence[st
         return drawing.empty("Nothing is drawn: this run kept no attention pattern.")
     panels = [panel for layer in layers for panel in _panels(maps, layer, sinks, size)]
     figure = attention_grid(panels, tokens[:size], columns=3, size=280, every=max(1, size // 8))
-    return replace(drawing, figure=figure.update_layout(width=None))
+    return replace(drawing, views={"all": figure.update_layout(width=None)}, data=_drawn(panels))
+
+
+def _drawn(panels: Sequence[Panel]) -> pl.DataFrame:
+    """A row for each panel, query and key that the query can see."""
+    seen = [(panel, np.nonzero(panel.pattern)) for panel in panels]
+    return pl.concat(
+        pl.DataFrame(
+            {"panel": panel.title, "query": at[0], "key": at[1], "probability": panel.pattern[at].astype(float)}
+        )
+        for panel, at in seen
+    )
 
 
 def _panels(maps: AttentionMaps, layer: int, sinks: pl.DataFrame, size: int) -> list[Panel]:

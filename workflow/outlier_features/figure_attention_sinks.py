@@ -42,7 +42,7 @@ def attention_sinks(
         return drawing.empty("Nothing is drawn: no layer of this model has attention patterns.")
     massive = _massive(emergence, dims)
     figure = _figure(sinks, massive, facts)
-    return replace(drawing, text=" ".join(_sentences(sinks, massive, facts)), figure=figure)
+    return replace(drawing, text=" ".join(_sentences(sinks, massive, facts)), views={"all": figure}, data=sinks)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from outlier_features.figure_style import (
     not_applied,
     panels,
     set_layer_axis,
-    titles_of,
 )
 from outlier_features.wording import listing, number
 
@@ -51,7 +50,9 @@ def dimension_map(
     )
     if not shown:
         return drawing.empty(NONE_SELECTED + missing)
-    return replace(drawing, figure=_figure(emergence, dims, shown, drawn, populations))
+    views = {population: _figure(emergence, dims, shown, drawn, population) for population in populations}
+    cells = emergence.filter(pl.col("dim").is_in(shown)).select("population", "site", "dim", "layer", "max_abs")
+    return replace(drawing, views=views, data=cells)
 
 
 def chosen_dims(dims: pl.DataFrame) -> list[int]:
@@ -66,22 +67,20 @@ def _figure(
     dims: pl.DataFrame,
     shown: Sequence[int],
     sites: Sequence[str],
-    populations: Sequence[str],
+    population: str,
 ) -> go.Figure:
-    figure = panels([max(110, 15 * len(shown))] * len(sites), titles_of(populations))
+    figure = panels([max(110, 15 * len(shown))] * len(sites), [f"population {population}"])
     figure.update_layout(plot_bgcolor=PALE, margin_r=100)
     layers = sorted(emergence["layer"].unique().to_list())
     for row, site in enumerate(sites, start=1):
         values = emergence.filter(pl.col("site") == site, pl.col("dim").is_in(shown))
         span = _span([value for value in values["max_abs"].to_list() if value > 0])
-        for column, population in enumerate(populations, start=1):
-            here = values.filter(population=population).select("dim", "layer", "max_abs").rows()
-            cells = {(dim, layer): value for dim, layer, value in here}
-            grid = [[cells.get((dim, layer)) for layer in layers] for dim in shown]
-            figure.add_trace(_heat(grid, layers, shown, span), row=row, col=column)
-            if site == "resid_post":
-                add_steps(figure, dims.filter(population=population), shown, row, column)
-        _add_colorbar(figure, row, len(populations))
+        here = values.filter(population=population).select("dim", "layer", "max_abs").rows()
+        cells = {(dim, layer): value for dim, layer, value in here}
+        grid = [[cells.get((dim, layer)) for layer in layers] for dim in shown]
+        figure.add_trace(_heat(grid, layers, shown, span, _height(figure, row)), row=row, col=1)
+        if site == "resid_post":
+            add_steps(figure, dims.filter(population=population), shown, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>dimension", title_standoff=4, row=row, col=1)
     figure.update_yaxes(
         tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5], showgrid=False
@@ -111,8 +110,13 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _heat(
-    grid: list[list[float | None]], layers: Sequence[int], shown: Sequence[int], span: tuple[float, float]
+    grid: list[list[float | None]],
+    layers: Sequence[int],
+    shown: Sequence[int],
+    span: tuple[float, float],
+    height: tuple[float, float],
 ) -> go.Heatmap:
+    """Colours of one site, with their bar beside its panel, which reaches over `height`."""
     ticks = _ticks(*span)
     return go.Heatmap(
         x=list(layers),
@@ -126,10 +130,10 @@ def _heat(
         zmax=span[1],
         xgap=1,
         ygap=1,
-        showscale=False,
         colorbar={
             "tickvals": [math.log10(value) for value in ticks], "ticktext": [number(value) for value in ticks],
-            "tickfont": {"size": 11}, "thickness": 12, "x": 1.01, "ypad": 0,
+            "tickfont": {"size": 11}, "thickness": 12, "x": 1.01, "ypad": 0, "y": sum(height) / 2,
+            "len": height[1] - height[0], "lenmode": "fraction", "yanchor": "middle",
         },
     )  # fmt: skip
 
@@ -145,15 +149,13 @@ def _ticks(low: float, high: float) -> list[float]:
     return [10**low, 10**high]
 
 
-def _add_colorbar(figure: go.Figure, row: int, columns: int) -> None:
-    """Beside its own row, as every site has its own scale; that of population `all`, which always has values."""
+def _height(figure: go.Figure, row: int) -> tuple[float, float]:
+    """Where a panel begins and ends, as fractions of the plot."""
     low, high = figure.get_subplot(row, 1).yaxis.domain
-    heat = [trace for trace in figure.data if trace.type == "heatmap"][-columns]
-    heat.update(showscale=True)
-    heat.colorbar.update(y=(low + high) / 2, len=high - low, lenmode="fraction", yanchor="middle")
+    return low, high
 
 
-def add_steps(figure: go.Figure, dims: pl.DataFrame, shown: Sequence[int], row: int, column: int) -> None:
+def add_steps(figure: go.Figure, dims: pl.DataFrame, shown: Sequence[int], row: int) -> None:
     """Triangles where the selected dims of one population step up and down, at their index in `shown`."""
     known = dims.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES), pl.col("dim").is_in(shown))
     for name, title, symbol in _STEPS:
@@ -168,7 +170,7 @@ def add_steps(figure: go.Figure, dims: pl.DataFrame, shown: Sequence[int], row: 
             marker={"symbol": symbol, **_TRIANGLE},
             hovertemplate=f"dimension %{{customdata}} {title} in layer %{{x}}<extra></extra>",
             row=row,
-            col=column,
+            col=1,
         )
 
 

@@ -50,7 +50,7 @@ def expert_map(experts: pl.DataFrame, blocks: int) -> Drawing:
     if experts["published"].any():
         text += " Diamonds: published as super experts of this model (Su et al. 2025)."
     drawing = Drawing("experts", "What each expert writes", "expert_out", "super_expert", "all", text)
-    return replace(drawing, figure=_map(experts, blocks))
+    return replace(drawing, views={"all": _map(experts, blocks)}, data=experts)
 
 
 def _map(experts: pl.DataFrame, blocks: int) -> go.Figure:
@@ -125,7 +125,7 @@ def routed_parts(routing: pl.DataFrame) -> Drawing:
     drawing = Drawing("routing", "Experts that make massive activations", "expert_out", "massive", "all", text)
     if not shown:
         return drawing.empty("Nothing is drawn: no layer with experts forms a massive activation.")
-    return replace(drawing, figure=_bars(forming, shown))
+    return replace(drawing, views={"all": _bars(forming, shown)}, data=forming)
 
 
 def _bars(forming: pl.DataFrame, shown: Sequence[tuple[int, int]]) -> go.Figure:

@@ -47,7 +47,7 @@ def lifecycle(rows: pl.DataFrame) -> Drawing:
     )
     if not dims:
         return drawing.empty("Nothing is drawn: no dimension was traced.")
-    return replace(drawing, figure=_figure(rows, dims[:MAX_DIMS]))
+    return replace(drawing, views={"all": _figure(rows, dims[:MAX_DIMS])}, data=rows)
 
 
 def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
+import polars as pl
 
 from outlier_features.figure_style import BLUE, LAYER_AXIS, ORANGE, SKY, Drawing, add_legend_entry, label, panels
 from outlier_features.wording import listing, number, percent
@@ -16,31 +17,48 @@ _SERIES = (
 )
 
 
-def locations_by_layer(document: Mapping[str, Any], population: str) -> Drawing:
+def locations_by_layer(document: Mapping[str, Any]) -> Drawing:
     """Kept occurrences by layer and position, and the first layers of locations, a row of panels for each site."""
-    found = document["populations"][population]["sites"]
-    sites = [site for site, counts in found.items() if counts["occurrences"]]
+    found = {population: part["sites"] for population, part in document["populations"].items()}
+    every = list(next(iter(found.values())))
+    sites = [site for site in every if any(part[site]["occurrences"] for part in found.values())]
     sign = ">=" if document["inclusive"] else ">"
     fraction = document["min_layer_fraction"]
     drawing = Drawing(
         "locations",
         "Locations over a threshold",
-        listing(found) if found else "none",
+        listing(every) if every else "none",
         f"location, |x| {sign} {number(document['threshold'])} in {percent(fraction)} of the layers",
-        population,
+        listing(found),
         "Left: kept occurrences in each layer, and in which layer the kept locations (sequence, position, dimension) "
         "have their first. Right: kept occurrences at each position. Each site is counted for itself."
-        + "".join(f" On {site} nothing was kept." for site in found if site not in sites),
+        + "".join(f" On {site} nothing was kept." for site in every if site not in sites),
     )
-    if not found:
+    if not every:
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     if not sites:
         return drawing.empty(drawing.text + " So nothing is drawn.")
-    return replace(drawing, figure=_figure({site: found[site] for site in sites}))
+    kept = {population: {site: part[site] for site in sites} for population, part in found.items()}
+    views = {population: _figure(part, population) for population, part in kept.items()}
+    return replace(drawing, views=views, data=_drawn(kept), min_width=640)
 
 
-def _figure(found: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    figure = panels([190] * len(found), ["by layer", "by position"], shared_xaxes=False, shared_yaxes=False)
+def _drawn(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pl.DataFrame:
+    """A row for each bar."""
+    return pl.DataFrame(
+        {"population": population, "site": site, "series": title, "index": index, "count": line["count"],
+         "share": line["share"]}
+        for population, part in kept.items()
+        for site, counts in part.items()
+        for name, _, title, _ in _SERIES
+        for line in counts[name]
+        for index in [next(iter(line.values()))]
+    )  # fmt: skip
+
+
+def _figure(found: Mapping[str, Mapping[str, Any]], population: str) -> go.Figure:
+    titles = [f"by layer, population {population}", f"by position, population {population}"]
+    figure = panels([190] * len(found), titles, shared_xaxes=False, shared_yaxes=False)
     figure.update_layout(barmode="overlay", bargap=0.15)
     for row, (site, counts) in enumerate(found.items(), start=1):
         for name, column, title, colour in _SERIES:

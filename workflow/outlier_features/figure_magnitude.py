@@ -18,7 +18,6 @@ from outlier_features.figure_style import (
     power,
     say_nothing_here,
     set_layer_axis,
-    titles_of,
 )
 from outlier_features.wording import count, listing
 
@@ -46,24 +45,22 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populati
         + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items())
         + (f" {count(zeros, 'value')} of exactly 0 cannot be shown on a logarithmic axis." if zeros else ""),
     )
-    return (
-        replace(drawing, figure=_figure(layers, sites, populations))
-        if sites
-        else drawing.empty("Nothing is drawn: this run has no site.")
-    )
+    if not sites:
+        return drawing.empty("Nothing is drawn: this run has no site.")
+    views = {population: _figure(layers, sites, population) for population in populations}
+    return replace(drawing, views=views, data=layers.select("population", "site", "layer", *_COLUMNS))
 
 
-def _figure(layers: pl.DataFrame, sites: Sequence[str], populations: Sequence[str]) -> go.Figure:
-    figure = panels([190] * len(sites), titles_of(populations))
+def _figure(layers: pl.DataFrame, sites: Sequence[str], population: str) -> go.Figure:
+    figure = panels([190] * len(sites), [f"population {population}"])
     figure.update_layout(hovermode="x unified")
     last = max(layers["layer"].to_list())
     for row, site in enumerate(sites, start=1):
         values = layers.filter(site=site)
-        for column, population in enumerate(populations, start=1):
-            here = values.filter(population=population).sort("layer")
-            if here["top1"].is_null().all():
-                say_nothing_here(figure, "no positions in this population", row, column)
-            _add_series(figure, here, last, row, column)
+        here = values.filter(population=population).sort("layer")
+        if here["top1"].is_null().all():
+            say_nothing_here(figure, "no positions in this population", row, 1)
+        _add_series(figure, here, last, row)
         _set_scale(figure, values, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>|x| (activation)", row=row, col=1)
     set_layer_axis(figure, last, len(sites))
@@ -71,6 +68,7 @@ def _figure(layers: pl.DataFrame, sites: Sequence[str], populations: Sequence[st
 
 
 def _set_scale(figure: go.Figure, values: pl.DataFrame, row: int) -> None:
+    """The same for every population."""
     positive = [value for name in _COLUMNS for value in values[name].drop_nulls().to_list() if value > 0]
     low, high = decades(positive or [1.0])
     ticks = range(low, high + 1, 1 + (high - low) // 8)
@@ -83,7 +81,7 @@ def _set_scale(figure: go.Figure, values: pl.DataFrame, row: int) -> None:
     )
 
 
-def _add_series(figure: go.Figure, here: pl.DataFrame, last: int, row: int, column: int) -> None:
+def _add_series(figure: go.Figure, here: pl.DataFrame, last: int, row: int) -> None:
     """Lines over all layers, broken where the site is absent from some."""
     index = {layer: i for i, layer in enumerate(here["layer"].to_list())}
     for name, title, colour, dash, symbol in _SERIES:
@@ -93,11 +91,11 @@ def _add_series(figure: go.Figure, here: pl.DataFrame, last: int, row: int, colu
             y=[values[index[layer]] if layer in index else None for layer in range(last + 1)],
             name=title,
             legendgroup=name,
-            showlegend=row == column == 1,
+            showlegend=row == 1,
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 1.8},
             marker={"symbol": symbol, "size": 6},
             hovertemplate="%{y:.4g}",
             row=row,
-            col=column,
+            col=1,
         )

@@ -84,7 +84,9 @@ def norm_gains(
     if not spans:
         why = "Nothing is drawn: no norm that makes a site of a block has a gain."
         return drawing.empty(f"{why} {ones_sentence(found)}")
-    return replace(drawing, figure=_figure(placed, at, shown, spans))
+    gains_of_dims = at.select("module", "dim", "gain", "rank", "ratio")
+    drawn = placed.select("module", "site", "layer", *OTHERS).join(gains_of_dims, on="module", how="left")
+    return replace(drawing, views={"all": _figure(placed, at, shown, spans)}, data=drawn)
 
 
 def _figure(

@@ -64,7 +64,7 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame) -> Drawing:
     )
     if not every:
         return drawing.empty("Nothing is drawn: no dimension was traced.")
-    return replace(drawing, figure=_figure(shown, neurons), min_width=800)
+    return replace(drawing, views={"all": _figure(shown, neurons)}, data=rows, min_width=800)
 
 
 def _sentences(ladder: Ladder, neurons: pl.DataFrame) -> list[str]:

@@ -24,7 +24,6 @@ from outlier_features.figure_style import (
     panels,
     say_nothing_here,
     set_layer_axis,
-    titles_of,
 )
 from outlier_features.wording import listing
 
@@ -56,22 +55,29 @@ def rules_side_by_side(
     )
     if not shown:
         return drawing.empty(NONE_SELECTED + missing)
-    return replace(drawing, figure=_figure(dims, shown, list(applied), blocks, populations))
+    bars = _bars(dims, shown)
+    columns = ("population", "dim", "rule", "sites", "selected", "kind", "sequences_passing", "first_layer",
+               "last_layer", "step_up", "step_down")  # fmt: skip
+    views = {
+        population: _figure(bars.filter(population=population), shown, list(applied), blocks, population)
+        for population in populations
+    }
+    return replace(drawing, views=views, data=bars.select(columns))
 
 
-def _figure(
-    dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, populations: Sequence[str]
-) -> go.Figure:
-    figure = panels([max(90, 28 * len(shown) + 30)], titles_of(populations))
-    for column, population in enumerate(populations, start=1):
-        here = dims.filter(pl.col("population") == population, pl.col("dim").is_in(shown))
-        selected = here.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES))["dim"].unique().to_list()
-        if not selected:
-            say_nothing_here(figure, "no dimension is selected", 1, column)
-        for lane, rule in zip((-0.18, 0.18), TWO_RULES, strict=True):
-            bars = here.filter(pl.col("rule") == rule, pl.col("dim").is_in(selected))
-            _add_bars(figure, bars, shown, rule, lane, column)
-        add_steps(figure, here, shown, 1, column)
+def _bars(dims: pl.DataFrame, shown: Sequence[int]) -> pl.DataFrame:
+    """By either rule, the dims that one of them selects in the same population."""
+    found = dims.filter(pl.col("rule").is_in(TWO_RULES), pl.col("dim").is_in(shown))
+    return found.filter(pl.col("selected").any().over("population", "dim"))
+
+
+def _figure(bars: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, population: str) -> go.Figure:
+    figure = panels([max(90, 28 * len(shown) + 30)], [f"population {population}"])
+    if bars.is_empty():
+        say_nothing_here(figure, "no dimension is selected", 1, 1)
+    for lane, rule in zip((-0.18, 0.18), TWO_RULES, strict=True):
+        _add_bars(figure, bars.filter(rule=rule), shown, rule, lane)
+    add_steps(figure, bars, shown, 1)
     figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5])
     figure.update_yaxes(title_text="dimension", row=1, col=1)
     figure.update_layout(barmode="overlay")
@@ -82,7 +88,7 @@ def _figure(
     return figure
 
 
-def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule: str, lane: float, column: int) -> None:
+def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule: str, lane: float) -> None:
     for selected in (True, False):
         part = bars.filter(pl.col("selected") == selected).sort("dim")
         first, last = part["first_layer"].to_list(), part["last_layer"].to_list()
@@ -100,5 +106,5 @@ def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule:
             name=f"rule {rule}",
             showlegend=False,
             row=1,
-            col=column,
+            col=1,
         )

@@ -34,7 +34,8 @@ def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any], populations: S
     )
     if table.is_empty():
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
-    return replace(drawing, figure=_figure(table, criteria, populations), min_width=110 + 34 * len(_cells(table)))
+    views = {population: _figure(table, criteria, population) for population in populations}
+    return replace(drawing, views=views, data=table, min_width=110 + 34 * len(_cells(table)))
 
 
 def _on_grid(table: pl.DataFrame, criteria: Mapping[str, Any]) -> str:
@@ -52,21 +53,20 @@ def _cells(table: pl.DataFrame) -> Cells:
     return table.select(_SHARES).unique().sort(_SHARES).rows()
 
 
-def _figure(table: pl.DataFrame, criteria: Mapping[str, Any], populations: Sequence[str]) -> go.Figure:
+def _figure(table: pl.DataFrame, criteria: Mapping[str, Any], population: str) -> go.Figure:
     thresholds, cells, keys = table["threshold"].unique().sort().to_list(), _cells(table), list(_readings(table))
-    figure = panels([max(36 * len(thresholds), 130)] * len(populations), [""])
+    figure = panels([max(36 * len(thresholds), 130)], [""])
     own = (keys[0][0], criteria["layer_reading"], criteria["position_reading"])
     most = math.log10(1 + max(1, *table["dims"].to_list()))
     for key in keys:
         reading = dict(zip(("rule", "layer_reading", "position_reading"), key, strict=True))
-        for row, population in enumerate(populations, start=1):
-            heat = _heat(table.filter(population=population, **reading), thresholds, cells, most)
-            figure.add_trace(heat.update(visible=key == own), row=row, col=1)
+        heat = _heat(table.filter(population=population, **reading), thresholds, cells, most)
+        figure.add_trace(heat.update(visible=key == own), row=1, col=1)
     figure.update_layout(margin_l=108)
-    _outline(figure, thresholds, cells, criteria, len(populations))
-    _label_axes(figure, thresholds, cells, populations)
-    _label_groups(figure, cells, len(populations))
-    _add_menu(figure, keys, keys.index(own), len(populations))
+    _outline(figure, thresholds, cells, criteria)
+    _label_axes(figure, thresholds, cells, population)
+    _label_groups(figure, cells)
+    _add_menu(figure, keys, keys.index(own))
     return figure
 
 
@@ -112,38 +112,32 @@ def _short(items: int) -> str:
     return str(items) if items < 10000 else f"{items / 1000:.3g}k"
 
 
-def _outline(
-    figure: go.Figure, thresholds: Sequence[float], cells: Cells, criteria: Mapping[str, Any], rows: int
-) -> None:
+def _outline(figure: go.Figure, thresholds: Sequence[float], cells: Cells, criteria: Mapping[str, Any]) -> None:
     cell = (criteria["layer_share"], criteria["position_share"])
     if cell in cells and criteria["threshold"] in thresholds:
         x, y = cells.index(cell), thresholds.index(criteria["threshold"])
-        for row in range(1, rows + 1):
-            figure.add_shape(
-                type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, row=row, col=1,
-                line={"color": VERMILLION, "width": 3},
-            )  # fmt: skip
+        line = {"color": VERMILLION, "width": 3}
+        figure.add_shape(type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line=line, row=1, col=1)
 
 
-def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, populations: Sequence[str]) -> None:
+def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, population: str) -> None:
     figure.update_xaxes(
         tickvals=list(range(len(cells))),
         ticktext=[percent(position_share) for _, position_share in cells],
         range=[-0.5, len(cells) - 0.5],
         showgrid=False,
     )
-    figure.update_xaxes(title_text="position share, at least", row=len(populations))
+    figure.update_xaxes(title_text="position share, at least")
     figure.update_yaxes(
         tickvals=list(range(len(thresholds))),
         ticktext=[f"|x| ≥ {number(threshold)}" for threshold in thresholds],
         range=[len(thresholds) - 0.5, -0.5],
         showgrid=False,
+        title_text=f"population {population}",
     )
-    for row, population in enumerate(populations, start=1):
-        figure.update_yaxes(title_text=f"population {population}", row=row, col=1)
 
 
-def _label_groups(figure: go.Figure, cells: Cells, rows: int) -> None:
+def _label_groups(figure: go.Figure, cells: Cells) -> None:
     """The layer share over the columns that have it, and a line between these groups."""
     groups: dict[float, list[int]] = {}
     for index, (layer_share, _) in enumerate(cells):
@@ -153,16 +147,16 @@ def _label_groups(figure: go.Figure, cells: Cells, rows: int) -> None:
             text=f"layers ≥ {percent(layer_share)}", x=(members[0] + members[-1]) / 2, y=1, xref="x", yref="paper",
             yanchor="bottom", showarrow=False, font={"size": 12},
         )  # fmt: skip
-        for row in range(1, rows + 1) if members[0] else ():
-            figure.add_vline(x=members[0] - 0.5, line={"color": INK, "width": 1}, row=row, col=1)
+        if members[0]:
+            figure.add_vline(x=members[0] - 0.5, line={"color": INK, "width": 1}, row=1, col=1)
 
 
-def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int, rows: int) -> None:
+def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int) -> None:
     buttons = [
         {
             "label": f"{rule}: layers by {layer_reading}, positions by {position_reading}",
             "method": "update",
-            "args": [{"visible": [other == index for other in range(len(keys)) for _ in range(rows)]}],
+            "args": [{"visible": [other == index for other in range(len(keys))]}],
         }
         for index, (rule, layer_reading, position_reading) in enumerate(keys)
     ]

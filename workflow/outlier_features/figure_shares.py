@@ -19,7 +19,6 @@ from outlier_features.figure_style import (
     label,
     panels,
     say_nothing_here,
-    titles_of,
 )
 from outlier_features.tables import READINGS
 from outlier_features.wording import count, listing, number, percent
@@ -61,7 +60,26 @@ def shares(
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     if not rules:
         return drawing.empty(f"Nothing is drawn: no value on these sites has |x| >= {number(criteria['threshold'])}.")
-    return replace(drawing, figure=_figure(found, rules, criteria, populations))
+    views = {population: _figure(found, rules, criteria, population) for population in populations}
+    across, up = _axes(criteria)
+    columns = (
+        "population",
+        "rule",
+        "sites",
+        "dim",
+        across,
+        up,
+        "selected",
+        "sequences_passing",
+        "sequences",
+        "max_abs",
+    )
+    return replace(drawing, views=views, data=found.select(columns))
+
+
+def _axes(criteria: Mapping[str, Any]) -> tuple[str, str]:
+    """The columns that are drawn across and up."""
+    return f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
 
 
 def _undrawn(found: pl.DataFrame) -> str:
@@ -71,21 +89,18 @@ def _undrawn(found: pl.DataFrame) -> str:
     return f" At most {MAX_POINTS:,} are drawn in a panel; {count(sum(hidden), 'point')} of the smallest |x| are not."
 
 
-def _figure(
-    found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any], populations: Sequence[str]
-) -> go.Figure:
-    x, y = f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
-    figure = panels([340] * len(rules), titles_of(populations))
+def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any], population: str) -> go.Figure:
+    x, y = _axes(criteria)
+    figure = panels([340] * len(rules), [f"population {population}"])
     low, _ = decades([*found[y].to_list(), criteria["position_share"] or 1.0])
     for row, rule in enumerate(rules, start=1):
-        for column, population in enumerate(populations, start=1):
-            here = found.filter(rule=rule, population=population)
-            here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
-            if here.is_empty():
-                say_nothing_here(figure, "no dimension has a hit", row, column)
-            _add_criteria(figure, criteria, low, row, column)
-            _add_points(figure, here, x, y, row, column)
-            _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row, column)
+        here = found.filter(rule=rule, population=population)
+        here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
+        if here.is_empty():
+            say_nothing_here(figure, "no dimension has a hit", row, 1)
+        _add_criteria(figure, criteria, low, row)
+        _add_points(figure, here, x, y, row)
+        _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row)
         title = f"{label(rule)}<br>position share ({criteria['position_reading']})"
         figure.update_yaxes(title_text=title, row=row, col=1)
     ticks = [10.0**k for k in range(low, 1)]
@@ -98,10 +113,10 @@ def _figure(
     return figure
 
 
-def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row: int, column: int) -> None:
+def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row: int) -> None:
     """Lines at the criteria, each with its value; a position share of 0 lies below any logarithmic axis."""
     layer_share, position_share = criteria["layer_share"], criteria["position_share"] or 10.0 ** (low - 1)
-    place: dict[str, Any] = {"row": row, "col": column}
+    place: dict[str, Any] = {"row": row, "col": 1}
     figure.add_shape(
         type="rect", x0=layer_share, x1=_RIGHT, y0=position_share, y1=10**_TOP, fillcolor=BLUE, opacity=0.09,
         line_width=0, layer="below", **place,
@@ -121,7 +136,7 @@ def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row:
         )  # fmt: skip
 
 
-def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
+def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int) -> None:
     for selected, title, marker in _POINTS:
         part = here.filter(pl.col("selected") == selected)
         figure.add_scatter(
@@ -135,11 +150,11 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int,
             mode="markers",
             marker=marker,
             row=row,
-            col=column,
+            col=1,
         )
 
 
-def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int, column: int) -> None:
+def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int) -> None:
     """The numbers of some dims, the largest first; those that lie together share one label."""
     places: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
     for across, up, dim in named.select(x, y, "dim").rows():
@@ -157,5 +172,5 @@ def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int,
             xanchor="right" if left else "left",
             xshift=-9 if left else 9,
             row=row,
-            col=column,
+            col=1,
         )

@@ -1,12 +1,13 @@
-"""What the figures share: colours, fonts, the grid of panels with a column for each population, and captions."""
+"""What the figures share: colours, fonts, the grid of panels, and captions."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
+import polars as pl
 from plotly.subplots import make_subplots
 
 from outlier_features.visible_text import visible
@@ -39,10 +40,12 @@ STYLE = go.layout.Template(
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and its caption; without a figure where there is nothing to draw, and `text` says why.
+    """A figure and its caption; without a view where there is nothing to draw, and `text` says why.
 
     sites, rule, population   where the numbers come from
     text                      what is drawn
+    views                     by population, each a whole figure; one that does not depend on it has one view, `all`
+    data                      what is drawn, exact, its columns named as in the public tables
     min_width                 pixels below which the figure cannot be read
     """
 
@@ -52,8 +55,9 @@ class Drawing:
     rule: str
     population: str
     text: str
-    figure: go.Figure | None = None
-    min_width: int = 640
+    views: Mapping[str, go.Figure] = field(default_factory=dict)
+    data: pl.DataFrame = field(default_factory=pl.DataFrame)
+    min_width: int = 340
 
     def empty(self, why: str) -> "Drawing":
         return replace(self, text=why)
@@ -90,11 +94,6 @@ def above(figure: go.Figure, plot: int | None = None) -> float:
     if plot is None:
         plot = figure.layout.height - _TOP - _BOTTOM
     return 1 + 26 / plot
-
-
-def titles_of(populations: Sequence[str]) -> list[str]:
-    """Of columns that are a population each."""
-    return [f"population {name}" for name in populations]
 
 
 def decades(values: Sequence[float]) -> tuple[int, int]:

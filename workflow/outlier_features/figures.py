@@ -35,7 +35,7 @@ def run_figures(run: Run) -> list[Drawing]:
         sensitivity(tables["sensitivity"], criteria, populations),
     ]
     if run.locations:
-        drawings.append(locations_by_layer(run.locations, populations[0]))
+        drawings.append(locations_by_layer(run.locations))
     if run.maps:
         drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
         drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))

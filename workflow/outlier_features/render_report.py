@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from outlier_features.artifacts import write_page
 from outlier_features.figure_dimension_map import TWO_RULES
-from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.findings import applied_sites, findings
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
@@ -85,10 +85,9 @@ def section(run: Run, index: int, published: Path) -> dict[str, Any]:
     }
 
 
-def json_script(drawing: Drawing) -> Markup:
+def json_script(figure: go.Figure) -> Markup:
     """A figure as JSON that no parser of HTML or JavaScript can take for anything else."""
-    assert drawing.figure is not None
-    text = json.dumps(json.loads(drawing.figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(json.loads(figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
