@@ -1,0 +1,68 @@
+"""The report's first words: what stands out, from computed values only."""
+
+import polars as pl
+import pytest
+
+from fake_run import FakeRun
+from outlier_features.artifacts import read_json
+from outlier_features.in_short import MAX_PROFILES, in_short
+from outlier_features.wording import number
+
+
+def short(tmp_path, **changes):
+    run = FakeRun(**changes).write(tmp_path / "run")
+    summary = read_json(run / "summary.json")
+    table = run / "lifecycle.parquet"
+    return summary, in_short(summary, pl.read_parquet(table) if table.exists() else None)
+
+
+def test_the_largest_dims_come_with_what_every_rule_found(tmp_path):
+    summary, told = short(tmp_path)
+    dims = pl.read_parquet(tmp_path / "run/dims.parquet").filter("selected")
+    assert [profile.dim for profile in told.profiles] == [7, 5]
+    massive, outlier = told.profiles
+    assert (massive.what, outlier.what) == ("massive activations", "massive activations and an outlier feature")
+    largest = pl.read_parquet(tmp_path / "run/massive.parquet").sort(pl.col("value").abs()).row(-1, named=True)
+    start = (
+        f"Its value reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times"
+    )
+    assert massive.facts[0].text.startswith(start)
+    assert "never massive outside the first position" in massive.facts[0].text
+    assert massive.facts[0].where == "resid_post; rule massive; population all"
+    row = dims.filter(dim=5, rule="dettmers", population="all").row(0, named=True)
+    assert f"{row['sequences_passing']} of {summary['corpus']['sequences']} sequences pass" in outlier.facts[1].text
+    assert f"The largest is {number(row['max_abs'])}." in outlier.facts[1].text
+    assert "does not pass" not in outlier.facts[1].text  # it passes in both populations
+    assert "2 dimensions of 64 stand out" in told.answer[0] and "7 and 5" in told.answer[0]
+    assert told.answer[1].endswith("none by rule massive and 1 dimension by rule dettmers.")
+
+
+def test_an_ablation_is_told_by_the_target_that_does_most(tmp_path):
+    _, told = short(tmp_path)
+    rows = pl.read_parquet(tmp_path / "run/ablation.parquet")
+    zeros = rows.filter(target="dims", dims="7", value="zero")
+    (fact,) = [fact for fact in told.profiles[0].facts if fact.text.startswith("Perplexity")]
+    base, worst = rows["perplexity"][0], zeros["perplexity"].max()
+    assert f"from {number(base)} to {number(worst)} when it is set to zero" in fact.text
+
+
+def test_where_nothing_is_found_that_is_the_answer(tmp_path):
+    _, told = short(tmp_path, outliers=(), massive=(), hits=())
+    assert told.profiles == () and told.more == 0
+    assert told.answer[0].endswith("no dimension of 64 stands out by rule massive or dettmers, in any population.")
+    assert len(told.answer) == 1
+
+
+@pytest.mark.parametrize(("sites", "rule"), [(("resid_post",), "massive"), (("attn_norm", "mlp_norm"), "dettmers")])
+def test_a_rule_that_was_not_applied_is_not_named(tmp_path, sites, rule):
+    _, told = short(tmp_path, sites=sites)
+    assert f"by rule {rule}, in any population" in told.answer[0]
+    assert all(fact.where.split("; ")[1] in (f"rule {rule}", "rule trace_origin") or "layer" in fact.where
+               for profile in told.profiles for fact in profile.facts)  # fmt: skip
+
+
+def test_many_dims_are_cut_and_counted(tmp_path):
+    _, told = short(tmp_path, outliers=tuple(range(20)))
+    assert len(told.profiles) == MAX_PROFILES
+    assert told.more + MAX_PROFILES == len({*range(20), 7})
+    assert "more." in told.answer[0]
