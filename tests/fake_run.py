@@ -33,6 +33,7 @@ RUN_TABLES = (
     "pairs",
     "sensitivity",
     "massive",
+    "surface",
     "loss",
     "norms",
     "gains",
@@ -47,8 +48,8 @@ RUN_TABLES = (
     "ablation_sequences",
 )
 FIGURES = (
-    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
-    "attention-maps", "lifecycle", "origin", "ablation",
+    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "surface",
+    "surface-map", "massive-tokens", "attention-sinks", "attention-maps", "lifecycle", "origin", "ablation",
 )  # fmt: skip
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
@@ -134,6 +135,7 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "surface": self._surface(),
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
@@ -224,6 +226,22 @@ class FakeRun:
             if "massive" in self.rules
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
+
+    def height(self, token: int, dim: int) -> float:
+        """x in the surface: dims of rule massive stand out at their position."""
+        return -2000.0 - dim if token == self.position and dim in self.massive else 1.0 + token + dim / 64
+
+    def _surface(self) -> pl.DataFrame:
+        rows = [
+            {"site": site, "layer": 1, "sequence": 0, "token_first": token, "token_last": token,
+             "excluded": token == 0 or not self.rest, "dim_first": dim, "dim_last": dim, "selected": dim in self.massive,
+             "max_abs": abs(self.height(token, dim)), "value": self.height(token, dim), "token": token, "dim": dim,
+             "token_text": text}
+            for site in ["resid_post" if "resid_post" in self.sites else self.sites[0]] * bool(self.sites)
+            for token, text in enumerate(self.pieces)
+            for dim in range(64)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SURFACE.schema)
 
     def gain(self, site: str, dim: int, layer: int) -> float:
         """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""

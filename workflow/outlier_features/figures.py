@@ -8,12 +8,14 @@ from outlier_features.figure_experts import expert_figures
 from outlier_features.figure_lifecycle import lifecycle
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_massive_tokens import massive_tokens
 from outlier_features.figure_norm_gains import norm_gains
 from outlier_features.figure_origin import origin
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
 from outlier_features.figure_style import Drawing
+from outlier_features.figure_surface import surface_figures
 from outlier_features.findings import RULE_SITES, applied_sites
 from outlier_features.report_run import Run
 
@@ -34,6 +36,8 @@ def run_figures(run: Run) -> list[Drawing]:
         shares(tables["dims"], sites, criteria, populations),
         sensitivity(tables["sensitivity"], criteria, populations),
     ]
+    drawings += surface_figures(tables["surface"], populations)
+    drawings.append(massive_tokens(tables["massive"], populations, applied=bool(sites["massive"])))
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
     if run.maps:

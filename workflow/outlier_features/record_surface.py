@@ -175,4 +175,4 @@ def _rows(parts: Array, own: Array) -> list[tuple[int, int, int]]:
         ]
         if len(rows) <= ROWS:
             return rows
-        most -= len(rows) - ROWS
+        most -= -(-(len(rows) - ROWS) // 2)  # a range less is two rows less at most

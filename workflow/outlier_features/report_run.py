@@ -16,8 +16,8 @@ from outlier_features.tokens import Tokens
 
 # Tables that the report shows, where the run has them.
 SHOWN = {
-    "layers", "dims", "emergence", "sensitivity", "massive", "norms", "gains", "sinks", "lifecycle", "origin",
-    "origin_neurons", "experts", "routing", "ablation",
+    "layers", "dims", "emergence", "sensitivity", "massive", "surface", "norms", "gains", "sinks", "lifecycle",
+    "origin", "origin_neurons", "experts", "routing", "ablation",
 }  # fmt: skip
 
 
