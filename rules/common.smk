@@ -154,6 +154,7 @@ RUN_TABLES = [
     "sensitivity",
     "massive",
     "positions",
+    "surface",
 ]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]

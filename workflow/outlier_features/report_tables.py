@@ -185,7 +185,9 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
         "token_text": {"title": "token in its context", "kind": "context", "around": ["before", "after"], "width": 60},
     }
     meant = described(MASSIVE)
-    return packed(pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in meant | words}, tall=True)
+    return packed(
+        pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in meant | words}, tall=True
+    )
 
 
 def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:
