@@ -114,7 +114,7 @@ def _figure(
             row += 1
             here = ranges[part.rule].filter(site=site)
             _add_ranges(figure, here.filter(population=population), part, row)
-            _set_magnitudes(figure, [abs(x) for x in [*here["low"], *here["high"]] if x], row)
+            _set_magnitudes(figure, [x for x in [*-here["low"], *here["high"]] if x > 0], row)
             figure.update_yaxes(title_text=f"{label(site)}<br>dimension", row=row, col=1)
     figure.update_layout(barmode="overlay", bargap=0.25)
     for name, _, colour, _, symbol in _SIGNS:
