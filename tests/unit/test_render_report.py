@@ -421,7 +421,8 @@ def test_a_run_without_norms(page):
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
     views = ("magnitude-by-layer-all", "magnitude-by-layer-without_first", "norm-gains-all", "sensitivity-all",
-             "sensitivity-without_first", "ablation-all")  # fmt: skip
+             "sensitivity-without_first", "surface-all", "surface-without_first", "surface-map-all",
+             "surface-map-without_first", "ablation-all")  # fmt: skip
     assert list(parsed.figures) == [f"run-1-{view}-data" for view in views]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
