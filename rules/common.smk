@@ -98,6 +98,13 @@ def all_activations(wildcards):
     return of_chunks(f"{RUN}/activations/{{chunk}}.safetensors")(wildcards)
 
 
+def surface_activations(wildcards):
+    """The files that hold a run's activations; of a run that keeps none, its one sequence that is run again."""
+    if wildcards.model in DUMPS or CONFIG["extract"]["keep_activations"]:
+        return all_activations(wildcards)
+    return [f"{RUN}/largest.safetensors"]
+
+
 def first_activations(wildcards):
     """The file that holds the first sequence of a run."""
     if wildcards.model in DUMPS:

@@ -1,10 +1,3 @@
-def surface_activations(wildcards):
-    """The files that hold a run's activations; of a run that keeps none, its one sequence that is run again."""
-    if wildcards.model in DUMPS or CONFIG["extract"]["keep_activations"]:
-        return all_activations(wildcards)
-    return [f"{RUN}/largest.safetensors"]
-
-
 rule rerun_largest:
     input:
         source=f"{RESOURCES}/models/{{model}}/source.json",

@@ -287,9 +287,9 @@ class FakeRun:
     def _surface(self) -> pl.DataFrame:
         rows = [
             {"site": site, "layer": 1, "sequence": 0, "token_first": token, "token_last": token,
-             "excluded": token == 0 or not self.rest, "dim_first": dim, "dim_last": dim, "selected": dim in self.massive,
-             "max_abs": abs(self.height(token, dim)), "value": self.height(token, dim), "token": token, "dim": dim,
-             "token_text": text}
+             "excluded": token == 0 or not self.rest, "dim_first": dim, "dim_last": dim, "token": token, "dim": dim,
+             "max_abs": abs(self.height(token, dim)), "value": self.height(token, dim), "token_text": text,
+             "selected": dim in self.massive}
             for site in ["resid_post" if "resid_post" in self.sites else self.sites[0]] * bool(self.sites)
             for token, text in enumerate(self.pieces)
             for dim in range(64)

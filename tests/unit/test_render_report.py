@@ -437,10 +437,9 @@ def test_a_run_without_norms(page):
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    both = ("magnitude-by-layer", "distribution", "kurtosis", "positions")
-    views = (*(f"{name}/{population}" for name in both for population in POPULATIONS), "norm-gains/all",
-             "sensitivity/all", "sensitivity/without_first", "ablation/all")  # fmt: skip
-    assert list(parsed.figures) == [f"tiny/text/{view}" for view in views]
+    toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity")
+    views = [f"{name}/{population}" for name in toggled for population in POPULATIONS]
+    assert list(parsed.figures) == [f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",

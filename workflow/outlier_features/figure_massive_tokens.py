@@ -41,8 +41,8 @@ def massive_tokens(massive: pl.DataFrame, populations: Sequence[str], applied: b
         "massive",
         listing(populations),
         "Left: massive activations, each a value (sequence, layer, position, dimension), at tokens of this text. "
-        "Right: the largest |x| among them. A text that occurs both at a first position and elsewhere has a bar for each. "
-        "Tokens are cut to 18 characters; a token without text is named by its position."
+        "Right: the largest |x| among them. A text that occurs both at a first position and elsewhere has a bar for "
+        "each. Tokens are cut to 18 characters; a token without text is named by its position."
         + capped(total, min(total, MOST), "token text"),
     )
     if not applied:

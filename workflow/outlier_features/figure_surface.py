@@ -44,11 +44,10 @@ def surface_figures(surface: pl.DataFrame, populations: Sequence[str]) -> list[D
     drawings = [
         _drawing(surface, populations, "surface", "Surface of the largest value",
                  "|x| over dimensions (to the right) and tokens (into the depth, the first in front), a line for each "
-                 "token, in the manner of Sun et al. 2024, figure 1. Heights are |x| from a line's own ground; the "
-                 "axis on the left is that of the first line. Dimensions on the axis below are where they are in the first "
-                 "line; grey lines lead from them into the depth. The largest are labelled with their token, position, "
-                 "dimension and signed value. Population without_first leaves out the first position and special "
-                 "tokens and has a scale of its own."),
+                 "token, in the manner of Sun et al. 2024, figure 1. Heights are |x| from a line's own ground; both "
+                 "axes are those of the first line, from where grey lines lead labelled dimensions into the depth. The "
+                 "largest values are labelled with token, position, dimension and signed value. Population "
+                 "without_first leaves out the first position and special tokens and has a scale of its own."),
         _drawing(surface, populations, "surface-map", "Map of the largest value",
                  "|x| over tokens (downward) and dimensions (to the right). Above: the largest |x| of each dimension; "
                  "right: that of each token. Both axes count rows and columns of the map, which may stand for several "
@@ -312,10 +311,8 @@ def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span:
     alone = grid.tokens[:, 0] == grid.tokens[:, 1]
     largest = largest_indices(np.where(alone, grid.by_token, -np.inf), 30)
     tokens = _apart(largest.tolist(), max(1, 0.035 * rows))
-    dims = _apart(
-        [*sorted(np.flatnonzero(grid.selected), key=lambda i: -grid.by_dim[i]),
-         *np.argsort(-grid.by_dim, kind="stable")[:12]], max(1, 0.07 * columns),
-    )  # fmt: skip
+    chosen = largest_indices(np.where(grid.selected, grid.by_dim, -np.inf), columns)
+    dims = _apart([*chosen.tolist(), *largest_indices(grid.by_dim, 12).tolist()], max(1, 0.07 * columns))
     figure.update_yaxes(
         range=[rows - 0.5, -0.5], tickvals=tokens, showgrid=False,
         ticktext=[token_label(grid.texts, int(grid.tokens[i, 0])) for i in tokens], row=2,
