@@ -1,6 +1,7 @@
 """Whether two artifacts say the same, bit for bit, but for what differs between two runs of one config."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from outlier_features.artifacts import PROVENANCE, read_json
 from outlier_features.tensorfile import TensorFile
 
 SUFFIXES = (".safetensors", ".parquet", ".json", ".html")
+# What a page says of the time that it took, and its checksum.
+_COSTS = r'<section class="page" id="costs".*?</section>|<!-- content_crc32 \w+ -->'
 _OF_THE_JOB = ("job",)  # an identifier; everything else must be alike
 
 
@@ -39,7 +42,7 @@ def content(path: Path) -> Any:
         return table.num_rows, fields, bits if table.num_rows else {}, metadata, provenance
     if path.suffix == ".json":
         return read_json(path)
-    return path.read_bytes()
+    return re.sub(_COSTS, "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def _without_job(provenance: str) -> dict[str, Any]:

@@ -1,24 +1,14 @@
 """A figure's own page in a browser: drawn from the files beside it, in the population that its address asks for."""
 
-import re
 from pathlib import Path
 
 import pytest
-from test_report import CHROMIUM, MARK, SCRIPT, browse
 
 from fake_run import FIGURES, FakeRun
 from outlier_features.draw_figures import draw_figures
+from reading import MARK, SCRIPT, Reader
 
 TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser (chromium)")
-
-
-class Address(type(Path())):
-    """A page with what stands behind # in its address."""
-
-    def as_uri(self):
-        page, _, population = str(self).partition("#")
-        return Path(page).as_uri() + ("#" + population if population else "")
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +19,23 @@ def figures(tmp_path_factory):
     return folder / "figures"
 
 
+@pytest.fixture(scope="module")
+def reader(browser, figures):
+    opened = Reader(browser, figures / "index.html", 400)
+    yield opened
+    assert opened.complaints == []
+    assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+    opened.context.close()
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_drawn_and_nothing_hostile_runs(figures, tmp_path, name):
-    dom, console = browse(figures / f"{name}.html", tmp_path / "profile", "--window-size=400,1200", "--dump-dom")
-    assert re.search(r'id="plot"[^>]*data-state="drawn all"', dom) and dom.count('class="main-svg"') >= 2
-    assert "data-hostile" not in re.search("<html[^>]*>", dom)[0] and console == ""
+def test_a_figure_is_drawn_and_nothing_hostile_runs(reader, figures, name):
+    reader.page.goto((figures / f"{name}.html").as_uri())
+    reader.page.locator('#plot[data-state="drawn all"]').wait_for()
+    assert reader.page.locator("#plot .main-svg").count() >= 2
+    assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
 
 
-def test_the_address_names_the_population(figures, tmp_path):
-    page = Address(f"{figures}/shares.html#without_first")
-    dom, console = browse(page, tmp_path / "profile", "--window-size=900,1200", "--dump-dom")
-    assert 'data-state="drawn without_first"' in dom and console == ""
+def test_the_address_names_the_population(reader, figures):
+    reader.page.goto(f"{(figures / 'shares.html').as_uri()}#without_first")
+    reader.page.locator('#plot[data-state="drawn without_first"]').wait_for()

@@ -4,24 +4,19 @@ import csv
 import io
 import json
 import re
-import shutil
-import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from fake_run import FIGURES, FakeRun
+from reading import MARK, SCRIPT, Reader
 from outlier_features.compare_runs import compare_runs
 from outlier_features.figures import run_figures
 from outlier_features.render_report import render_report
 from outlier_features.report_run import Run
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-MARK = 'document.documentElement.setAttribute("data-hostile","ran")'
-SCRIPT = f"</script><script>{MARK}</script>"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
 RUNS = ("tiny/text", "hostile/text")
 SITES = ("attn_norm", "mlp_norm", "resid_post")
@@ -29,17 +24,6 @@ COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
 )
 OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
-
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser (chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -66,45 +50,6 @@ def results(tmp_path_factory):
 def drawings(results):
     """Of each run, what it draws."""
     return {run: run_figures(Run.read(results / run)) for run in RUNS}
-
-
-class Reader:
-    """A browser's window on a report, and what it complained of or asked for."""
-
-    def __init__(self, browser, file, width=1280, **options):
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True, **options)
-        self.page = self.context.new_page()
-        self.file, self.complaints, self.requests = file, [], []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-
-    def visit(self, place):
-        self.page.evaluate("place => { location.hash = place }", place)
-        self.page.wait_for_function("place => document.getElementById(place).checkVisibility()", arg=place)
-
-    def figure(self, place):
-        """A figure that has been drawn."""
-        self.visit(place)
-        self.drawn(place)
-        return self.by_id(place)
-
-    def drawn(self, place):
-        self.page.wait_for_function(
-            "place => ['drawn', 'failed', undefined].includes(document.getElementById(place).querySelector('.plot')?.dataset.state)"
-            " && document.getElementById(place).querySelector('.plot')?.dataset.state !== undefined",
-            arg=place,
-        )
-        assert self.by_id(place).locator(".plot").get_attribute("data-state") == "drawn"
-
-    def by_id(self, place):
-        return self.page.locator(f'[id="{place}"]')
-
-    def download(self, button):
-        with self.page.expect_download() as info:
-            button.click()
-        return info.value.suggested_filename, Path(info.value.path()).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,46 @@
+"""A reader of a page: a browser's window, what it complained of, and what it asked for."""
+
+from pathlib import Path
+
+# What a hostile text would do, if it were run.
+MARK = 'document.documentElement.setAttribute("data-hostile","ran")'
+SCRIPT = f"</script><script>{MARK}</script>"
+
+
+class Reader:
+    """A browser's window on a report, and what it complained of or asked for."""
+
+    def __init__(self, browser, file, width=1280, **options):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.file, self.complaints, self.requests = file, [], []
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def visit(self, place):
+        self.page.evaluate("place => { location.hash = place }", place)
+        self.page.wait_for_function("place => document.getElementById(place).checkVisibility()", arg=place)
+
+    def figure(self, place):
+        """A figure that has been drawn."""
+        self.visit(place)
+        self.drawn(place)
+        return self.by_id(place)
+
+    def drawn(self, place):
+        self.page.wait_for_function(
+            "place => ['drawn', 'failed', undefined].includes(document.getElementById(place).querySelector('.plot')?.dataset.state)"
+            " && document.getElementById(place).querySelector('.plot')?.dataset.state !== undefined",
+            arg=place,
+        )
+        assert self.by_id(place).locator(".plot").get_attribute("data-state") == "drawn"
+
+    def by_id(self, place):
+        return self.page.locator(f'[id="{place}"]')
+
+    def download(self, button):
+        with self.page.expect_download() as info:
+            button.click()
+        return info.value.suggested_filename, Path(info.value.path()).read_bytes()
