@@ -145,7 +145,16 @@ RUNS = [
 
 
 # Tables of every run, and those that need the model itself.
-RUN_TABLES = ["layers", "dims", "emergence", "pairs", "sensitivity", "massive"]
+RUN_TABLES = [
+    "layers",
+    "distribution",
+    "dims",
+    "emergence",
+    "pairs",
+    "sensitivity",
+    "massive",
+    "positions",
+]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 MODEL_TABLES = [

@@ -31,6 +31,7 @@ rule summarize_layers:
     output:
         statistics=f"{RUN}/statistics.safetensors",
         layers=f"{RUN}/layers.parquet",
+        distribution=f"{RUN}/distribution.parquet",
     log:
         f"{RESULTS}/logs/summarize_layers/{{model}}/{{corpus}}.log",
     benchmark:

@@ -8,6 +8,7 @@ rule filter_systematic:
         pairs=f"{RUN}/pairs.parquet",
         sensitivity=f"{RUN}/sensitivity.parquet",
         massive=f"{RUN}/massive.parquet",
+        positions=f"{RUN}/positions.parquet",
     log:
         f"{RESULTS}/logs/filter_systematic/{{model}}/{{corpus}}.log",
     benchmark:

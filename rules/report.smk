@@ -28,8 +28,11 @@ rule summarize_run:
 
 rule render_report:
     input:
-        template=f"{workflow.basedir}/workflow/report/report.html.j2",
-        style=f"{workflow.basedir}/workflow/report/report.css",
+        page=sorted(
+            str(path)
+            for path in (ROOT / "workflow/report").iterdir()
+            if path.suffix in (".j2", ".css", ".js")
+        ),
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),
@@ -57,6 +60,8 @@ rule render_report:
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
         runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        benchmarks=f"{RESULTS}/benchmarks",
+        outputs=lambda wildcards: output_patterns(),
         code=code_version("render_report"),
     message:
         "Render the report"

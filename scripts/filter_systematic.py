@@ -12,6 +12,7 @@ with stage(snakemake.log[0]):
         pairs=Path(snakemake.output.pairs),
         sensitivity=Path(snakemake.output.sensitivity),
         massive=Path(snakemake.output.massive),
+        positions=Path(snakemake.output.positions),
         dettmers=snakemake.params.dettmers,
         massive_rule=snakemake.params.massive,
         grid=snakemake.params.grid,

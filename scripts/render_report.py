@@ -2,13 +2,14 @@ from pathlib import Path
 
 from outlier_features.errors import stage
 from outlier_features.render_report import render_report
+from outlier_features.summarize_costs import read_costs
 
 with stage(snakemake.log[0]):
     render_report(
         runs=[Path(run) for run in snakemake.params.runs],
-        template=Path(snakemake.input.template),
-        style=Path(snakemake.input.style),
+        folder=Path(snakemake.input.page[0]).parent,
         comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
+        costs=read_costs(Path(snakemake.params.benchmarks), snakemake.params.outputs),
         report=Path(snakemake.output.report),
     )

@@ -8,4 +8,5 @@ with stage(snakemake.log[0]):
         chunks=[Path(path) for path in snakemake.input.chunks],
         statistics=Path(snakemake.output.statistics),
         layers=Path(snakemake.output.layers),
+        distribution=Path(snakemake.output.distribution),
     )

@@ -28,11 +28,13 @@ RULES = {
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
 RUN_TABLES = (
     "layers",
+    "distribution",
     "dims",
     "emergence",
     "pairs",
     "sensitivity",
     "massive",
+    "positions",
     "loss",
     "norms",
     "gains",
@@ -47,9 +49,10 @@ RUN_TABLES = (
     "ablation_sequences",
 )
 FIGURES = (
-    "magnitude-by-layer", "dimension-map", "norm-gains", "rules", "shares", "sensitivity", "attention-sinks",
-    "attention-maps", "lifecycle", "origin", "ablation",
+    "magnitude-by-layer", "distribution", "kurtosis", "positions", "dimension-map", "signs", "norm-gains", "rules",
+    "shares", "sensitivity", "attention-sinks", "attention-maps", "lifecycle", "origin", "ablation",
 )  # fmt: skip
+KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
@@ -134,6 +137,7 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
+            "distribution": self._distribution(), "positions": self._positions(),
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
@@ -155,6 +159,8 @@ class FakeRun:
                         name: value and value / divisor
                         for name, divisor in (("top1", 1), ("top2", 2), ("top3", 3), ("median", 100), ("max", 0.5))
                     }
+                    if not empty:
+                        numbers |= {name: self.kurtosis(name, s, layer) for name in KURTOSES}
                     rows.append({"population": population, "site": site, "layer": layer, **numbers})
         frame = (
             pl.DataFrame(rows, schema_overrides={"top1": pl.Float64})
@@ -163,6 +169,51 @@ class FakeRun:
         )
         missing = [pl.lit(None, dtype).alias(c) for c, dtype in tables.LAYERS.schema.items() if c not in frame.columns]
         return frame.with_columns(missing)
+
+    def kurtosis(self, name: str, site: int, layer: int) -> float:
+        """Of all values it is negative in layer 0."""
+        return (0 if name == "kurtosis_flat_excess" else 1) - 0.5 + (site + 1) * 10.0**layer - 2.5 * (layer == 0)
+
+    def values(self, population: str, layer: int) -> dict[tuple[float, float], int]:
+        """Values in each bin of |x|; in layer 1 some are 0, and those of layer 2 and up reach 12."""
+        rest = population == "without_first"
+        bins = {(2.0**-30, 1.5 * 2.0**-30): 1, (0.75, 1.0): 300 - 50 * rest, (1.0, 1.5): 600 - 100 * rest}
+        if layer == 1:
+            bins[0.0, 2.0**-126] = 40
+        if layer > 1:
+            bins[8.0, 12.0] = 2
+        return bins
+
+    def _distribution(self) -> pl.DataFrame:
+        rows = [
+            {"population": population, "site": site, "layer": layer, "low": low, "high": high, "values": values}
+            for population in (POPULATIONS if self.rest else POPULATIONS[:1])
+            for site in self.sites
+            for layer in range(self.layers)
+            for (low, high), values in self.values(population, layer).items()
+        ]
+        return pl.DataFrame(rows, schema=tables.DISTRIBUTION.schema)
+
+    def hits_at(self, site: str, token: int) -> int:
+        """Sequences with a hit; by rule massive at one position."""
+        return self.sequences if site != "resid_post" or token == self.position else 0
+
+    def _positions(self) -> pl.DataFrame:
+        rules = {site: rule for rule, sites in self.rules.items() for site in sites.split("+")}
+        rows = [
+            {"population": population, "site": site, "rule": rules.get(site), "token": token,
+             "threshold": {"dettmers": 6.0, "massive": 100.0}.get(rules.get(site), 4.0), "sequences": self.sequences,
+             "sequences_hit": self.hits_at(site, token), "occurrences": 3 * self.hits_at(site, token),
+             "max_abs": 200.0 + token if self.hits_at(site, token) else None}
+            for population in (POPULATIONS if self.rest else POPULATIONS[:1])
+            for site in self.sites
+            for token in range(population == "without_first", len(self.pieces))
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.POSITIONS.schema)
+
+    def reach(self, site: str, dim: int, layer: int) -> tuple[float, float]:
+        """Smallest and largest x in the table of emergence; dim 5 is never above 0."""
+        return -10.0 - layer - dim, 0.0 if dim == 5 else 2000.0 * (1 + layer) + len(site)
 
     def _pairs(self) -> pl.DataFrame:
         rows = []
@@ -186,7 +237,8 @@ class FakeRun:
     def _emergence(self, dims: pl.DataFrame) -> pl.DataFrame:
         rows = [
             {"population": population, "site": site, "dim": dim, "layer": layer,
-             "max_abs": self.magnitude(population, site, dim, layer), "low": 0.0, "high": 0.0, "mean": 0.0, "rms": 0.0}
+             "max_abs": self.magnitude(population, site, dim, layer), "low": self.reach(site, dim, layer)[0],
+             "high": self.reach(site, dim, layer)[1], "mean": 0.0, "rms": 0.0}
             for population in POPULATIONS
             for site in self.sites
             if site in BASIS

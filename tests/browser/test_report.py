@@ -1,93 +1,561 @@
-"""The report in a browser: every figure is drawn, nothing from outside runs, nothing is refused or goes wrong."""
+"""The report in a browser: every figure and table as its reader meets it, and nothing from outside runs."""
 
+import csv
+import io
+import json
 import re
 import shutil
-import subprocess
+import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from fake_run import FIGURES, FakeRun
+from outlier_features.compare_runs import compare_runs
+from outlier_features.figures import run_figures
 from outlier_features.render_report import render_report
+from outlier_features.report_run import Run
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 MARK = 'document.documentElement.setAttribute("data-hostile","ran")'
 SCRIPT = f"</script><script>{MARK}</script>"
+HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
+RUNS = ("tiny/text", "hostile/text")
+SITES = ("attn_norm", "mlp_norm", "resid_post")
+COSTS = pl.DataFrame(
+    {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
+)
+OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
 
+playwright = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser (chromium)")
 
 
-def browse(page, profile, *options):
-    """What a headless Chromium wrote to stdout and to its log, after the page's scripts ran."""
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-        f"--user-data-dir={profile}", "--virtual-time-budget=30000", "--enable-logging=stderr", "--v=0", *options,
-        page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
-def report_of(folder, *runs):
-    paths = [run.write(folder / str(index)) for index, run in enumerate(runs)]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two runs, one of them hostile, their comparison and the report of both."""
+    folder = tmp_path_factory.mktemp("results")
+    runs = {
+        "tiny/text": FakeRun(massive=(7, 5, 9), hits=(1, 2, 3)),
+        "hostile/text": FakeRun(
+            model="hostile", origin=f"<img src=x onerror='{MARK}'>", pieces=HOSTILE, position=7,
+            absent={"resid_mid": f'"><svg onload={MARK}>{SCRIPT}'},
+        ),
+    }  # fmt: skip
+    paths = [run.write(folder / name) for name, run in runs.items()]
+    compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
     render_report(
-        paths,
-        FOLDER / "report.html.j2",
-        FOLDER / "report.css",
-        folder / "report.html",
-        published=FOLDER.parent / "published",
+        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published",
+        comparison=folder / "comparison.parquet", costs=COSTS,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawings(results):
+    """Of each run, what it draws."""
+    return {run: run_figures(Run.read(results / run)) for run in RUNS}
+
+
+class Reader:
+    """A browser's window on a report, and what it complained of or asked for."""
+
+    def __init__(self, browser, file, width=1280, **options):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.file, self.complaints, self.requests = file, [], []
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def visit(self, place):
+        self.page.evaluate("place => { location.hash = place }", place)
+        self.page.wait_for_function("place => document.getElementById(place).checkVisibility()", arg=place)
+
+    def figure(self, place):
+        """A figure that has been drawn."""
+        self.visit(place)
+        self.drawn(place)
+        return self.by_id(place)
+
+    def drawn(self, place):
+        self.page.wait_for_function(
+            "place => ['drawn', 'failed', undefined].includes(document.getElementById(place).querySelector('.plot')?.dataset.state)"
+            " && document.getElementById(place).querySelector('.plot')?.dataset.state !== undefined",
+            arg=place,
+        )
+        assert self.by_id(place).locator(".plot").get_attribute("data-state") == "drawn"
+
+    def by_id(self, place):
+        return self.page.locator(f'[id="{place}"]')
+
+    def download(self, button):
+        with self.page.expect_download() as info:
+            button.click()
+        return info.value.suggested_filename, Path(info.value.path()).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reader(browser, results):
+    opened = Reader(browser, results / "report.html")
+    yield opened
+    assert opened.complaints == []
+    assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+    assert [url for url in opened.requests if url.startswith("file:")] == [(results / "report.html").as_uri()]
+    opened.context.close()
+
+
+def read_csv(content, frame):
+    """Cells of a download, of the types of `frame`; text without the apostrophes that keep spreadsheets from it."""
+    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    assert header == frame.columns
+    kinds = [
+        int if dtype.is_integer() else float if dtype.is_float() else (lambda cell: cell == "true") if dtype == pl.Boolean
+        else lambda cell: re.sub(r"^'(?='*[=+\-@\t\r])", "", cell)
+        for dtype in frame.dtypes
+    ]  # fmt: skip
+    return [tuple(kind(cell) if cell != "" else None for kind, cell in zip(kinds, row, strict=True)) for row in rows]
+
+
+def rows_of(frame):
+    """As a download has them: text beyond 1,000 characters is cut, and empty text is not told from none."""
+    cut = [
+        pl.when(pl.col(name).str.len_chars() > 1000)
+        .then(pl.format("{}… ({} characters)", pl.col(name).str.head(1000), pl.col(name).str.len_chars()))
+        .when(pl.col(name) != "")
+        .then(pl.col(name))
+        for name, dtype in frame.schema.items()
+        if dtype == pl.String
+    ]
+    return frame.with_columns(cut).rows()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_figure_is_drawn_in_every_view(reader, drawings, run):
+    assert [drawing.name for drawing in drawings[run]] == list(FIGURES)
+    for drawing in drawings[run]:
+        place = f"{run}/{drawing.name}"
+        reader.visit(place)
+        if not drawing.views:
+            assert reader.by_id(place).locator(".plot").count() == 0
+            continue
+        figure = reader.figure(place)
+        for view, plot in drawing.views.items():
+            if len(drawing.views) > 1:
+                figure.locator(f'.views input[value="{view}"]').check()
+                reader.drawn(place)
+                assert figure.locator("dd.population").inner_text() == view
+            found = figure.locator(".plot").evaluate(
+                "box => [box.data.map((trace) => [trace.type, trace.name ?? null]),"
+                " box.querySelectorAll('.plot g.trace, .plot .hm image, .plot .bars, .plot .scatter').length]"
+            )
+            assert found[0] == [[trace.type, trace.name] for trace in plot.data]
+            assert found[1] > 0
+
+
+def test_a_view_shows_its_population(reader, results):
+    layers = pl.read_parquet(results / "tiny/text/layers.parquet")
+    figure = reader.figure("tiny/text/magnitude-by-layer")
+    for population in ("without_first", "all"):
+        figure.locator(f'.views input[value="{population}"]').check()
+        reader.drawn("tiny/text/magnitude-by-layer")
+        expected = layers.filter(population=population, site=SITES[1]).sort("layer")["top2"].to_list()
+        ys = figure.locator(".plot").evaluate("box => box.data.map((trace) => [...(trace.y ?? [])])")
+        assert expected in ys
+        titles = figure.locator(".plot .annotation-text").all_text_contents()
+        assert f"population {population}" in titles
+
+
+def test_one_switch_for_all_figures_of_a_run(reader, drawings):
+    others = reader.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.view)")
+    reader.visit("hostile/text")
+    switch = reader.by_id("hostile/text").locator(".all-views")
+    for population in ("without_first", "all"):
+        switch.locator(f'input[value="{population}"]').check()
+        views = reader.by_id("hostile/text").locator("figure.drawing").evaluate_all(
+            "figures => Object.fromEntries(figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null]))"
+        )
+        for drawing in drawings["hostile/text"]:
+            names = list(drawing.views)
+            expected = population if population in names else names[0] if names else None
+            assert views[f"hostile/text/{drawing.name}"] == expected
+    same = reader.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.view)")
+    assert others == same
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_figure_s_download_is_its_data(reader, drawings, run):
+    some = 0
+    for drawing in drawings[run]:
+        if drawing.data.is_empty():
+            continue
+        some += 1
+        reader.visit(f"{run}/{drawing.name}")
+        button = reader.by_id(f"{run}/{drawing.name}").get_by_role("button", name="as CSV")
+        name, content = reader.download(button)
+        assert name == f"{run.replace('/', '-')}-{drawing.name}.csv"
+        assert read_csv(content, drawing.data) == rows_of(drawing.data)
+    assert some > 5
+
+
+def test_a_figure_is_saved_as_an_image(reader):
+    figure = reader.figure("tiny/text/shares")
+    figure.locator('.views input[value="without_first"]').check()
+    name, content = reader.download(figure.get_by_role("button", name="as SVG"))
+    assert name == "tiny-text-shares-without_first.svg"
+    assert content.startswith(b"<svg") and b"population without_first" in content
+    name, content = reader.download(figure.get_by_role("button", name="as PNG"))
+    assert (name, content[:4]) == ("tiny-text-shares-without_first.png", b"\x89PNG")
+
+
+def test_no_button_uploads_a_figure(reader):
+    figure = reader.figure("tiny/text/shares")
+    titles = figure.locator(".modebar-btn").evaluate_all("buttons => buttons.map((one) => one.dataset.title)")
+    assert {"Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"} <= set(titles)
+    assert [title for title in titles if re.search("cloud|share|edit|link", title, re.IGNORECASE)] == []
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_table_can_be_browsed_and_its_download_is_the_table(reader, results, run):
+    names = json.loads((results / run / "summary.json").read_text())["tables"]
+    for name in names:
+        frame = pl.read_parquet(results / run / f"{name}.parquet")
+        reader.visit(f"{run}/tables/{name}")
+        details = reader.by_id(f"{run}/tables/{name}")
+        box = details.locator(".rows")
+        box.locator("output").wait_for()
+        count = "1 row" if len(frame) == 1 else f"{len(frame):,} rows"
+        assert box.locator("output").inner_text() == count
+        assert [text.strip() for text in box.locator("th button").all_inner_texts()] == frame.columns
+        file, content = reader.download(box.get_by_role("button", name="as CSV"))
+        assert file == f"{run.replace('/', '-')}-{name}.csv"
+        assert read_csv(content, frame) == rows_of(frame)
+
+
+def test_a_table_is_sorted_and_searched(reader, results):
+    frame = pl.read_parquet(results / "tiny/text/dims.parquet")
+    reader.visit("tiny/text/tables/dims")
+    box = reader.by_id("tiny/text/tables/dims").locator(".rows")
+    dim = frame.columns.index("dim")
+
+    def shown():
+        cells = box.locator("tbody tr:not(.spacer)").evaluate_all(
+            "rows => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
+        )
+        return [(row[0], row[1], int(row[dim])) for row in cells]
+
+    key = ["population", "rule", "dim"]
+    header = box.get_by_role("columnheader", name="max_abs")
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    largest = frame.sort("max_abs", descending=True, maintain_order=True)
+    assert shown() == largest.select(key).rows()
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert shown() == frame.sort("max_abs", maintain_order=True).select(key).rows()
+    steps = box.get_by_role("columnheader", name="step_down")
+    steps.get_by_role("button").click()
+    expected = frame.sort("step_down", descending=True, nulls_last=True, maintain_order=True)
+    assert shown() == expected.select(key).rows()
+    assert frame["step_down"].null_count() > 0
+    assert header.get_attribute("aria-sort") is None
+    search = box.get_by_role("searchbox")
+    for query, wanted in (
+        ("MASSIVE without", frame.filter(rule="massive", population="without_first")),
+        ("without_first", frame.filter(population="without_first")),
+        ("dettmers persistent", frame.filter(rule="dettmers", kind="persistent")),
+        ("nowhere", frame.clear()),
+    ):
+        search.fill(query)
+        reader.page.wait_for_function(
+            "([box, text]) => box.querySelector('output').textContent === text",
+            arg=[box.element_handle(), f"{len(wanted):,} of {len(frame):,} rows"],
+        )
+        assert sorted(shown()) == sorted(wanted.select(key).rows())
+    search.fill("")
+    meaning = box.get_by_role("columnheader", name="max_abs").get_by_role("button").get_attribute("aria-description")
+    assert meaning == "largest abs(x) among the hits (activation)"
+
+
+def test_short_tables_are_sorted_by_their_headers(reader):
+    reader.visit("tiny/text/ablation")
+    table = reader.by_id("tiny/text/ablation").locator("table.sortable")
+    header = table.get_by_role("columnheader", name="Perplexity").first
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    texts = table.locator("tbody td:nth-child(5)").all_inner_texts()
+    values = [float(text.replace(",", "")) for text in texts]
+    assert values == sorted(values, reverse=True) and len(values) > 2
+
+
+@pytest.fixture(scope="module")
+def long(browser, tmp_path_factory):
+    """A run with a table of 100,000 rows and more."""
+    folder = tmp_path_factory.mktemp("long")
+    run = FakeRun(sequences=1500, outliers=tuple(range(20)), hits=tuple(range(30, 40)), attention=False)
+    path = run.write(folder / "tiny/text")
+    render_report([path], FOLDER, folder / "report.html", published=FOLDER.parent / "published")
+    opened = Reader(browser, folder / "report.html")
+    yield opened, pl.read_parquet(path / "pairs.parquet")
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_a_long_table_is_quick(long):
+    reader, frame = long
+    assert len(frame) > 90_000
+    reader.visit("tiny/text/tables/pairs")
+    box = reader.by_id("tiny/text/tables/pairs").locator(".rows")
+    box.locator("tbody tr:not(.spacer)").first.wait_for()
+    assert f"{len(frame):,} rows" in box.locator("output").inner_text()
+    assert reader.page.locator("tr").count() < 1500
+    assert 10 < box.locator("tbody tr").count() < 80
+    times = box.evaluate(
+        """async (box) => {
+          const table = await unpackTable(box.dataset.table);
+          const named = Object.fromEntries(table.columns.map((column) => [column.name, column]));
+          const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
+          const times = {};
+          const timed = (name, work) => {
+            const start = performance.now();
+            work();
+            times[name] = Math.round(performance.now() - start);
+          };
+          timed("sort by a number", () => sorted(all, named.max_abs, true));
+          timed("sort by text", () => sorted(all, named.rule, false));
+          timed("search for a word", () => matching(table, "massive"));
+          timed("search for a number, the first", () => matching(table, "17"));
+          timed("search for a number, later", () => matching(table, "1 7"));
+          timed("write CSV", () => csv(table));
+          return times;
+        }"""
     )
-    return folder / "report.html"
+    print(f"\n{len(frame):,} rows, milliseconds: {times}")
+    box.get_by_role("columnheader", name="dim").get_by_role("button").click()
+    first = box.locator('tr[aria-rowindex="2"] td').all_inner_texts()
+    expected = frame.sort("dim", descending=True, maintain_order=True).row(0, named=True)
+    assert (first[3], first[4]) == (str(expected["sequence"]), str(expected["dim"]))
+    box.locator(".window").evaluate("view => { view.scrollTop = view.scrollHeight }")
+    last = box.locator(f'tr[aria-rowindex="{len(frame) + 1}"] td')
+    last.first.wait_for()
+    expected = frame.sort("dim", descending=True, maintain_order=True).row(-1, named=True)
+    assert last.nth(3).inner_text() == str(expected["sequence"])
+    assert box.locator("tbody tr").count() < 80
 
 
-def states(dom):
-    return dict(re.findall(r'data-figure="([^"]+)-all-data"[^>]*data-state="(\w+)"', dom))
+def test_a_link_leads_to_its_page_and_place(browser, results, drawings):
+    opened = Reader(browser, results / "report.html")
+    page = opened.page
+    assert page.locator(".page:not([hidden])").get_attribute("id") == "index"
+    for place, shown in (
+        ("hostile/text", "hostile/text"), ("hostile/text/shares", "hostile/text"), ("costs", "costs"),
+        ("tiny/text/tables/sinks", "tiny/text"), ("definitions", "definitions"), ("comparison", "comparison"),
+    ):  # fmt: skip
+        page.goto("about:blank")
+        page.goto(f"{(results / 'report.html').as_uri()}#{place}")
+        visible = page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).map((one) => one.id)")
+        assert visible == [shown]
+        top = page.evaluate("place => document.getElementById(place).getBoundingClientRect().top", place)
+        end = page.evaluate("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+        assert -5 <= top < 120 or end
+        current = page.locator('nav [aria-current="page"]').evaluate_all("links => links.map((one) => one.hash)")
+        assert current == [f"#{shown}"]
+    page.goto(f"{(results / 'report.html').as_uri()}#nowhere")
+    anchors = page.locator("a.link").evaluate_all("links => links.map((one) => decodeURIComponent(one.hash.slice(1)))")
+    missing = page.evaluate("ids => ids.filter((id) => !document.getElementById(id))", anchors)
+    assert missing == []
+    for run in RUNS:
+        assert {f"{run}/{drawing.name}" for drawing in drawings[run]} <= set(anchors)
+    opened.context.close()
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_every_figure_is_drawn_and_nothing_hostile_runs(tmp_path, width):
-    hostile = FakeRun(
-        origin=f"<img src=x onerror='{MARK}'>",
-        absent={"resid_mid": f'"><svg onload={MARK}>{SCRIPT}'},
-        pieces=(f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", "`${1}"),
-    )
-    page = report_of(tmp_path, hostile)
-    dom, console = browse(page, tmp_path / "profile", f"--window-size={width},2000", "--dump-dom")
-    assert states(dom) == {f"run-1-{name}": "drawn" for name in FIGURES}
-    plots = dom.split("</main>")[0].split("data-figure=")[1:]
-    assert all(plot.count('class="main-svg"') >= 2 for plot in plots)
-    assert "data-hostile" not in re.search("<html[^>]*>", dom)[0]
-    assert console == ""
+def test_back_leads_back(reader):
+    reader.visit("definitions")
+    reader.visit("tiny/text/shares")
+    reader.page.go_back()
+    reader.page.wait_for_function("document.getElementById('definitions').checkVisibility()")
 
 
-def test_no_button_uploads_a_figure(tmp_path):
-    dom, _ = browse(report_of(tmp_path, FakeRun()), tmp_path / "profile", "--window-size=1280,2000", "--dump-dom")
-    buttons = set(re.findall(r'class="modebar-btn[^>]*data-title="([^"]+)"', dom))
-    assert {"Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"} < buttons
-    assert [title for title in buttons if re.search("cloud|share|edit|link", title, re.IGNORECASE)] == []
-    assert not re.search(r'(?:src|href)="https?:', dom.split("<main>")[1].split("</main>")[0])
+def test_with_the_keyboard_alone(browser, results):
+    opened = Reader(browser, results / "report.html")
+    page, focused = opened.page, "document.activeElement"
+    page.keyboard.press("Tab")
+    assert page.evaluate(f"{focused}.className") == "skip"
+    assert page.evaluate(f"{focused}.getBoundingClientRect().left") >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{focused}.id") == "main"
+    page.keyboard.press("Tab")
+    assert page.evaluate(f"{focused}.closest('main') !== null && {focused}.closest('[hidden]') === null")
+
+    def tab_to(test, most=120):
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            if page.evaluate(f"((focused) => {test})({focused})"):
+                return
+        raise AssertionError(f"Tab does not lead to what {test}")
+
+    tab_to("focused.hash === '#tiny/text'")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.getElementById('tiny/text').checkVisibility()")
+    tab_to("focused.closest('figure')?.id === 'tiny/text/magnitude-by-layer' && focused.type === 'radio'")
+    assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") != "none"
+    opened.drawn("tiny/text/magnitude-by-layer")
+    page.keyboard.press("ArrowRight")
+    opened.drawn("tiny/text/magnitude-by-layer")
+    population = opened.by_id("tiny/text/magnitude-by-layer").locator("dd.population")
+    assert population.inner_text() == "without_first"
+    tab_to("focused.dataset.save === 'csv'")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+    opened.visit("tiny/text/tables")
+    page.evaluate("document.getElementById('tiny/text/tables').focus()")
+    tab_to("focused.tagName === 'SUMMARY'")
+    page.keyboard.press("Enter")
+    tab_to("focused.type === 'search'")
+    tab_to("focused.closest('th') !== null")
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{focused}.closest('th').getAttribute('aria-sort')") in ("ascending", "descending")
+    opened.context.close()
 
 
-def test_figures_of_later_runs_are_drawn_when_they_are_near(tmp_path):
-    page = report_of(tmp_path, FakeRun(), FakeRun(model="second"))
-    for attempt in range(3):  # a browser that is not seen draws a frame only now and then
-        dom, console = browse(page, tmp_path / f"profile-{attempt}", "--window-size=1280,40000", "--dump-dom")
-        assert console == ""
-        if len(states(dom)) == 2 * len(FIGURES):
-            break
-    assert set(states(dom).values()) == {"drawn"}
-    assert len(states(dom)) == 2 * len(FIGURES)
+CONTRAST = """() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([red, green, blue]) => [red, green, blue]
+    .map((part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+  const ground = (element) => {
+    for (let box = element; box; box = box.parentElement) {
+      const colour = channels(getComputedStyle(box).backgroundColor);
+      if (colour.length === 3 || colour[3] > 0.5) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  let seen = 0;
+  const test = (element, ink, text) => {
+    const [one, other] = [light(channels(ink)), light(ground(element))].sort((a, b) => b - a);
+    seen += 1;
+    if ((one + 0.05) / (other + 0.05) < 4.5) poor.push(`${text.slice(0, 30)}: ${ink} in ${element.closest("[id]").id}`);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest("script, style, noscript, svg") || !element.checkVisibility()) continue;
+    test(element, getComputedStyle(element).color, node.data);
+  }
+  for (const text of document.querySelectorAll(".plot .xtick text, .plot .ytick text, .plot .legendtext, .plot .xtitle, .plot .ytitle")) {
+    if (text.checkVisibility()) test(text.closest(".plot"), getComputedStyle(text).fill, text.textContent);
+  }
+  return [seen, poor];
+}"""
 
 
-def test_the_page_is_not_wider_than_a_small_window(tmp_path):
-    page = report_of(tmp_path, FakeRun(model="a-rather-long-name-of-a-model-that-has-no-spaces-in-it"), FakeRun())
-    probe = tmp_path / "probe.html"
-    text = page.read_text(encoding="utf-8")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    script = "<script>document.title = `width ${document.documentElement.scrollWidth} of ${innerWidth}`</script></body>"
-    probe.write_text(text.replace("</body>", script), encoding="utf-8")
-    dom, _ = browse(probe, tmp_path / "profile", "--window-size=500,900", "--dump-dom")
-    found, window = map(int, re.search(r"<title>width (\d+) of (\d+)</title>", dom).groups())
-    assert found <= window
+def test_both_themes_can_be_read(browser, results):
+    opened = Reader(browser, results / "report.html", color_scheme="dark")
+    page = opened.page
+    grounds = []
+    for theme in ("dark", "light"):
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        for place in ("index", "comparison", "costs", "definitions", "tiny/text"):
+            opened.visit(place)
+            page.evaluate("document.querySelectorAll('.page:not([hidden]) .plot').forEach((box) => drawFigure(box))")
+            seen, poor = page.evaluate(CONTRAST)
+            assert seen > 20
+            assert poor == []
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        inks = page.locator('[id="tiny/text/shares"] .xtick text').first.evaluate("text => getComputedStyle(text).fill")
+        grounds.append(inks)
+        opened.visit("index")
+        page.get_by_role("button", name="Dark theme").click()
+    assert len(set(grounds)) == 4
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.get_by_role("button", name="Dark theme").click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"  # it is remembered
+    assert opened.complaints == []
+    opened.context.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280, 1920])
+def test_nothing_overlaps(browser, results, width):
+    opened = Reader(browser, results / "report.html", width)
+    found = {}
+    for place in ("index", "comparison", "costs", "definitions", *RUNS):
+        opened.visit(place)
+        opened.page.evaluate("document.querySelectorAll('.page:not([hidden]) details').forEach((one) => { one.open = true })")
+        opened.page.evaluate(
+            "Promise.all([...document.querySelectorAll('.page:not([hidden]) .plot')].map((box) => drawFigure(box)))"
+        )
+        opened.page.wait_for_timeout(300)
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        found[place] = opened.page.evaluate(OVERLAPS)
+    assert {place: texts for place, texts in found.items() if texts} == {}
+    if width == 400:
+        opened.page.get_by_role("button", name="Contents").click()
+        opened.page.locator("nav").get_by_role("link", name="Definitions").click()
+        assert opened.by_id("definitions").is_visible()
+        assert not opened.page.locator("nav").is_visible()
+    opened.context.close()
+
+
+def test_text_from_outside_is_shown_and_not_run(reader, results):
+    assert (results / "report.html").read_text(encoding="utf-8").count("x" * 1100) == 0
+    reader.visit("hostile/text/massive")
+    box = reader.by_id("hostile/text/massive").locator(".rows")
+    box.locator("mark").first.wait_for()
+    assert set(box.locator("mark").all_inner_texts()) == {"x" * 300 + "…"}
+    assert any("=HYPERLINK()" in text for text in box.locator("bdi").all_inner_texts())
+    reader.visit("hostile/text/tables/massive")
+    reader.by_id("hostile/text/tables/massive").locator("tbody bdi").first.wait_for()
+    assert reader.page.locator("img, svg[onload]").count() == 0
+    shown = reader.page.locator("main").inner_text()
+    assert f"‹U+202E›{SCRIPT}" in shown or SCRIPT in shown
+    reader.visit("costs")
+    cells = reader.by_id("costs").locator("td").all_inner_texts()
+    assert "=evil()" in cells
+    _, content = reader.download(reader.by_id("costs").get_by_role("button", name="as CSV"))
+    assert content.decode() == "rule,jobs,seconds,output_bytes\r\nextract_activations,4,12.5,1000000000\r\n'=evil(),1,,7\r\n"
+    assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
+
+
+def test_print_has_every_figure_of_the_page(browser, results):
+    opened = Reader(browser, results / "report.html", color_scheme="dark")
+    opened.visit("tiny/text")
+    content = opened.page.pdf()
+    assert content.startswith(b"%PDF")
+    states = opened.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.state)")
+    assert set(states) == {"drawn"}
+    assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_without_scripts_every_page_and_its_words_are_there(browser, results):
+    opened = Reader(browser, results / "report.html", java_script_enabled=False)
+    shown = opened.page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).length")
+    assert shown == 6
+    assert "Rule massive on resid_post finds" in opened.page.locator("main").inner_text()
+    assert opened.page.locator("mark").count() > 0
+    opened.context.close()
+
+
+def test_the_first_figure_comes_soon(browser, results):
+    opened = Reader(browser, results / "report.html")
+    opened.page.goto("about:blank")
+    opened.page.goto(f"{(results / 'report.html').as_uri()}#tiny/text")
+    opened.drawn("tiny/text/magnitude-by-layer")
+    marked = opened.page.evaluate("performance.getEntriesByName('first figure')[0].startTime")
+    print(f"\nfirst figure: {marked:.0f} ms after the page's start")
+    opened.context.close()

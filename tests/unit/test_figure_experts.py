@@ -71,8 +71,8 @@ def test_without_experts_nothing_is_drawn_or_said(tmp_path):
 def test_the_report_has_figures_and_sentences(page):  # noqa: F811
     parsed = page(FakeRun(experts=EXPERTS), FakeRun(model="dense"))
     assert {name for name in parsed.figures if "experts" in name or "routing" in name} == {
-        "run-1-experts-all-data",
-        "run-1-routing-all-data",
+        "tiny/text/experts/all",
+        "tiny/text/routing/all",
     }
     sentence = "Rule super_expert finds 1 super expert among 9 routed experts and 3 shared ones in layers 1 to 3, over"
     assert parsed.shown.count("super_expert finds") == 1 and sentence in parsed.shown

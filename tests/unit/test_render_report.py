@@ -1,9 +1,12 @@
 """The report: one file that needs no network, whose figures and tables show what the run's tables hold."""
 
+import base64
 import csv
+import gzip
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -37,7 +40,8 @@ SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive":
 OURS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "nav", "a", "span", "div",
     "main", "noscript", "section", "ul", "li", "b", "small", "figure", "script", "figcaption", "dl", "dt", "dd",
-    "table", "thead", "tbody", "tr", "th", "td", "br", "bdi", "mark",
+    "table", "thead", "tbody", "tr", "th", "td", "br", "bdi", "mark", "article", "button", "details", "fieldset", "h4",
+    "input", "label", "legend", "summary",
 }  # fmt: skip
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -82,9 +86,19 @@ class Page(HTMLParser):
             if attrs.get("type") == "application/json"
         }
 
+    @property
+    def packed(self):
+        """What lies in the page for its tables and downloads, by the id of its element."""
+        scripts = [attrs for tag, attrs in self.tags if tag == "script"]
+        return {
+            attrs["id"]: json.loads(gzip.decompress(base64.b64decode(body)))
+            for attrs, body in zip(scripts, self.inside("script"), strict=True)
+            if attrs.get("type") == "application/octet-stream"
+        }
+
 
 def render(*runs, report):
-    render_report(list(runs), FOLDER / "report.html.j2", FOLDER / "report.css", report, published=PUBLISHED)
+    render_report(list(runs), FOLDER, report, published=PUBLISHED)
     return report.read_text(encoding="utf-8")
 
 
@@ -119,16 +133,19 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path, page):
     assert (tmp_path / "report.html").stat().st_size < 6_000_000
 
 
-def test_only_its_own_two_scripts_may_run(page):
+def test_only_its_own_scripts_may_run(page):
     parsed = page(FakeRun(), FakeRun(model="other"))
     scripts = [attrs for tag, attrs in parsed.tags if tag == "script"]
     bodies = [body for attrs, body in zip(scripts, parsed.inside("script"), strict=True) if not attrs]
-    assert [body.startswith("/**\n* plotly.js v") for body in bodies] == [True, False]
+    assert {attrs["type"] for attrs in scripts if attrs} == {"application/json", "application/octet-stream"}
+    sources = [path.read_text(encoding="utf-8") for path in FOLDER.glob("*.js")]
+    assert [body.startswith("/**\n* plotly.js v") for body in bodies] == [False, True, False, False, False, False]
+    assert sorted(bodies[:1] + bodies[2:]) == sorted(sources)
     policy = next(attrs["content"] for tag, attrs in parsed.tags if "Content-Security-Policy" in attrs.values())
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == "'none'"
     assert rules["script-src"] == " ".join(f"'{script_hash(body)}'" for body in bodies)
-    assert "modeBarButtons:" in bodies[1]  # plotly's own choice has a button that uploads the figure
+    assert any("modeBarButtons:" in body for body in sources)  # plotly's own has a button that uploads the figure
 
 
 def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
@@ -140,7 +157,8 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
     parsed = page(hostile)
     tags = [tag for tag, _ in parsed.tags]
     assert set(tags) <= OURS
-    assert tags.count("script") == 2 + len(parsed.figures)
+    scripts = [attrs for tag, attrs in parsed.tags if tag == "script" and not attrs]
+    assert len(scripts) == 1 + len(list(FOLDER.glob("*.js")))
     assert all(not name.startswith("on") for _, attrs in parsed.tags for name in attrs)
     for shown in ("<img src=x onerror=alert(1)>", f'<b>"&{SCRIPT}', f"‹U+202E›{SCRIPT}", "שלום⇥␇<b>'‹U+2028›&amp;`"):
         assert shown in parsed.shown
@@ -160,14 +178,12 @@ def test_plotly_shows_names_literally():
 
 def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
-    ids = list(parsed.figures)
-    assert list(dict.fromkeys(re.sub("-(all|without_first)-data$", "", name) for name in ids)) == [
-        f"run-1-{name}" for name in FIGURES
-    ]
-    boxes = [attrs["data-figure"] for _, attrs in parsed.tags if "data-figure" in attrs]
-    assert boxes == list(parsed.figures)
+    places = list(dict.fromkeys(name.rpartition("/")[0] for name in parsed.figures))
+    assert places == [f"tiny/text/{name}" for name in FIGURES]
+    boxes = [json.loads(attrs["data-views"]) for _, attrs in parsed.tags if "data-views" in attrs]
+    assert [name for views in boxes for name in views.values()] == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
-    figure = parsed.figures["run-1-magnitude-by-layer-without_first-data"]
+    figure = parsed.figures["tiny/text/magnitude-by-layer/without_first"]
     assert layers["top2"].to_list() in [trace.get("y") for trace in figure["data"]]
 
 
@@ -414,15 +430,16 @@ def test_norms_that_lack_in_a_layer_leave_a_gap(tmp_path):
 
 def test_a_run_without_norms(page):
     parsed = page(FakeRun(norms=False))
-    assert "run-1-norm-gains-data" not in parsed.figures
+    assert "tiny/text/norm-gains/all" not in parsed.figures
     assert "Nothing is drawn: no norm that makes a site of a block has a gain. No norm was found." in parsed.shown
 
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    views = ("magnitude-by-layer-all", "magnitude-by-layer-without_first", "norm-gains-all", "sensitivity-all",
-             "sensitivity-without_first", "ablation-all")  # fmt: skip
-    assert list(parsed.figures) == [f"run-1-{view}-data" for view in views]
+    both = ("magnitude-by-layer", "distribution", "kurtosis", "positions")
+    views = (*(f"{name}/{population}" for name in both for population in POPULATIONS), "norm-gains/all",
+             "sensitivity/all", "sensitivity/without_first", "ablation/all")  # fmt: skip
+    assert list(parsed.figures) == [f"tiny/text/{view}" for view in views]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
@@ -447,7 +464,7 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
     ):
         assert text in parsed.shown
     notes = [
-        note["text"] for note in parsed.figures["run-1-magnitude-by-layer-without_first-data"]["layout"]["annotations"]
+        note["text"] for note in parsed.figures["tiny/text/magnitude-by-layer/without_first"]["layout"]["annotations"]
     ]
     assert notes.count("no positions in this population") == 2
 
@@ -467,7 +484,7 @@ def test_a_rule_that_was_not_applied_finds_nothing_and_denies_nothing(page, site
 def test_one_layer_and_one_sequence(page):
     parsed = page(FakeRun(layers=1, sequences=1))
     assert "passes in 1 of 1 sequence." in parsed.shown
-    assert parsed.figures["run-1-magnitude-by-layer-all-data"]["data"][0]["x"] == [0]
+    assert parsed.figures["tiny/text/magnitude-by-layer/all"]["data"][0]["x"] == [0]
 
 
 def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
@@ -481,10 +498,18 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
         assert sum(len(trace.x) for trace in points if trace.name == "selected") == 60
     assert "720 points of the smallest |x| are not" in drawing.text
     assert f"Shown: the {MAX_ROWS} with the largest |x| of 130 selected dimensions." in parsed.shown
-    assert (
-        "Shown are the 50 rows with the largest |x|; 110 more are in the table of massive activations" in parsed.shown
-    )
-    assert "(320 activations in all)" in parsed.shown
+    assert "These are all: 320 activations. Without JavaScript the first 50 are shown." in parsed.shown
+
+
+def test_massive_activations_are_cut_and_the_cut_is_said(page):
+    parsed = page(FakeRun(massive=tuple(range(300)), sequences=4))
+    assert "Here are the 1,000 rows with the largest |x|; 200 more are in massive.parquet" in parsed.shown
+    assert "(2,400 activations in all)" in parsed.shown
+    rows = parsed.packed["tiny/text/massive/rows"]
+    dims, values = (next(c["values"] for c in rows["columns"] if c["name"] == name) for name in ("dim", "value"))
+    largest = sorted(range(300), reverse=True)[:250]
+    assert sorted(dims) == sorted(4 * largest)  # the 250 largest dims, in four sequences
+    assert [abs(value) for value in values] == sorted((2002.0 + dim for dim in dims), reverse=True)
 
 
 def test_massive_activations_are_shown_in_their_context(page):
@@ -516,8 +541,10 @@ def test_several_runs_are_compared(page):
     assert len(ids) == len(set(ids))
     links = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
     assert links <= set(ids)
-    assert {"run-1", "run-2", "run-3"} <= links
+    assert {"tiny/text", "encoder/text", "quiet/text"} <= links
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
+    assert "in population all, in 2 of the 3 runs that it was applied to" in overview
+    assert "The largest |x| of all is 6,000, of tiny on text: on resid_post in layer 3" in overview
     for text in ("1: 5 on attn_norm + mlp_norm", "2: 7, 5 on resid_post 0 on resid_post", "1: 5 on mlp_norm",
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",
                  "7.389 0.7213"):  # fmt: skip
@@ -525,7 +552,12 @@ def test_several_runs_are_compared(page):
 
 
 def test_one_run_is_not_compared(page):
-    assert "overview" not in [attrs.get("id") for _, attrs in page(FakeRun()).tags]
+    assert "index" not in [attrs.get("id") for _, attrs in page(FakeRun()).tags]
+
+
+def test_two_runs_of_one_name_are_refused(page):
+    with pytest.raises(InputError, match=r"tiny/text is there twice"):
+        page(FakeRun(), FakeRun())
 
 
 def test_provenance_is_shown(page):
@@ -554,11 +586,12 @@ def test_tables_of_another_run_are_refused(tmp_path):
 
 def test_a_failure_leaves_the_old_report(tmp_path):
     run = FakeRun().write(tmp_path / "run")
-    report, template = tmp_path / "report.html", tmp_path / "broken.j2"
+    report, folder = tmp_path / "report.html", tmp_path / "broken"
     report.write_text("old")
-    template.write_text("{{ nothing.of.the.kind }}")
+    shutil.copytree(FOLDER, folder)
+    (folder / "report.html.j2").write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
-        render_report([run], template, FOLDER / "report.css", report, published=PUBLISHED)
+        render_report([run], folder, report, published=PUBLISHED)
     assert report.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -589,5 +622,5 @@ def test_what_was_published_of_the_model_stands_beside(tmp_path):
     summary = read_json(run / "summary.json")
     summary["model"]["kind"] = "hub"
     (run / "summary.json").write_text(json.dumps(summary))
-    render_report([run], FOLDER / "report.html.j2", FOLDER / "report.css", tmp_path / "r.html", published=PUBLISHED)
+    render_report([run], FOLDER, tmp_path / "r.html", published=PUBLISHED)
     assert f"numbers of papers and repositories about {names[1]}" in (tmp_path / "r.html").read_text()

@@ -81,11 +81,14 @@ def run(request, tmp_path_factory):
             {site: folder / f"{site}{start}" for site in SITES}, folder / f"statistics{start}",
             floors=FLOORS, max_density=0.5, threads=1,
         )  # fmt: skip
-    summarize_layers([folder / f"statistics{start}" for start in chunks], folder / "statistics", folder / "layers")
+    summarize_layers(
+        [folder / f"statistics{start}" for start in chunks],
+        folder / "statistics", folder / "layers", folder / "distribution",
+    )  # fmt: skip
     filter_systematic(
         {site: [folder / f"{site}{start}" for start in chunks] for site in SITES},
         folder / "statistics", folder / "tokens", folder / "texts",
-        folder / "pairs", folder / "sensitivity", folder / "massive",
+        folder / "pairs", folder / "sensitivity", folder / "massive", folder / "positions",
         dettmers=DETTMERS, massive_rule=MASSIVE, grid=GRID,
     )  # fmt: skip
     analyze_emergence(folder / "pairs", folder / "statistics", folder / "dims", folder / "emergence")
@@ -251,3 +254,54 @@ def test_emergence_has_the_extremes_of_every_dim_with_a_hit(run):
 )
 def test_steps(profile, expected):
     assert steps(np.array(profile, float)) == expected
+
+
+@pytest.mark.parametrize("population", ["all", "without_first"])
+def test_bins_of_the_distribution_hold_every_value(run, population):
+    table = pl.read_parquet(run.folder / "distribution").filter(population=population)
+    for site, layer in itertools.product(SITES, range(L)):
+        rows = table.filter(site=site, layer=layer)
+        if np.isnan(run.x[site][0, layer, 0, 0]):
+            assert rows.is_empty()
+            continue
+        x = np.abs(np.concatenate([run.x[site][n, layer, chosen(run, population, n)] for n in range(N)]))
+        assert rows["values"].sum() == x.size
+        for row in rows.iter_rows(named=True):
+            assert row["values"] == ((x >= row["low"]) & (x < row["high"])).sum() > 0
+
+
+def hits_at(run, population, site, n, t):
+    """Dims' values of all layers at a position, and which of them the site's rule calls hits."""
+    values = run.x[site][n, :, t].astype(np.float64)
+    if site != "resid_post":
+        return np.abs(values), np.abs(values) >= 6
+    where = chosen(run, population, n)
+    median = np.median(np.abs(run.x[site][n][:, where].astype(np.float64)), axis=(1, 2))[:, None]
+    return np.abs(values), (np.abs(values) > 100) & (np.abs(values) >= 1000 * median)
+
+
+@pytest.mark.parametrize("population", ["all", "without_first"])
+@pytest.mark.parametrize("site", SITES)
+def test_positions(run, population, site):
+    table = pl.read_parquet(run.folder / "positions").filter(population=population, site=site)
+    rule = ("massive", 100.0) if site == "resid_post" else ("dettmers", 6.0)
+    assert set(table.select("rule", "threshold").rows()) == {rule}
+    found = {row["token"]: row for row in table.to_dicts()}
+    for t in range(T):
+        members = [n for n in range(N) if t in chosen(run, population, n)]
+        if not members:
+            assert t not in found
+            continue
+        at = [hits_at(run, population, site, n, t) for n in members]
+        largest = np.nanmax([values for values, _ in at])
+        assert found[t]["sequences"] == len(members)
+        assert found[t]["sequences_hit"] == sum(hit.any() for _, hit in at)
+        assert found[t]["occurrences"] == sum(hit.sum() for _, hit in at)
+        assert found[t]["max_abs"] == (largest if largest >= FLOORS[site] else None)
+    assert table["sequences_hit"].sum() > 0
+
+
+def test_positions_add_up_to_the_pairs(run):
+    positions, pairs = (pl.read_parquet(run.folder / name) for name in ("positions", "pairs"))
+    by_rule = [table.group_by("population", "rule").agg(pl.col("occurrences").sum()) for table in (positions, pairs)]
+    assert sorted(by_rule[0].rows()) == sorted(by_rule[1].rows())

@@ -75,7 +75,10 @@ def detect_outliers(
                     progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
                 )
             arrays |= site_statistics.arrays(site)
-        write_tensors(statistics, arrays, {**provenance, "floors": {site: floors[site] for site in hits}})
+        # By the dtype alone nobody could read the histogram of a site: a dump's sites may differ in theirs.
+        stored_as = {site: tensors.dtype for site, tensors in chunk.sites.items() if site in hits}
+        facts = {"floors": {site: floors[site] for site in hits}, "stored_as": stored_as}
+        write_tensors(statistics, arrays, {**provenance, **facts})
 
 
 class HitsWriter:

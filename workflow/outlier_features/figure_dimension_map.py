@@ -97,6 +97,7 @@ def _figure(
         yref="paper",
         xanchor="left",
         xshift=14,
+        yshift=6,
         yanchor="bottom",
         showarrow=False,
     )

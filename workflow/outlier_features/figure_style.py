@@ -11,7 +11,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from outlier_features.visible_text import visible
-from outlier_features.wording import count
+from outlier_features.wording import count, number
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#E69F00", "#56B4E9", "#D55E00"
@@ -121,9 +121,26 @@ def add_legend_entry(figure: go.Figure, name: str, **style: Any) -> None:
 
 def say_nothing_here(figure: go.Figure, text: str, row: int, column: int) -> None:
     """A note in the middle of an empty panel."""
+    figure.add_scatter(x=[None], y=[None], showlegend=False, row=row, col=column)  # plotly drops a panel without any
     figure.add_annotation(
         text=text, x=0.5, y=0.5, xref="x domain", yref="y domain", showarrow=False, row=row, col=column,
         font={"size": 12, "color": GREY},
+    )  # fmt: skip
+
+
+def add_threshold(figure: go.Figure, threshold: float, height: float, row: int) -> None:
+    """A dashed line across a panel, with its value at its right end.
+
+    height   where the line is on the axis; on a logarithmic one the value's logarithm
+    """
+    y = 10**height if figure.get_subplot(row, 1).yaxis.type == "log" else height
+    figure.add_shape(
+        type="line", x0=0, x1=1, xref="x domain", y0=y, y1=y, row=row, col=1,
+        line={"color": VERMILLION, "width": 1.6, "dash": "dash"},
+    )  # fmt: skip
+    figure.add_annotation(
+        text=number(threshold), x=1, xref="x domain", xanchor="left", xshift=2, y=height, showarrow=False,
+        font={"size": 11, "color": VERMILLION}, row=row, col=1,
     )  # fmt: skip
 
 

@@ -4,15 +4,19 @@ from outlier_features.figure_ablation import ablation
 from outlier_features.figure_attention_maps import attention_maps
 from outlier_features.figure_attention_sinks import attention_sinks
 from outlier_features.figure_dimension_map import dimension_map
+from outlier_features.figure_distribution import distribution, site_thresholds
 from outlier_features.figure_experts import expert_figures
+from outlier_features.figure_kurtosis import kurtosis
 from outlier_features.figure_lifecycle import lifecycle
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
 from outlier_features.figure_norm_gains import norm_gains
 from outlier_features.figure_origin import origin
+from outlier_features.figure_positions import positions
 from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
+from outlier_features.figure_signs import signs
 from outlier_features.figure_style import Drawing
 from outlier_features.findings import RULE_SITES, applied_sites
 from outlier_features.report_run import Run
@@ -21,16 +25,20 @@ from outlier_features.report_run import Run
 def run_figures(run: Run) -> list[Drawing]:
     """The figures in the order of the report; those whose tables the run lacks are left out."""
     tables, summary, populations = run.tables, run.summary, run.populations
-    criteria = summary["rules"]["dettmers"]
+    criteria, blocks = summary["rules"]["dettmers"], summary["model"]["blocks"]
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
     drawings = [
         magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+        distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
+        kurtosis(tables["layers"], blocks, populations),
+        positions(tables["positions"], summary["rules"]["massive"], populations),
         dimension_map(tables["emergence"], tables["dims"], sites, populations),
+        signs(tables["dims"], tables["emergence"], sites, populations),
     ]
     if "norms" in tables:
         drawings.append(norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], populations))
     drawings += [
-        rules_side_by_side(tables["dims"], sites, summary["model"]["blocks"], populations),
+        rules_side_by_side(tables["dims"], sites, blocks, populations),
         shares(tables["dims"], sites, criteria, populations),
         sensitivity(tables["sensitivity"], criteria, populations),
     ]
@@ -42,7 +50,7 @@ def run_figures(run: Run) -> list[Drawing]:
     if "lifecycle" in tables:
         drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
     if "experts" in tables:
-        drawings += expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
+        drawings += expert_figures(tables["experts"], tables["routing"], blocks)
     if "ablation" in tables:
         drawings.append(ablation(summary["ablation"]))
     return drawings

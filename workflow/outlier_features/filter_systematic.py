@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import polars as pl
 from outlier_features import rules
 from outlier_features.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.populations import population_sizes
+from outlier_features.position_profile import HitsOfSite, PositionProfile
 from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics
-from outlier_features.tables import HITS, MASSIVE, PAIRS, SENSITIVITY, read_table, write_table
+from outlier_features.tables import HITS, MASSIVE, PAIRS, POSITIONS, SENSITIVITY, read_table, write_table
 from outlier_features.tensorfile import TensorFile
 from outlier_features.token_text import read_texts, token_text
 from outlier_features.tokens import Tokens
@@ -29,12 +31,14 @@ def filter_systematic(
     pairs: Path,
     sensitivity: Path,
     massive: Path,
+    positions: Path,
     *,
     dettmers: Mapping[str, Any],
     massive_rule: Mapping[str, Any],
     grid: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write the pairs of every rule, the sensitivity of `dettmers` to its criteria, and the massive activations.
+    """Write the pairs of every rule, the sensitivity of `dettmers` to its criteria, the massive activations, and the
+    positions of hits.
 
     hits           per site its Parquet files, in the order of their sequences, one for each chunk
     dettmers       threshold, layer_share, position_share, layer_reading, position_reading
@@ -47,7 +51,8 @@ def filter_systematic(
     require_same_run(run.provenance, file.provenance, statistics)
     provenance = {**file.provenance, "rules": {"dettmers": dict(dettmers), "massive": dict(massive_rule)}}
     facts = _Facts.of(file, run)
-    cells = _Grid(grid, facts.dims)
+    cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)
+    without_rule = facts.tensors.keys() - {rules.MASSIVE_SITE, *chain(*rules.DETTMERS_SITES.values())}
     pair_frames, massive_frames = [pl.DataFrame(schema=PAIRS.schema)], []
     for chunk in item_bar(range(max(map(len, hits.values()))), "apply rules", "chunk"):
         for rule, wanted in rules.DETTMERS_SITES.items():
@@ -55,6 +60,10 @@ def filter_systematic(
             if sites:
                 found = _read_hits(hits, sites, chunk, file.provenance)
                 passes = rules.dettmers_passes(dettmers)
+                for number, site in enumerate(sites):
+                    of = HitsOfSite(site, rule, dettmers["threshold"])
+                    here = found.filter(site=number)
+                    facts.profile(profile, of, here, here.filter(pl.col("value").abs() >= of.threshold))
                 for population in facts.positions:
                     made = {
                         threshold: facts.pairs(found, population, rule, sites, threshold, passes)
@@ -65,13 +74,19 @@ def filter_systematic(
                         cells.add(made[threshold], (population, rule, "+".join(sites), threshold))
         site = rules.MASSIVE_SITE
         if site in facts.tensors and site in hits:
-            found = _read_hits(hits, [site], chunk, file.provenance).filter(
-                pl.col("value").abs() > massive_rule["threshold"]
+            found = _read_hits(hits, [site], chunk, file.provenance)
+            extreme = _with_medians(
+                found.filter(pl.col("value").abs() > massive_rule["threshold"]),
+                SiteStatistics.read(file, site),
+                massive_rule,
             )
-            extreme = _with_medians(found, SiteStatistics.read(file, site), massive_rule)
             massive_frames.append(extreme)
+            facts.profile(profile, HitsOfSite(site, "massive", massive_rule["threshold"]), found, extreme)
             for population in facts.positions:
                 pair_frames.append(facts.pairs(extreme, population, "massive", [site], 0.0, pl.lit(True)))
+        for site in sorted(without_rule & hits.keys()):
+            found = _read_hits(hits, [site], chunk, file.provenance)
+            facts.profile(profile, HitsOfSite(site, None, file.provenance["floors"][site]), found, found)
     write_table(pairs, pl.concat(pair_frames).sort("population", "rule", "sequence", "dim"), PAIRS, provenance)
     write_table(sensitivity, cells.table(), SENSITIVITY, provenance)
     if massive_frames:
@@ -79,6 +94,7 @@ def filter_systematic(
     else:
         extremes = pl.DataFrame(schema=MASSIVE.schema)
     write_table(massive, extremes, MASSIVE, provenance)
+    write_table(positions, profile.table(), POSITIONS, provenance)
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,16 @@ class _Facts:
             )
             .select(pl.col(name).cast(dtype) for name, dtype in PAIRS.schema.items())
         )
+
+    def profile(self, profile: PositionProfile, of: HitsOfSite, kept: pl.DataFrame, hits: pl.DataFrame) -> None:
+        """Add a chunk's values of a site to `profile`, for each population."""
+        for population in self.positions:
+            profile.add(
+                of,
+                population,
+                kept.filter(_in_population(population, kept)),
+                hits.filter(_in_population(population, hits)),
+            )
 
 
 def _in_population(population: str, hits: pl.DataFrame) -> pl.Expr:

@@ -9,24 +9,34 @@ import polars as pl
 
 from outlier_features.artifacts import read_json, require_equal, require_same_run
 from outlier_features.attention_maps import AttentionMaps
+from outlier_features.sealed_parquet import open_parquet
 from outlier_features.summarize_run import LOCATION_KEYS, SUMMARY_KEYS, facts_of
-from outlier_features.tables import DIMS, PUBLIC, SINKS, Table, read_table
+from outlier_features.tables import DIMS, PUBLIC, SINKS, Table, provenance_of, read_batches, read_table
 from outlier_features.token_text import read_texts, token_text
 from outlier_features.tokens import Tokens
 
 # Tables that the report shows, where the run has them.
 SHOWN = {
-    "layers", "dims", "emergence", "sensitivity", "massive", "norms", "gains", "sinks", "lifecycle", "origin",
-    "origin_neurons", "experts", "routing", "ablation",
+    "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "norms", "gains", "sinks",
+    "lifecycle", "origin", "origin_neurons", "experts", "routing", "ablation",
 }  # fmt: skip
+# Of the others the report lists the first rows: one has a row for each sequence and dim.
+MOST_ROWS = 200_000
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left, checked to belong together."""
+    """What a run left, checked to belong together.
+
+    tables        those that figures and words are made of
+    first_rows    of the other public tables, at most 200,000 rows
+    rows_in_all   how many rows these have
+    """
 
     summary: Mapping[str, Any]
     tables: Mapping[str, pl.DataFrame]
+    first_rows: Mapping[str, pl.DataFrame]
+    rows_in_all: Mapping[str, int]
     tokens: Tokens
     texts: list[bytes]
     locations: Mapping[str, Any] | None
@@ -44,13 +54,22 @@ class Run:
             require_same_run(provenance, found, path)
             return frame
 
+        def first(table: Table) -> pl.DataFrame:
+            path = directory / f"{table.name}.parquet"
+            require_same_run(provenance, provenance_of(path, table), path)
+            return _first_rows(path, table)
+
         summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
-        tables = {table.name: rows(table) for table in PUBLIC if table.name in SHOWN & {*summary["tables"]}}
+        present = [table for table in PUBLIC if table.name in summary["tables"]]
+        tables = {table.name: rows(table) for table in present if table.name in SHOWN}
+        first_rows = {table.name: first(table) for table in present if table.name not in SHOWN}
         facts = facts_of(summary)
         require_equal(provenance, facts, tuple(facts), directory / "summary.json")
         return cls(
             summary,
             tables,
+            first_rows,
+            {name: _rows_in_all(directory / f"{name}.parquet") for name in first_rows},
             tokens,
             read_texts(directory / "texts.parquet", tokens),
             _locations(directory / "locations.json", provenance) if summary["location"] else None,
@@ -68,6 +87,20 @@ class Run:
             return []
         sequence, size = self.maps.sequences[0], self.maps.positions[0]
         return [token_text(self.texts, self.tokens, sequence, token) or "" for token in range(size)]
+
+
+def _first_rows(path: Path, table: Table) -> pl.DataFrame:
+    batches: list[pl.DataFrame] = []
+    for batch in read_batches(path, table):
+        batches.append(batch)
+        if sum(map(len, batches)) >= MOST_ROWS:
+            break
+    return pl.concat(batches).head(MOST_ROWS)
+
+
+def _rows_in_all(path: Path) -> int:
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def _locations(path: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:

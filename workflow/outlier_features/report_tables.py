@@ -6,8 +6,11 @@ from typing import Any
 import polars as pl
 
 from outlier_features.ablation_effects import position_name, target_name
-from outlier_features.findings import applied_sites, is_dump
+from outlier_features.findings import Finding, applied_sites, is_dump
+from outlier_features.page_data import described, packed
 from outlier_features.populations import POPULATIONS
+from outlier_features.tables import MASSIVE
+from outlier_features.token_context import MassiveSpan
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, number, percent
 
@@ -159,6 +162,42 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
     return rows, hidden
 
 
+def massive_rows(spans: Sequence[MassiveSpan]) -> str:
+    """Massive activations in their context, packed for the page."""
+    rows = [
+        {
+            "dim": span.dim, "before": span.before, "token_text": span.token or span.nameless, "after": span.after,
+            "sequence": span.sequence, "token": span.position, "layers": span.layers, "value": span.value,
+            "layer": span.layer, "median": span.median, "ratio": span.ratio,
+            "populations": ", ".join(span.populations), "excluded": span.excluded,
+        }
+        for span in spans
+    ]  # fmt: skip
+    words: dict[str, dict[str, Any]] = {
+        "token": {"title": "position"},
+        "layers": {"meaning": "blocks in which the value is a massive activation"},
+        "value": {"title": "largest x", "meaning": "the value of largest abs(x) over these blocks, signed"},
+        "layer": {"title": "in layer", "meaning": "the block of that value"},
+        "median": {"title": "median |x|"},
+        "populations": {"meaning": "the populations by whose median it is a massive activation"},
+        "before": {"hidden": True},
+        "after": {"hidden": True},
+        "token_text": {"title": "token in its context", "kind": "context", "around": ["before", "after"], "width": 60},
+    }
+    meant = described(MASSIVE)
+    return packed(pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in meant | words}, tall=True)
+
+
+def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:
+    """What the findings of the runs, by name, say of the numbers' meaning; with the names where it is not of all runs."""
+    runs_of: dict[str, list[str]] = {}
+    for name, findings in found.items():
+        for finding in findings:
+            if finding.topic == "meaning":
+                runs_of.setdefault(finding.text, []).append(name)
+    return [(text, names if len(names) < len(found) else []) for text, names in runs_of.items()]
+
+
 def ablations(ablation: Part) -> list[list[str]]:
     """A row of text for the unchanged model and for each ablation, its random draws beside it."""
     rows = []
@@ -204,6 +243,26 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
         }
         for summary in summaries
     ]
+
+
+def overview_words(summaries: Sequence[Part]) -> list[str]:
+    """In a sentence each: in how many runs the rules select something, and the largest value of all."""
+    sentences = []
+    for rule in ("dettmers", "massive"):
+        applied = [summary for summary in summaries if applied_sites(summary, rule)]
+        selecting = [one for one in applied if one["populations"]["all"]["rules"][rule]["dims_selected"]]
+        sentences.append(
+            f"Rule {rule} selects at least one dimension, in population all, in {len(selecting)} of the "
+            f"{count(len(applied), 'run')} that it was applied to."
+        )
+    known = [(row, one) for one in summaries for row in one["populations"]["all"]["largest"]]
+    if known:
+        row, one = max(known, key=lambda pair: pair[0]["max"])
+        sentences.append(
+            f"The largest |x| of all is {number(row['max'])}, of {one['model']['name']} on {one['corpus']['name']}: on "
+            f"{visible(row['site'])} in layer {row['layer']}, whatever the rule, population all."
+        )
+    return sentences
 
 
 def _size(model: Part) -> str:

@@ -1,4 +1,4 @@
-"""Rule summarize_layers: the statistics of all chunks together, and the table of layers."""
+"""Rule summarize_layers: the statistics of all chunks together, and the tables of layers and of distributions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,16 @@ import numpy as np
 import polars as pl
 
 from outlier_features.artifacts import require_equal, require_same_run
+from outlier_features.distribution import distribution_rows
 from outlier_features.populations import POPULATIONS
 from outlier_features.progress import item_bar
 from outlier_features.statistics import SiteStatistics, merge
-from outlier_features.tables import LAYERS, write_table
+from outlier_features.tables import DISTRIBUTION, LAYERS, write_table
 from outlier_features.tensorfile import TensorFile, write_tensors
 
 
-def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> None:
-    """Merge the statistics of a run's chunks (in the order of their sequences) and write `layers`.
+def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, distribution: Path) -> None:
+    """Merge the statistics of a run's chunks (in the order of their sequences) and write `layers` and `distribution`.
 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
@@ -25,7 +26,7 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
     covered = 0
     for file in files:
         require_same_run(provenance, file.provenance, file.path)
-        require_equal(provenance, file.provenance, ("attention",), file.path)
+        require_equal(provenance, file.provenance, ("attention", "stored_as"), file.path)
         require_equal({"start": covered}, file.provenance, ("start",), file.path)
         covered = file.provenance["stop"]
     provenance = {**provenance, "start": 0, "stop": covered}
@@ -35,10 +36,10 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path) -> 
         for site in item_bar(provenance["sites"], "merge statistics", "site")
     }
     write_tensors(statistics, {k: v for site, one in merged.items() for k, v in one.arrays(site).items()}, provenance)
-    frames = [
-        layer_rows(site, one, name) for name in POPULATIONS for site, one in merged.items() if name in one.populations
-    ]
-    write_table(layers, pl.concat(frames), LAYERS, provenance)
+    found = [(site, one, name) for name in POPULATIONS for site, one in merged.items() if name in one.populations]
+    write_table(layers, pl.concat([layer_rows(*each) for each in found]), LAYERS, provenance)
+    bins = [distribution_rows(site, one, name, provenance["stored_as"][site]) for site, one, name in found]
+    write_table(distribution, pl.concat(bins), DISTRIBUTION, provenance)
 
 
 def layer_rows(site: str, statistics: SiteStatistics, population: str) -> pl.DataFrame:

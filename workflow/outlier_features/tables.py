@@ -90,6 +90,18 @@ LAYERS = Table(
     ),
 )  # fmt: skip
 
+DISTRIBUTION = Table(
+    "distribution",
+    "population, site, layer, bin of abs(x) that has a value: half an octave, low <= abs(x) < high",
+    (
+        _POPULATION, _SITE, _LAYER,
+        Column("low", pl.Float64, "smallest abs(x) of the bin; 0 for that of the zeros", "activation"),
+        Column("high", pl.Float64, "the next bin's smallest abs(x); of the zeros' bin 0, but 2^-126 where the "
+               "activations are float32, whose smaller values are in it", "activation"),
+        Column("values", pl.Int64, "values in the bin, exact; over the bins they sum to positions x dims", "values"),
+    ),
+)  # fmt: skip
+
 PAIRS = Table(
     "pairs",
     "population, rule, sites, sequence, dim: every pair with a hit",
@@ -162,6 +174,24 @@ MASSIVE = Table(
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
         Column("token_id", pl.Int64, "vocabulary id of the token"),
         Column("token_text", pl.String, "the text that the token covers; of a special token, its name"),
+    ),
+)  # fmt: skip
+
+POSITIONS = Table(
+    "positions",
+    "population, site, token: every position that the population has in some sequence",
+    (
+        _POPULATION, _SITE,
+        Column("rule", pl.String, "the rule whose hits are counted, whether or not it selects their dims; null: no "
+               "rule is applied to the site"),
+        Column("threshold", pl.Float64, "what a hit's abs(x) is at least, by rule massive more than (and at least so "
+               "many medians); without a rule the site's floor", "activation"),
+        _TOKEN,
+        Column("sequences", pl.Int64, "sequences that have this position in the population", "sequences"),
+        Column("sequences_hit", pl.Int64, "sequences with a hit at this position, in any layer", "sequences"),
+        Column("occurrences", pl.Int64, "hits (sequence, layer, dim) at this position", "values"),
+        Column("max_abs", pl.Float64, "largest abs(x) at this position, a hit or not; null where it is below the "
+               "site's floor", "activation"),
     ),
 )  # fmt: skip
 
@@ -497,9 +527,9 @@ COSTS = Table(
 )  # fmt: skip
 
 PUBLIC = (
-    LAYERS, DIMS, PAIRS, SENSITIVITY, MASSIVE, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE, ORIGIN, ORIGIN_NEURONS,
-    ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS, COMPARISON, COMMON_DIMS,
-    COSTS,
+    LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE,
+    ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS,
+    COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+LONGEST = 80
 _SYMBOLS = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\x7f": "␡"}
 # Controls, formatting (zero widths, bidirectional overrides), surrogates, separators of lines and paragraphs.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -13,9 +14,14 @@ def visible(text: str) -> str:
     return "".join(map(_shown, text))
 
 
+def shortened(text: str) -> str:
+    """At most 80 characters of a text; a token can have a hundred thousand."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
 def quoted(text: str) -> str:
     """`text` made visible, in quotation marks; right-to-left letters in it do not move the words around it."""
-    shown = visible(text)
+    shown = visible(shortened(text))
     if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in shown):
         shown = f"\u2068{shown}\u2069"
     return f"“{shown}”"

@@ -1,0 +1,100 @@
+// Figures: <figure class="drawing"> with a plot, a choice of views (populations) and buttons that save it.
+// Nothing here knows of the page around a figure.
+
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  typesetMath: false,
+  plotlyServerURL: "",
+  // Named one by one: plotly's own choice has a button that sends the figure to its makers.
+  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+};
+
+// In the dark theme the inks of figure_style.py, and what else is black, white or pale, change to these.
+const DARK = {
+  "#222222": "#E6E6E6", black: "#E6E6E6", "#000000": "#E6E6E6",
+  "#767676": "#A6A6A6",
+  "#e4e4e4": "#3A3E46",
+  "#ededed": "#2A2E35",
+  "#e3e3e3": "#3A3E46",
+  "#b5b5b5": "#5E656F",
+  white: "#17191D", "#ffffff": "#17191D",
+};
+// Cells have colours of their own, and text on them stands on those.
+const OWN_COLOURS = new Set(["heatmap", "surface", "contour"]);
+
+function themed({ data, layout }) {
+  // A menu's or a zoom's state belongs to the reader, not to a view: it is kept while views change.
+  layout.uirevision = "kept";
+  // What a figure stands on shows through it.
+  layout.paper_bgcolor = "rgba(0, 0, 0, 0)";
+  if (document.documentElement.dataset.theme !== "dark") return { data, layout };
+  return {
+    data: data.map((trace) => (OWN_COLOURS.has(trace.type) ? { ...trace, colorbar: darkened(trace.colorbar) } : darkened(trace))),
+    layout: darkened(layout),
+  };
+}
+
+function darkened(value) {
+  if (typeof value === "string") return DARK[value.toLowerCase()] ?? value;
+  if (Array.isArray(value)) return value.map(darkened);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, darkened(entry)]));
+}
+
+// Draws the view that `box.dataset.view` names, at once; of the width of its box, or of `width` pixels.
+// views: a JSON object from their names to the ids of their data.
+async function drawFigure(box, width) {
+  const view = box.dataset.view;
+  box.dataset.state = "drawing";
+  try {
+    const { data, layout } = themed(viewOf(box));
+    if (layout.height) box.style.height = `${layout.height}px`;
+    await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
+    if (box.dataset.view === view) box.dataset.state = "drawn";
+  } catch (error) {
+    box.dataset.state = "failed";
+    box.textContent = `This figure could not be drawn: ${error}`;
+  }
+}
+
+function viewOf(box) {
+  return JSON.parse(document.getElementById(JSON.parse(box.dataset.views)[box.dataset.view]).textContent);
+}
+
+function chooseView(figure, view) {
+  const box = figure.querySelector(".plot");
+  const button = [...figure.querySelectorAll(".views input")].find((input) => input.value === view);
+  if (!box || !button) return;
+  button.checked = true;
+  if (box.dataset.view === view) return;
+  box.dataset.view = view;
+  figure.querySelector(".population").textContent = view;
+  if (box.dataset.state) drawFigure(box);
+}
+
+async function saveFigure(figure, format) {
+  const box = figure.querySelector(".plot");
+  const name = `${figure.dataset.file}${format === "csv" || figure.querySelectorAll(".views input").length < 2 ? "" : `-${box.dataset.view}`}.${format}`;
+  if (format === "csv") {
+    save(csv(await unpackTable(figure.dataset.table)), "text/csv", name);
+    return;
+  }
+  // As for print, whatever the theme.
+  const { data, layout } = viewOf(box);
+  const size = { width: Math.max(box.clientWidth, 640), height: layout.height ?? box.clientHeight };
+  saveUrl(await Plotly.toImage({ data, layout, config: CONFIG }, { format, ...size, scale: format === "png" ? 2 : 1 }), name);
+}
+
+function bindFigure(figure) {
+  const box = figure.querySelector(".plot");
+  if (!box) return;
+  for (const input of figure.querySelectorAll(".views input")) {
+    if (input.checked !== input.defaultChecked) input.checked = input.defaultChecked;
+    input.addEventListener("change", () => chooseView(figure, input.value));
+  }
+  if (figure.querySelectorAll(".views input").length > 1) figure.querySelector(".population").textContent = box.dataset.view;
+  for (const button of figure.querySelectorAll("[data-save]")) {
+    button.addEventListener("click", () => saveFigure(figure, button.dataset.save));
+  }
+}

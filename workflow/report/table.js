@@ -1,0 +1,250 @@
+// Tables of any length: only the rows in view are in the document. Sorted by a header, searched over all columns.
+
+const SHOWN_CHARACTERS = 300;
+const SPARE_ROWS = 12;
+
+// As wording.number: integers, and others from a thousand to ten million, in full; else four significant digits.
+function readable(value, column) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value !== "number") return String(value);
+  if (column.kind === "integer") return column.unit ? value.toLocaleString("en") : String(value);
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "not a number" : value > 0 ? "∞" : "-∞";
+  const size = Math.abs(value);
+  if (size >= 1000 && size < 1e7) return value.toLocaleString("en", { maximumFractionDigits: 0 });
+  const text = value.toPrecision(4);
+  if (text.includes("e") || (size !== 0 && size < 1e-4)) return value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e");
+  return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+}
+
+const isNumeric = (column) => column.kind === "integer" || column.kind === "number";
+
+async function makeTable(box) {
+  const table = await unpackTable(box.dataset.table);
+  const shown = table.columns.filter((column) => !column.hidden);
+  const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
+  const state = { order: all, found: null, column: null, descending: false, query: "" };
+  const label = box.getAttribute("aria-label");
+
+  const bar = element("div", { className: "bar" });
+  const search = element("input", { type: "search", placeholder: "Search", spellcheck: false });
+  search.setAttribute("aria-label", `Search in ${label}`);
+  search.title = "Text anywhere in a cell, or the beginning of a number; of several words each must be found in the row";
+  const count = element("output");
+  const button = element("button", { type: "button", textContent: "CSV" });
+  button.title = "All rows that the page holds, exact";
+  button.setAttribute("aria-label", `Download ${label} as CSV`);
+  button.addEventListener("click", () => save(csv(table), "text/csv", `${box.dataset.file}.csv`));
+  bar.append(search, count, button);
+
+  const view = element("div", { className: "window", tabIndex: 0 });
+  view.setAttribute("role", "region");
+  view.setAttribute("aria-label", label);
+  const grid = element("table");
+  grid.setAttribute("aria-rowcount", table.rows + 1);
+  if (table.tall) grid.className = "tall";
+  const widths = element("colgroup");
+  const head = element("tr");
+  for (const column of shown) {
+    widths.append(element("col", { style: `width: ${widthOf(column, table.rows)}ch` }));
+    const cell = element("th", { scope: "col", className: isNumeric(column) ? "number" : "" });
+    const sorter = element("button", { type: "button", textContent: column.title ?? column.name });
+    if (column.meaning) sorter.title = column.unit ? `${column.meaning} (${column.unit})` : column.meaning;
+    if (sorter.title) sorter.setAttribute("aria-description", sorter.title);
+    sorter.addEventListener("click", () => {
+      state.descending = state.column === column ? !state.descending : isNumeric(column);
+      state.column = column;
+      for (const other of head.children) other.removeAttribute("aria-sort");
+      cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
+      arrange();
+    });
+    cell.append(sorter);
+    head.append(cell);
+  }
+  const body = element("tbody");
+  grid.append(widths, element("thead", {}, head), body);
+  view.append(grid);
+  box.replaceChildren(bar, view);
+  grid.style.width = `${shown.reduce((sum, column) => sum + widthOf(column, table.rows), 0)}ch`;
+
+  let height = 0;
+  const draw = () => {
+    const total = state.order.length;
+    const first = height ? Math.max(0, Math.floor(view.scrollTop / height) - SPARE_ROWS) : 0;
+    const fit = height ? Math.ceil(view.clientHeight / height) + 2 * SPARE_ROWS : 2;
+    const last = Math.min(total, first + fit);
+    const rows = [];
+    for (let place = first; place < last; place++) {
+      const row = element("tr", {}, ...shown.map((column) => cellOf(column, state.order[place], table)));
+      row.setAttribute("aria-rowindex", place + 2);
+      rows.push(row);
+    }
+    body.replaceChildren(spacer(first * height), ...rows, spacer((total - last) * height));
+    if (!height && rows.length) {
+      height = rows[0].getBoundingClientRect().height;
+      if (height) draw();
+    }
+  };
+  const spacer = (pixels) => {
+    const row = element("tr", { className: "spacer", style: `height: ${pixels}px` });
+    row.setAttribute("aria-hidden", "true");
+    return row;
+  };
+  const arrange = () => {
+    const found = state.query ? matching(table, state.query) : all;
+    state.order = state.column ? sorted(found, state.column, state.descending) : found;
+    count.textContent = state.query
+      ? `${found.length.toLocaleString("en")} of ${table.rows.toLocaleString("en")} rows`
+      : `${table.rows.toLocaleString("en")} row${table.rows === 1 ? "" : "s"}`;
+    view.scrollTop = 0;
+    draw();
+  };
+  let pending = 0;
+  search.addEventListener("input", () => {
+    clearTimeout(pending);
+    pending = setTimeout(() => {
+      state.query = search.value.trim();
+      arrange();
+    }, 80);
+  });
+  let waiting = false;
+  view.addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      draw();
+    });
+  }, { passive: true });
+  arrange();
+}
+
+function element(name, properties = {}, ...children) {
+  const { style, ...rest } = properties;
+  const made = Object.assign(document.createElement(name), rest);
+  if (style) made.style.cssText = style;
+  made.append(...children);
+  return made;
+}
+
+// Text is data: it becomes text nodes, never markup.
+function cellOf(column, row, table) {
+  const cell = element("td", { className: isNumeric(column) ? "number" : column.kind });
+  const value = column.get(row);
+  if (column.kind === "context") {
+    const [before, after] = column.around.map((name) => table.columns.find((other) => other.name === name).get(row));
+    const text = element("bdi", { dir: "auto" }, before, element("mark", { textContent: cut(value) }), after);
+    cell.append(element("div", {}, text));
+    return cell;
+  }
+  const text = readable(value, column);
+  if (column.kind !== "text") {
+    cell.textContent = text;
+    if (typeof value === "number" && text !== String(value)) cell.title = String(value);
+    return cell;
+  }
+  cell.append(element("bdi", { textContent: cut(text) }));
+  if (text.length > 24) cell.title = cut(text);
+  return cell;
+}
+
+function cut(text) {
+  return text.length > SHOWN_CHARACTERS ? `${text.slice(0, SHOWN_CHARACTERS)}…` : text;
+}
+
+// In characters: of the header, and of what stands in some hundred rows spread over the table.
+function widthOf(column, rows) {
+  if (column.width) return column.width;
+  let most = (column.title ?? column.name).length + 5;
+  const step = Math.max(1, Math.floor(rows / 300));
+  for (let row = 0; row < rows; row += step) most = Math.max(most, readable(column.get(row), column).length + 3);
+  column.width = Math.min(most, 44);
+  return column.width;
+}
+
+// Rows without a value stand last, however the others are sorted; equal ones keep the file's order.
+function sorted(rows, column, descending) {
+  const key = keyOf(column);
+  const [some, none] = [[], []];
+  for (const row of rows) (Number.isNaN(key[row]) ? none : some).push(row);
+  const order = Uint32Array.from(some).sort(
+    descending ? (one, other) => key[other] - key[one] || one - other : (one, other) => key[one] - key[other] || one - other,
+  );
+  const all = new Uint32Array(rows.length);
+  all.set(order);
+  all.set(none, order.length);
+  return all;
+}
+
+function keyOf(column) {
+  if (column.key) return column.key;
+  if (column.levels) {
+    const places = column.levels.map((_, level) => level).sort((one, other) => compare(column.levels[one], column.levels[other]));
+    const rank = new Float64Array(places.length);
+    places.forEach((level, place) => (rank[level] = place));
+    column.key = Float64Array.from(column.codes, (code) => (code === null ? NaN : rank[code]));
+  } else {
+    // Infinities have no difference.
+    const ends = { [Infinity]: Number.MAX_VALUE, [-Infinity]: -Number.MAX_VALUE };
+    column.key = Float64Array.from(column.values, (value) => (value === null ? NaN : ends[value] ?? Number(value)));
+  }
+  return column.key;
+}
+
+const compare = (one, other) => (one < other ? -1 : one > other ? 1 : 0);
+
+// Rows in which every word of the query is found.
+function matching(table, query) {
+  let rows = Uint32Array.from({ length: table.rows }, (_, row) => row);
+  for (const word of query.toLowerCase().split(/\s+/)) {
+    const tests = table.columns.map((column) => finder(column, word)).filter(Boolean);
+    rows = rows.filter((row) => tests.some((test) => test(row)));
+  }
+  return rows;
+}
+
+// Whether a row's cell has the word: text anywhere in it, a number at its beginning, with or without its sign.
+function finder(column, word) {
+  if (column.levels) {
+    const has = column.levels.map((level) => level.toLowerCase().includes(word));
+    return has.some(Boolean) ? (row) => has[column.codes[row]] === true : null;
+  }
+  if (!isNumeric(column)) return (row) => readable(column.get(row), column).startsWith(word);
+  const wanted = word.replaceAll(",", "");
+  if (!/^[-+]?[\d.∞]/.test(wanted)) return null;
+  const start = wanted.replace(/^\+/, "");
+  column.texts ??= column.values.map((value) => (value === null ? "" : String(value)));
+  const texts = column.texts;
+  const whole = column.kind === "integer" && !column.unit; // an index
+  if (whole) return (row) => texts[row] === start;
+  if (start.startsWith("-")) return (row) => texts[row].startsWith(start);
+  return (row) => texts[row].startsWith(start) || (texts[row].startsWith(start, 1) && texts[row].startsWith("-"));
+}
+
+// A short table that stands in the page whole: its headers sort its rows.
+function makeSortable(table) {
+  const body = table.tBodies[0];
+  const headers = [...table.tHead.querySelectorAll("th[data-column]")];
+  for (const header of headers) {
+    const sorter = element("button", { type: "button" }, ...header.childNodes);
+    header.append(sorter);
+    sorter.addEventListener("click", () => {
+      const descending = header.getAttribute("aria-sort") === "ascending" || (!header.hasAttribute("aria-sort") && header.classList.contains("number"));
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      const keyed = [...body.rows].map((row) => [sortKey(row.cells[header.dataset.column]), row]);
+      keyed.sort(([one], [other]) => {
+        if (one === null || other === null) return (one === null) - (other === null);
+        return (descending ? -1 : 1) * (typeof one === "number" && typeof other === "number" ? one - other : compare(String(one), String(other)));
+      });
+      body.append(...keyed.map(([, row]) => row));
+    });
+  }
+}
+
+function sortKey(cell) {
+  const text = (cell?.dataset.value ?? cell?.textContent ?? "").trim();
+  if (text === "" || text === "–") return null;
+  const value = Number(text.replace(/[,%\u00a0 ]/g, ""));
+  return Number.isNaN(value) ? text : value;
+}
