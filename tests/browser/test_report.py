@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from reading import MARK, SCRIPT, Reader
 
 from fake_run import FIGURES, FakeRun
-from reading import MARK, SCRIPT, Reader
 from outlier_features.compare_runs import compare_runs
 from outlier_features.figures import run_figures
 from outlier_features.render_report import render_report
@@ -23,6 +23,7 @@ SITES = ("attn_norm", "mlp_norm", "resid_post")
 COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
 )
+DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
 OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
 
 
@@ -40,7 +41,7 @@ def results(tmp_path_factory):
     paths = [run.write(folder / name) for name, run in runs.items()]
     compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
     render_report(
-        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published",
+        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS,
         comparison=folder / "comparison.parquet", costs=COSTS,
     )  # fmt: skip
     return folder
@@ -129,8 +130,12 @@ def test_one_switch_for_all_figures_of_a_run(reader, drawings):
     switch = reader.by_id("hostile/text").locator(".all-views")
     for population in ("without_first", "all"):
         switch.locator(f'input[value="{population}"]').check()
-        views = reader.by_id("hostile/text").locator("figure.drawing").evaluate_all(
-            "figures => Object.fromEntries(figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null]))"
+        views = (
+            reader.by_id("hostile/text")
+            .locator("figure.drawing")
+            .evaluate_all(
+                "figures => Object.fromEntries(figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null]))"
+            )
         )
         for drawing in drawings["hostile/text"]:
             names = list(drawing.views)
@@ -251,7 +256,9 @@ def long(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     run = FakeRun(sequences=1500, outliers=tuple(range(20)), hits=tuple(range(30, 40)), attention=False)
     path = run.write(folder / "tiny/text")
-    render_report([path], FOLDER, folder / "report.html", published=FOLDER.parent / "published")
+    render_report(
+        [path], FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS
+    )
     opened = Reader(browser, folder / "report.html")
     yield opened, pl.read_parquet(path / "pairs.parquet")
     assert opened.complaints == []
@@ -310,7 +317,9 @@ def test_a_link_leads_to_its_page_and_place(browser, results, drawings):
     ):  # fmt: skip
         page.goto("about:blank")
         page.goto(f"{(results / 'report.html').as_uri()}#{place}")
-        visible = page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).map((one) => one.id)")
+        visible = page.locator(".page").evaluate_all(
+            "pages => pages.filter((one) => one.checkVisibility()).map((one) => one.id)"
+        )
         assert visible == [shown]
         top = page.evaluate("place => document.getElementById(place).getBoundingClientRect().top", place)
         end = page.evaluate("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
@@ -439,7 +448,9 @@ def test_nothing_overlaps(browser, results, width):
     found = {}
     for place in ("index", "comparison", "costs", "definitions", *RUNS):
         opened.visit(place)
-        opened.page.evaluate("document.querySelectorAll('.page:not([hidden]) details').forEach((one) => { one.open = true })")
+        opened.page.evaluate(
+            "document.querySelectorAll('.page:not([hidden]) details').forEach((one) => { one.open = true })"
+        )
         opened.page.evaluate(
             "Promise.all([...document.querySelectorAll('.page:not([hidden]) .plot')].map((box) => drawFigure(box)))"
         )
@@ -471,7 +482,10 @@ def test_text_from_outside_is_shown_and_not_run(reader, results):
     cells = reader.by_id("costs").locator("td").all_inner_texts()
     assert "=evil()" in cells
     _, content = reader.download(reader.by_id("costs").get_by_role("button", name="as CSV"))
-    assert content.decode() == "rule,jobs,seconds,output_bytes\r\nextract_activations,4,12.5,1000000000\r\n'=evil(),1,,7\r\n"
+    assert (
+        content.decode()
+        == "rule,jobs,seconds,output_bytes\r\nextract_activations,4,12.5,1000000000\r\n'=evil(),1,,7\r\n"
+    )
     assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
 
 
