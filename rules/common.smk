@@ -6,6 +6,7 @@ from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.config import read_schema, require_files, resolve_config
+from outlier_features.config_files import require_config_file
 from outlier_features.dumps import CORPUS as DUMP
 from outlier_features.dumps import Dump, dump_files
 from outlier_features.errors import InputError
@@ -14,6 +15,15 @@ from outlier_features.recovery import begin_run
 
 ROOT = Path(workflow.basedir)
 START = time.time()
+
+try:
+    require_config_file(ROOT / "config.yaml")
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
 
 try:
     CONFIG = resolve_config(
@@ -239,7 +249,7 @@ def of_model_runs(pattern):
 
 def begin():
     try:
-        begin_run(Path.cwd(), [Path(RESULTS), Path(RESOURCES)])
+        begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -270,6 +280,7 @@ def local_files(source):
         str(path)
         for path in Path(source["path"]).glob("*")
         if path.suffix in (".json", ".safetensors", ".model", ".txt")
+        and path.is_file()  # an input that is missing would have Snakemake go on with what was fetched before
     )
 
 

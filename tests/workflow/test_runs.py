@@ -415,25 +415,3 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["kv_head"] is None
     assert pl.read_parquet(folder / "ablation.parquet").is_empty()
     assert pl.read_parquet(folder / "super_weights.parquet").is_empty()
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {"rules__dettmers__treshold": 6},
-            "config: unknown key 'treshold' in rules.dettmers, did you mean 'threshold'",
-        ),
-        ({"models": ["tinny"]}, "config: models names 'tinny', expected a name defined in catalog.models"),
-        ({"catalog__models__tiny": {"path": "none"}}, "config: catalog.models.tiny.path: none is not a directory"),
-        ({"catalog__corpora__text": {"files": ["none.txt"]}}, "config: catalog.corpora.text.files: none.txt is not a"),
-        ({"sample__sequences": 5000, "results": "short"}, "corpus 'text' yields"),
-        ({"extract__device": "cuda", "results": "gpu"}, "device: found 'cuda', but torch sees no such device"),
-    ],
-)
-def test_a_mistake_is_one_line(project, changes, sentence):
-    run = project.run("tables", **changes)
-    assert run.status != 0
-    lines = [line for line in run.output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and lines[0].startswith(f"error: {sentence}")
-    assert "Traceback" not in run.output
