@@ -161,4 +161,6 @@ def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int)
         for index, (rule, layer_reading, position_reading) in enumerate(keys)
     ]
     menu = {"buttons": buttons, "active": own, "x": 0, "xanchor": "left", "y": above(figure), "yanchor": "bottom"}
-    figure.update_layout(updatemenus=[{**menu, "bgcolor": "white", "font": {"size": 12}, "pad": {"t": 0, "b": 0, "l": -100}}])
+    figure.update_layout(
+        updatemenus=[{**menu, "bgcolor": "white", "font": {"size": 12}, "pad": {"t": 0, "b": 0, "l": -100}}]
+    )

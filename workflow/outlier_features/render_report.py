@@ -73,7 +73,11 @@ def render_report(
     """
     read = [Run.read(run) for run in item_bar(runs, "read", "run")]
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "visible": visible, "shortened": shortened, "number": number, "percent": percent, "unbroken": unbroken,
