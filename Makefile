@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS) || { $(BIN)/outlier-features recover --check; exit 1; }
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # A killed run leaves a lock, jobs that go on writing, and perhaps unfinished files.
 resume: $(VENV)/installed
@@ -34,6 +34,7 @@ lint: $(VENV)/installed
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/python tests/lint_workflow.py
+	$(BIN)/python tests/audit_lock.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

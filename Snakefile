@@ -3,9 +3,6 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
-
-
 include: "rules/common.smk"
 
 
@@ -78,6 +75,7 @@ include: "rules/detect.smk"
 include: "rules/locate.smk"
 include: "rules/filter.smk"
 include: "rules/emergence.smk"
+include: "rules/surface.smk"
 include: "rules/norms.smk"
 include: "rules/loss.smk"
 include: "rules/compare.smk"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.config import read_schema, require_files, resolve_config
+from outlier_features.config_files import require_config_file
 from outlier_features.dumps import CORPUS as DUMP
 from outlier_features.dumps import Dump, dump_files
 from outlier_features.errors import InputError
@@ -14,6 +15,15 @@ from outlier_features.recovery import begin_run
 
 ROOT = Path(workflow.basedir)
 START = time.time()
+
+try:
+    require_config_file(ROOT / "config.yaml")
+except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+configfile: f"{workflow.basedir}/config.yaml"
+
 
 try:
     CONFIG = resolve_config(
@@ -98,6 +108,13 @@ def all_activations(wildcards):
     return of_chunks(f"{RUN}/activations/{{chunk}}.safetensors")(wildcards)
 
 
+def surface_activations(wildcards):
+    """The files that hold a run's activations; of a run that keeps none, its one sequence that is run again."""
+    if wildcards.model in DUMPS or CONFIG["extract"]["keep_activations"]:
+        return all_activations(wildcards)
+    return [f"{RUN}/largest.safetensors"]
+
+
 def first_activations(wildcards):
     """The file that holds the first sequence of a run."""
     if wildcards.model in DUMPS:
@@ -154,6 +171,7 @@ RUN_TABLES = [
     "sensitivity",
     "massive",
     "positions",
+    "surface",
 ]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
@@ -231,7 +249,7 @@ def of_model_runs(pattern):
 
 def begin():
     try:
-        begin_run(Path.cwd(), [Path(RESULTS), Path(RESOURCES)])
+        begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -262,6 +280,7 @@ def local_files(source):
         str(path)
         for path in Path(source["path"]).glob("*")
         if path.suffix in (".json", ".safetensors", ".model", ".txt")
+        and path.is_file()  # an input that is missing would have Snakemake go on with what was fetched before
     )
 
 

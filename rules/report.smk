@@ -33,6 +33,7 @@ rule render_report:
             for path in (ROOT / "workflow/report").iterdir()
             if path.suffix in (".j2", ".css", ".js")
         ),
+        definitions=f"{workflow.basedir}/docs/definitions.md",
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),
         texts=of_runs("texts.parquet"),

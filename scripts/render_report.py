@@ -10,6 +10,7 @@ with stage(snakemake.log[0]):
         folder=Path(snakemake.input.page[0]).parent,
         comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
+        definitions=Path(snakemake.input.definitions),
         costs=read_costs(Path(snakemake.params.benchmarks), snakemake.params.outputs),
         report=Path(snakemake.output.report),
     )

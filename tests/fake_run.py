@@ -35,6 +35,7 @@ RUN_TABLES = (
     "sensitivity",
     "massive",
     "positions",
+    "surface",
     "loss",
     "norms",
     "gains",
@@ -49,8 +50,9 @@ RUN_TABLES = (
     "ablation_sequences",
 )
 FIGURES = (
-    "magnitude-by-layer", "distribution", "kurtosis", "positions", "dimension-map", "signs", "norm-gains", "rules",
-    "shares", "sensitivity", "attention-sinks", "attention-maps", "lifecycle", "origin", "ablation",
+    "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
+    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin", "attention-sinks",
+    "attention-maps", "ablation",
 )  # fmt: skip
 KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
@@ -138,6 +140,7 @@ class FakeRun:
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
             "distribution": self._distribution(), "positions": self._positions(),
+            "surface": self._surface(),
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
@@ -276,6 +279,22 @@ class FakeRun:
             if "massive" in self.rules
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
+
+    def height(self, token: int, dim: int) -> float:
+        """x in the surface: dims of rule massive stand out at their position."""
+        return -2000.0 - dim if token == self.position and dim in self.massive else 1.0 + token + dim / 64
+
+    def _surface(self) -> pl.DataFrame:
+        rows = [
+            {"site": site, "layer": 1, "sequence": 0, "token_first": token, "token_last": token,
+             "excluded": token == 0 or not self.rest, "dim_first": dim, "dim_last": dim, "token": token, "dim": dim,
+             "max_abs": abs(self.height(token, dim)), "value": self.height(token, dim), "token_text": text,
+             "selected": dim in self.massive}
+            for site in ["resid_post" if "resid_post" in self.sites else self.sites[0]] * bool(self.sites)
+            for token, text in enumerate(self.pieces)
+            for dim in range(64)
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=tables.SURFACE.schema)
 
     def gain(self, site: str, dim: int, layer: int) -> float:
         """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""

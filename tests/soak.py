@@ -31,6 +31,7 @@ PROJECT = (
     "Makefile",
     "Snakefile",
     "config.yaml",
+    "profiles",
     "pyproject.toml",
     "requirements.lock",
     "rules",

@@ -1,41 +1,57 @@
-"""A figure's own page in a browser: drawn from the files beside it, in the population that its address asks for."""
+"""A figure's own page in a browser: drawn from the files beside it, in the population that its reader asks for."""
 
 from pathlib import Path
 
 import pytest
-
-from fake_run import FIGURES, FakeRun
-from outlier_features.draw_figures import draw_figures
 from reading import MARK, SCRIPT, Reader
+
+from fake_run import FakeRun
+from outlier_features.draw_figures import draw_figures
+from outlier_features.figures import run_figures
+from outlier_features.report_run import Run
 
 TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
+def run(tmp_path_factory):
     hostile = FakeRun(origin=SCRIPT, pieces=(SCRIPT, f"<img src=x onerror='{MARK}'>", "\u2028", "`${1}"))
-    draw_figures(hostile.write(folder / "tiny/text"), TEMPLATE, folder / "figures", formats=[], width_mm=85)
-    return folder / "figures"
+    run = hostile.write(tmp_path_factory.mktemp("results") / "tiny/text")
+    draw_figures(run, TEMPLATE, run / "figures", formats=[], width_mm=85)
+    return run
 
 
-@pytest.fixture(scope="module")
-def reader(browser, figures):
-    opened = Reader(browser, figures / "index.html", 400)
+@pytest.fixture
+def reader(browser, run):
+    opened = Reader(browser, run / "figures/index.html", 400)
     yield opened
     assert opened.complaints == []
-    assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
+    assert all(url.startswith(((run / "figures").as_uri(), "data:", "blob:")) for url in opened.requests)
     opened.context.close()
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_drawn_and_nothing_hostile_runs(reader, figures, name):
-    reader.page.goto((figures / f"{name}.html").as_uri())
-    reader.page.locator('#plot[data-state="drawn all"]').wait_for()
-    assert reader.page.locator("#plot .main-svg").count() >= 2
-    assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
+def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(reader, run):
+    drawings = [drawing for drawing in run_figures(Run.read(run)) if drawing.views]
+    for drawing in drawings:
+        reader.page.goto((run / "figures" / f"{drawing.name}.html").as_uri())
+        for population in drawing.views:
+            if len(drawing.views) > 1:
+                reader.page.get_by_label(population, exact=True).check()
+            reader.page.wait_for_selector(f'#plot[data-state="drawn {population}"] .main-svg', state="attached")
+            titles = reader.page.locator("#plot .annotation-text").all_text_contents()
+            assert not {f"population {other}" for other in drawing.views if other != population} & {*titles}
+        assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
+    assert sum(len(drawing.views) for drawing in drawings) > len(drawings) > 10
 
 
-def test_the_address_names_the_population(reader, figures):
-    reader.page.goto(f"{(figures / 'shares.html').as_uri()}#without_first")
-    reader.page.locator('#plot[data-state="drawn without_first"]').wait_for()
+def test_the_address_names_the_population(reader, run):
+    reader.page.goto(f"{(run / 'figures/shares.html').as_uri()}#without_first")
+    reader.page.wait_for_selector('#plot[data-state="drawn without_first"]')
+    assert reader.page.get_by_label("without_first", exact=True).is_checked()
+
+
+def test_the_index_leads_to_every_figure(reader):
+    links = reader.page.locator("h2 a").evaluate_all("links => links.map((link) => link.href)")
+    assert len(links) > 10
+    reader.page.locator("h2 a").first.click()
+    reader.page.wait_for_selector('#plot[data-state^="drawn"]')

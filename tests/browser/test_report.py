@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from reading import MARK, SCRIPT, Reader
 
 from fake_run import FIGURES, FakeRun
 from outlier_features.compare_runs import compare_runs
@@ -23,6 +24,7 @@ SITES = ("attn_norm", "mlp_norm", "resid_post")
 COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
 )
+DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
 OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
 
 
@@ -40,7 +42,7 @@ def results(tmp_path_factory):
     paths = [run.write(folder / name) for name, run in runs.items()]
     compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
     render_report(
-        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published",
+        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS,
         comparison=folder / "comparison.parquet", costs=COSTS,
     )  # fmt: skip
     return folder
@@ -257,7 +259,9 @@ def long(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     run = FakeRun(sequences=1500, outliers=tuple(range(20)), hits=tuple(range(30, 40)), attention=False)
     path = run.write(folder / "tiny/text")
-    render_report([path], FOLDER, folder / "report.html", published=FOLDER.parent / "published")
+    render_report(
+        [path], FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS
+    )
     opened = Reader(browser, folder / "report.html")
     yield opened, pl.read_parquet(path / "pairs.parquet")
     assert opened.complaints == []

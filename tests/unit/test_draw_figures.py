@@ -90,9 +90,11 @@ def test_fonts_are_of_7_to_9_points_at_the_width_asked_for(width_mm, min_width, 
 
 def test_a_menu_leaves_its_choice_on_paper():
     buttons = [{"label": "first", "method": "skip"}, {"label": "second", "method": "skip"}]
-    figure = go.Figure(layout={"updatemenus": [{"buttons": buttons, "active": 1, "x": 0.0, "y": 1.1}]})
+    figure = go.Figure(layout={"updatemenus": [{"buttons": buttons, "active": 1, "pad": {"l": -9}}]})
     still = for_paper(figure)
-    assert not still.layout.updatemenus and [one.text for one in still.layout.annotations] == ["second"]
+    assert not still.layout.updatemenus and [(one.text, one.xshift) for one in still.layout.annotations] == [
+        ("second", -9)
+    ]
     assert figure.layout.updatemenus and not figure.layout.annotations
 
 

@@ -46,7 +46,8 @@ def massive(rows):
     return pl.DataFrame(
         {
             "rule": "massive", "site": "resid_post", "sequence": range(rows), "layer": 3, "token": range(rows),
-            "dim": 7, "value": values, "median": [None if n % 5 == 0 else x for n, x in enumerate(values)], "ratio": values[::-1],
+            "dim": 7, "value": values, "median": [None if n % 5 == 0 else x for n, x in enumerate(values)],
+            "ratio": values[::-1],
             "massive_all": [n % 3 == 0 for n in range(rows)], "median_without_first": 0.0, "ratio_without_first": None,
             "massive_without_first": False, "excluded": True, "token_id": range(rows),
             "token_text": [TEXTS[n % len(TEXTS)] for n in range(rows)],

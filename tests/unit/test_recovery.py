@@ -89,7 +89,7 @@ def test_the_jobs_of_a_killed_run_are_ended_and_no_others(start, capsys):
     with pytest.raises(InputError, match=rf"left its lock and detect_outliers \(process {orphan.number}\): `make res"):
         require_nothing_left(directory)
     with pytest.raises(InputError, match="of a killed run still at work"):
-        begin_run(directory, [])
+        begin_run(directory, directory / "results", directory)
     assert orphaned_jobs(directory) == [orphan]
     assert main(["recover", "--directory", str(directory)]) == 0
     assert f"ended {orphan}" in capsys.readouterr().err and orphaned_jobs(directory) == []
@@ -122,7 +122,7 @@ def test_a_lock_without_processes_is_said_and_no_more(start, capsys):
 def test_a_run_of_another_host_may_be_at_work(tmp_path):
     locks = tmp_path / ".snakemake/locks"
     locks.mkdir(parents=True)
-    begin_run(tmp_path, [])
+    begin_run(tmp_path, tmp_path / "results", tmp_path)
     assert [path.name for path in locks.iterdir()] == [f"{HOST}-{os.getpid()}.owner"]
     recover(tmp_path)
     (locks / "login-2-4711.owner").touch()
@@ -151,7 +151,7 @@ def test_a_run_removes_what_killed_jobs_left(tmp_path, capsys):
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"12345")
     other.write_bytes(b"123")
-    begin_run(tmp_path, [tmp_path, tmp_path / "none"])
+    begin_run(tmp_path, tmp_path, tmp_path / "none")
     assert not mine.exists() and other.exists()
     said = capsys.readouterr().err
     assert f"removed {mine}, 5 bytes" in said and f"process {gone} on node7" in said

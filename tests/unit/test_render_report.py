@@ -35,13 +35,14 @@ from outlier_features.wording import number
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
 PUBLISHED = FOLDER.parent / "published"
+DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
 SCRIPT = "</script><script>alert(1)</script>"
 SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
 OURS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "nav", "a", "span", "div",
     "main", "noscript", "section", "ul", "li", "b", "small", "figure", "script", "figcaption", "dl", "dt", "dd",
     "table", "thead", "tbody", "tr", "th", "td", "br", "bdi", "mark", "article", "button", "details", "fieldset", "h4",
-    "input", "label", "legend", "summary",
+    "input", "label", "legend", "summary", "code", "em", "ol", "pre", "strong",
 }  # fmt: skip
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -98,7 +99,7 @@ class Page(HTMLParser):
 
 
 def render(*runs, report):
-    render_report(list(runs), FOLDER, report, published=PUBLISHED)
+    render_report(list(runs), FOLDER, report, published=PUBLISHED, definitions=DEFINITIONS)
     return report.read_text(encoding="utf-8")
 
 
@@ -436,10 +437,9 @@ def test_a_run_without_norms(page):
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    both = ("magnitude-by-layer", "distribution", "kurtosis", "positions")
-    views = (*(f"{name}/{population}" for name in both for population in POPULATIONS), "norm-gains/all",
-             "sensitivity/all", "sensitivity/without_first", "ablation/all")  # fmt: skip
-    assert list(parsed.figures) == [f"tiny/text/{view}" for view in views]
+    toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity")
+    views = [f"{name}/{population}" for name in toggled for population in POPULATIONS]
+    assert list(parsed.figures) == [f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites has |x| >= 6.",
@@ -476,7 +476,7 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
 def test_a_rule_that_was_not_applied_finds_nothing_and_denies_nothing(page, sites, rule):
     parsed = page(FakeRun(sites=sites))
     assert f"Rule {rule} was not applied" in parsed.shown
-    assert "Jaccard index" not in parsed.shown
+    assert "Jaccard index of the dimensions" not in parsed.shown
     assert "There are none in either population" not in parsed.shown
     assert "no massive activation" not in parsed.shown or rule != "massive"
 
@@ -591,7 +591,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
     shutil.copytree(FOLDER, folder)
     (folder / "report.html.j2").write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
-        render_report([run], folder, report, published=PUBLISHED)
+        render_report([run], folder, report, published=PUBLISHED, definitions=DEFINITIONS)
     assert report.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -622,5 +622,5 @@ def test_what_was_published_of_the_model_stands_beside(tmp_path):
     summary = read_json(run / "summary.json")
     summary["model"]["kind"] = "hub"
     (run / "summary.json").write_text(json.dumps(summary))
-    render_report([run], FOLDER, tmp_path / "r.html", published=PUBLISHED)
+    render_report([run], FOLDER, tmp_path / "r.html", published=PUBLISHED, definitions=DEFINITIONS)
     assert f"numbers of papers and repositories about {names[1]}" in (tmp_path / "r.html").read_text()

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from outlier_features.errors import InputError
-from outlier_features.summarize_costs import cost_rows, read_costs, summarize_costs
+from outlier_features.summarize_costs import read_costs, summarize_costs
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time"
 
@@ -44,12 +44,6 @@ def test_jobs_are_added_up_by_rule(results):
     }  # fmt: skip
     other = rows["other"]  # its last run; the system tells no bytes; its outputs are gone
     assert (other["seconds"], other["cpu_seconds"], other["read"], other["output_bytes"]) == (3.0, 1.5, None, None)
-
-
-def test_rows_of_text_have_a_dash_for_what_is_not_known(results):
-    rows = {row[0]: row for row in cost_rows(read_costs(results / "benchmarks", {}))}
-    assert rows["extract"] == ["extract", "3", "13", "10.5", "14.5", "300", "4", "5", "–"]
-    assert rows["report"][4:] == ["–"] * 5
 
 
 def test_the_csv_has_the_rows(results):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,10 @@ class Run:
     def nothing_to_do(self) -> bool:
         return "Nothing to be done" in self.output
 
+    def errors(self) -> list[str]:
+        """Lines that begin with `error: `, without it."""
+        return [line.removeprefix("error: ") for line in self.output.splitlines() if line.startswith("error: ")]
+
     def jobs(self) -> set[str]:
         """Rules in the table of jobs of a dry run."""
         table = re.search(r"^job +count\n-+ +-+\n(.*?)\ntotal ", self.output, re.DOTALL | re.MULTILINE)
@@ -99,6 +104,11 @@ class Project:
 
     def run(self, *arguments: str, **changes: object) -> Run:
         """Run Snakemake on the config with keys set, given as section__key."""
+        self.write(**changes)
+        return self.snakemake(*arguments, "--configfile", "mine.yaml")
+
+    def write(self, **changes: object) -> None:
+        """Write the config with keys set."""
         config = yaml.safe_load(yaml.safe_dump(self.config))
         for key, value in changes.items():
             *path, last = key.split("__")
@@ -107,9 +117,15 @@ class Project:
                 place = place.setdefault(name, {})
             place[last] = value
         (self.folder / "mine.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--configfile", "mine.yaml"]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder / "workflow")}
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+
+    def snakemake(self, *arguments: str, **options: Any) -> Run:
+        """Run Snakemake; `options` are those of `subprocess.run`, `env` is added to the environment."""
+        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2"]
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "workflow"), **options.pop("env", {})}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, errors="replace", check=False,
+            **options,
+        )  # fmt: skip
         return Run(done.returncode, done.stdout + done.stderr)
 
     def planned(self, **changes: object) -> Run:

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -20,16 +19,17 @@ RUN = "results/tiny/text"
 
 
 @pytest.fixture(scope="module")
-def disk(project, tmp_path_factory):
-    """A copy of the finished project, with figures and exported tables; the other tests' project stays as it is."""
-    folder = tmp_path_factory.mktemp("disk") / "project"
-    shutil.copytree(project.folder, folder, symlinks=True)
-    copy = replace(project, folder=folder)
-    run = copy.run("figures", "export")
+def disk(project):
+    """The finished project with figures and exported tables, which the other tests find removed."""
+    run = project.run("figures", "export")
     assert run.status == 0, run.output
-    done = set(re.findall(r"^(?:local)?rule (\w+):$", run.output, re.MULTILINE))
-    assert {"draw_figures", "export_tables", "summarize_costs"} >= done - {"figures", "export"}
-    return copy
+    done = set(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)$", run.output, re.MULTILINE))
+    assert done == {"draw_figures", "export_tables", "summarize_costs", "figures", "export"}
+    yield project
+    for name in ("figures", "export"):
+        shutil.rmtree(project.folder / RUN / name, ignore_errors=True)
+    for name in ("results/costs.csv", "report.zip"):
+        (project.folder / name).unlink(missing_ok=True)
 
 
 def test_nothing_is_done_twice(disk):
@@ -101,7 +101,7 @@ def test_snakemakes_own_report_carries_the_figures(disk):
         names = archive.namelist()
         page = archive.read("report/report.html").decode()
     carried = {Path(name).name for name in names}
-    assert {path.name for path in (disk.folder / RUN / "figures").iterdir()} <= carried
+    assert {path.name for path in (disk.folder / RUN / "figures").glob("[!.]*")} <= carried
     assert {"report.html", "summary.json", "mask.json", "costs.csv", "dims.csv", "massive.csv"} <= carried
     assert "a view for each population and the data that are drawn" in page  # the figures' caption
     for text in ("Figures", "Summaries", "Tables", "Costs"):
@@ -111,7 +111,7 @@ def test_snakemakes_own_report_carries_the_figures(disk):
 
 def test_images_without_a_chrome_end_in_one_line(disk, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(disk.folder / "no-chrome"))
-    failed = disk.run("figures", figures__formats=["pdf"], results="results")
+    failed = disk.run("figures", figures__formats=["pdf"])
     assert failed.status == 1
     last = [line for line in failed.output.splitlines() if line.startswith("rule draw_figures failed: ")]
     assert len(last) == 1 and "figures.formats asks for pdf, which needs a Chrome" in last[0]

@@ -105,34 +105,3 @@ def test_a_special_first_token_and_labels(project, shards):
         "all",
         "without_first",
     }
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"keys": {"attn_norm": "atn"}}, "a.safetensors: has no tensor 'atn', nearest: attn"),
-        ({"keys": {"attention": "attn"}}, "catalog.models.saved.keys"),
-        (
-            {"dump": ["a.safetensors", "c.safetensors"]},
-            "config: catalog.models.saved.dump: c.safetensors is not a file",
-        ),
-        ({"dump": "cut.safetensors"}, "cut.safetensors: expected a whole safetensors file"),
-        ({"dump": "nan.safetensors"}, "layer 2 has 1 values that are NaN or infinite"),
-        ({"dump": "flat.safetensors"}, "flat.safetensors: attn has shape [4, 5, 32], expected (N, L, T, H)"),
-        ({"layout": "NTLH"}, "catalog.models.saved.layout is 'NTLH', expected one of NLTH"),
-        ({"path": "llama"}, "expected those of exactly one source"),
-        ({"labels": "boards"}, "has no tensor 'boards'"),
-    ],
-)
-def test_a_mistake_in_a_dump_is_one_line(project, shards, changes, sentence):
-    x, y = (part[:4].copy() for part in shards)
-    whole = (project.folder / "a.safetensors").read_bytes()
-    (project.folder / "cut.safetensors").write_bytes(whole[:-100])
-    save_file({"attn": x[0], "mlp": y}, project.folder / "flat.safetensors")
-    x[3, 2, 1, 0] = np.nan
-    save_file({"attn": x, "mlp": y}, project.folder / "nan.safetensors")
-    run = project.run("tables", models=["saved"], catalog=catalog(**changes), results="wrong")
-    assert run.status != 0
-    errors = [line for line in run.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and sentence in errors[0]
-    assert "Traceback" not in run.output

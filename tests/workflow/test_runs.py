@@ -21,6 +21,7 @@ TABLES = (
     "sensitivity",
     "massive",
     "positions",
+    "surface",
     "norms",
     "gains",
     "loss",
@@ -168,6 +169,30 @@ def test_sinks_are_those_of_plain_transformers(project):
         np.testing.assert_allclose(pattern[0], attentions[layer][0], atol=1e-5)
 
 
+def test_the_surface_is_that_of_plain_transformers(project):
+    run = project.folder / RUN
+    tokens = torch.from_numpy(load_file(run / "tokens.safetensors")["tokens"]).long()
+    model, seen = AutoModelForCausalLM.from_pretrained(project.folder / "llama").eval(), {}
+    for i, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda m, a, out, i=i: seen.update({i: out}))
+    with torch.no_grad():
+        model(tokens)
+    x = torch.stack([seen[i] for i in range(4)])
+    surface = pl.read_parquet(run / "surface.parquet")
+    (where,) = surface.select("site", "layer", "sequence").unique().rows()
+    assert where[0] == "resid_post" and len(surface) == 48 * 32
+    assert float(x[where[1], where[2]].abs().max()) == pytest.approx(float(x.abs().max()), rel=1e-6)
+    np.testing.assert_allclose(surface["value"].to_numpy().reshape(48, 32), x[where[1], where[2]], rtol=1e-3, atol=1e-3)
+    assert surface.sort("max_abs")["token_text"][-1] == "z"
+    assert 'id="run-1-surface"' in (project.folder / "results/report.html").read_text()
+
+
+def test_kept_or_not_decides_how_the_surface_is_made(project):
+    kept = project.planned(results="none").jobs()
+    again = project.planned(results="none", extract__keep_activations=False).jobs()
+    assert again - kept == {"rerun_largest"} and "record_surface" in kept
+
+
 def test_other_attention_maps_need_no_other_stage(project):
     assert project.planned(attention_maps__threshold=0.5).jobs() == following("map_attention")
     assert project.planned(attention_maps__kept_layers=[1]).jobs() == following("map_attention")
@@ -193,13 +218,21 @@ def test_a_lower_floor_needs_a_new_detection(project):
 
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
-    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss"],
+    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss", "record_surface"],
     "detect_outliers": ["summarize_layers"],
     "locate_outliers": ["summarize_run"],
-    "summarize_layers": ["filter_systematic", "map_attention"],
+    "summarize_layers": ["filter_systematic", "map_attention", "record_surface"],
     "filter_systematic": ["analyze_emergence"],
-    "analyze_emergence": ["check_norms", "trace_origin", "rank_experts", "ablate_dims", "write_mask"],
+    "analyze_emergence": [
+        "check_norms",
+        "record_surface",
+        "trace_origin",
+        "rank_experts",
+        "ablate_dims",
+        "write_mask",
+    ],
     "check_norms": ["summarize_run"],
+    "record_surface": ["summarize_run"],
     "trace_origin": ["summarize_run"],
     "rank_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
@@ -227,6 +260,7 @@ MESSAGES = {
     "map_attention": "Map the",
     "analyze_emergence": "Follow the",
     "check_norms": "Check the",
+    "record_surface": "Record the",
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
     "find_super_weights": "Search tiny",
@@ -243,15 +277,16 @@ MESSAGES = {
         ("tokenize_corpus", ["tokenize_corpus"]),
         ("losses", ["extract_activations"]),
         ("sites", ["extract_activations"]),
-        ("scan_kernel", ["detect_outliers", "locate_outliers"]),
-        ("statistics", ["detect_outliers", "locate_outliers"]),
+        ("scan_kernel", ["detect_outliers", "locate_outliers", "record_surface"]),
+        ("statistics", ["detect_outliers", "locate_outliers", "record_surface"]),
         ("count_locations", ["locate_outliers"]),
         ("summarize_layers", ["summarize_layers"]),
-        ("rules", ["filter_systematic", "locate_outliers"]),
+        ("rules", ["filter_systematic", "locate_outliers", "record_surface"]),
         ("attention_patterns", ["map_attention"]),
-        ("token_text", ["filter_systematic"]),
+        ("token_text", ["filter_systematic", "record_surface"]),
         ("analyze_emergence", ["analyze_emergence"]),
         ("norms", ["check_norms"]),
+        ("pooling", ["record_surface"]),
         ("mlp_weights", ["trace_origin"]),
         ("record_experts", ["rank_experts"]),
         ("summarize_experts", ["summarize_run"]),
@@ -289,6 +324,8 @@ def test_chunks_batches_and_temporary_activations_change_no_number(project):
     assert not list(other.glob("activations/*"))
     for name, table in tables(project.folder / RUN).items():
         assert_frame_equal(tables(other)[name], table, rel_tol=1e-9)
+    assert_frame_equal(tables(other)["surface"], tables(project.folder / RUN)["surface"], check_exact=True)
+    assert not (other / "largest.safetensors").exists()
     exact = ["population", "site", "layer", "top1", "top2", "top3", "median", "max", "occurrences", "dims_hit"]
     assert_frame_equal(tables(other)["layers"][exact], tables(project.folder / RUN)["layers"][exact], check_exact=True)
 
@@ -378,25 +415,3 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         assert row["kv_head"] is None
     assert pl.read_parquet(folder / "ablation.parquet").is_empty()
     assert pl.read_parquet(folder / "super_weights.parquet").is_empty()
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {"rules__dettmers__treshold": 6},
-            "config: unknown key 'treshold' in rules.dettmers, did you mean 'threshold'",
-        ),
-        ({"models": ["tinny"]}, "config: models names 'tinny', expected a name defined in catalog.models"),
-        ({"catalog__models__tiny": {"path": "none"}}, "config: catalog.models.tiny.path: none is not a directory"),
-        ({"catalog__corpora__text": {"files": ["none.txt"]}}, "config: catalog.corpora.text.files: none.txt is not a"),
-        ({"sample__sequences": 5000, "results": "short"}, "corpus 'text' yields"),
-        ({"extract__device": "cuda", "results": "gpu"}, "device: found 'cuda', but torch sees no such device"),
-    ],
-)
-def test_a_mistake_is_one_line(project, changes, sentence):
-    run = project.run("tables", **changes)
-    assert run.status != 0
-    lines = [line for line in run.output.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and lines[0].startswith(f"error: {sentence}")
-    assert "Traceback" not in run.output

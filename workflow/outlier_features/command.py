@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from outlier_features.errors import InputError
+from outlier_features.machine_limits import refusal
 
 BAD_DATA, INTERRUPTED = 1, 130
 # Each has a module command_<name> with a function add_<name>.
@@ -31,14 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_DATA
-    except MemoryError as error:
-        print(f"error: out of memory: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_DATA
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BAD_DATA
     except KeyboardInterrupt:
         return INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        sentence = refusal(error, given[0])
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return BAD_DATA
     return 0
 
 

@@ -1,12 +1,14 @@
 """The configuration: filled with the schema's defaults and checked, before any rule is built."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
+from stat import S_ISDIR
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError, best_match
 
 from outlier_features.dumps import CORPUS, dump_files
@@ -14,6 +16,11 @@ from outlier_features.errors import InputError
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
 Schema = Mapping[str, Any]
+
+MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
+_LARGEST = 2**53  # of a number: beyond it not every integer is a float
+_SHOWN = 100  # characters of a value in a message
+_PLACES = ("results", "resources")
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -26,13 +33,8 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     A corpus' sample takes the keys it lacks from the top-level `sample`. Raises `InputError` with the key that is
     wrong, what was found and what was expected. An entry that is not selected is not looked at.
     """
-    selected = {
-        **config,
-        "catalog": {
-            kind: {name: entry for name, entry in _entries(config, kind).items() if name in _names(config, kind)}
-            for kind in ("models", "corpora")
-        },
-    }
+    selected = {**config, "catalog": _selected_catalog(config)}
+    _require_plain(selected, "the top level")
     _check(selected, schema)
     for kind in ("models", "corpora"):
         for name in selected[kind]:
@@ -44,12 +46,18 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
         own = selected["catalog"]["corpora"][corpus].get("sample", {})
         entry["sample"] = {**complete["sample"], **own}
         entry["sample"]["bos"] = {True: "always", False: "never"}.get(entry["sample"]["bos"], entry["sample"]["bos"])
+    for key in _PLACES:
+        complete[key] = _place(key, complete[key])
+    _require_apart(complete)
     _check_floors(complete)
+    _check_chunks(complete)
     return complete
 
 
 def require_files(config: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a selected model's directory or corpus's file is not there."""
+    """Raise `InputError` where a selected model's directory or corpus's file is not there, or results cannot be."""
+    for key in _PLACES:
+        _require_directory(key, Path(config[key]))
     for name, model in config["catalog"]["models"].items():
         for file in dump_files(model) if "dump" in model else []:
             if not Path(file).is_file():
@@ -95,6 +103,19 @@ def _applies(key: str, value: Mapping[str, Any], schema: Schema) -> bool:
     return all(needed in value for needed in schema.get("dependentRequired", {}).get(key, []))
 
 
+def _selected_catalog(config: Mapping[str, Any]) -> Any:
+    """The catalog with the selected entries only; where it is no catalog, as it is."""
+    catalog = config.get("catalog", {})
+    if not isinstance(catalog, Mapping):
+        return catalog
+    selected = dict(catalog)
+    for kind in ("models", "corpora"):
+        if isinstance(catalog.get(kind), Mapping):
+            names = _names(config, kind)
+            selected[kind] = {name: entry for name, entry in catalog[kind].items() if name in names}
+    return selected
+
+
 def _entries(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     catalog = config.get("catalog") or {}
     entries = catalog.get(kind) if isinstance(catalog, Mapping) else None
@@ -113,8 +134,69 @@ def _require_known(kind: str, name: str, entries: Mapping[str, Any]) -> None:
         raise InputError(f"config: {kind} names {name!r}, expected a name defined in catalog.{kind}{hint}")
 
 
+def _require_plain(value: Any, key: str) -> None:
+    """Raise `InputError` where a text has control characters, or a number is none that can be computed with."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _require_plain(name, f"a key in {key}")
+            _require_plain(entry, str(name) if key == "the top level" else f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            _require_plain(entry, f"{key}.{i}")
+    elif isinstance(value, str) and not value.isprintable():
+        raise InputError(f"config: {key} is {_shown(value)}, expected text without control characters")
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        raise InputError(f"config: {key} is {_shown(value)}, expected a finite number of at most {_LARGEST}")
+
+
+def _place(key: str, text: str) -> str:
+    """The path of a directory as Snakemake takes it best: without `./`, `//` and a `/` at its end."""
+    if text.startswith("~") or "{" in text or "}" in text:
+        raise InputError(f"config: {key} is {_shown(text)}, expected a path without braces and without ~ at its start")
+    return str(PurePath(text))
+
+
+def _require_apart(config: Mapping[str, Any]) -> None:
+    results, resources = (Path(config[key]).absolute() for key in _PLACES)
+    if results == resources:
+        raise InputError(f"config: results and resources are both {config['results']!r}, expected two directories")
+
+
+def _require_directory(key: str, path: Path) -> None:
+    for place in (path, *path.parents):
+        try:
+            is_directory = S_ISDIR(place.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(f"config: {key} is {_shown(str(path))}, which cannot be used: {error.strerror}") from error
+        if not is_directory:
+            raise InputError(f"config: {key} is {str(path)!r}, but {place} is a file, expected a directory")
+        return
+
+
+def _check_chunks(config: Mapping[str, Any]) -> None:
+    size = config["extract"]["chunk_sequences"]
+    for name, corpus in config["catalog"]["corpora"].items():
+        sequences = corpus["sample"]["sequences"]
+        if (chunks := math.ceil(sequences / size)) > MAX_CHUNKS:
+            raise InputError(
+                f"config: {sequences} sequences of corpus {name!r} make {chunks} chunks of extract.chunk_sequences: "
+                f"{size}, expected at most {MAX_CHUNKS}"
+            )
+
+
+# JSON's integers include 48.0, which counts nothing here.
+_Validator: Any = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda checker, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
 def _check(config: Mapping[str, Any], schema: Schema) -> None:
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
+    error = best_match(_Validator(schema).iter_errors(config))
     if error is not None:
         raise InputError(f"config: {_sentence(error)}")
 
@@ -130,13 +212,19 @@ def _sentence(error: ValidationError) -> str:
         hint = f", did you mean {nearest[0]!r}" if nearest else ""
         return f"unknown key {unknown!r} in {key}{hint}"
     if error.validator == "propertyNames" or ("pattern" in schema and error.validator == "pattern"):
-        return f"{key} is {found!r}, expected a match of {schema['pattern']}"
+        return f"{key} is {_shown(found)}, expected a match of {schema['pattern']}"
     if error.validator == "required":
         missing = [name for name in wanted if name not in found]
         return f"{key} lacks the key {missing[0]!r}"
     if error.validator in ("oneOf", "dependentRequired"):
         return f"{key} has the keys {', '.join(found)}, expected those of exactly one source (see docs/config.md)"
-    return f"{key} is {found!r}, expected {_expected(error)}"
+    return f"{key} is {_shown(found)}, expected {_expected(error)}"
+
+
+def _shown(value: Any) -> str:
+    """As Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _expected(error: ValidationError) -> str:
@@ -151,6 +239,7 @@ def _expected(error: ValidationError) -> str:
         "exclusiveMinimum": f"more than {wanted}",
         "minItems": f"at least {wanted} entries",
         "minLength": "a non-empty text",
+        "maxLength": f"at most {wanted} characters",
         "uniqueItems": "each entry once",
     }
     return phrases.get(str(error.validator), error.message)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from outlier_features.machine_limits import refusal
 from outlier_features.stage_log import logging_stderr
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -31,24 +32,36 @@ class DamagedFile(InputError):
 
 @contextmanager
 def stage(log: str | Path) -> Iterator[None]:
-    """Run the body of a rule's script: an `InputError` becomes one `error:` line and exit status 1.
+    """Run the body of a rule's script: an `InputError`, or what the machine refuses, becomes one `error:` line.
 
-    What the body writes to stderr (progress, warnings), the line, and the traceback of any other error go to `log` too.
+    The exit status is then 1. What the body writes to stderr (progress, warnings), the line, and the traceback of any
+    other error go to `log` too.
     SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
     log = Path(log)
     with logging_stderr(log), _ended_by_sigterm():
         try:
             yield
-        except InputError as error:
-            print(f"error: {' '.join(_with_remedy(error, log).split())}", file=sys.stderr, flush=True)
-            sys.exit(1)
         except KeyboardInterrupt:
             print(INTERRUPTED_LINE, file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            sentence = _with_remedy(error, log) if isinstance(error, InputError) else refusal(error, _place(log))
+            if sentence is None:
+                traceback.print_exc()
+            else:
+                print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
             sys.exit(1)
+
+
+def _place(log: Path) -> str:
+    """The directory of results and the rule that a log is of."""
+    results = _results(log)
+    return f"{results}, rule {log.absolute().relative_to(results / 'logs').parts[0]}" if results else str(log)
+
+
+def _results(log: Path) -> Path | None:
+    return next((parent.parent for parent in log.absolute().parents if parent.name == "logs"), None)
 
 
 def _with_remedy(error: InputError, log: Path) -> str:
@@ -56,7 +69,7 @@ def _with_remedy(error: InputError, log: Path) -> str:
 
     Such a file lies in the directory of results, where the log is in `logs/`; nobody is told to delete their own.
     """
-    results = next((parent.parent for parent in log.absolute().parents if parent.name == "logs"), None)
+    results = _results(log)
     if results and isinstance(error, DamagedFile) and error.path.absolute().is_relative_to(results):
         return f"{error}; delete it to have it made again"
     return str(error)

@@ -20,7 +20,7 @@ from outlier_features.errors import InputError
 from outlier_features.forward_pass import run_blocks
 from outlier_features.losses import LossRecorder
 from outlier_features.model_source import source_of
-from outlier_features.models import LoadedModel, load_model
+from outlier_features.models import LoadedModel, load_model, overflow_hint
 from outlier_features.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.tensorfile import TensorFileWriter
 from outlier_features.tokens import Tokens
@@ -59,8 +59,8 @@ def extract_activations(
     that has it, and `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next
     token. Both carry the same provenance. Memory does not grow with the number of sequences.
 
-    Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, or a site is
-    not what its name says.
+    Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
+    not what its name says, or an activation is not finite.
     """
     torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
@@ -101,7 +101,7 @@ def extract_activations(
         for index, block in enumerate(blocks)
         if site in block.sites
     }
-    chunk = _Chunk(corpus.tokens[start:stop], corpus.mask[start:stop])
+    chunk = _Chunk(corpus.tokens[start:stop], corpus.mask[start:stop], start)
     recorder = LossRecorder(loaded, blocks) if loaded.has_causal_head else None
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
@@ -122,10 +122,11 @@ def _sequences_at_once(loaded: LoadedModel, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Sequences to run: ids int32 and mask bool (n, T)."""
+    """Sequences to run: ids int32 and mask bool (n, T), from sequence `start` of the run on."""
 
     ids: Array
     mask: Array
+    start: int
 
     def batches(self, size: int, apart: bool) -> list[slice]:
         """Rows of each pass, in order; `apart`: full and padded sequences never share one."""
@@ -152,13 +153,29 @@ def _run(
         ids = torch.from_numpy(chunk.ids[rows].astype(np.int64)).to(loaded.device)
         mask = torch.from_numpy(chunk.mask[rows].copy()).to(loaded.device)
 
-        def write(name: str, value: torch.Tensor, rows: slice = rows) -> None:
+        nonfinite: dict[str, int] = {}
+
+        def write(name: str, value: torch.Tensor, rows: slice = rows, nonfinite: dict[str, int] = nonfinite) -> None:
+            if count := value.numel() - int(torch.isfinite(value).sum()):
+                nonfinite[name] = count
             activation_file.write(name, rows.start, _array(value, chunk.ids[rows].shape))
 
         with hooked(found.items(), write), recorder.states() if recorder else nullcontext():
             run_blocks(loaded, ids, mask)
+        _require_finite(nonfinite, loaded, chunk.start + rows.start)
         if recorder:
             loss_file.write("nll", rows.start, recorder.token_losses(ids, mask).cpu().numpy())
+
+
+def _require_finite(nonfinite: Mapping[str, int], loaded: LoadedModel, sequence: int) -> None:
+    """Raise `InputError` with the first tensor, in the order in which the model made them, that is not finite."""
+    if nonfinite:
+        name, count = next(iter(nonfinite.items()))
+        site, _, layer = name.rpartition(".")
+        raise InputError(
+            f"site {site}, layer {layer} has {count} values that are NaN or infinite in the batch from sequence "
+            f"{sequence} on, expected finite ones{overflow_hint(loaded.dtype)}"
+        )
 
 
 def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:

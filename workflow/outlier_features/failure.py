@@ -1,5 +1,6 @@
 """How a job failed, in a line that names its log."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,4 +22,11 @@ def failure_line(rule: str, logs: Sequence[str | Path], since: float) -> str:
                 return f"error: rule {rule} was {last}; {where}"
             if "Traceback (most recent call last):" in before:
                 return f"error: rule {rule} failed: {last}; {where}"
+        elif not _is_writable(log):
+            return f"rule {rule} failed, and its log could not be written; {where}"
     return f"error: rule {rule} ended without a word: killed, or out of memory; {where}"
+
+
+def _is_writable(log: Path) -> bool:
+    place = next(place for place in (log, *log.absolute().parents) if place.exists())
+    return os.access(place, os.W_OK)

@@ -111,14 +111,19 @@ def _figure(
     ticks = list(range(math.ceil(darkest), 1, 1 + int(-darkest) // 8))
     figure.update_layout(
         coloraxis={
-            "colorscale": "Viridis", "cmin": darkest, "cmax": brightest,
+            "colorscale": "Viridis", "cmin": darkest, "cmax": max(brightest, darkest + 0.1),
             "colorbar": {
-                "orientation": "h", "x": 0.5, "yref": "container", "y": 1, "yanchor": "top", "thickness": 12,
-                "len": 1.0, "title": {"text": "share of the layer's values in a bin", "side": "top"},
+                "orientation": "h", "x": 0.5, "yref": "container", "y": 1 - 22 / figure.layout.height,
+                "yanchor": "top", "thickness": 12, "len": 1.0,
                 "tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" if tick else "1" for tick in ticks],
                 "tickfont": {"size": 11}, "ticklabelposition": "outside bottom",
             },
         }
+    )  # fmt: skip
+    # A colour bar's own title overlaps it where the bar is placed in pixels.
+    figure.add_annotation(
+        text="share of the layer's values in a bin", xref="paper", yref="paper", x=0.5, y=1, yanchor="bottom",
+        yshift=figure.layout.margin.t - 21, showarrow=False,
     )  # fmt: skip
     set_layer_axis(figure, blocks - 1, len(sites))
     return figure

@@ -114,7 +114,7 @@ def _figure(
             row += 1
             here = ranges[part.rule].filter(site=site)
             _add_ranges(figure, here.filter(population=population), part, row)
-            _set_magnitudes(figure, [abs(x) for x in [*here["low"], *here["high"]] if x], row)
+            _set_magnitudes(figure, [x for x in [*-here["low"], *here["high"]] if x > 0], row)
             figure.update_yaxes(title_text=f"{label(site)}<br>dimension", row=row, col=1)
     figure.update_layout(barmode="overlay", bargap=0.25)
     for name, _, colour, _, symbol in _SIGNS:
@@ -131,8 +131,6 @@ def _set_dims(figure: go.Figure, part: _Part, row: int) -> None:
 
 
 def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> None:
-    if rows.is_empty():
-        say_nothing_here(figure, "no such dimension has a hit", row, 1)
     shares = [-1.0, -0.5, 0.0, 0.5, 1.0]
     figure.update_xaxes(
         range=[-1.14, 1.14], tickvals=shares, ticktext=[percent(abs(share)) for share in shares],
@@ -141,6 +139,9 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
     figure.add_vline(x=0, line={"color": INK, "width": 1}, row=row, col=1)
     figure.update_yaxes(title_text=f"rule {label(part.rule)}<br>dimension", row=row, col=1)
     _set_dims(figure, part, row)
+    if rows.is_empty():
+        say_nothing_here(figure, "no such dimension has a hit", row, 1)
+        return
     lines = rows.to_dicts()
     for name, side, colour, shape, _ in _SIGNS:
         larger = [line[name] * 2 >= line["occurrences"] + (side < 0) for line in lines]
@@ -176,8 +177,10 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
 
 
 def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) -> None:
+    _set_dims(figure, part, row)
     if ranges.is_empty():
         say_nothing_here(figure, "no positions in this population", row, 1)
+        return
     lines = [(part.shown.index(dim), dim, low, high) for dim, low, high in ranges.select("dim", "low", "high").rows()]
     both = [(at, -low, high) for at, _, low, high in lines if low < 0 < high]
     figure.add_scatter(
@@ -198,7 +201,6 @@ def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) 
             row=row,
             col=1,
         )
-    _set_dims(figure, part, row)
 
 
 def _set_magnitudes(figure: go.Figure, values: Sequence[float], row: int) -> None:

@@ -10,6 +10,7 @@ from outlier_features.figure_kurtosis import kurtosis
 from outlier_features.figure_lifecycle import lifecycle
 from outlier_features.figure_locations import locations_by_layer
 from outlier_features.figure_magnitude import magnitude_by_layer
+from outlier_features.figure_massive_tokens import massive_tokens
 from outlier_features.figure_norm_gains import norm_gains
 from outlier_features.figure_origin import origin
 from outlier_features.figure_positions import positions
@@ -18,6 +19,7 @@ from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import shares
 from outlier_features.figure_signs import signs
 from outlier_features.figure_style import Drawing
+from outlier_features.figure_surface import surface_figures
 from outlier_features.findings import RULE_SITES, applied_sites
 from outlier_features.report_run import Run
 
@@ -29,28 +31,28 @@ def run_figures(run: Run) -> list[Drawing]:
     sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
     drawings = [
         magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+        *surface_figures(tables["surface"], populations),
+        massive_tokens(tables["massive"], populations, applied=bool(sites["massive"])),
+        dimension_map(tables["emergence"], tables["dims"], sites, populations),
+        rules_side_by_side(tables["dims"], sites, blocks, populations),
+        signs(tables["dims"], tables["emergence"], sites, populations),
+        positions(tables["positions"], summary["rules"]["massive"], populations),
         distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
         kurtosis(tables["layers"], blocks, populations),
-        positions(tables["positions"], summary["rules"]["massive"], populations),
-        dimension_map(tables["emergence"], tables["dims"], sites, populations),
-        signs(tables["dims"], tables["emergence"], sites, populations),
-    ]
-    if "norms" in tables:
-        drawings.append(norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], populations))
-    drawings += [
-        rules_side_by_side(tables["dims"], sites, blocks, populations),
         shares(tables["dims"], sites, criteria, populations),
         sensitivity(tables["sensitivity"], criteria, populations),
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
-    if run.maps:
-        drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
-        drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
+    if "norms" in tables:
+        drawings.append(norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], populations))
     if "lifecycle" in tables:
         drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
     if "experts" in tables:
         drawings += expert_figures(tables["experts"], tables["routing"], blocks)
+    if run.maps:
+        drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
+        drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
     if "ablation" in tables:
         drawings.append(ablation(summary["ablation"]))
     return drawings

@@ -33,7 +33,7 @@ def for_paper(figure: go.Figure) -> go.Figure:
         chosen = menu.buttons[menu.active or 0].label
         still.add_annotation(
             text=chosen, x=menu.x, y=menu.y, xanchor=menu.xanchor, yanchor=menu.yanchor, xref="paper", yref="paper",
-            showarrow=False,
+            xshift=menu.pad.l or 0, showarrow=False,
         )  # fmt: skip
     still.layout.updatemenus = ()
     return still

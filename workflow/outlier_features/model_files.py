@@ -22,6 +22,8 @@ def model_files(
     returned only with `trust_remote_code`, pickled weights never are. Raises `InputError`, which begins with `where`,
     if the configuration, the weights or a shard of them is missing.
     """
+    names = set(names)
+    require_inside(names, where)
     names = {name for name in names if not name.startswith(".")} - {SOURCE_FILE}
     if "config.json" not in names:
         raise InputError(f"{where} has no config.json, expected a model in transformers' format")
@@ -30,6 +32,14 @@ def model_files(
     if trust_remote_code:
         chosen |= {name for name in names if name.endswith(".py")}
     return sorted(chosen)
+
+
+def require_inside(names: Iterable[str], where: str) -> None:
+    """Raise `InputError` where a name, of a file in a repository or wheel, would lead out of its directory."""
+    for name in names:
+        path = PurePosixPath(name)
+        if ".." in path.parts or path.is_absolute() or "\\" in name or not name.isprintable():
+            raise InputError(f"{where} has a file {name!r}, expected none that leaves its directory")
 
 
 def _weights(names: set[str], read_text: Callable[[str], str], where: str) -> list[str]:

@@ -87,8 +87,14 @@ def load_model(location: Path, *, dtype: str, device: str, attention: str, trust
     config = _config(location, options)
     wants_head = _is_causal_lm(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "attn_implementation": attention, "use_safetensors": True}
+    options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
     auto_class = AutoModelForCausalLM if wants_head else AutoModel
     model, report = _weights(auto_class, location, config, attention, options)
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
+        raise InputError(
+            f"{location}: its weight {name} is of shape {list(found)}, expected {list(expected)} by its config.json"
+        )
     missing = _missing_weights(model, report)
     head = _head_weights(model)
     if missing - head:
@@ -98,7 +104,16 @@ def load_model(location: Path, *, dtype: str, device: str, attention: str, trust
     model.to(place)  # type: ignore[arg-type]
     model.eval()
     model.config.get_text_config().use_cache = False  # one pass a sequence; not every encoder takes it as an argument
-    causal = _is_causal(model)
+    try:
+        causal = _is_causal(model)
+    except Exception as error:  # whatever a configuration, or code of the model's own, leads to
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        found = f"{type(error).__name__}: {_sentence(error)}"
+        raise InputError(
+            f"{location}: {type(model).__name__} does not run on a few tokens, found {found}, expected weights and a "
+            "config.json that fit each other"
+        ) from error
     return LoadedModel(model, place, attention, causal, wants_head and causal and not missing & head)
 
 
@@ -115,6 +130,11 @@ def holds_experts(module: nn.Module) -> bool:
     """Whether the module itself has one weight matrix for each expert, in one tensor."""
     own = module.parameters(recurse=False)
     return not isinstance(module, nn.Conv1d) and any(parameter.ndim == 3 for parameter in own)
+
+
+def overflow_hint(dtype: torch.dtype) -> str:
+    """For the end of a message on values that are not finite."""
+    return " (float16 overflows above 65504: set `dtype` to bfloat16 or float32)" if dtype == torch.float16 else ""
 
 
 def _vocab_size(model: PreTrainedModel) -> int:
@@ -141,7 +161,7 @@ def _device(device: str) -> torch.device:
 def _config(location: Path, options: dict[str, Any]) -> Any:
     try:
         config = AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # OSError, ValueError, KeyError, ImportError, those of checks in the classes, and others
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{location}: found a model with Python code of its own, expected `trust_remote_code: true` to run it"
@@ -190,7 +210,7 @@ def _weights(
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
-    missing = set(report["missing_keys"]) | {mismatch[0] for mismatch in report["mismatched_keys"]}
+    missing = set(report["missing_keys"])
     # transformers' encoders put a pooler after the last hidden states; masked-language checkpoints often have none.
     prefix = f"{model.base_model_prefix}."
     return {name for name in missing if not name.removeprefix(prefix).startswith("pooler.")}
@@ -222,7 +242,8 @@ def _is_causal(model: PreTrainedModel) -> bool:
 
 def _sentence(error: Exception) -> str:
     """The error's first line, for the end of a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 

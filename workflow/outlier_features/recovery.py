@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,16 +21,28 @@ _OWNER = ".owner"
 GO_ON = "`make resume` goes on (without make: `outlier-features recover --help`)"
 
 
-def begin_run(directory: Path, places: Sequence[Path]) -> None:
-    """What a run does first, once it holds the lock: note who holds it, and remove what killed jobs left in `places`.
+def begin_run(directory: Path, results: Path, resources: Path) -> None:
+    """What a run does first, once it holds the lock: note who holds it, and remove what killed jobs left.
 
-    Raises `InputError` where a job of an earlier run in `directory` still writes.
+    Raises `InputError` where a job of an earlier run in `directory` still writes, or `results` cannot be written;
+    `resources` need not be, where all is fetched.
     """
     if orphans := orphaned_jobs(directory):
         raise InputError(f"{_listed(orphans)} of a killed run still at work in {directory}: {GO_ON}")
+    _require_writable(results)
     if (directory / _LOCKS).is_dir():
         (directory / _LOCKS / f"{HOST}-{os.getpid()}{_OWNER}").touch()
-    remove_unfinished(places)
+    remove_unfinished([results, resources])
+
+
+def _require_writable(place: Path) -> None:
+    nearest = next(one for one in (place, *place.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        found = f"{place}: found {nearest}, where nothing can be written ({error.strerror})"
+        raise InputError(f"{found}, expected a directory for results") from error
 
 
 def remove_unfinished(places: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from outlier_features.artifacts import write_page
+from outlier_features.definitions_page import anchors, definitions_page
 from outlier_features.errors import InputError
 from outlier_features.figure_dimension_map import TWO_RULES
 from outlier_features.figure_style import Drawing
@@ -58,12 +60,14 @@ def render_report(
     report: Path,
     *,
     published: Path,
+    definitions: Path,
     comparison: Path | None = None,
     costs: pl.DataFrame | None = None,
 ) -> None:
     """Write `report` with a page for each run (a directory `<results>/model/corpus`), from the templates in `folder`.
 
     published    directory of what papers and repositories printed, as CSV
+    definitions  the Markdown document that says exactly what is measured, which becomes a page
     comparison   the table of dims that two runs have in common; None for one run
     costs        the table `costs`; without rows there is no page on them
 
@@ -83,12 +87,15 @@ def render_report(
         "visible": visible, "shortened": shortened, "number": number, "percent": percent, "unbroken": unbroken,
         "script_hash": script_hash,
     }  # fmt: skip
+    defined = anchors(definitions)
+    environment.filters["rule_anchor"] = lambda rule: rule_anchor(rule, defined)
     template = environment.get_template("report.html.j2")
     sections = [section(run, published) for run in item_bar(read, "render", "run")]
     require_names([part["id"] for part in sections])
     facts = {
         "overview": overview([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
+        "definitions": definitions_page(definitions),
         "meanings": meanings({part["id"]: part["findings"] for part in sections}),
         "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
@@ -185,8 +192,9 @@ def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool) -
     """The sections of a run's page, their names and titles."""
     return [
         *([("dimensions", "What stands out")] if short.profiles else []),
+        ("not-found", "What was not found"),
         ("limits", "What the numbers do not mean"),
-        ("findings", "Findings"),
+        ("findings", "Findings, rule by rule"),
         *((drawing.name, drawing.title) for drawing in drawings),
         ("massive", "Massive activations"),
         *([("published", "What others printed")] if published else []),
@@ -213,6 +221,12 @@ def json_script(figure: go.Figure) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def rule_anchor(rule: str, defined: Mapping[str, str]) -> str:
+    """Where the first rule that a caption names is defined."""
+    names = (word for word in re.findall(r"\w+", rule.replace("attention sink", "sinks")) if word in defined)
+    return defined[next(names, "Sites")]
 
 
 def script_hash(text: str) -> str:

@@ -17,8 +17,8 @@ from outlier_features.tokens import Tokens
 
 # Tables that the report shows, where the run has them.
 SHOWN = {
-    "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "norms", "gains", "sinks",
-    "lifecycle", "origin", "origin_neurons", "experts", "routing", "ablation",
+    "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "surface", "norms", "gains",
+    "sinks", "lifecycle", "origin", "origin_neurons", "experts", "routing", "ablation",
 }  # fmt: skip
 # Of the others the report lists the first rows: one has a row for each sequence and dim.
 MOST_ROWS = 200_000

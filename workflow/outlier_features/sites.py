@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from outlier_features.errors import InputError
-from outlier_features.models import LoadedModel, holds_experts, probe_ids
+from outlier_features.models import LoadedModel, holds_experts, overflow_hint, probe_ids
 
 SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_norm", "mlp_norm", "attn_heads", "attn_out", "mlp_out", "mlp_pre",
@@ -148,7 +148,7 @@ def _blocks_that_run(loaded: LoadedModel, ids: torch.Tensor) -> list[tuple[str, 
         for path, modules in lists.items()
         if [module for module in ran if module in set(modules)] == modules
     }
-    if not in_order:
+    if not in_order or not loaded.blocks:
         raise InputError(
             f"{loaded.model_type}: found no list of {loaded.blocks} modules that run one after the other, expected the "
             "model's blocks"
@@ -230,9 +230,10 @@ def _copy(value: Any) -> torch.Tensor | None:
 def _describe(path: str, calls: list[_Call], shape: torch.Size) -> Block:
     """The block at `path` from the calls inside it; `shape` is that of the probe's token ids."""
     *inner, whole = calls
-    if not whole.output.isfinite().all():
+    if count := int((~whole.output.isfinite()).sum()):
         raise InputError(
-            f"dtype: {whole.output.dtype} gives values that are not finite in {path}, expected finite activations"
+            f"dtype: {whole.output.dtype} gives {count} values that are not finite in {path} (site resid_post) on some "
+            f"probe tokens, expected finite activations{overflow_hint(whole.output.dtype)}"
         )
     draft = _Draft(Block(path), shape)
     draft.add("resid_pre", whole, "in")

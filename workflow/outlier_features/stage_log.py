@@ -1,11 +1,12 @@
 """A stage's log: what it writes to stderr, kept in a file as well."""
 
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -19,21 +20,31 @@ def logging_stderr(log: Path) -> Iterator[None]:
     Of a progress bar, which draws over its own line, the log gets a line now and then and the last one. What other
     programs and libraries write to the file descriptor itself is not copied.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     terminal = sys.stderr
-    with log.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        copy = _Copy(terminal, file)
-        sys.stderr = copy  # type: ignore[assignment]
-        handlers = _handlers_on(terminal)
+    file = _opened(log)
+    copy = _Copy(terminal, file)
+    sys.stderr = copy  # type: ignore[assignment]
+    handlers = _handlers_on(terminal)
+    for handler in handlers:
+        handler.setStream(copy)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        sys.stderr = terminal
         for handler in handlers:
-            handler.setStream(copy)  # type: ignore[arg-type]
-        try:
-            yield
-        finally:
-            sys.stderr = terminal
-            for handler in handlers:
-                handler.setStream(terminal)
-            copy.finish()
+            handler.setStream(terminal)
+        copy.finish()
+        with suppress(OSError):
+            file.close()
+
+
+def _opened(log: Path) -> TextIO:
+    """`log`; where it cannot be written, such as on a full disk, no file: the body's own files tell the reason."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("w", encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return open(os.devnull, "w", encoding="utf-8")
 
 
 class _Copy:
@@ -71,8 +82,9 @@ class _Copy:
         self._line, self._overdrawn = "", False
 
     def _keep(self) -> None:
-        self._file.write(self._line.rstrip() + "\n")
-        self._file.flush()
+        with suppress(OSError):
+            self._file.write(self._line.rstrip() + "\n")
+            self._file.flush()
         self._line, self._overdrawn, self._written = "", False, time.monotonic()
 
 

@@ -12,7 +12,6 @@ from outlier_features.artifacts import replacing
 from outlier_features.errors import DamagedFile
 from outlier_features.export_tables import write_csv
 from outlier_features.tables import COSTS
-from outlier_features.wording import number
 
 _COLUMNS = ("s", "cpu_time", "max_rss", "io_in", "io_out")
 
@@ -60,19 +59,6 @@ def read_costs(benchmarks: Path, outputs: Mapping[str, Sequence[str]]) -> pl.Dat
         .sort(["seconds", "rule"], descending=[True, False])
         .select(pl.col(name).cast(dtype) for name, dtype in COSTS.schema.items())
     )
-
-
-def cost_rows(costs: pl.DataFrame) -> list[list[str]]:
-    """Rows of text: rule, jobs, wall seconds, the longest job's, CPU seconds, MiB of memory, read, written, outputs."""
-    return [
-        [
-            row["rule"],
-            number(row["jobs"]),
-            *(number(row[name]) for name in ("seconds", "seconds_max", "cpu_seconds", "max_rss", "read", "written")),
-            number(None if row["output_bytes"] is None else row["output_bytes"] / 2**20),
-        ]
-        for row in costs.iter_rows(named=True)
-    ]
 
 
 def _read(path: Path) -> dict[str, float | None]:

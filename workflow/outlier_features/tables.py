@@ -469,6 +469,31 @@ SUPER_WEIGHTS = Table(
     ),
 )  # fmt: skip
 
+SURFACE = Table(
+    "surface",
+    "cell of neighbouring tokens and dims, in the sequence and layer of the run's largest abs(x): on resid_post, or on "
+    "the site that has it where the run lacks resid_post; 256 x 512 cells at most",
+    (
+        _SITE, _LAYER, _SEQUENCE,
+        Column("token_first", pl.UInt32, "first position of the cell; excluded ones and the tokens with the largest "
+               "abs(x) are not pooled (up to 32 each)"),
+        Column("token_last", pl.UInt32, "last position of the cell"),
+        Column("excluded", pl.Boolean, "the cell's positions are those between that are the first of the sequence or "
+               "special tokens; else those that are not. A cell has no others, and no padding"),
+        Column("dim_first", pl.UInt32, "first dim of the cell; up to 64 selected dims and the 16 with the largest "
+               "abs(x) of each kind of positions are not pooled"),
+        Column("dim_last", pl.UInt32, "last dim of the cell"),
+        Column("selected", pl.Boolean, "the cell is of one dim that rule dettmers or massive (on attn_heads "
+               "dettmers_heads) selects in any population"),
+        Column("max_abs", pl.Float32, "largest abs(x) in the cell", "activation"),
+        Column("value", pl.Float32, "the x that has it, signed", "activation"),
+        Column("token", pl.UInt32, "its position, the first of equals"),
+        Column("dim", pl.UInt32, "its dim, the first of equals at that position"),
+        Column("token_text", pl.String, "of a cell of one position: the text that the token covers; of a special "
+               "token, its name"),
+    ),
+)  # fmt: skip
+
 _VARIANT = Column("variant", pl.UInt16, "index of the variant of the model, from 0, the unchanged model")
 _TOP1 = Column("top1_probability", pl.Float64, "largest probability of any token, mean over predicted tokens", "share")
 
@@ -527,9 +552,9 @@ COSTS = Table(
 )  # fmt: skip
 
 PUBLIC = (
-    LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, NORMS, GAINS, SINKS, LIFECYCLE,
-    ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES, LOSS, HITS,
-    COMPARISON, COMMON_DIMS, COSTS,
+    LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, SURFACE, NORMS, GAINS, SINKS,
+    LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES,
+    LOSS, HITS, COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 

@@ -245,7 +245,7 @@ class TensorFileWriter:
 
     def __enter__(self) -> "TensorFileWriter":
         self._file = self._replacing.__enter__().open("w+b", buffering=0)
-        self._file.write(self._header)
+        self._put(self._header, 0)
         self._file.truncate(len(self._header) + self._missing)
         return self
 
@@ -259,7 +259,11 @@ class TensorFileWriter:
         offset = entry.offset + row * (entry.nbytes // entry.shape[0])
         self._missing -= len(view)
         self._sums[name].add(row, len(data), view)
-        while len(view):
+        self._put(view, offset)
+
+    def _put(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while len(view):  # a disk that fills up takes a part
             written = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[written:], offset + written
 
@@ -284,7 +288,7 @@ class TensorFileWriter:
         sums = " ".join(f"{self._checksum(name):08x}" for name in self._sums)
         header = self._header.replace(_field(_CHECKSUMS, blank), _field(_CHECKSUMS, sums), 1)
         whole = _field(_HEADER_CHECKSUM, f"{zlib.crc32(header):08x}")
-        os.pwrite(self._file.fileno(), header.replace(_field(_HEADER_CHECKSUM, _NO_CHECKSUM), whole, 1), 0)
+        self._put(header.replace(_field(_HEADER_CHECKSUM, _NO_CHECKSUM), whole, 1), 0)
 
     def _checksum(self, name: str) -> int:
         found, entry = self._sums[name].value, self._entries[name]

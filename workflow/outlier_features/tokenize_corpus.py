@@ -137,9 +137,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True).backend_tokenizer
+            # Not False but nothing said, transformers would ask on the terminal whether to run a model's own code.
+            auto = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            tokenizer = auto.backend_tokenizer
     except Exception as error:  # the Rust library raises bare Exception
-        raise InputError(f"{directory}: expected a tokenizer (tokenizer.json), found {error}") from error
+        found = str(error).strip().partition("\n")[0].removesuffix(":")
+        raise InputError(
+            f"{directory}: expected a tokenizer (tokenizer.json), found none that loads: {found}"
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

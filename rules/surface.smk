@@ -1,0 +1,54 @@
+rule rerun_largest:
+    input:
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        statistics=f"{RUN}/statistics.safetensors",
+    output:
+        activations=temp(f"{RUN}/largest.safetensors"),
+    log:
+        f"{RESULTS}/logs/rerun_largest/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/rerun_largest/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: CONFIG["extract"]["threads"]
+    resources:
+        mem_mb=model_mb,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=GPUS,
+    params:
+        dtype=of_model("dtype"),
+        device=CONFIG["extract"]["device"],
+        attention=of_model("attention"),
+        threads=CONFIG["extract"]["threads"],
+        trust_remote_code=of_model("trust_remote_code"),
+        code=code_version("rerun_largest"),
+    message:
+        "Run the sequence with the largest |x| of {wildcards.model} on {wildcards.corpus} again"
+    script:
+        "../scripts/rerun_largest.py"
+
+
+rule record_surface:
+    input:
+        activations=surface_activations,
+        statistics=f"{RUN}/statistics.safetensors",
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+        dims=f"{RUN}/dims.parquet",
+    output:
+        surface=f"{RUN}/surface.parquet",
+    log:
+        f"{RESULTS}/logs/record_surface/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/record_surface/{{model}}/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        dump=dump_ranges,
+        code=code_version("record_surface"),
+    message:
+        "Record the surface of the largest |x| of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/record_surface.py"

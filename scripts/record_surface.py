@@ -1,0 +1,14 @@
+from pathlib import Path
+
+from outlier_features.dumps import DumpRange
+from outlier_features.errors import stage
+from outlier_features.record_surface import record_surface
+
+with stage(snakemake.log[0]):
+    dump = snakemake.params.dump
+    record_surface(
+        activations=[Path(path) for path in snakemake.input.activations],
+        **{name: Path(snakemake.input[name]) for name in ("statistics", "tokens", "texts", "dims")},
+        surface=Path(snakemake.output.surface),
+        dump=dump and [DumpRange(**where) for where in dump],
+    )

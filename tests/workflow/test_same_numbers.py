@@ -1,0 +1,149 @@
+"""Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
+
+Real runs, compared cell by cell and bit by bit; moments to 1e-9. Each table of `tables.PUBLIC` is among them.
+"""
+
+import json
+import random
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from outlier_features import tables
+from outlier_features.tensorfile import TensorFile
+
+# Sums of floats, whose last bit depends on the order of additions.
+MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
+COMPARISONS = {tables.COMPARISON.name, tables.COMMON_DIMS.name}
+# Beside the project's own run: chunks of 4, 2 cores, batches of 3.
+SETTINGS = {
+    "one": (["--cores", "1"], {"chunk_sequences": 1, "batch_size": 8, "keep_activations": False}),
+    "all": (["--cores", "2"], {"chunk_sequences": 16, "batch_size": 1, "keep_activations": True}),
+}
+
+
+def public(folder: Path) -> dict[str, pl.DataFrame]:
+    """The public tables below a directory, by their place; chunks of one table are joined."""
+    found: dict[str, list[pl.DataFrame]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        table = pl.read_parquet_metadata(path)["table"]
+        if table in {one.name for one in tables.PUBLIC}:
+            place = path.relative_to(folder).with_suffix("")
+            key = place.parent if place.name[0].isdecimal() else place
+            found.setdefault(str(key), []).append(pl.read_parquet(path))
+    return {key: pl.concat(frames) for key, frames in found.items()}
+
+
+def bits(column: pl.Series) -> list[object]:
+    """Values that are equal where they are the same bit by bit; NaN equals NaN, and -0.0 is not 0.0."""
+    if column.dtype.is_float():
+        return [None if value is None else struct.pack("<d", value) for value in column]
+    return column.to_list()
+
+
+def differing(one: pl.DataFrame, other: pl.DataFrame, close: Iterable[str], tolerance: float) -> list[str]:
+    """Columns whose cells differ: by more than `tolerance`, relative, in those of `close`, at all in others."""
+    if one.schema != other.schema or len(one) != len(other):
+        return [f"{len(one)} rows and {len(other)} rows, or other columns"]
+    found = []
+    for name in one.columns:
+        pairs = zip(one[name].to_list(), other[name].to_list(), strict=True)
+        if name in close:
+            same = all(
+                x == y or (x is not None and y is not None and x == pytest.approx(y, rel=tolerance)) for x, y in pairs
+            )
+        else:
+            same = bits(one[name]) == bits(other[name])
+        if not same:
+            found.append(name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(project) -> dict[str, Path]:
+    for name, (arguments, extract) in SETTINGS.items():
+        run = project.run("tables", *arguments, models=["tiny", "tiny-moe"], results=f"same-{name}", extract=extract)
+        assert run.status == 0, run.output
+    return {name: project.folder / f"same-{name}" for name in SETTINGS}
+
+
+def test_every_public_table_is_compared(project, runs):
+    """What stands in the others' way is nothing: no table is missing, and those that can find something found it."""
+    found = public(runs["all"])
+    assert {key.split("/")[2] if key.count("/") > 1 else key for key in found} == {
+        one.name for one in tables.PUBLIC if one.name not in COMPARISONS
+    } | {key for key in found if key.startswith("comparison/")}
+    assert {pl.read_parquet_metadata(path)["table"] for path in runs["all"].rglob("*.parquet")} >= {
+        one.name for one in tables.PUBLIC
+    }
+    for table in ("dims", "pairs", "massive", "emergence", "gains", "sinks", "lifecycle", "origin", "ablation", "loss"):
+        assert len(found[f"tiny/text/{table}"]), table
+    for table in ("experts", "routing"):
+        assert len(found[f"tiny-moe/text/{table}"]), table
+
+
+def test_chunks_batches_cores_and_kept_activations_change_no_cell(runs):
+    assert not list(runs["one"].glob("*/*/activations/*")) and list(runs["all"].glob("*/*/activations/*"))
+    one, other = public(runs["one"]), public(runs["all"])
+    assert one.keys() == other.keys()
+    assert {key: found for key in one if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
+
+
+def test_neither_do_chunks_of_four(project, runs):
+    """The project's own run."""
+    one, other = public(project.folder / "results"), public(runs["all"])
+    assert {key: found for key in one if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
+    assert set(one) == {key for key in other if key.startswith("tiny/")}
+
+
+def test_other_artifacts_are_the_same(project, runs):
+    """Locations, attention patterns, and the origins in words."""
+    places = [project.folder / "results/tiny/text", *(run / "tiny/text" for run in runs.values())]
+    texts = [(place / "origin.txt").read_text() for place in places]
+    located = [json.loads((place / "locations.json").read_text())["populations"] for place in places]
+    patterns = [TensorFile(place / "attention.safetensors") for place in places]
+    for n in (1, 2):
+        assert texts[n] == texts[0] and located[n] == located[0]
+        assert patterns[n].entries == patterns[0].entries
+        assert all(patterns[n].array(key).tobytes() == patterns[0].array(key).tobytes() for key in patterns[0].entries)
+
+
+# By sequence: the same rows in another order. Over sequences: counts and extremes the same, means up to rounding.
+OVER_SEQUENCES = {"layers": {"top1", "top2", "top3", "median"}, "dims": set(), "sensitivity": set(), "emergence": set()}
+BY_SEQUENCE = {"pairs": {"kurtosis"}, "massive": set(), "loss": set()}
+
+
+def test_the_order_of_the_sequences_changes_no_number(project):
+    """Documents of different lengths, and so with padding, in two orders."""
+    rng = random.Random(4)
+    letters = "abcdefghij klmnopqrstuvw. xyz"
+    texts = ["".join(rng.choices(letters, k=rng.randint(20, 60))) + "z" for _ in range(6)]
+    order = [3, 0, 5, 1, 4, 2]
+    found = {}
+    for name, documents in (("straight", texts), ("turned", [texts[n] for n in order])):
+        path = project.folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        folder = f"order-{name}/tiny/docs"
+        names = [*OVER_SEQUENCES, *BY_SEQUENCE]
+        run = project.run(
+            *(f"{folder}/{table}.parquet" for table in names), corpora=["docs"], results=f"order-{name}",
+            resources=f"order-{name}/resources", sample={"sequences": 6, "tokens": 48, "pack": "documents"},
+            catalog__corpora__docs={"files": [path.name]},
+        )  # fmt: skip
+        assert run.status == 0, run.output
+        found[name] = {table: pl.read_parquet(project.folder / folder / f"{table}.parquet") for table in names}
+    for table, frame in found["turned"].items():
+        straight = found["straight"][table]
+        assert len(frame), table
+        if table in BY_SEQUENCE:  # sequence n of the turned corpus is sequence order[n] of the straight one
+            frame = frame.with_columns(
+                pl.col("sequence").replace_strict(dict(enumerate(order)), return_dtype=frame.schema["sequence"])
+            )
+            keys = [name for name in frame.columns if not frame.schema[name].is_float() or name == "value"]
+            frame, straight = frame.sort(keys), straight.sort(keys)
+        means = {name for name in frame.columns if name.endswith(("_mean", "_median"))}
+        close = MOMENTS | means | OVER_SEQUENCES.get(table, set())
+        assert differing(frame, straight, close, 1e-9) == [], table
