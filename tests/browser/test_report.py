@@ -8,7 +8,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from reading import MARK, SCRIPT, Reader
 
 from fake_run import FIGURES, FakeRun
 from outlier_features.compare_runs import compare_runs
