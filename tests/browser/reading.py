@@ -30,11 +30,9 @@ class Reader:
         return self.by_id(place)
 
     def drawn(self, place):
-        self.page.wait_for_function(
-            "place => ['drawn', 'failed', undefined].includes(document.getElementById(place).querySelector('.plot')?.dataset.state)"
-            " && document.getElementById(place).querySelector('.plot')?.dataset.state !== undefined",
-            arg=place,
-        )
+        """Waits for a figure to be drawn."""
+        state = "document.getElementById(place).querySelector('.plot').dataset.state"
+        self.page.wait_for_function(f"place => ['drawn', 'failed'].includes({state})", arg=place)
         assert self.by_id(place).locator(".plot").get_attribute("data-state") == "drawn"
 
     def by_id(self, place):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from reading import MARK, SCRIPT, Reader
 
 from fake_run import FIGURES, FakeRun
 from outlier_features.compare_runs import compare_runs
 from outlier_features.figures import run_figures
 from outlier_features.render_report import render_report
 from outlier_features.report_run import Run
+from reading import MARK, SCRIPT, Reader
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
@@ -67,12 +67,18 @@ def read_csv(content, frame):
     """Cells of a download, of the types of `frame`; text without the apostrophes that keep spreadsheets from it."""
     header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
     assert header == frame.columns
-    kinds = [
-        int if dtype.is_integer() else float if dtype.is_float() else (lambda cell: cell == "true") if dtype == pl.Boolean
-        else lambda cell: re.sub(r"^'(?='*[=+\-@\t\r])", "", cell)
-        for dtype in frame.dtypes
-    ]  # fmt: skip
+    kinds = [_reader_of(dtype) for dtype in frame.dtypes]
     return [tuple(kind(cell) if cell != "" else None for kind, cell in zip(kinds, row, strict=True)) for row in rows]
+
+
+def _reader_of(dtype):
+    if dtype.is_integer():
+        return int
+    if dtype.is_float():
+        return float
+    if dtype == pl.Boolean:
+        return {"true": True, "false": False}.__getitem__
+    return lambda cell: re.sub(r"^'(?='*[=+\-@\t\r])", "", cell)
 
 
 def rows_of(frame):
@@ -130,13 +136,9 @@ def test_one_switch_for_all_figures_of_a_run(reader, drawings):
     switch = reader.by_id("hostile/text").locator(".all-views")
     for population in ("without_first", "all"):
         switch.locator(f'input[value="{population}"]').check()
-        views = (
-            reader.by_id("hostile/text")
-            .locator("figure.drawing")
-            .evaluate_all(
-                "figures => Object.fromEntries(figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null]))"
-            )
-        )
+        figures = reader.by_id("hostile/text").locator("figure.drawing")
+        pairs = "figures => figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null])"
+        views = dict(figures.evaluate_all(pairs))
         for drawing in drawings["hostile/text"]:
             names = list(drawing.views)
             expected = population if population in names else names[0] if names else None
@@ -409,7 +411,7 @@ CONTRAST = """() => {
     if (!node.data.trim() || element.closest("script, style, noscript, svg") || !element.checkVisibility()) continue;
     test(element, getComputedStyle(element).color, node.data);
   }
-  for (const text of document.querySelectorAll(".plot .xtick text, .plot .ytick text, .plot .legendtext, .plot .xtitle, .plot .ytitle")) {
+  for (const text of document.querySelectorAll(".plot :is(.xtick text, .ytick text, .legendtext, .xtitle, .ytitle)")) {
     if (text.checkVisibility()) test(text.closest(".plot"), getComputedStyle(text).fill, text.textContent);
   }
   return [seen, poor];

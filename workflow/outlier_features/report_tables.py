@@ -191,7 +191,7 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
 
 
 def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:
-    """What the findings of the runs, by name, say of the numbers' meaning; with the names where it is not of all runs."""
+    """What the runs' findings say of the numbers' meaning, with the names of the runs where it is not said of all."""
     runs_of: dict[str, list[str]] = {}
     for name, findings in found.items():
         for finding in findings:

@@ -17,7 +17,8 @@
     if (target instanceof HTMLDetailsElement) target.open = true;
     if (target && target !== page) target.scrollIntoView();
     else if (moved) scrollTo(0, 0);
-    if (moved) (target ?? page).focus({ preventScroll: true });
+    const place = target instanceof HTMLDetailsElement ? target.querySelector("summary") : target ?? page;
+    if (moved) place.focus({ preventScroll: true });
     fit(page);
     mark();
     // The first figure is ready when the reader comes to it.
