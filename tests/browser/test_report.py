@@ -438,6 +438,7 @@ def test_both_themes_can_be_read(browser, results):
     assert len(set(grounds)) == 4
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.get_by_role("button", name="Dark theme").click()
+    page.wait_for_timeout(500)  # the browser writes it down in a process of its own
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"  # it is remembered
     assert opened.complaints == []
@@ -507,7 +508,7 @@ def test_without_scripts_every_page_and_its_words_are_there(browser, results):
     opened = Reader(browser, results / "report.html", java_script_enabled=False)
     shown = opened.page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).length")
     assert shown == 6
-    assert "Rule massive on resid_post finds" in opened.page.locator("main").inner_text()
+    assert "Rule massive on resid_post finds" in opened.page.locator("main").text_content()
     assert opened.page.locator("mark").count() > 0
     opened.context.close()
 

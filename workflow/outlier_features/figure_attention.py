@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from outlier_features.figure_style import STYLE, label
-from outlier_features.visible_text import visible
+from outlier_features.visible_text import visible_start
 
 Array = np.ndarray[Any, Any]
 LEARNED = "learned sink"
@@ -46,8 +46,7 @@ def average(pattern: Array) -> Panel:
 
 def places(tokens: Sequence[str]) -> list[str]:
     """A name for each position on an axis: its index, and its token as far as there is room."""
-    shown = (visible(text[:LONGEST_LABEL]) + text[LONGEST_LABEL:] for text in tokens)
-    cut = (text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…" for text in shown)
+    cut = (visible_start(text, LONGEST_LABEL) for text in tokens)
     return [label(f"{index} {text}") if text else str(index) for index, text in enumerate(cut)]
 
 

@@ -106,7 +106,7 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, site: str, name: str, index
 def _set_scale(figure: go.Figure, values: Sequence[float], row: int) -> None:
     low, high = min(values), max(values)
     steps = [float(f"{step}e{k}") for k in range(9) for step in (1, 3)]
-    inside = [value for value in [-2.0, -1.0, 0.0, *steps] if low <= value <= high * 1.2]
+    inside = [value for value in [-2.0, 0.0, *steps] if low <= value <= high * 1.2]
     if len(inside) > 7:
         inside = [value for value in inside if not f"{value:e}".startswith("3")]
     span = _place(high) - _place(low)

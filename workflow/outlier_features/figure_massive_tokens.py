@@ -12,11 +12,10 @@ from outlier_features.figure_style import (
     VERMILLION,
     Drawing,
     capped,
-    label,
     panels,
+    quoted_label,
     say_nothing_here,
 )
-from outlier_features.visible_text import quoted
 from outlier_features.wording import listing
 
 MOST = 20
@@ -111,4 +110,4 @@ def _marker(colour: str, pattern: str) -> dict[str, Any]:
 def _name(text: str | None, position: int | None) -> str:
     if text is None:
         return f"position {position}"
-    return label(quoted(text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"))
+    return quoted_label(text, _TEXT)

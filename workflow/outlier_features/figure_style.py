@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from outlier_features.visible_text import visible
+from outlier_features.visible_text import quoted, visible, visible_start
 from outlier_features.wording import count, number
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -66,6 +66,11 @@ class Drawing:
 def label(text: str) -> str:
     """Text as plotly shows it literally: it reads `<b>` and `&lt;` as HTML."""
     return escape(visible(text), quote=False)
+
+
+def quoted_label(text: str, most: int) -> str:
+    """At most so many characters of a token, in quotation marks, as plotly shows them literally."""
+    return escape(quoted(visible_start(text, most)), quote=False)
 
 
 def panels(heights: Sequence[int], columns: Sequence[str], *, gap: int = _GAP, **options: Any) -> go.Figure:

@@ -17,14 +17,13 @@ from outlier_features.figure_style import (
     Drawing,
     add_legend_entry,
     decades,
-    label,
     panels,
     power,
+    quoted_label,
     say_nothing_here,
 )
 from outlier_features.pooling import largest_indices
 from outlier_features.surface_grid import SurfaceGrid
-from outlier_features.visible_text import quoted
 from outlier_features.wording import listing, number
 
 Array = np.ndarray[Any, Any]
@@ -125,8 +124,7 @@ def token_label(texts: Mapping[int, str], position: int) -> str:
     text = texts.get(position)
     if text is None:
         return f"position {position}"
-    cut = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}…"
-    return f"{label(quoted(cut))} {position}"
+    return f"{quoted_label(text, _TEXT)} {position}"
 
 
 # The surface
@@ -294,7 +292,9 @@ def _span(sizes: Sequence[Array]) -> tuple[int, int]:
 
 
 def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span: tuple[int, int]) -> go.Figure:
-    figure = panels([90, 440], [f"population {population}", ""], gap=14, column_widths=[0.8, 0.2])
+    figure = panels(
+        [90, 440], [f"population {population}", ""], gap=14, column_widths=[0.8, 0.2], horizontal_spacing=0.06
+    )
     figure.update_layout(margin={"l": 128, "b": 136}, height=figure.layout.height + 82)
     if not grid.value.size:
         say_nothing_here(figure, _NO_ROWS, 2, 1)

@@ -19,6 +19,12 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+def visible_start(text: str, most: int) -> str:
+    """`text` made visible, cut to so many characters: one that cannot be seen takes several to show."""
+    shown = visible(text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def quoted(text: str) -> str:
     """`text` made visible, in quotation marks; right-to-left letters in it do not move the words around it."""
     shown = visible(shortened(text))

@@ -90,12 +90,13 @@
   });
   switcher.setAttribute("aria-pressed", root.dataset.theme === "dark");
   switcher.addEventListener("click", () => {
-    setTheme(root.dataset.theme === "dark" ? "light" : "dark");
+    const chosen = root.dataset.theme === "dark" ? "light" : "dark";
     try {
-      localStorage.setItem("outlier-features-theme", root.dataset.theme);
+      localStorage.setItem("outlier-features-theme", chosen);
     } catch {
       // Then it holds for this visit.
     }
+    setTheme(chosen);
   });
 
   // Figures: drawn when they come near the window, all of the page before it is printed.
