@@ -1,0 +1,31 @@
+rule draw_figures:
+    input:
+        unpack(figure_tables),
+        template=f"{workflow.basedir}/workflow/report/figures.html.j2",
+        summary=f"{RUN}/summary.json",
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+        attention=of_model_runs(f"{RUN}/attention.safetensors"),
+    output:
+        directory=report(
+            directory(f"{RUN}/figures"),
+            htmlindex="index.html",
+            caption="../workflow/report/captions/figures.rst",
+            category="Figures",
+            labels={"model": "{model}", "corpus": "{corpus}"},
+        ),
+    log:
+        f"{RESULTS}/logs/draw_figures/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_figures/{{model}}/{{corpus}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        formats=CONFIG["figures"]["formats"],
+        width_mm=CONFIG["figures"]["width_mm"],
+        code=code_version("draw_figures"),
+    message:
+        "Draw the figures of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/draw_figures.py"
