@@ -31,6 +31,7 @@ PROJECT = (
     "Makefile",
     "Snakefile",
     "config.yaml",
+    "docs",
     "profiles",
     "pyproject.toml",
     "requirements.lock",
