@@ -116,7 +116,12 @@ def recorded(tmp_path):
                 hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites}, statistics=parts[-1],
                 floors=dict.fromkeys(sites, 4.0), max_density=1.0, threads=1, dump=where,
             )  # fmt: skip
-        summarize_layers(parts, tmp_path / "statistics.safetensors", tmp_path / "layers.parquet")
+        summarized = (
+            tmp_path / "statistics.safetensors",
+            tmp_path / "layers.parquet",
+            tmp_path / "distribution.parquet",
+        )
+        summarize_layers(parts, *summarized)
         provenance = TensorFile(tmp_path / "statistics.safetensors").provenance
         write_table(tmp_path / "dims.parquet", pl.DataFrame(schema=DIMS.schema), DIMS, provenance)
         if not (tmp_path / "texts.parquet").exists():

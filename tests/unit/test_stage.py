@@ -74,6 +74,16 @@ def test_only_a_damaged_file_among_the_results_is_to_be_deleted(tmp_path):
     assert last(InputError(f"{mine}: is cut")).endswith("dims.parquet: is cut")
 
 
+def test_the_last_word_has_a_line_of_its_own_under_a_progress_bar(tmp_path):
+    def body():
+        sys.stderr.write("\rwork: 5%")
+        raise InputError("x: found this")
+
+    _, text = run(tmp_path / "x.log", body)
+    assert text.splitlines()[-2:] == ["work: 5%", "error: x: found this"]
+    assert (tmp_path / "x.log").read_text() == "work: 5%\nerror: x: found this\n"
+
+
 def test_any_other_error_leaves_its_traceback(tmp_path):
     status, text = run(tmp_path / "x.log", lambda: [][1])
     assert status == 1 and text.startswith("Traceback") and text.endswith("IndexError: list index out of range\n")
@@ -112,6 +122,8 @@ def test_a_failed_job_s_line_names_its_log(tmp_path):
         ("", silent),
         ("work: 5%\n", silent),
         ("work: 5%\nerror: x: found this\n", f"rule detect failed: x: found this{ending}"),
+        ("error: x: found this\nwork: 6%\n", f"rule detect failed: x: found this{ending}"),  # a bar that is closed
+        ("work: 5%\nterminated\nwork: 6%\n", f"error: rule detect was terminated{ending}"),
         (
             "Traceback (most recent call last):\n  File\nIndexError: far\n",
             f"error: rule detect failed: IndexError: far{ending}",

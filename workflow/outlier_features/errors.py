@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.machine_limits import refusal
-from outlier_features.stage_log import logging_stderr
+from outlier_features.stage_log import StderrCopy, logging_stderr
 
 INTERRUPTED, TERMINATED = 130, 143
 INTERRUPTED_LINE, TERMINATED_LINE = "interrupted", "terminated"
@@ -39,18 +39,18 @@ def stage(log: str | Path) -> Iterator[None]:
     SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
     log = Path(log)
-    with logging_stderr(log), _ended_by_sigterm():
+    with logging_stderr(log) as stderr, _ended_by_sigterm(stderr):
         try:
             yield
         except KeyboardInterrupt:
-            print(INTERRUPTED_LINE, file=sys.stderr, flush=True)
+            stderr.say(INTERRUPTED_LINE)
             sys.exit(INTERRUPTED)
         except Exception as error:
             sentence = _with_remedy(error, log) if isinstance(error, InputError) else refusal(error, _place(log))
             if sentence is None:
                 traceback.print_exc()
             else:
-                print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+                stderr.say(f"error: {' '.join(sentence.split())}")
             sys.exit(1)
 
 
@@ -76,9 +76,9 @@ def _with_remedy(error: InputError, log: Path) -> str:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _ended_by_sigterm(stderr: StderrCopy) -> Iterator[None]:
     def end(number: int, frame: Any) -> None:
-        print(TERMINATED_LINE, file=sys.stderr, flush=True)
+        stderr.say(TERMINATED_LINE)
         sys.exit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from outlier_features.errors import INTERRUPTED_LINE, TERMINATED_LINE
 
+_LAST = 5  # lines in which a job's last word stands: a progress bar may be drawn once more after it
+
 
 def failure_line(rule: str, logs: Sequence[str | Path], since: float) -> str:
     """What a job said last, and its log; of a job that gave no `error:` line, such as one that was killed, one here.
@@ -15,13 +17,14 @@ def failure_line(rule: str, logs: Sequence[str | Path], since: float) -> str:
     where = f"log: {', '.join(map(str, logs))}"
     for log in map(Path, logs):
         if log.is_file() and log.stat().st_mtime >= since:
-            *before, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-            if last.startswith("error: "):
-                return f"rule {rule} failed: {last.removeprefix('error: ')}; {where}"
-            if last in (INTERRUPTED_LINE, TERMINATED_LINE):
-                return f"error: rule {rule} was {last}; {where}"
-            if "Traceback (most recent call last):" in before:
-                return f"error: rule {rule} failed: {last}; {where}"
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+            for line in lines[: -_LAST - 1 : -1]:
+                if line.startswith("error: "):
+                    return f"rule {rule} failed: {line.removeprefix('error: ')}; {where}"
+                if line in (INTERRUPTED_LINE, TERMINATED_LINE):
+                    return f"error: rule {rule} was {line}; {where}"
+            if "Traceback (most recent call last):" in lines[:-1]:
+                return f"error: rule {rule} failed: {lines[-1]}; {where}"
         elif not _is_writable(log):
             return f"rule {rule} failed, and its log could not be written; {where}"
     return f"error: rule {rule} ended without a word: killed, or out of memory; {where}"

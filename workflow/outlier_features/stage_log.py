@@ -14,7 +14,7 @@ _SECONDS = 5.0  # a progress bar leaves a line in the log that often
 
 
 @contextmanager
-def logging_stderr(log: Path) -> Iterator[None]:
+def logging_stderr(log: Path) -> Iterator["StderrCopy"]:
     """Copy what the body writes to `sys.stderr` to `log`, which is emptied first.
 
     Of a progress bar, which draws over its own line, the log gets a line now and then and the last one. What other
@@ -22,13 +22,13 @@ def logging_stderr(log: Path) -> Iterator[None]:
     """
     terminal = sys.stderr
     file = _opened(log)
-    copy = _Copy(terminal, file)
+    copy = StderrCopy(terminal, file)
     sys.stderr = copy  # type: ignore[assignment]
     handlers = _handlers_on(terminal)
     for handler in handlers:
         handler.setStream(copy)  # type: ignore[arg-type]
     try:
-        yield
+        yield copy
     finally:
         sys.stderr = terminal
         for handler in handlers:
@@ -47,7 +47,7 @@ def _opened(log: Path) -> TextIO:
         return open(os.devnull, "w", encoding="utf-8")
 
 
-class _Copy:
+class StderrCopy:
     """The stream `terminal`, with its whole lines going to `file` too."""
 
     def __init__(self, terminal: TextIO, file: TextIO):
@@ -68,6 +68,11 @@ class _Copy:
                     self._overdraw()
                 self._line += part
         return self._terminal.write(text)
+
+    def say(self, sentence: str) -> None:
+        """Write a line of its own, also where a progress bar stands."""
+        self.write(f"\n{sentence}\n" if self._line.strip() else f"{sentence}\n")
+        self.flush()
 
     def flush(self) -> None:
         self._terminal.flush()

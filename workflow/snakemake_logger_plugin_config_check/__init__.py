@@ -29,7 +29,10 @@ class LogHandler(LogHandlerBase):
         if raised == "MissingRuleException":
             found = re.search(r"No rule to produce (.*?) \(if ", record.getMessage())
             target = repr(found[1]) if found else "a target that no rule makes"
-            print(f"error: found {target}, expected a target: all, tables, report, figures, export, or a file of a run", file=sys.stderr)
+            print(
+                f"error: found {target}, expected a target: all, tables, report, figures, export, or a file of a run",
+                file=sys.stderr,
+            )
         elif raised == "LockException":
             try:
                 require_nothing_left(Path.cwd())
