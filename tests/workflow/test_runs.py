@@ -184,7 +184,7 @@ def test_the_surface_is_that_of_plain_transformers(project):
     assert float(x[where[1], where[2]].abs().max()) == pytest.approx(float(x.abs().max()), rel=1e-6)
     np.testing.assert_allclose(surface["value"].to_numpy().reshape(48, 32), x[where[1], where[2]], rtol=1e-3, atol=1e-3)
     assert surface.sort("max_abs")["token_text"][-1] == "z"
-    assert 'id="run-1-surface"' in (project.folder / "results/report.html").read_text()
+    assert 'data-table="tiny/text/surface/data"' in (project.folder / "results/report.html").read_text()
 
 
 def test_kept_or_not_decides_how_the_surface_is_made(project):

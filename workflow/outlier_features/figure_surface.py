@@ -248,7 +248,7 @@ def _add_peaks(figure: go.Figure, grid: SurfaceGrid, view: _Oblique, peaks: Sequ
             x=x, y=y, text=f"{token_label(grid.texts, token)}<br>dim {dim}: {number(value)}", showarrow=False,
             xanchor="left" if share < 0.35 else "right" if share > 0.85 else "center", yanchor="bottom", yshift=2,
             font={"size": 11}, align="left" if share < 0.35 else "right" if share > 0.85 else "center",
-            bgcolor="rgba(255,255,255,0.75)",
+            bgcolor="white",
         )  # fmt: skip
         figure.add_scatter(
             x=[x], y=[y], mode="markers", showlegend=False, hoverinfo="skip",
