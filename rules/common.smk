@@ -11,12 +11,13 @@ from outlier_features.dumps import CORPUS as DUMP
 from outlier_features.dumps import Dump, dump_files
 from outlier_features.errors import InputError
 from outlier_features.failure import failure_line
-from outlier_features.recovery import begin_run
+from outlier_features.recovery import begin_run, require_working_directory
 
 ROOT = Path(workflow.basedir)
 START = time.time()
 
 try:
+    require_working_directory(Path.cwd())
     require_config_file(ROOT / "config.yaml")
 except InputError as error:
     sys.exit(f"error: {error}")

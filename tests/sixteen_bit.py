@@ -1,4 +1,4 @@
-"""How far activations in a 16-bit format move with the batch and the number of threads: what docs/definitions.md states.
+"""How far activations in a 16-bit format move with batch and threads: what docs/definitions.md states.
 
     python tests/sixteen_bit.py MODEL_DIRECTORY TOKENS_FILE [--dtype bfloat16]
 
@@ -41,8 +41,14 @@ def activations(loaded: LoadedModel, ids: torch.Tensor, batch: int, threads: int
             for key, one in parts.items()}  # fmt: skip
 
 
+def bound(loaded: LoadedModel, x: torch.Tensor) -> torch.Tensor:
+    """What two settings may differ by, as docs/definitions.md states it: two units in the last place a block."""
+    unit = torch.finfo(loaded.dtype).eps
+    return 2 * loaded.blocks * unit * (x.abs() + x.square().mean().sqrt())
+
+
 def differences(loaded: LoadedModel, ids: torch.Tensor) -> Iterator[tuple[int, int, str, float, float, float]]:
-    """Per setting and site: the largest |difference|, that by the RMS of its layer, that by its own |x| where |x| >= 6."""
+    """The largest |difference| by setting and site: as it is, by the RMS of its layer, by |x| where |x| >= 6."""
     reference = activations(loaded, ids, *SETTINGS[0])
     for batch, threads in SETTINGS[1:]:
         other = activations(loaded, ids, batch, threads)

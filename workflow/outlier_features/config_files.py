@@ -7,6 +7,7 @@ log handler `snakemake_logger_plugin_config_check`, which it makes earlier still
 
 import argparse
 import json
+import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def require_arguments(arguments: Sequence[str]) -> None:
     for path in given.configfile:
         require_config_file(path)
     for pair in given.config:
-        if "=" not in pair:
-            raise InputError(f"--config: found {pair!r}, expected key=value")
+        if not re.match(r"[A-Za-z_]\w*=", pair):
+            raise InputError(f"--config: found {pair!r}, expected key=value with a key of the top level")
 
 
 def require_config_file(path: str | Path) -> None:

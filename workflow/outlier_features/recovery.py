@@ -35,6 +35,14 @@ def begin_run(directory: Path, results: Path, resources: Path) -> None:
     remove_unfinished([results, resources])
 
 
+def require_working_directory(directory: Path) -> None:
+    """Raise `InputError` where Snakemake could not keep its records in `directory`."""
+    for place in (directory / ".snakemake", *(directory / ".snakemake").glob("*/")):
+        nearest = place if place.exists() else directory
+        if not os.access(nearest, os.W_OK):
+            raise InputError(f"{nearest}: found no permission to write, expected it where Snakemake is started")
+
+
 def _require_writable(place: Path) -> None:
     nearest = next(one for one in (place, *place.absolute().parents) if one.exists())
     try:
