@@ -425,8 +425,10 @@ def test_files_may_not_grow(place):
 def mounted(path: Path, options: str) -> Iterator[None]:
     path.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a file system")
+    if os.geteuid():
+        pytest.skip("needs root, to mount a file system")
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.xfail("root has no right to mount a file system here, as in many containers")
     try:
         yield
     finally:
