@@ -257,8 +257,11 @@ def begin():
 
 def outcome():
     """Where a run's end product is."""
-    if any(job.rule.name == "render_report" for job in workflow.dag.jobs):
+    made = {job.rule.name for job in workflow.dag.jobs}
+    if "render_report" in made:
         return f"The report is {RESULTS}/report.html"
+    if "draw_figures" in made:
+        return f"The figures are in {RESULTS}/<model>/<corpus>/figures"
     return f"The tables are in {RESULTS}"
 
 
