@@ -123,11 +123,12 @@ def _outline(figure: go.Figure, thresholds: Sequence[float], cells: Cells, crite
 def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, population: str) -> None:
     figure.update_xaxes(
         tickvals=list(range(len(cells))),
-        ticktext=[percent(position_share) for _, position_share in cells],
+        ticktext=[percent(position_share).removesuffix(" %") for _, position_share in cells],
+        tickangle=0,
         range=[-0.5, len(cells) - 0.5],
         showgrid=False,
     )
-    figure.update_xaxes(title_text="position share, at least")
+    figure.update_xaxes(title_text="position share, at least (%)")
     figure.update_yaxes(
         tickvals=list(range(len(thresholds))),
         ticktext=[f"|x| ≥ {number(threshold)}" for threshold in thresholds],
