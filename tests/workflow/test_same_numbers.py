@@ -1,6 +1,6 @@
 """Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
 
-Real runs, compared cell by cell and bit by bit; moments to 1e-9. Each table of `tables.PUBLIC` is among them.
+Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of `tables.PUBLIC` is among them.
 """
 
 import json
@@ -117,7 +117,11 @@ BY_SEQUENCE = {"pairs": {"kurtosis"}, "massive": set(), "loss": set()}
 
 
 def test_the_order_of_the_sequences_changes_no_number(project):
-    """Documents of different lengths, and so with padding, in two orders."""
+    """Documents of different lengths, and so with padding, in two orders.
+
+    Moments to 1e-6: the first sequence is another one, whose means are the pilot that values are subtracted from in
+    float32.
+    """
     rng = random.Random(4)
     letters = "abcdefghij klmnopqrstuvw. xyz"
     texts = ["".join(rng.choices(letters, k=rng.randint(20, 60))) + "z" for _ in range(6)]
@@ -145,5 +149,6 @@ def test_the_order_of_the_sequences_changes_no_number(project):
             keys = [name for name in frame.columns if not frame.schema[name].is_float() or name == "value"]
             frame, straight = frame.sort(keys), straight.sort(keys)
         means = {name for name in frame.columns if name.endswith(("_mean", "_median"))}
-        close = MOMENTS | means | OVER_SEQUENCES.get(table, set())
-        assert differing(frame, straight, close, 1e-9) == [], table
+        means |= OVER_SEQUENCES.get(table, set())
+        assert set(differing(frame, straight, means, 1e-9)) <= MOMENTS, table
+        assert differing(frame, straight, means | MOMENTS, 1e-6) == [], table
