@@ -1,6 +1,7 @@
 """Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
 
-Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of `tables.PUBLIC` is among them.
+Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of
+`tables.PUBLIC` is among them.
 """
 
 import json
