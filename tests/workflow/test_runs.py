@@ -1,46 +1,16 @@
 """Reruns do what changed and nothing else, and the tables are those of plain transformers on the run's own tokens."""
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from polars.testing import assert_frame_equal, assert_series_equal
+from polars.testing import assert_series_equal
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import planted_experts
 
-TABLES = (
-    "layers",
-    "distribution",
-    "dims",
-    "emergence",
-    "pairs",
-    "sensitivity",
-    "massive",
-    "positions",
-    "surface",
-    "norms",
-    "gains",
-    "loss",
-    "sinks",
-    "lifecycle",
-    "origin",
-    "origin_neurons",
-    "origin_weights",
-    "experts",
-    "routing",
-    "super_weights",
-    "ablation",
-    "ablation_sequences",
-)
 RUN = "results/tiny/text"
-
-
-def tables(folder: Path) -> dict[str, pl.DataFrame]:
-    return {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
 
 
 def test_a_second_run_has_nothing_to_do(project):
@@ -314,20 +284,6 @@ def test_an_edit_that_concerns_no_stage_reruns_none(project):
         assert project.planned().nothing_to_do
     finally:
         undo()
-
-
-def test_chunks_batches_and_temporary_activations_change_no_number(project):
-    extract = {"chunk_sequences": 2, "batch_size": 1, "keep_activations": False}
-    run = project.run("tables", results="other", extract=extract)
-    assert run.status == 0, run.output
-    other = project.folder / "other/tiny/text"
-    assert not list(other.glob("activations/*"))
-    for name, table in tables(project.folder / RUN).items():
-        assert_frame_equal(tables(other)[name], table, rel_tol=1e-9)
-    assert_frame_equal(tables(other)["surface"], tables(project.folder / RUN)["surface"], check_exact=True)
-    assert not (other / "largest.safetensors").exists()
-    exact = ["population", "site", "layer", "top1", "top2", "top3", "median", "max", "occurrences", "dims_hit"]
-    assert_frame_equal(tables(other)["layers"][exact], tables(project.folder / RUN)["layers"][exact], check_exact=True)
 
 
 def test_a_dense_model_has_empty_tables_of_experts(project):

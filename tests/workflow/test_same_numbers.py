@@ -1,6 +1,7 @@
 """Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
 
-Real runs, compared cell by cell and bit by bit; moments to 1e-9. Each table of `tables.PUBLIC` is among them.
+Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of
+`tables.PUBLIC` is among them.
 """
 
 import json
@@ -18,6 +19,7 @@ from outlier_features.tensorfile import TensorFile
 # Sums of floats, whose last bit depends on the order of additions.
 MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
 COMPARISONS = {tables.COMPARISON.name, tables.COMMON_DIMS.name}
+PUBLIC = {one.name for one in tables.PUBLIC} - {tables.COSTS.name}  # what a run cost is another each time
 # Beside the project's own run: chunks of 4, 2 cores, batches of 3.
 SETTINGS = {
     "one": (["--cores", "1"], {"chunk_sequences": 1, "batch_size": 8, "keep_activations": False}),
@@ -30,7 +32,7 @@ def public(folder: Path) -> dict[str, pl.DataFrame]:
     found: dict[str, list[pl.DataFrame]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         table = pl.read_parquet_metadata(path)["table"]
-        if table in {one.name for one in tables.PUBLIC}:
+        if table in PUBLIC:
             place = path.relative_to(folder).with_suffix("")
             key = place.parent if place.name[0].isdecimal() else place
             found.setdefault(str(key), []).append(pl.read_parquet(path))
@@ -73,12 +75,9 @@ def runs(project) -> dict[str, Path]:
 def test_every_public_table_is_compared(project, runs):
     """What stands in the others' way is nothing: no table is missing, and those that can find something found it."""
     found = public(runs["all"])
-    assert {key.split("/")[2] if key.count("/") > 1 else key for key in found} == {
-        one.name for one in tables.PUBLIC if one.name not in COMPARISONS
-    } | {key for key in found if key.startswith("comparison/")}
-    assert {pl.read_parquet_metadata(path)["table"] for path in runs["all"].rglob("*.parquet")} >= {
-        one.name for one in tables.PUBLIC
-    }
+    names = {key.split("/")[2] if key.count("/") > 1 else key for key in found}
+    assert names == PUBLIC - COMPARISONS | {key for key in found if key.startswith("comparison/")}
+    assert {pl.read_parquet_metadata(path)["table"] for path in runs["all"].rglob("*.parquet")} >= PUBLIC
     for table in ("dims", "pairs", "massive", "emergence", "gains", "sinks", "lifecycle", "origin", "ablation", "loss"):
         assert len(found[f"tiny/text/{table}"]), table
     for table in ("experts", "routing"):
@@ -87,6 +86,7 @@ def test_every_public_table_is_compared(project, runs):
 
 def test_chunks_batches_cores_and_kept_activations_change_no_cell(runs):
     assert not list(runs["one"].glob("*/*/activations/*")) and list(runs["all"].glob("*/*/activations/*"))
+    assert not list(runs["one"].glob("*/*/largest.safetensors"))
     one, other = public(runs["one"]), public(runs["all"])
     assert one.keys() == other.keys()
     assert {key: found for key in one if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
@@ -117,7 +117,11 @@ BY_SEQUENCE = {"pairs": {"kurtosis"}, "massive": set(), "loss": set()}
 
 
 def test_the_order_of_the_sequences_changes_no_number(project):
-    """Documents of different lengths, and so with padding, in two orders."""
+    """Documents of different lengths, and so with padding, in two orders.
+
+    Moments to 1e-6: the first sequence is another one, whose means are the pilot that values are subtracted from in
+    float32.
+    """
     rng = random.Random(4)
     letters = "abcdefghij klmnopqrstuvw. xyz"
     texts = ["".join(rng.choices(letters, k=rng.randint(20, 60))) + "z" for _ in range(6)]
@@ -145,5 +149,6 @@ def test_the_order_of_the_sequences_changes_no_number(project):
             keys = [name for name in frame.columns if not frame.schema[name].is_float() or name == "value"]
             frame, straight = frame.sort(keys), straight.sort(keys)
         means = {name for name in frame.columns if name.endswith(("_mean", "_median"))}
-        close = MOMENTS | means | OVER_SEQUENCES.get(table, set())
-        assert differing(frame, straight, close, 1e-9) == [], table
+        means |= OVER_SEQUENCES.get(table, set())
+        assert set(differing(frame, straight, means, 1e-9)) <= MOMENTS, table
+        assert differing(frame, straight, means | MOMENTS, 1e-6) == [], table

@@ -126,7 +126,7 @@ class _Chunk:
 
     ids: Array
     mask: Array
-    start: int
+    start: int = 0
 
     def batches(self, size: int, apart: bool) -> list[slice]:
         """Rows of each pass, in order; `apart`: full and padded sequences never share one."""
