@@ -11,7 +11,7 @@ from pathlib import Path
 
 ACCEPTED: dict[str, str] = {}  # identifier: why it does not concern us
 LOCK = Path(__file__).parents[1] / "requirements.lock"
-_SECONDS = 300
+_SECONDS = 60
 _UNREACHABLE = ("ConnectionError", "ProxyError", "SSLError", "Timeout", "HTTPError", "ServiceError")
 
 
