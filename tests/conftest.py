@@ -1,6 +1,11 @@
 """The switch `--no-skips`: a test skipped for want of a browser or root fails the run."""
 
+import os
+
 import pytest
+
+# Several processes share the cores, tests and the jobs that they start: threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_addoption(parser):
