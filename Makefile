@@ -16,9 +16,10 @@ resume: $(VENV)/installed
 	$(BIN)/snakemake --unlock $(ARGS)
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
-# A process for each core, each with whole files of tests. PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
+# PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit tests/browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/workflow $(PYTEST_ARGS)
 
 # Kills the default run at 50 random moments: about an hour. SOAK_ARGS="--kills 5 --seed 1"
 soak: $(VENV)/installed

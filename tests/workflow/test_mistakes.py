@@ -401,10 +401,11 @@ def test_code_of_a_model_runs_with_its_key(place, monkeypatch):
     ],
 )
 def test_a_hub_that_refuses(place, name, status, words, tmp_path):
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     with running_hub() as hub:
         if status:
             hub.model(name, {"config.json": b"{}"}).info_status = status
-        run = run_anew(place, {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}, **{LLAMA: {"hub": name}})
+        run = run_anew(place, environment | {"HF_ENDPOINT": hub.url}, **{LLAMA: {"hub": name}})
     require_one_line(run, *words)
 
 

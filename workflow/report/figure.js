@@ -73,6 +73,9 @@ function chooseView(figure, view) {
   if (box.dataset.state) drawFigure(box);
 }
 
+// A browser lets a page save only shortly after a click, so what is being saved goes before what is yet to be drawn.
+let saving = Promise.resolve();
+
 async function saveFigure(figure, format) {
   const box = figure.querySelector(".plot");
   const name = `${figure.dataset.file}${format === "csv" || figure.querySelectorAll(".views input").length < 2 ? "" : `-${box.dataset.view}`}.${format}`;
@@ -95,6 +98,8 @@ function bindFigure(figure) {
   }
   if (figure.querySelectorAll(".views input").length > 1) figure.querySelector(".population").textContent = box.dataset.view;
   for (const button of figure.querySelectorAll("[data-save]")) {
-    button.addEventListener("click", () => saveFigure(figure, button.dataset.save));
+    button.addEventListener("click", () => {
+      saving = saveFigure(figure, button.dataset.save);
+    });
   }
 }

@@ -109,7 +109,7 @@
   let queue = Promise.resolve();
   const draw = (box) => {
     box.dataset.state = "waiting";
-    queue = queue.then(() => drawFigure(box)).then(() => {
+    queue = queue.then(() => saving.catch(() => {})).then(() => drawFigure(box)).then(() => {
       if (!performance.getEntriesByName("first figure").length) performance.mark("first figure");
       return new Promise((next) => setTimeout(next));
     });
