@@ -132,7 +132,7 @@ class History:
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
     folder = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "config.yaml", "rules", "scripts", "workflow"):
+    for name in ("Snakefile", "config.yaml", "docs", "profiles", "rules", "scripts", "workflow"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
     with running_cluster() as cluster:
