@@ -379,6 +379,7 @@ def test_with_the_keyboard_alone(browser, results):
     page.evaluate("document.getElementById('tiny/text/tables').focus()")
     tab_to("focused.tagName === 'SUMMARY'")
     page.keyboard.press("Enter")
+    page.locator("details.table[open] input[type=search]").wait_for()  # a table is made when it comes into sight
     tab_to("focused.type === 'search'")
     tab_to("focused.closest('th') !== null")
     page.keyboard.press("Enter")
