@@ -39,6 +39,15 @@ class Reader:
         return self.page.locator(f'[id="{place}"]')
 
     def download(self, button):
-        with self.page.expect_download() as info:
-            button.click()
+        """What a click saves; on a busy machine a figure that is drawn meanwhile can swallow one, so up to three."""
+        from playwright.sync_api import TimeoutError  # missing where no browser is wanted
+
+        for left in (2, 1, 0):
+            try:
+                with self.page.expect_download(timeout=10_000) as info:
+                    button.click()
+                break
+            except TimeoutError:
+                if not left:
+                    raise
         return info.value.suggested_filename, Path(info.value.path()).read_bytes()
