@@ -57,6 +57,12 @@ def _rows(summary: Part, rule: str, population: str) -> dict[int, Part]:
     return {row["dim"]: row for row in result["dims"]} if result else {}
 
 
+def _by_population(summary: Part, rule: str, dim: int) -> dict[str, Part]:
+    """The dim's row in each population in which the rule selects it."""
+    found = {population: _rows(summary, rule, population).get(dim) for population in summary["populations"]}
+    return {population: row for population, row in found.items() if row}
+
+
 def _dims(summary: Part) -> list[int]:
     """Those that a rule selects in any population; by rule massive first, the largest first."""
     found: dict[int, None] = {}
@@ -116,12 +122,7 @@ def _without_first(summary: Part, applied: list[str]) -> str:
 
 
 def _profile(summary: Part, dim: int, lifecycle: pl.DataFrame | None) -> Profile:
-    by_rule = {
-        rule: found
-        for rule in _RULES
-        for found in [{name: _rows(summary, rule, name).get(dim) for name in summary["populations"]}]
-        if any(found.values())
-    }
+    by_rule = {rule: found for rule in _RULES if (found := _by_population(summary, rule, dim))}
     facts = [
         *(_massive(summary, dim, by_rule["massive"]) if "massive" in by_rule else ()),
         *(_outlier(summary, by_rule["dettmers"]) if "dettmers" in by_rule else ()),
@@ -135,26 +136,29 @@ def _where(summary: Part, rule: str, population: str) -> str:
     return f"{' + '.join(applied_sites(summary, rule))}; rule {rule}; population {population}"
 
 
-def _massive(summary: Part, dim: int, rows: Mapping[str, Part | None]) -> Iterator[Fact]:
-    population = next(name for name, row in rows.items() if row)
-    row = rows[population]
-    assert row is not None
-    (largest,) = (one for one in summary["populations"][population]["massive_activations"]["dims"] if one["dim"] == dim)
+def _massive(summary: Part, dim: int, rows: Mapping[str, Part]) -> Iterator[Fact]:
+    """`rows` of the populations in which the dim is selected, `all` before `without_first`."""
+    population, row = next(iter(rows.items()))
+    found = summary["populations"][population]["massive_activations"]
+    (largest,) = (one for one in found["dims"] if one["dim"] == dim)
     token = f", the token {quoted(largest['token_text'])}" if largest["token_text"] else ""
     yield Fact(
         f"Its value reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times "
         f"the median |x| there, at position {largest['token']}{token}. It is massive in {row['sequences_passing']:,} "
         f"of {count(summary['corpus']['sequences'], 'sequence')}, within "
         f"{layers(range(row['first_layer'], row['last_layer'] + 1))}."
-        + _elsewhere(summary, rows, "It is never massive outside the first position and special tokens."),
+        + (
+            _elsewhere(summary, rows, "It is never massive outside the first position and special tokens.")
+            # The medians of population without_first are others, so that it selects none does not say this.
+            if found["at_excluded_positions"] == found["activations"]
+            else ""
+        ),
         _where(summary, "massive", population),
     )
 
 
-def _outlier(summary: Part, rows: Mapping[str, Part | None]) -> Iterator[Fact]:
-    population = next(name for name, row in rows.items() if row)
-    row = rows[population]
-    assert row is not None
+def _outlier(summary: Part, rows: Mapping[str, Part]) -> Iterator[Fact]:
+    population, row = next(iter(rows.items()))
     yield Fact(
         f"|x| is {number(summary['rules']['dettmers']['threshold'])} or more at {percent(row['union_mean'])} of the "
         f"positions and in {percent(row['blocks_mean'])} of the layers (within "
@@ -166,10 +170,9 @@ def _outlier(summary: Part, rows: Mapping[str, Part | None]) -> Iterator[Fact]:
     )
 
 
-def _elsewhere(summary: Part, rows: Mapping[str, Part | None], none: str) -> str:
+def _elsewhere(summary: Part, rows: Mapping[str, Part], none: str) -> str:
     """`none` where the dim is selected in population all only, of two."""
-    positions = summary["corpus"]["positions"].get("without_first")
-    return f" {none}" if positions and rows["all"] and not rows["without_first"] else ""
+    return f" {none}" if summary["corpus"]["positions"].get("without_first") and list(rows) == ["all"] else ""
 
 
 def _origin(dim: int, lifecycle: pl.DataFrame | None) -> Iterator[Fact]:
