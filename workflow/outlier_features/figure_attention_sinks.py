@@ -13,8 +13,8 @@ from outlier_features.figure_style import (
     VERMILLION,
     Drawing,
     decades,
+    log_axis,
     panels,
-    power,
     say_nothing_here,
     set_layer_axis,
 )
@@ -191,11 +191,4 @@ def _add_magnitude(figure: go.Figure, massive: _Massive | None, last: int) -> No
         text=f"dimension {massive.dim}", x=1, y=0, xref="x domain", yref="y domain", xanchor="right", yanchor="bottom",
         showarrow=False, font={"color": VERMILLION}, row=3, col=1,
     )  # fmt: skip
-    ticks = range(low, high + 1, 1 + (high - low) // 5)
-    figure.update_yaxes(
-        type="log",
-        range=[low - 0.1, high + 0.1],
-        tickvals=[10.0**k for k in ticks],
-        ticktext=[*map(power, ticks)],
-        row=3,
-    )
+    figure.update_yaxes(**log_axis(low, high, most=5), row=3)

@@ -14,8 +14,8 @@ from outlier_features.figure_style import (
     Drawing,
     decades,
     label,
+    log_axis,
     panels,
-    power,
     say_nothing_here,
     set_layer_axis,
 )
@@ -71,14 +71,7 @@ def _set_scale(figure: go.Figure, values: pl.DataFrame, row: int) -> None:
     """The same for every population."""
     positive = [value for name in _COLUMNS for value in values[name].drop_nulls().to_list() if value > 0]
     low, high = decades(positive or [1.0])
-    ticks = range(low, high + 1, 1 + (high - low) // 8)
-    figure.update_yaxes(
-        type="log",
-        range=[low - 0.1, high + 0.1],
-        tickvals=[10.0**k for k in ticks],
-        ticktext=[*map(power, ticks)],
-        row=row,
-    )
+    figure.update_yaxes(**log_axis(low, high), row=row)
 
 
 def _add_series(figure: go.Figure, here: pl.DataFrame, last: int, row: int) -> None:

@@ -18,8 +18,8 @@ from outlier_features.figure_style import (
     capped,
     decades,
     label,
+    log_axis,
     panels,
-    power,
     set_layer_axis,
 )
 from outlier_features.gain_summary import dim_sentence, ones_sentence
@@ -99,15 +99,8 @@ def _figure(
         _add_others(figure, placed.filter(site=site), last, 10.0**low, row)
         for dim, style in zip(shown, _STYLES, strict=False):
             _add_dim(figure, at.filter(site=site, dim=dim), dim, style, last, 10.0**low, row)
-        ticks = range(low, high + 1, 1 + (high - low) // 8)
-        figure.update_yaxes(
-            type="log",
-            range=[low - 0.1, high + 0.1],
-            tickvals=[10.0**k for k in ticks],
-            ticktext=[*map(power, ticks)],
-            title_text=f"{label(site.replace('+', ' = '))}<br>|gain| (no unit)",
-            row=row,
-        )
+        title = f"{label(site.replace('+', ' = '))}<br>|gain| (no unit)"
+        figure.update_yaxes(**log_axis(low, high), title_text=title, row=row)
     set_layer_axis(figure, last, len(floors))
     return figure
 

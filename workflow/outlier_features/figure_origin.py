@@ -16,8 +16,8 @@ from outlier_features.figure_style import (
     VERMILLION,
     Drawing,
     decades,
+    log_axis,
     panels,
-    power,
     say_nothing_here,
 )
 from outlier_features.origin_findings import (
@@ -112,11 +112,7 @@ def _add_ladder(figure: go.Figure, rows: Sequence[dict[str, Any]], row: int) -> 
             )  # fmt: skip
     positive = [one[key] for one in present for key, *_ in _SERIES if one[key]]
     low, high = decades(positive or [1.0])
-    ticks = range(low, high + 1, 1 + (high - low) // 8)
-    figure.update_yaxes(
-        type="log", range=[low - 0.1, high + 0.1], tickvals=[10.0**k for k in ticks], ticktext=[*map(power, ticks)],
-        row=row, col=1,
-    )  # fmt: skip
+    figure.update_yaxes(**log_axis(low, high), row=row, col=1)
     figure.update_xaxes(categoryorder="array", categoryarray=names, row=row, col=1)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -18,9 +17,9 @@ from outlier_features.figure_style import (
     capped,
     decades,
     label,
+    log_axis,
     not_applied,
     panels,
-    power,
     say_nothing_here,
 )
 from outlier_features.wording import count, listing, number, percent
@@ -205,8 +204,4 @@ def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) 
 
 def _set_magnitudes(figure: go.Figure, values: Sequence[float], row: int) -> None:
     low, high = decades(values or [1.0])
-    ticks = range(low, high + 1, 1 + (high - low) // 8)
-    axis: dict[str, Any] = {"tickvals": [10.0**k for k in ticks], "ticktext": [*map(power, ticks)]}
-    figure.update_xaxes(
-        type="log", range=[low - 0.1, high + 0.1], title_text="how far x reaches from 0 (activation)", **axis, row=row
-    )
+    figure.update_xaxes(**log_axis(low, high), title_text="how far x reaches from 0 (activation)", row=row)

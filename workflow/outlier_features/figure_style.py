@@ -112,6 +112,15 @@ def power(exponent: int) -> str:
     return f"{10**exponent:,}" if 0 <= exponent <= 5 else f"{10.0**exponent:g}"
 
 
+def log_axis(low: int, high: int, most: int = 8) -> dict[str, Any]:
+    """A logarithmic axis over decades, from one exponent to another, with about `most` ticks."""
+    ticks = range(low, high + 1, 1 + (high - low) // most)
+    return {
+        "type": "log", "range": [low - 0.1, high + 0.1], "tickvals": [10.0**k for k in ticks],
+        "ticktext": [*map(power, ticks)],
+    }  # fmt: skip
+
+
 def set_layer_axis(figure: go.Figure, last: int, rows: int) -> None:
     """Whole layers along the axis, up to the index `last`; the title under the last row of panels."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if last <= 10 * step)

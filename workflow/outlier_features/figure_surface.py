@@ -17,8 +17,8 @@ from outlier_features.figure_style import (
     Drawing,
     add_legend_entry,
     decades,
+    log_axis,
     panels,
-    power,
     quoted_label,
     say_nothing_here,
 )
@@ -303,9 +303,7 @@ def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span:
     figure.add_trace(_heat(grid, colours), row=2, col=1)
     _add_marginals(figure, grid)
     low, high = span
-    powers = range(low, high + 1, 1 + (high - low) // 4)
-    log = {"type": "log", "range": [low, high + 0.1], "tickvals": [10.0**k for k in powers],
-           "ticktext": [*map(power, powers)]}  # fmt: skip
+    log = log_axis(low, high, most=4) | {"range": [low, high + 0.1]}
     figure.update_yaxes(**log, title_text="max |x|", title_standoff=2, row=1, col=1)
     figure.update_xaxes(**log, title_text="max |x|", tickangle=-90, row=2, col=2)
     alone = grid.tokens[:, 0] == grid.tokens[:, 1]
