@@ -218,8 +218,8 @@ TABLES = [
 ]
 
 
-def figure_tables(wildcards):
-    """The tables of a run, as the figures read them."""
+def run_tables(wildcards):
+    """The tables of a run by name."""
     return tables_of(wildcards.model, wildcards.corpus)
 
 

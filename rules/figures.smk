@@ -1,7 +1,11 @@
 rule draw_figures:
     input:
-        unpack(figure_tables),
+        unpack(run_tables),
         template=f"{workflow.basedir}/workflow/report/figures.html.j2",
+        shared=[
+            f"{workflow.basedir}/workflow/report/{name}"
+            for name in ("views.html.j2", "data.js", "figure.js")
+        ],
         summary=f"{RUN}/summary.json",
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",

@@ -1,6 +1,6 @@
 rule summarize_run:
     input:
-        unpack(lambda wildcards: tables_of(wildcards.model, wildcards.corpus)),
+        unpack(run_tables),
         tokens=f"{RUN}/tokens.safetensors",
         model_source=f"{RESOURCES}/models/{{model}}/source.json",
         corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),

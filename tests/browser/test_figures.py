@@ -37,7 +37,9 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
         for population in drawing.views:
             if len(drawing.views) > 1:
                 reader.page.get_by_label(population, exact=True).check()
-            reader.page.wait_for_selector(f'#plot[data-state="drawn {population}"] .main-svg', state="attached")
+            reader.page.wait_for_selector(
+                f'#plot[data-state="drawn"][data-view="{population}"] .main-svg', state="attached"
+            )
             titles = reader.page.locator("#plot .annotation-text").all_text_contents()
             assert not {f"population {other}" for other in drawing.views if other != population} & {*titles}
         assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
@@ -46,7 +48,7 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
 
 def test_the_address_names_the_population(reader, run):
     reader.page.goto(f"{(run / 'figures/shares.html').as_uri()}#without_first")
-    reader.page.wait_for_selector('#plot[data-state="drawn without_first"]')
+    reader.page.wait_for_selector('#plot[data-state="drawn"][data-view="without_first"]')
     assert reader.page.get_by_label("without_first", exact=True).is_checked()
 
 

@@ -26,8 +26,9 @@ from outlier_features.figure_rules import rules_side_by_side
 from outlier_features.figure_sensitivity import sensitivity
 from outlier_features.figure_shares import MAX_POINTS, shares
 from outlier_features.gain_summary import gain_summary
+from outlier_features.page_template import script_hash
 from outlier_features.published import published_facts
-from outlier_features.render_report import render_report, script_hash
+from outlier_features.render_report import render_report
 from outlier_features.token_context import context
 from outlier_features.token_text import read_texts
 from outlier_features.tokens import Tokens

@@ -1,9 +1,10 @@
 """Rule draw_figures: the figures of a run as files: a page each, the drawn data, and images for a paper."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from outlier_features.artifacts import replacing_directory, write_page
@@ -11,9 +12,10 @@ from outlier_features.export_tables import write_csv
 from outlier_features.figure_style import Drawing
 from outlier_features.figures import run_figures
 from outlier_features.images import for_paper, paper_pixels, write_images
-from outlier_features.render_report import json_script, script_hash, unbroken
+from outlier_features.page_template import page_environment
 from outlier_features.report_run import Run
-from outlier_features.visible_text import visible
+
+SCRIPTS = ("data.js", "figure.js")  # of the report, beside the template
 
 
 def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequence[str], width_mm: float) -> None:
@@ -49,15 +51,17 @@ def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequenc
 
 
 def _write_pages(name: str, drawings: Sequence[Drawing], template: Path, directory: Path) -> None:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "visible": visible, "unbroken": unbroken, "json_script": json_script, "script_hash": script_hash,
-    }  # fmt: skip
-    page = environment.from_string(template.read_text(encoding="utf-8"))
+    page = page_environment(template.parent).get_template(template.name)
     files = {
         drawing.name: sorted(file.name for file in directory.glob(f"{drawing.name}.*") if file.suffix != ".html")
         for drawing in drawings
     }
+    facts = {
+        "run": name,
+        "files": files,
+        "ids": {drawing.name: json.dumps({view: f"view-{view}" for view in drawing.views}) for drawing in drawings},
+        "scripts": [Markup((template.parent / script).read_text(encoding="utf-8")) for script in SCRIPTS],
+    }
     for drawing in drawings:
-        write_page(directory / f"{drawing.name}.html", page.render(run=name, shown=[drawing], files=files, index=False))
-    write_page(directory / "index.html", page.render(run=name, shown=drawings, files=files, index=True))
+        write_page(directory / f"{drawing.name}.html", page.render(shown=[drawing], index=False, **facts))
+    write_page(directory / "index.html", page.render(shown=drawings, index=True, **facts))

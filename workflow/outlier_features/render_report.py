@@ -1,7 +1,5 @@
 """Rule render_report: one HTML file for all runs, complete in itself, that opens without a network."""
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -25,6 +21,7 @@ from outlier_features.findings import applied_sites, findings
 from outlier_features.in_short import InShort, in_short
 from outlier_features.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.page_data import described, packed
+from outlier_features.page_template import json_script, page_environment
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
 from outlier_features.report_browser import browsed_tables
@@ -41,7 +38,7 @@ from outlier_features.report_tables import (
 )
 from outlier_features.tables import COMPARISON, COSTS, Table, read_table
 from outlier_features.token_context import massive_spans
-from outlier_features.visible_text import shortened, visible
+from outlier_features.visible_text import shortened
 from outlier_features.wording import number, percent
 
 MASSIVE_ROWS = 1000
@@ -76,17 +73,8 @@ def render_report(
     script but its own, named by their hashes.
     """
     read = [Run.read(run) for run in item_bar(runs, "read", "run")]
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible, "shortened": shortened, "number": number, "percent": percent, "unbroken": unbroken,
-        "script_hash": script_hash,
-    }  # fmt: skip
+    environment = page_environment(folder)
+    environment.filters |= {"shortened": shortened, "number": number, "percent": percent}
     defined = anchors(definitions)
     environment.filters["rule_anchor"] = lambda rule: rule_anchor(rule, defined)
     template = environment.get_template("report.html.j2")
@@ -215,25 +203,7 @@ def _listed(frame: pl.DataFrame, table: Table) -> dict[str, Any]:
     return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(table))}
 
 
-def json_script(figure: go.Figure) -> Markup:
-    """A figure as JSON that no parser of HTML or JavaScript can take for anything else."""
-    text = json.dumps(json.loads(figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
 def rule_anchor(rule: str, defined: Mapping[str, str]) -> str:
     """Where the first rule that a caption names is defined."""
     names = (word for word in re.findall(r"\w+", rule.replace("attention sink", "sinks")) if word in defined)
     return defined[next(names, "Sites")]
-
-
-def script_hash(text: str) -> str:
-    """As the page's Content-Security-Policy names a script."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def unbroken(text: str) -> str:
-    """A number and its unit on one line."""
-    return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")
