@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import re
+import socket
 import threading
 import time
 import urllib.parse
@@ -78,6 +79,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        # What waits in the kernel counts as sent: by itself that buffer grows to megabytes that nobody asked for.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         self.hub = Hub(f"http://127.0.0.1:{self.server_address[1]}")
 
 
