@@ -197,7 +197,7 @@ def main() -> None:
 
 def measure(dump: Dump, heavy: bool, arguments: argparse.Namespace) -> None:
     folder = dump.path.parent
-    command = ["-m", "outlier_features.command", "count", "--input", str(dump.path), "--key", "acts", "--quiet"]
+    command = ["-m", "outlier_features.command.main", "count", "--input", str(dump.path), "--key", "acts", "--quiet"]
     for factor in (1, 2, 4):
         dump.grow(factor * arguments.sequences)
         name = f"{'heavy' if heavy else 'planted'} {DTYPES[dump.dtype]}"

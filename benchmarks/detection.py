@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from outlier_features.detect_outliers import HitsWriter
-from outlier_features.scan import Hits, SiteTensors, pilot_means, scan
-from outlier_features.tensorfile import TensorFile, TensorFileWriter
+from outlier_features.detect.detect_outliers import HitsWriter
+from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
+from outlier_features.scan.scan import Hits, SiteTensors, pilot_means, scan
 
 LAYERS, TOKENS, DIMS = 24, 16, 384
 PROVENANCE = {"start": 0}

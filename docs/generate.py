@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from outlier_features.config import dereferenced, read_schema
-from outlier_features.tables import PUBLIC
+from outlier_features.files.tables import PUBLIC
+from outlier_features.run.config import dereferenced, read_schema
 
 DOCS = Path(__file__).parent
 SCHEMA = DOCS.parent / "workflow/schemas/config.schema.yaml"
@@ -61,7 +61,7 @@ def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 def tables_page() -> str:
     parts = [
         "# Tables\n\n"
-        "Made from `workflow/outlier_features/tables.py` by `make docs`; do not edit. All lie under "
+        "Made from `workflow/outlier_features/files/tables.py` by `make docs`; do not edit. All lie under "
         "`<results>/<model>/<corpus>/`, those of a comparison and of costs under `<results>/`; the same meanings "
         "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n\n"
         "`snakemake export` leaves every table of a run (but `hits`) as `export/<name>.csv` and `export/<name>.json` "

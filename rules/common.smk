@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
-from outlier_features.config import read_schema, require_files, resolve_config
-from outlier_features.config_files import require_config_file
-from outlier_features.dumps import CORPUS as DUMP
-from outlier_features.dumps import Dump, dump_files
+from outlier_features.run.config import read_schema, require_files, resolve_config
+from outlier_features.run.config_files import require_config_file
+from outlier_features.dump.dumps import CORPUS as DUMP
+from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
-from outlier_features.failure import failure_line
-from outlier_features.recovery import begin_run, require_working_directory
+from outlier_features.run.failure import failure_line
+from outlier_features.run.recovery import begin_run, require_working_directory
 
 ROOT = Path(workflow.basedir)
 START = time.time()

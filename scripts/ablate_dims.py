@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from outlier_features.ablate_dims import ablate_dims
+from outlier_features.ablate.ablate_dims import ablate_dims
 from outlier_features.errors import stage
 
 params = snakemake.params

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from outlier_features.analyze_emergence import analyze_emergence
+from outlier_features.dims.analyze_emergence import analyze_emergence
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from outlier_features.check_norms import check_norms
 from outlier_features.errors import stage
+from outlier_features.norms.check_norms import check_norms
 
 with stage(snakemake.log[0]):
     check_norms(

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from outlier_features.compare_runs import compare_runs
+from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from outlier_features.describe_dump import describe_dump
+from outlier_features.dump.describe_dump import describe_dump
 from outlier_features.errors import stage
 
 params = snakemake.params

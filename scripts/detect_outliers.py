@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from outlier_features.detect_outliers import detect_outliers
-from outlier_features.dumps import DumpRange
+from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):

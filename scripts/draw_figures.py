@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from outlier_features.draw_figures import draw_figures
 from outlier_features.errors import stage
+from outlier_features.report.draw_figures import draw_figures
 
 with stage(snakemake.log[0]):
     draw_figures(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.export_tables import export_tables
+from outlier_features.files.export_tables import export_tables
 
 with stage(snakemake.log[0]):
     export_tables(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.extract_activations import extract_activations
+from outlier_features.extract.extract_activations import extract_activations
 
 params = snakemake.params
 with stage(snakemake.log[0]):

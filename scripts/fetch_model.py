@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.fetch_model import fetch_model
+from outlier_features.fetch.fetch_model import fetch_model
 
 with stage(snakemake.log[0]):
     fetch_model(source=dict(snakemake.params.source), directory=Path(snakemake.output.source).parent)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from outlier_features.dims.filter_systematic import filter_systematic
 from outlier_features.errors import stage
-from outlier_features.filter_systematic import filter_systematic
 
 with stage(snakemake.log[0]):
     filter_systematic(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from outlier_features.ablate.find_super_weights import find_super_weights
 from outlier_features.errors import stage
-from outlier_features.find_super_weights import find_super_weights
 
 params = snakemake.params
 with stage(snakemake.log[0]):

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from outlier_features.count_locations import LocationRule
-from outlier_features.dumps import DumpRange
+from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import stage
-from outlier_features.locate_outliers import locate_outliers
+from outlier_features.locate.count_locations import LocationRule
+from outlier_features.locate.locate_outliers import locate_outliers
 
 with stage(snakemake.log[0]):
     rule, dump = snakemake.params.location, snakemake.params.dump

@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from outlier_features.attention.map_attention import map_attention
 from outlier_features.errors import stage
-from outlier_features.map_attention import map_attention
 
 params = snakemake.params
 with stage(snakemake.log[0]):

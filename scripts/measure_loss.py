@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.measure_loss import measure_loss
+from outlier_features.extract.measure_loss import measure_loss
 
 with stage(snakemake.log[0]):
     measure_loss(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.rank_experts import rank_experts
+from outlier_features.experts.rank_experts import rank_experts
 
 params = snakemake.params
 with stage(snakemake.log[0]):

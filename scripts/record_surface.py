@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from outlier_features.dumps import DumpRange
+from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import stage
-from outlier_features.record_surface import record_surface
+from outlier_features.surface.record_surface import record_surface
 
 with stage(snakemake.log[0]):
     dump = snakemake.params.dump

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.render_report import render_report
-from outlier_features.summarize_costs import read_costs
+from outlier_features.report.render_report import render_report
+from outlier_features.run.summarize_costs import read_costs
 
 with stage(snakemake.log[0]):
     render_report(

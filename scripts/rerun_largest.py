@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.rerun_largest import rerun_largest
+from outlier_features.surface.rerun_largest import rerun_largest
 
 params = snakemake.params
 with stage(snakemake.log[0]):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.summarize_costs import summarize_costs
+from outlier_features.run.summarize_costs import summarize_costs
 
 with stage(snakemake.log[0]):
     summarize_costs(

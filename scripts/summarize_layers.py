@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.errors import stage
-from outlier_features.summarize_layers import summarize_layers
 
 with stage(snakemake.log[0]):
     summarize_layers(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.summarize_run import summarize_run
+from outlier_features.summary.summarize_run import summarize_run
 
 TABLES = ("tokens", "layers", "dims", "pairs", "massive", "loss", "experts", "routing")
 

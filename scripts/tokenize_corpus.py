@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.tokenize_corpus import tokenize_corpus
+from outlier_features.tokens.tokenize_corpus import tokenize_corpus
 
 with stage(snakemake.log[0]):
     tokenize_corpus(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.trace_origin import trace_origin
+from outlier_features.origin.trace_origin import trace_origin
 
 params = snakemake.params
 with stage(snakemake.log[0]):

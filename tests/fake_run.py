@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from outlier_features import tables
-from outlier_features.analyze_emergence import dims_of
-from outlier_features.artifacts import PROVENANCE, write_json
-from outlier_features.sealed_parquet import write_parquet
-from outlier_features.summarize_run import summarize_run
-from outlier_features.tables import write_table
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import tokens_digest
+from outlier_features.dims.analyze_emergence import dims_of
+from outlier_features.files import tables
+from outlier_features.files.artifacts import PROVENANCE, write_json
+from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.files.tables import write_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.summary.summarize_run import summarize_run
+from outlier_features.tokens.tokens import tokens_digest
 
 POPULATIONS = ("all", "without_first")
 BASIS = ("attn_norm", "mlp_norm", "resid_post")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from outlier_features.artifacts import PROVENANCE, read_json
-from outlier_features.tensorfile import TensorFile
+from outlier_features.files.artifacts import PROVENANCE, read_json
+from outlier_features.files.tensorfile import TensorFile
 
 SUFFIXES = (".safetensors", ".parquet", ".json", ".html")
 # What a page says of the time that it took, and its checksum.

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from outlier_features.forward_pass import run_blocks
-from outlier_features.models import LoadedModel, load_model
-from outlier_features.sites import find_sites, hooked
+from outlier_features.model.forward_pass import run_blocks
+from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.sites import find_sites, hooked
 
 SITES = ("resid_post", "attn_norm", "mlp_norm")
 SETTINGS = [(1, 1), (1, 2), (8, 1), (8, 2)]  # sequences at once, threads

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import yaml
 
-from outlier_features.artifacts import unfinished
-from outlier_features.command import main as command
-from outlier_features.orphans import processes_in
+from outlier_features.command.main import main as command
+from outlier_features.files.artifacts import unfinished
+from outlier_features.run.orphans import processes_in
 from same_artifacts import differing
 
 ROOT = Path(__file__).parents[1]

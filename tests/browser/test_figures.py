@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.draw_figures import draw_figures
-from outlier_features.figures import run_figures
-from outlier_features.report_run import Run
+from outlier_features.figures.run_figures import run_figures
+from outlier_features.report.draw_figures import draw_figures
+from outlier_features.summary.report_run import Run
 from reading import MARK, SCRIPT, Reader
 
 TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from fake_run import FIGURES, FakeRun
-from outlier_features.compare_runs import compare_runs
-from outlier_features.figures import run_figures
-from outlier_features.render_report import render_report
-from outlier_features.report_run import Run
+from outlier_features.dims.compare_runs import compare_runs
+from outlier_features.figures.run_figures import run_figures
+from outlier_features.report.render_report import render_report
+from outlier_features.summary.report_run import Run
 from reading import MARK, SCRIPT, Reader
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"

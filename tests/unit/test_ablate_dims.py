@@ -11,13 +11,11 @@ import torch
 from torch.nn import functional
 
 import zoo
-from outlier_features.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
-from outlier_features.ablation_effects import ablation_effects, target_name
-from outlier_features.ablation_targets import Target, random_targets, selected_targets
-from outlier_features.find_super_weights import find_super_weights
-from outlier_features.interventions import Edit, edited
-from outlier_features.sites import find_sites
-from outlier_features.tables import (
+from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
+from outlier_features.ablate.ablation_effects import ablation_effects, target_name
+from outlier_features.ablate.ablation_targets import Target, random_targets, selected_targets
+from outlier_features.ablate.find_super_weights import find_super_weights
+from outlier_features.files.tables import (
     ABLATION,
     ABLATION_SEQUENCES,
     DIMS,
@@ -26,8 +24,10 @@ from outlier_features.tables import (
     read_table,
     write_table,
 )  # fmt: skip
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import Tokens, tokens_digest
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.interventions import Edit, edited
+from outlier_features.model.sites import find_sites
+from outlier_features.tokens.tokens import Tokens, tokens_digest
 from test_sites import BY_HAND
 from test_super_weights import plant
 

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from outlier_features.artifacts import (
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import (
     HOST,
     read_json,
     replacing,
@@ -19,11 +20,10 @@ from outlier_features.artifacts import (
     write_json,
     write_page,
 )
-from outlier_features.errors import InputError
 
 KILLED = """
 import os, signal, sys
-from outlier_features.artifacts import replacing, scratch_directory
+from outlier_features.files.artifacts import replacing, scratch_directory
 with replacing(sys.argv[1]) as file, scratch_directory(sys.argv[1]) as directory:
     file.write_text("half")
     (directory / "part").write_text("half")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import zoo
-from outlier_features.attention_patterns import find_attention, run_patterns
+from outlier_features.attention.attention_patterns import find_attention, run_patterns
 from outlier_features.errors import InputError
 
 IDS = torch.arange(20, 44).reshape(2, 12)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import zoo
-from outlier_features.attention_projections import Projections
+from outlier_features.attention.attention_projections import Projections
 from outlier_features.errors import InputError
 
 IDS = torch.arange(20, 44).reshape(2, 12)

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     folder = tmp_path / "outlier_features"
-    folder.mkdir()
     texts = {
-        "__init__": "", "a": "from outlier_features import b\n", "b": "import outlier_features.c as c\n",
-        "c": "x = 1\n", "d": "def late():\n    from outlier_features.c import x\n", "e": "",
+        "__init__": "", "a": "from outlier_features import b\n", "b": "import outlier_features.inner.c as c\n",
+        "inner/__init__": "", "inner/c": "x = 1\n", "inner/e": "", "inner/f": "from outlier_features.inner import c\n",
+        "d": "def late():\n    from outlier_features.inner.f import x\n", "g": "",
     }  # fmt: skip
+    (folder / "inner").mkdir(parents=True)
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(text)
     (tmp_path / "script.py").write_text("from outlier_features.a import run\n")
@@ -28,12 +29,22 @@ def package(tmp_path, monkeypatch):
 
 
 def test_closure(package):
-    assert module.import_closure(package / "script.py") == {"__init__", "a", "b", "c"}
-    assert module.import_closure(package / "other.py") == {"__init__", "c", "d"}
+    every = {"__init__.py", "inner/__init__.py", "inner/c.py"}
+    assert module.import_closure(package / "script.py") == every | {"a.py", "b.py"}
+    assert module.import_closure(package / "other.py") == every | {"d.py", "inner/f.py"}
 
 
 @pytest.mark.parametrize(
-    ("edited", "script", "other"), [("a", True, False), ("c", True, True), ("d", False, True), ("e", False, False)]
+    ("edited", "script", "other"),
+    [
+        ("a", True, False),
+        ("inner/c", True, True),
+        ("inner/__init__", True, True),
+        ("d", False, True),
+        ("inner/f", False, True),
+        ("inner/e", False, False),
+        ("g", False, False),
+    ],
 )
 def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script, other):
     before = [module.code_version(package / name) for name in ("script.py", "other.py")]
@@ -46,7 +57,9 @@ def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script
 
 def test_stages_import_no_more_than_they_need():
     closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
-    assert "scan_kernel" in closure["detect_outliers"] and "scan_kernel" not in closure["filter_systematic"]
-    assert "rules" in closure["filter_systematic"] and "rules" not in closure["detect_outliers"]
+    kernel = "scan/scan_kernel.py"
+    assert kernel in closure["detect_outliers"] and kernel not in closure["filter_systematic"]
+    assert "rules.py" in closure["filter_systematic"] and "rules.py" not in closure["detect_outliers"]
     for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
-        assert not closure[stage] & {"models", "sites", "losses", "extract_activations", "config"}
+        unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/extract_activations.py"}
+        assert not closure[stage] & (unneeded | {"run/config.py"})

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import outlier_features
-from outlier_features.command import main
+from outlier_features.command.main import main
 
 KEY_FIELDS = [
     "shape", "dtype", "threshold", "min_layer_fraction", "elements_over_threshold", "occurrences", "occurrence_rate",
@@ -165,7 +165,8 @@ def test_dims_of_unequal_width_are_not_compared(dump, capsys):
 def test_help_and_usage_mistakes_are_quick(arguments):
     """They wait for no library: numba takes half a second to import, torch two."""
     script = (
-        "import sys; from outlier_features.command import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)"
+        "import sys\nfrom outlier_features.command.main import main\n"
+        "try: main(sys.argv[1:])\nfinally: print(*sys.modules)"
     )
     found = process(["-c", script, *arguments], check=False).stdout.splitlines()[-1].split()
     assert "argparse" in found and not {"numpy", "numba", "torch", "rich", "polars"} & set(found)
@@ -196,8 +197,9 @@ def test_a_dump_larger_than_the_memory_that_is_allowed(tmp_path, shape):
     x[0, 0, tokens // 2] = 9
     x.flush()
     limit = 320 * 2**20
+    count = ["-m", "outlier_features.command.main", "count", "--input", path, "--key", "acts"]
     done = process(
-        ["-m", "outlier_features.command", "count", "--input", path, "--key", "acts", "--format", "json", "--quiet"],
+        [*count, "--format", "json", "--quiet"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
     found = json.loads(done.stdout)["acts"]
@@ -228,5 +230,5 @@ def test_the_input_is_not_overwritten(dump, capsys):
 
 
 def test_a_process_in_a_pipe(dump):
-    done = process(["-m", "outlier_features.command", "count", "--input", dump, "--key", "attn_norm"])
+    done = process(["-m", "outlier_features.command.main", "count", "--input", dump, "--key", "attn_norm"])
     assert "\x1b" not in done.stdout and "│ Mean layer-hit fraction (outliers) │" in done.stdout

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import zoo
 from fake_run import FakeRun
-from outlier_features.command import main
-from outlier_features.tensorfile import TensorFile, write_tensors
+from outlier_features.command.main import main
+from outlier_features.files.tensorfile import TensorFile, write_tensors
 
 BLOCKED = """
 import builtins, sys
@@ -24,7 +24,7 @@ def refuse(name, *rest, **more):
         raise ImportError(name)
     return real(name, *rest, **more)
 builtins.__import__ = refuse
-from outlier_features.command import main
+from outlier_features.command.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

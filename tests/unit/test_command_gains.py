@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import outlier_features
 import zoo
-from outlier_features.command import main
+from outlier_features.command.main import main
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_input_is_not_overwritten(dump):
 def test_a_file_is_read_without_torch(dump):
     package = os.path.dirname(os.path.dirname(outlier_features.__file__))
     code = (
-        "import sys; from outlier_features.command import main; status = main(sys.argv[1:]);"
+        "import sys; from outlier_features.command.main import main; status = main(sys.argv[1:]);"
         "sys.exit(status or ('torch' in sys.modules))"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 
 import outlier_features
 from fake_run import FakeRun
-from outlier_features.command import main
+from outlier_features.command.main import main
 
 PACKAGE = Path(outlier_features.__file__).parent.parent
 
@@ -102,7 +102,7 @@ def test_tables_fit_the_terminal(results, width):
     master, slave = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "COLUMNS": str(width), "TERM": "dumb", "NO_COLOR": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "outlier_features.command", "show", str(results)], stdout=slave, env=environment
+        [sys.executable, "-m", "outlier_features.command.main", "show", str(results)], stdout=slave, env=environment
     ) as process:
         os.close(slave)
         written = b""
@@ -122,7 +122,7 @@ def test_tables_fit_the_terminal(results, width):
 
 def test_neither_torch_nor_numba_is_imported(results):
     code = (
-        "import sys; from outlier_features.command import main; main(['show', sys.argv[1]]); "
+        "import sys; from outlier_features.command.main import main; main(['show', sys.argv[1]]); "
         "sys.exit(bool({'torch', 'numba', 'transformers', 'plotly'} & {*sys.modules}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE)}

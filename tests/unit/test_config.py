@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from outlier_features.config import read_schema, resolve_config
 from outlier_features.errors import InputError
+from outlier_features.run.config import read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from outlier_features.convert_gguf import convert_gguf
 from outlier_features.errors import InputError
-from outlier_features.fetch_model import fetch_model
-from outlier_features.model_source import source_of
+from outlier_features.fetch.convert_gguf import convert_gguf
+from outlier_features.fetch.fetch_model import fetch_model
+from outlier_features.files.model_source import source_of
 from rule_process import ROOT
 
 WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 24, 2

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from outlier_features import count_kernel
-from outlier_features import count_locations as module
-from outlier_features.blocks import blocks_of, work_through
-from outlier_features.count_document import comparison_document, count_document
-from outlier_features.count_locations import LocationRule, compare_dims, count_locations
-from outlier_features.dumps import site_tensors
+from outlier_features.dump.dumps import site_tensors
 from outlier_features.errors import InputError
-from outlier_features.quantiles import quartiles_of_values
-from outlier_features.tensorfile import TensorFile
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.locate import count_kernel
+from outlier_features.locate import count_locations as module
+from outlier_features.locate.blocks import blocks_of, work_through
+from outlier_features.locate.count_document import comparison_document, count_document
+from outlier_features.locate.count_locations import LocationRule, compare_dims, count_locations
+from outlier_features.locate.quantiles import quartiles_of_values
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

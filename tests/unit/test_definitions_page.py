@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from outlier_features.definitions_page import anchors, definitions_page
+from outlier_features.report.definitions_page import anchors, definitions_page
 
 DOCUMENT = Path(__file__).parents[2] / "docs/definitions.md"
 

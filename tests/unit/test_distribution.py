@@ -7,11 +7,11 @@ import torch
 from polars.testing import assert_frame_equal
 from safetensors.torch import save_file
 
-from outlier_features.distribution import distribution_rows
+from outlier_features.detect.distribution import distribution_rows
+from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS
-from outlier_features.scan import SiteTensors, pilot_means, scan
-from outlier_features.statistics import merge
-from outlier_features.tensorfile import TensorFile
+from outlier_features.scan.scan import SiteTensors, pilot_means, scan
+from outlier_features.scan.statistics import merge
 from test_scan import DTYPES, activations, parts_of
 
 SHAPE = (4, 3, 16, 24)

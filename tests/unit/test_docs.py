@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from outlier_features.config import read_schema, resolve_config
+from outlier_features.run.config import read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")

@@ -10,13 +10,13 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from fake_run import FIGURES, FakeRun
-from outlier_features.artifacts import require_page
-from outlier_features.draw_figures import draw_figures
 from outlier_features.errors import InputError
-from outlier_features.figures import run_figures
-from outlier_features.images import for_paper, paper_pixels, write_images
-from outlier_features.report_run import Run
-from outlier_features.verify_artifacts import verify_artifacts
+from outlier_features.figures.images import for_paper, paper_pixels, write_images
+from outlier_features.figures.run_figures import run_figures
+from outlier_features.files.artifacts import require_page
+from outlier_features.report.draw_figures import draw_figures
+from outlier_features.run.verify_artifacts import verify_artifacts
+from outlier_features.summary.report_run import Run
 
 TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"
 SCRIPT = "</script><script>alert(1)</script>"

@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from fake_run import FakeRun
-from outlier_features.check_dump_norms import check_dump_norms
-from outlier_features.dumps import Dump
+from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
-from outlier_features.tables import GAINS, NORMS, read_table
+from outlier_features.files.tables import GAINS, NORMS, read_table
+from outlier_features.norms.check_dump_norms import check_dump_norms
 
 D_MODEL = 64  # of the fake run
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from outlier_features.artifacts import write_json
-from outlier_features.describe_dump import describe_dump
-from outlier_features.detect_outliers import detect_outliers
-from outlier_features.dumps import Dump, DumpRange
+from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.dump.describe_dump import describe_dump
+from outlier_features.dump.dumps import Dump, DumpRange
 from outlier_features.errors import InputError
-from outlier_features.fetch_model import fetch_model
-from outlier_features.statistics import SiteStatistics, merge
-from outlier_features.tables import HITS, read_table
-from outlier_features.tensorfile import TensorFile
-from outlier_features.token_text import read_texts, token_text
-from outlier_features.tokens import Tokens
+from outlier_features.fetch.fetch_model import fetch_model
+from outlier_features.files.artifacts import write_json
+from outlier_features.files.tables import HITS, read_table
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.scan.statistics import SiteStatistics, merge
+from outlier_features.tokens.token_text import read_texts, token_text
+from outlier_features.tokens.tokens import Tokens
 
 SHAPE = (5, 3, 4, 8)
 
@@ -70,7 +70,7 @@ def detected(folder, dump, floor=4.0):
 @pytest.mark.parametrize("layout", ["stacked", "per layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_shards_are_joined_along_n_and_read_in_row_ranges(tmp_path, monkeypatch, layout, dtype):
-    monkeypatch.setattr("outlier_features.dumps._CHUNK_VALUES", 2 * 3 * 4 * 8)  # two sequences a chunk
+    monkeypatch.setattr("outlier_features.dump.dumps._CHUNK_VALUES", 2 * 3 * 4 * 8)  # two sequences a chunk
     parts = [values(0), values(1, (2, *SHAPE[1:]))]
     files = [save(tmp_path / f"{i}.safetensors", layout, dtype, acts=x) for i, x in enumerate(parts)]
     keys = {"attn_norm": "acts"}

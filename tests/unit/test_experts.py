@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional
 
 import zoo
-from outlier_features import experts
 from outlier_features.errors import InputError
-from outlier_features.experts import find_moe_layers
-from outlier_features.record_experts import record_experts
-from outlier_features.sites import find_sites
-from outlier_features.tokens import Tokens
+from outlier_features.experts import experts
+from outlier_features.experts.experts import find_moe_layers
+from outlier_features.experts.record_experts import record_experts
+from outlier_features.model.sites import find_sites
+from outlier_features.tokens.tokens import Tokens
 
 # Blocks with experts, and the shared expert's and its gate's name within the MLP.
 MOE = {

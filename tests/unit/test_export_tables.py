@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from outlier_features import tables
 from outlier_features.errors import InputError
-from outlier_features.export_tables import export_tables
+from outlier_features.files import tables
+from outlier_features.files.export_tables import export_tables
 
 TEXTS = [
     "a,b",

@@ -14,10 +14,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
-from outlier_features.extract_activations import _Chunk, extract_activations
-from outlier_features.sites import SITES
-from outlier_features.tensorfile import TensorFile, write_tensors
-from outlier_features.tokens import tokens_digest
+from outlier_features.extract.extract_activations import _Chunk, extract_activations
+from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.model.sites import SITES
+from outlier_features.tokens.tokens import tokens_digest
 
 N, T = 5, 24
 SETTINGS = {
@@ -133,7 +133,7 @@ def test_the_same_bits_for_any_batch_and_chunk(name, lengths, tmp_path):
 def test_several_sequences_at_once_as_on_a_gpu(name, tmp_path, monkeypatch):
     run = Run(tmp_path, name, lengths=[24, 24, 3, 10, 24])
     alone = {name: values.copy() for file in run.extract(sites=list(SITES)) for name, values in arrays(file)}
-    monkeypatch.setattr("outlier_features.extract_activations._sequences_at_once", lambda loaded, size: size)
+    monkeypatch.setattr("outlier_features.extract.extract_activations._sequences_at_once", lambda loaded, size: size)
     together = run.extract(sites=list(SITES), batch_size=4)
     for name, values in [pair for file in together for pair in arrays(file)]:
         np.testing.assert_allclose(values[run.mask], alone[name][run.mask], rtol=1e-4, atol=1e-5, err_msg=name)

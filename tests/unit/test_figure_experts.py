@@ -4,9 +4,9 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.artifacts import read_json
-from outlier_features.figure_experts import MAX_ROWS, expert_figures, expert_map, routed_parts
-from outlier_features.summarize_experts import experts_in_words
+from outlier_features.experts.summarize_experts import experts_in_words
+from outlier_features.figures.experts import MAX_ROWS, expert_figures, expert_map, routed_parts
+from outlier_features.files.artifacts import read_json
 from test_render_report import page  # noqa: F401  (a fixture)
 
 EXPERTS, LAYERS = 3, 4

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 
 from fake_run import BASIS, KURTOSES, POPULATIONS, RULES, FakeRun
-from outlier_features import tables
-from outlier_features.artifacts import read_json
-from outlier_features.figure_distribution import UNDRAWN, distribution, site_thresholds
-from outlier_features.figure_kurtosis import kurtosis
-from outlier_features.figure_positions import positions
-from outlier_features.figure_signs import signs
+from outlier_features.figures.distribution import UNDRAWN, distribution, site_thresholds
+from outlier_features.figures.kurtosis import kurtosis
+from outlier_features.figures.positions import positions
+from outlier_features.figures.signs import signs
+from outlier_features.files import tables
+from outlier_features.files.artifacts import read_json
 from test_render_report import SITES, read, traces
 
 LAYERS = 4

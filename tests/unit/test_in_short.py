@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.artifacts import read_json
-from outlier_features.in_short import MAX_PROFILES, in_short
+from outlier_features.files.artifacts import read_json
+from outlier_features.summary.in_short import MAX_PROFILES, in_short
 from outlier_features.wording import number
 
 

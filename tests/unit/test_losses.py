@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 
 import zoo
-from outlier_features import losses
 from outlier_features.errors import InputError
-from outlier_features.losses import LossRecorder
-from outlier_features.sites import find_sites
+from outlier_features.extract import losses
+from outlier_features.extract.losses import LossRecorder
+from outlier_features.model.sites import find_sites
 
 N, T = 3, 20
 

@@ -10,14 +10,14 @@ import torch
 from safetensors.numpy import load_file
 
 import zoo
-from outlier_features.artifacts import write_json
-from outlier_features.attention_maps import AttentionMaps, layers_of_interest
-from outlier_features.attention_sinks import SinkCounter, alpha
+from outlier_features.attention.attention_maps import AttentionMaps, layers_of_interest
+from outlier_features.attention.attention_sinks import SinkCounter, alpha
+from outlier_features.attention.map_attention import map_attention
 from outlier_features.errors import InputError
-from outlier_features.map_attention import map_attention
-from outlier_features.tables import LAYERS, SINKS, read_table, write_table
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import tokens_digest
+from outlier_features.files.artifacts import write_json
+from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.tokens.tokens import tokens_digest
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.models import load_model
+from outlier_features.model.models import load_model
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "sdpa", "trust_remote_code": False}
 

@@ -12,11 +12,11 @@ from torch import nn
 
 import zoo
 from fake_run import FakeRun
-from outlier_features.check_norms import check_norms
-from outlier_features.describe_gains import describe_gains
 from outlier_features.errors import InputError
-from outlier_features.norms import find_norms, norms_of
-from outlier_features.sites import find_sites
+from outlier_features.model.sites import find_sites
+from outlier_features.norms.check_norms import check_norms
+from outlier_features.norms.describe_gains import describe_gains
+from outlier_features.norms.norms import find_norms, norms_of
 
 ONE_PLUS = {"gemma2", "gemma3_text", "qwen3_next"}
 BOTH = {"attn_norm", "mlp_norm"}

@@ -4,9 +4,9 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.figures import lifecycle, origin
-from outlier_features.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
-from outlier_features.tables import LIFECYCLE, ORIGIN_NEURONS
+from outlier_features.figures.run_figures import lifecycle, origin
+from outlier_features.files.tables import LIFECYCLE, ORIGIN_NEURONS
+from outlier_features.origin.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
 
 
 def read(directory, name):

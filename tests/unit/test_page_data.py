@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outlier_features.page_data import LONGEST_TEXT, fair_shares, packed, packed_within
+from outlier_features.report.page_data import LONGEST_TEXT, fair_shares, packed, packed_within
 
 
 def unpacked(text):

@@ -9,13 +9,13 @@ import pytest
 
 import planted_experts
 import zoo
-from outlier_features import rank_experts as module
 from outlier_features.errors import InputError
-from outlier_features.rank_experts import massive_targets, rank_experts, routing_of, with_flags, with_published
-from outlier_features.record_experts import MAXIMA, PARTS
-from outlier_features.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import tokens_digest
+from outlier_features.experts import rank_experts as module
+from outlier_features.experts.rank_experts import massive_targets, rank_experts, routing_of, with_flags, with_published
+from outlier_features.experts.record_experts import MAXIMA, PARTS
+from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.tokens.tokens import tokens_digest
 
 TOKEN = 77
 SETTINGS = {
@@ -119,7 +119,7 @@ def test_a_planted_super_expert_is_found(tmp_path):
 
 def test_a_dense_model_leaves_empty_tables_and_is_not_loaded(tmp_path, monkeypatch):
     zoo.save("llama", tmp_path / "model")
-    monkeypatch.setitem(sys.modules, "outlier_features.record_experts", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "outlier_features.experts.record_experts", None)  # importing it fails
     experts, routing, provenance = Run(tmp_path, tmp_path / "model", [location()]).write()
     assert experts.is_empty() and routing.is_empty()
     assert provenance["absent"] == {"expert_out": "the model has no experts"}
@@ -214,7 +214,7 @@ def test_what_was_published_stands_beside_the_same_model():
 
 
 def test_the_published_list_has_the_models_it_names():
-    path = module.__file__.replace("outlier_features/rank_experts.py", "published/super_experts.csv")
+    path = module.__file__.replace("outlier_features/experts/rank_experts.py", "published/super_experts.csv")
     published = pl.read_csv(path, infer_schema_length=None)
     experts = filled([{"layer": 2, "part": "expert", "expert": e} for e in range(128)], MAXIMA)
     found = with_published(experts, published, "Qwen/Qwen3-30B-A3B").filter("published")

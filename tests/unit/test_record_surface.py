@@ -9,18 +9,18 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from outlier_features.detect_outliers import detect_outliers
-from outlier_features.dumps import Dump
+from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.summarize_layers import summarize_layers
+from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
-from outlier_features.pooling import largest_indices, pooled_ranges
+from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.files.tables import DIMS, write_table
+from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import EXCLUDED, PADDING, REST
-from outlier_features.record_surface import pool_surface, record_surface, selected_dims
-from outlier_features.rerun_largest import rerun_largest
-from outlier_features.sealed_parquet import write_parquet
-from outlier_features.summarize_layers import summarize_layers
-from outlier_features.tables import DIMS, write_table
-from outlier_features.tensorfile import TensorFile, write_tensors
-from outlier_features.tokens import Tokens
+from outlier_features.surface.pooling import largest_indices, pooled_ranges
+from outlier_features.surface.record_surface import pool_surface, record_surface, selected_dims
+from outlier_features.surface.rerun_largest import rerun_largest
+from outlier_features.tokens.tokens import Tokens
 from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
 

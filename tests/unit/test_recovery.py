@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from outlier_features.artifacts import HOST
-from outlier_features.command import main
+from outlier_features.command.main import main
 from outlier_features.errors import InputError
-from outlier_features.orphans import can_be_found, end, orphaned_jobs, running_snakemakes
-from outlier_features.recovery import begin_run, recover, require_nothing_left
+from outlier_features.files.artifacts import HOST
+from outlier_features.run.orphans import can_be_found, end, orphaned_jobs, running_snakemakes
+from outlier_features.run.recovery import begin_run, recover, require_nothing_left
 
 pytestmark = pytest.mark.skipif(not can_be_found(), reason="no /proc here")
 

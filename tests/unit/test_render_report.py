@@ -16,22 +16,22 @@ import pytest
 from jinja2 import TemplateError
 
 from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
-from outlier_features.artifacts import read_json
 from outlier_features.errors import InputError
-from outlier_features.figure_ablation import ablation
-from outlier_features.figure_dimension_map import MAX_ROWS, dimension_map
-from outlier_features.figure_magnitude import magnitude_by_layer
-from outlier_features.figure_norm_gains import norm_gains
-from outlier_features.figure_rules import rules_side_by_side
-from outlier_features.figure_sensitivity import sensitivity
-from outlier_features.figure_shares import MAX_POINTS, shares
-from outlier_features.gain_summary import gain_summary
-from outlier_features.page_template import script_hash
+from outlier_features.figures.ablation import ablation
+from outlier_features.figures.dimension_map import MAX_ROWS, dimension_map
+from outlier_features.figures.magnitude import magnitude_by_layer
+from outlier_features.figures.norm_gains import norm_gains
+from outlier_features.figures.rules import rules_side_by_side
+from outlier_features.figures.sensitivity import sensitivity
+from outlier_features.figures.shares import MAX_POINTS, shares
+from outlier_features.files.artifacts import read_json
+from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.published import published_facts
-from outlier_features.render_report import render_report
-from outlier_features.token_context import context
-from outlier_features.token_text import read_texts
-from outlier_features.tokens import Tokens
+from outlier_features.report.page_template import script_hash
+from outlier_features.report.render_report import render_report
+from outlier_features.tokens.token_context import context
+from outlier_features.tokens.token_text import read_texts
+from outlier_features.tokens.tokens import Tokens
 from outlier_features.wording import number
 
 FOLDER = Path(__file__).parents[2] / "workflow/report"

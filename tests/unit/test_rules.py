@@ -8,15 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from outlier_features.analyze_emergence import analyze_emergence
-from outlier_features.detect_outliers import detect_outliers
-from outlier_features.filter_systematic import filter_systematic
+from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.summarize_layers import summarize_layers
+from outlier_features.dims.analyze_emergence import analyze_emergence
+from outlier_features.dims.filter_systematic import filter_systematic
+from outlier_features.dims.steps import steps
+from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import position_parts
-from outlier_features.sealed_parquet import write_parquet
-from outlier_features.steps import steps
-from outlier_features.summarize_layers import summarize_layers
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import tokens_digest
+from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_norm", "mlp_norm", "resid_post")
 N, L, T, H = 7, 4, 24, 12

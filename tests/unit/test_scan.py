@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from outlier_features import scan_kernel
 from outlier_features.errors import InputError
-from outlier_features.scan import SiteTensors, pilot_means, runs_of, scan
-from outlier_features.statistics import merge
-from outlier_features.tensorfile import TensorFile
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.scan import scan_kernel
+from outlier_features.scan.scan import SiteTensors, pilot_means, runs_of, scan
+from outlier_features.scan.statistics import merge
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

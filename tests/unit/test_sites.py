@@ -6,8 +6,8 @@ from torch import nn
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.models import probe_ids
-from outlier_features.sites import SITES, find_sites, hooked
+from outlier_features.model.models import probe_ids
+from outlier_features.model.sites import SITES, find_sites, hooked
 
 NEURONS = {"mlp_pre", "mlp_act", "mlp_down"}
 EVERY = set(SITES)

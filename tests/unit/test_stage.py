@@ -10,7 +10,7 @@ import time
 import pytest
 
 from outlier_features.errors import DamagedFile, InputError, stage
-from outlier_features.failure import failure_line
+from outlier_features.run.failure import failure_line
 
 
 def run(log, body):
@@ -91,7 +91,7 @@ def test_any_other_error_leaves_its_traceback(tmp_path):
 
 WAITS = """
 import sys, time
-from outlier_features.artifacts import replacing
+from outlier_features.files.artifacts import replacing
 from outlier_features.errors import stage
 with stage(sys.argv[1]), replacing(sys.argv[2]) as file:
     file.write_text("half")

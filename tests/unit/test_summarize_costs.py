@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from outlier_features.errors import InputError
-from outlier_features.summarize_costs import read_costs, summarize_costs
+from outlier_features.run.summarize_costs import read_costs, summarize_costs
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time"
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import zoo
-from outlier_features.digest import sha256_of
+from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import InputError
-from outlier_features.interventions import zeroing
+from outlier_features.files.digest import sha256_of
+from outlier_features.model.interventions import zeroing
+from outlier_features.model.sites import find_sites
 from outlier_features.published import published_super_weights
-from outlier_features.sites import find_sites
-from outlier_features.super_weights import search_super_weights
 
 TABLE = Path(__file__).parents[2] / "workflow/published/super_weights.csv"
 MLP = {
@@ -193,8 +193,8 @@ import os, signal, sys
 sys.path[:0] = [{tests!r}]
 import test_super_weights as t
 from pathlib import Path
-from outlier_features.models import load_model
-from outlier_features.sites import find_sites
+from outlier_features.model.models import load_model
+from outlier_features.model.sites import find_sites
 loaded = load_model(Path({folder!r}), dtype="float32", device="cpu", attention="eager", trust_remote_code=False)
 blocks = find_sites(loaded)
 before = t.weights_of(loaded.model)

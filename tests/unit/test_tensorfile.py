@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from outlier_features.errors import InputError
-from outlier_features.tensorfile import TensorFile, TensorFileWriter, write_tensors
+from outlier_features.files.tensorfile import TensorFile, TensorFileWriter, write_tensors
 
 
 def test_pieces_in_any_order_make_the_file_that_the_library_reads(tmp_path):

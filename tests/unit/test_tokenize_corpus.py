@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from outlier_features.artifacts import write_json
 from outlier_features.errors import InputError
-from outlier_features.sealed_parquet import write_parquet
-from outlier_features.token_text import token_text
-from outlier_features.tokenize_corpus import tokenize_corpus
-from outlier_features.tokens import Tokens
+from outlier_features.files.artifacts import write_json
+from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.tokens.token_text import token_text
+from outlier_features.tokens.tokenize_corpus import tokenize_corpus
+from outlier_features.tokens.tokens import Tokens
 
 TEXTS = [
     "The naïve café cost 3 €, or 12 🍵 <|end|> and more. " * 4,

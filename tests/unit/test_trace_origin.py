@@ -14,18 +14,18 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import zoo
-from outlier_features.artifacts import PROVENANCE
 from outlier_features.errors import InputError
-from outlier_features.lifecycle import block_parts
-from outlier_features.mlp_ladder import Checkpoint, ladder_rows
-from outlier_features.mlp_weights import spectrum
-from outlier_features.origin_targets import recorded_targets
-from outlier_features.sealed_parquet import write_parquet
-from outlier_features.sites import find_sites
-from outlier_features.tables import DIMS, MASSIVE, write_table
-from outlier_features.tensorfile import write_tensors
-from outlier_features.tokens import tokens_digest
-from outlier_features.trace_origin import trace_origin
+from outlier_features.files.artifacts import PROVENANCE
+from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.files.tables import DIMS, MASSIVE, write_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.sites import find_sites
+from outlier_features.origin.lifecycle import block_parts
+from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
+from outlier_features.origin.mlp_weights import spectrum
+from outlier_features.origin.origin_targets import recorded_targets
+from outlier_features.origin.trace_origin import trace_origin
+from outlier_features.tokens.tokens import tokens_digest
 from outlier_features.wording import number
 from test_sites import BY_HAND, seen_by_hand
 

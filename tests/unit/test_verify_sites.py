@@ -7,8 +7,8 @@ import torch
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.sites import SITES, Site, find_sites
-from outlier_features.verify_sites import verify_sites
+from outlier_features.model.sites import SITES, Site, find_sites
+from outlier_features.model.verify_sites import verify_sites
 
 # A site of llama's block 1 put in another place of the same shape.
 WRONG = {

@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from outlier_features.models import LoadedModel, load_model
+from outlier_features.model.models import LoadedModel, load_model
 
 VOCABULARY, D_MODEL, BLOCKS, HEADS, D_MLP, EXPERTS = 128, 64, 4, 4, 96, 8
 

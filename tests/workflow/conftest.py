@@ -132,7 +132,7 @@ class Project:
         return self.run("--dry-run", "--nocolor", **changes)
 
     def edit(self, module: str, text: str = "\n# edited\n") -> Callable[[], None]:
-        """Append to a library module; call the result to take it back."""
+        """Append to a module of the library, as `scan/scan`; call the result to take it back."""
         path = self.folder / "workflow/outlier_features" / f"{module}.py"
         before, times = path.read_text(), path.stat()
         path.write_text(before + text)

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from outlier_features.artifacts import write_json
-from outlier_features.command import main
-from outlier_features.verify_artifacts import verify_artifacts
+from outlier_features.command.main import main
+from outlier_features.files.artifacts import write_json
+from outlier_features.run.verify_artifacts import verify_artifacts
 from same_artifacts import SUFFIXES, content
 
 FLIPS = 6  # bytes of each artifact's header, footer or text in which a bit is flipped

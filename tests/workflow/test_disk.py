@@ -12,7 +12,7 @@ import torch
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
-from outlier_features.command import main
+from outlier_features.command.main import main
 
 ROOT = Path(__file__).parents[2]
 RUN = "results/tiny/text"

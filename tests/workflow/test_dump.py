@@ -69,7 +69,7 @@ def test_locations_of_a_run_are_those_of_its_activations(project):
     """Without the first position too; the kept file is the witness."""
     folder = project.folder / "results/tiny/text"
     located = json.loads((folder / "locations.json").read_text())["populations"]
-    from outlier_features.tensorfile import TensorFile
+    from outlier_features.files.tensorfile import TensorFile
 
     files = [TensorFile(path) for path in sorted((folder / "activations").glob("*"))]
     for site in ("attn_norm", "mlp_norm"):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from outlier_features.orphans import can_be_found
+from outlier_features.run.orphans import can_be_found
 from soak import Soak
 
 

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import pre_tokenizers
 
 from hub_server import running_hub
-from outlier_features.verify_artifacts import verify_artifacts
+from outlier_features.run.verify_artifacts import verify_artifacts
 
 Project = Run = Any  # those of conftest.py
 Z = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("z")

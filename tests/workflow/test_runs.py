@@ -244,27 +244,27 @@ MESSAGES = {
 @pytest.mark.parametrize(
     ("module", "first"),
     [
-        ("tokenize_corpus", ["tokenize_corpus"]),
-        ("losses", ["extract_activations"]),
-        ("sites", ["extract_activations"]),
-        ("scan_kernel", ["detect_outliers", "locate_outliers"]),
-        ("statistics", ["detect_outliers", "locate_outliers"]),
-        ("count_locations", ["locate_outliers"]),
-        ("summarize_layers", ["summarize_layers"]),
+        ("tokens/tokenize_corpus", ["tokenize_corpus"]),
+        ("extract/losses", ["extract_activations"]),
+        ("model/sites", ["extract_activations"]),
+        ("scan/scan_kernel", ["detect_outliers", "locate_outliers"]),
+        ("scan/statistics", ["detect_outliers", "locate_outliers"]),
+        ("locate/count_locations", ["locate_outliers"]),
+        ("detect/summarize_layers", ["summarize_layers"]),
         ("rules", ["filter_systematic", "locate_outliers"]),
-        ("attention_patterns", ["map_attention"]),
-        ("token_text", ["filter_systematic"]),
-        ("analyze_emergence", ["analyze_emergence"]),
-        ("norms", ["check_norms"]),
-        ("pooling", ["record_surface"]),
-        ("mlp_weights", ["trace_origin"]),
-        ("record_experts", ["rank_experts"]),
-        ("summarize_experts", ["summarize_run"]),
-        ("super_weights", ["find_super_weights"]),
-        ("ablation_targets", ["ablate_dims"]),
-        ("summarize_run", ["summarize_run"]),
-        ("render_report", ["render_report"]),
-        ("write_mask", ["write_mask"]),
+        ("attention/attention_patterns", ["map_attention"]),
+        ("tokens/token_text", ["filter_systematic"]),
+        ("dims/analyze_emergence", ["analyze_emergence"]),
+        ("norms/norms", ["check_norms"]),
+        ("surface/pooling", ["record_surface"]),
+        ("origin/mlp_weights", ["trace_origin"]),
+        ("experts/record_experts", ["rank_experts"]),
+        ("experts/summarize_experts", ["summarize_run"]),
+        ("ablate/super_weights", ["find_super_weights"]),
+        ("ablate/ablation_targets", ["ablate_dims"]),
+        ("summary/summarize_run", ["summarize_run"]),
+        ("report/render_report", ["render_report"]),
+        ("dims/write_mask", ["write_mask"]),
     ],
 )
 def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):
@@ -279,7 +279,7 @@ def test_an_edited_module_reruns_the_stages_that_import_it(project, module, firs
 
 
 def test_an_edit_that_concerns_no_stage_reruns_none(project):
-    undo = project.edit("config")
+    undo = project.edit("run/config")
     try:
         assert project.planned().nothing_to_do
     finally:

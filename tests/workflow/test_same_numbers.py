@@ -13,8 +13,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from outlier_features import tables
-from outlier_features.tensorfile import TensorFile
+from outlier_features.files import tables
+from outlier_features.files.tensorfile import TensorFile
 
 # Sums of floats, whose last bit depends on the order of additions.
 MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}

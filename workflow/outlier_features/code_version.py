@@ -17,38 +17,45 @@ def code_version(script: Path) -> str:
     """16 hex digits over the text of the package modules that `script` uses; independent of where they lie."""
     digest = hashlib.sha256()
     for name in sorted(import_closure(script)):
-        digest.update(f"{name}\0{_text(PACKAGE / f'{name}.py')}\0".encode())
+        digest.update(f"{name}\0{_text(PACKAGE / name)}\0".encode())
     return digest.hexdigest()[:16]
 
 
 def import_closure(script: Path) -> set[str]:
-    """Names of the package modules that a script imports, directly or through others."""
+    """Files of the package, as `scan/scan.py`, that a script imports, directly or through others."""
     found: set[str] = set()
     waiting = list(_imports(script))
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += _imports(PACKAGE / f"{name}.py")
+            waiting += _imports(PACKAGE / name)
     return found
 
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    return tuple(_modules(ast.parse(_text(path))))
+    return tuple(file for module in _modules(ast.parse(_text(path))) for file in _files(module))
 
 
 def _modules(tree: ast.AST) -> Iterator[str]:
+    """Names that may be modules: what stands after `from x import` may be one too."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
-            parts = node.module.split(".")[1:]
-            names = parts[:1] or [alias.name for alias in node.names]
-            yield from (name for name in [*names, "__init__"] if (PACKAGE / f"{name}.py").exists())
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                parts = alias.name.split(".")
-                if parts[0] == PACKAGE.name:
-                    yield from ["__init__", *parts[1:2]]
+            yield from (alias.name for alias in node.names)
+
+
+def _files(module: str) -> Iterator[str]:
+    """What importing a module runs: of `package.a.b` the package, `a` and `b`."""
+    package, *parts = module.split(".")
+    if package == PACKAGE.name:
+        for depth in range(len(parts) + 1):
+            folder = "/".join(parts[:depth])
+            names = (f"{folder}/__init__.py".lstrip("/"), f"{folder}.py")
+            yield from (name for name in names if (PACKAGE / name).is_file())
 
 
 def _text(path: Path) -> str:

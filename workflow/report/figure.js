@@ -10,7 +10,7 @@ const CONFIG = {
   modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
 
-// In the dark theme the inks of figure_style.py, and what else is black, white or pale, change to these.
+// In the dark theme the inks of figures/style.py, and what else is black, white or pale, change to these.
 const DARK = {
   "#222222": "#E6E6E6", black: "#E6E6E6", "#000000": "#E6E6E6",
   "#767676": "#A6A6A6",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from outlier_features.config_files import require_arguments
 from outlier_features.errors import InputError
-from outlier_features.recovery import require_nothing_left
+from outlier_features.run.config_files import require_arguments
+from outlier_features.run.recovery import require_nothing_left
 
 
 class LogHandler(LogHandlerBase):

@@ -1,0 +1,46 @@
+"""The library's packages build on one another in one direction."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import outlier_features
+
+PACKAGE = Path(outlier_features.__file__).parent
+FOLDERS = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
+
+
+def imported(module: Path) -> Iterator[str]:
+    """The parts of the names that a module imports: of the library's own, the second is a package or a module."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def uses(modules: Iterator[Path]) -> set[str]:
+    names = {name for module in modules for name in imported(module)}
+    return {name.split(".")[1] for name in names if name.startswith("outlier_features.")}
+
+
+def test_no_two_packages_need_each_other():
+    needs = {folder: uses((PACKAGE / folder).glob("*.py")) & FOLDERS - {folder} for folder in FOLDERS}
+    order = list(TopologicalSorter(needs).static_order())
+    assert order.index("files") < order.index("scan") < order.index("detect") < order.index("report")
+
+
+def test_what_all_packages_share_needs_none_of_them():
+    assert not uses(PACKAGE.glob("*.py")) & FOLDERS
+
+
+def test_every_module_is_in_a_package_that_says_what_it_is_for():
+    for folder in FOLDERS:
+        assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8"))), folder
+    assert {module.parent.name for module in PACKAGE.rglob("*.py")} == FOLDERS | {PACKAGE.name}
+
+
+def test_the_library_never_imports_snakemake():
+    for module in PACKAGE.rglob("*.py"):
+        assert not any(name.split(".")[0] == "snakemake" for name in imported(module)), module

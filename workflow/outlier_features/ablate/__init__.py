@@ -1,0 +1,1 @@
+"""What the model predicts without outlier dims and super weights."""

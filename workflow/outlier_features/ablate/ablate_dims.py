@@ -1,0 +1,248 @@
+"""Rule ablate_dims: how well the model predicts once outlier dims or super weights are set to zero or to their mean."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from outlier_features.ablate.ablation_effects import MOST_NATS
+from outlier_features.ablate.ablation_targets import (
+    ALL,
+    EXCLUDED,
+    MEAN,
+    REST,
+    WEIGHT_SITE,
+    Target,
+    random_targets,
+    selected_targets,
+)
+from outlier_features.ablate.super_weights import down_projection
+from outlier_features.extract.losses import LossRecorder
+from outlier_features.extract.measure_loss import loss_rows
+from outlier_features.files.artifacts import require_equal
+from outlier_features.files.model_source import source_of
+from outlier_features.files.tables import ABLATION, ABLATION_SEQUENCES, DIMS, SUPER_WEIGHTS, read_table, write_table
+from outlier_features.model.interventions import Edit, edited, zeroing
+from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.sites import find_sites, hooked
+from outlier_features.populations import EXCLUDED as EXCLUDED_PART
+from outlier_features.populations import REST as REST_PART
+from outlier_features.rules import MASSIVE_SITE
+from outlier_features.tokens.tokens import Tokens
+
+_PARTS = {EXCLUDED: (EXCLUDED_PART,), REST: (REST_PART,), ALL: (EXCLUDED_PART, REST_PART)}
+Means = Mapping[tuple[int, str], torch.Tensor]
+
+
+def ablate_dims(
+    source: Path,
+    tokens: Path,
+    dims: Path,
+    super_weights: Path,
+    ablation: Path,
+    ablation_sequences: Path,
+    *,
+    sequences: int,
+    length: int,
+    seeds: int,
+    dtype: str,
+    device: str,
+    attention: str,
+    batch_size: int,
+    threads: int,
+    trust_remote_code: bool,
+) -> None:
+    """Write `ablation`, a row for each variant of the model, and `ablation_sequences`, the same for each sequence.
+
+    The sample is the first `length` tokens of the run's first `sequences` sequences. The provenance has `ablate`: the
+    sample, the seeds, whether each sequence's first position is the only excluded one (`only_first_excluded`), and
+    `reason`, why there is no row, or null.
+    """
+    torch.set_num_threads(threads)
+    corpus = Tokens.read(tokens)
+    dim_rows, provenance = read_table(dims, DIMS)
+    weight_rows, found = read_table(super_weights, SUPER_WEIGHTS)
+    require_equal(corpus.provenance, provenance, ("tokens_sha256", "model", "corpus"), dims)
+    require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), super_weights)
+    sample = corpus.head(sequences, length)
+    facts = {
+        "sequences": len(sample.tokens),
+        "tokens": sample.tokens.shape[1],
+        "seeds": seeds,
+        "only_first_excluded": bool((sample.parts[:, 1:] != EXCLUDED_PART).all()),
+        "reason": None if sequences else "ablate.sequences is 0",
+    }
+    if not provenance["causal_head"]:
+        facts["reason"] = "the model does not predict the next token"
+    by_sequence = pl.DataFrame(schema=ABLATION_SEQUENCES.schema)
+    variants: list[Variant] = []
+    if not facts["reason"]:
+        loaded = load_model(
+            Path(source_of(source)["location"]),
+            dtype=dtype,
+            device=device,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        run = AblationRun(loaded, sample, batch_size)
+        targets = selected_targets(dim_rows, weight_rows)
+        variants = run.variants([*targets, *random_targets(targets, loaded.d_model, run.neurons, seeds)])
+        by_sequence = run.scores(variants)
+    provenance |= {"ablate": facts}
+    write_table(ablation, ablation_rows(variants, by_sequence), ABLATION, provenance)
+    write_table(ablation_sequences, by_sequence, ABLATION_SEQUENCES, provenance)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A target set to zero or to its mean at some positions; without a target, the unchanged model."""
+
+    target: Target | None
+    positions: str = ALL
+    value: str | None = None
+
+
+class AblationRun:
+    """A model and the sample that its variants are measured on."""
+
+    def __init__(self, loaded: LoadedModel, sample: Tokens, batch_size: int):
+        self._loaded = loaded
+        self._sample = sample
+        self._blocks = find_sites(loaded)
+        self._recorder = LossRecorder(loaded, self._blocks)
+        self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(loaded.device)
+        self._mask = torch.from_numpy(sample.mask.copy()).to(loaded.device)
+        self._where = {
+            positions: torch.from_numpy(np.isin(sample.parts, parts)).to(loaded.device)
+            for positions, parts in _PARTS.items()
+        }
+        # One at a time on a CPU, as in the extraction: the baseline is then the run's own loss, bit by bit.
+        self._batch_size = 1 if loaded.device.type == "cpu" else batch_size
+
+    @property
+    def neurons(self) -> dict[int, int]:
+        return {n: block.sites["mlp_act"].width for n, block in enumerate(self._blocks) if "mlp_act" in block.sites}
+
+    def variants(self, targets: Sequence[Target]) -> list[Variant]:
+        """The unchanged model first; nothing is done at positions that the sample has none of."""
+        return [
+            Variant(None),
+            *(
+                Variant(target, positions, value)
+                for target in targets
+                for positions, value in target.treatments
+                if self._where[positions].any()
+            ),
+        ]
+
+    def scores(self, variants: Sequence[Variant]) -> pl.DataFrame:
+        """The rows of `ABLATION_SEQUENCES`."""
+        means = self._means({layer for v in variants if v.target and v.value == MEAN for layer in v.target.layers})
+        frames = []
+        for index, variant in enumerate(tqdm(variants, desc="ablations", unit="variant", file=sys.stderr)):
+            nll, top1 = self._run(variant, means)
+            rows = loss_rows(self._sample, 0, len(nll), nll)
+            mean = pl.Series(top1.sum(axis=1, dtype=np.float64)) / rows["tokens"]
+            frames.append(rows.with_columns(variant=pl.lit(index), top1_probability=mean))
+        rows = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
+        return rows.select(pl.col(name).cast(dtype) for name, dtype in ABLATION_SEQUENCES.schema.items())
+
+    def _run(self, variant: Variant, means: Means) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Losses and largest probabilities, float32 (N, T)."""
+        target = variant.target
+        nll, top1 = torch.zeros(self._ids.shape), torch.zeros(self._ids.shape)
+        with zeroing() as zero:
+            if target and target.site == WEIGHT_SITE:
+                for layer, row, col in zip(target.layers, target.dims, target.cols, strict=True):
+                    zero(down_projection(self._blocks, layer), row, col)
+            edits = list(self._edits(variant, means))
+            for rows in self._batches():
+                ids, where = self._ids[rows], self._where[variant.positions][rows]
+                with torch.inference_mode(), edited(edits, where), self._recorder.states():
+                    self._loaded.base(ids)
+                nll[rows], top1[rows] = self._recorder.token_scores(ids, self._mask[rows])
+        return nll.numpy(), top1.numpy()
+
+    def _edits(self, variant: Variant, means: Means) -> Iterator[Edit]:
+        target = variant.target
+        if target is None or target.site == WEIGHT_SITE:
+            return
+        if not target.layers:
+            for name in target.site.split("+"):
+                for block in self._blocks:
+                    if name in block.sites:
+                        yield Edit(block.sites[name], target.dims, (0.0,) * len(target.dims))
+            return
+        for layer in dict.fromkeys(target.layers):
+            dims = tuple(dim for dim, its in zip(target.dims, target.layers, strict=True) if its == layer)
+            mean = means[layer, variant.positions] if variant.value == MEAN else None
+            values = tuple(0.0 if mean is None else float(mean[dim]) for dim in dims)
+            yield Edit(self._blocks[layer].sites[target.site], dims, values)
+
+    @torch.inference_mode()
+    def _means(self, layers: set[int]) -> Means:
+        """Mean `resid_post` (d_model,) of the unchanged model, by block and positions, added up in float64."""
+        sums: dict[tuple[int, str], torch.Tensor] = {}
+        sites = [(layer, self._blocks[layer].sites[MASSIVE_SITE]) for layer in sorted(layers)]
+        for rows in self._batches() if sites else []:
+
+            def add(layer: int, x: torch.Tensor, rows: slice = rows) -> None:
+                for positions, where in self._where.items():
+                    here = x[where[rows].reshape(x.shape[:-1])].cpu().double().sum(0)
+                    sums[layer, positions] = sums.get((layer, positions), 0) + here
+
+            with hooked(sites, add):
+                self._loaded.base(self._ids[rows])
+        return {(layer, name): total / int(self._where[name].sum()) for (layer, name), total in sums.items()}
+
+    def _batches(self) -> list[slice]:
+        return [slice(n, n + self._batch_size) for n in range(0, len(self._ids), self._batch_size)]
+
+
+def ablation_rows(variants: Sequence[Variant], by_sequence: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `ABLATION` from those of `ABLATION_SEQUENCES`, each token counted alike; null where one is null."""
+    size = pl.col("bytes").sum()
+    finite = pl.col("nll").is_not_null().all()
+    mean = pl.when(finite).then(pl.col("nll").sum() / pl.col("tokens").sum()).fill_nan(None)
+    top1 = (pl.col("top1_probability").fill_null(0) * pl.col("tokens")).sum() / pl.col("tokens").sum()
+    scores = by_sequence.group_by("variant").agg(
+        pl.col("tokens").sum(),
+        nll=mean,
+        perplexity=pl.when(mean < MOST_NATS).then(mean.exp()),
+        bits_per_byte=pl.when(size > 0).then(mean * pl.col("tokens").sum() / math.log(2) / size),
+        top1_probability=pl.when(finite).then(top1),
+    )
+    described = pl.DataFrame(
+        [{"variant": index, **_described(variant)} for index, variant in enumerate(variants)],
+        schema={name: dtype for name, dtype in ABLATION.schema.items() if name not in scores.columns[1:]},
+    )
+    return described.join(scores, on="variant", how="left").sort("variant")
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    target = variant.target
+    if target is None:
+        return {"target": "baseline"}
+    return {
+        "target": target.kind,
+        "rule": target.rule,
+        "site": target.site,
+        "layers": _joined(target.layers),
+        "dims": _joined(target.dims),
+        "cols": _joined(target.cols),
+        "number": len(target.dims),
+        "seed": target.seed,
+        "positions": variant.positions,
+        "value": variant.value,
+    }
+
+
+def _joined(indices: Sequence[int]) -> str | None:
+    return "+".join(map(str, indices)) or None

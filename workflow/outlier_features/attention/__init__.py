@@ -1,0 +1,1 @@
+"""Attention patterns and sinks, from a model, a run or a dump."""

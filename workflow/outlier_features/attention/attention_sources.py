@@ -1,0 +1,167 @@
+"""Where the attention patterns that are drawn come from: a model, a run, or a dump."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlier_features.attention.attention_dump import LayerTensor, dump_pattern, layer_weight, read_labels
+from outlier_features.attention.attention_maps import AttentionMaps, cropped
+from outlier_features.attention.attention_projections import Projections
+from outlier_features.errors import InputError
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.tokens.token_text import read_texts, token_text
+from outlier_features.tokens.tokenize_corpus import Wrapped
+from outlier_features.tokens.tokens import Tokens
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn: of a layer, `sequences`, or if None the first `n_sequences`, and their first `positions`."""
+
+    layer: int
+    sequences: Sequence[int] | None
+    n_sequences: int
+    positions: int
+
+    def choose(self, available: Sequence[int], where: object) -> list[int]:
+        """The wanted ones of the sequences that are there."""
+        chosen = list(available[: self.n_sequences]) if self.sequences is None else list(self.sequences)
+        missing = [n for n in chosen if n not in available]
+        if missing or not chosen:
+            have = f"{available[0]} to {available[-1]}" if available else "none"
+            raise InputError(f"{where}: found {have}, expected sequence {[*missing, 0][0]}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to run: its directory, and as what and where."""
+
+    location: Path
+    dtype: str
+    device: str
+
+    def patterns(self, sequences: Sequence[Array], layer: int) -> tuple[list[Array], int | None]:
+        from outlier_features.attention.attention_from_model import (
+            attention_from_model,  # importing torch takes seconds
+        )
+
+        return attention_from_model(self.location, sequences, layer, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pattern of a sequence, (heads, T, T), or (heads, T, T + 1) with a learned sink; a label of each position."""
+
+    sequence: int
+    pattern: Array
+    labels: list[str]
+
+
+Source = tuple[list[Shown], int | None]  # with how many heads share a KV head
+
+
+def from_texts(model: Model, texts: Sequence[str], wanted: Wanted) -> Source:
+    """Of a model that runs texts, with the special tokens that its tokenizer adds."""
+    wrapped = Wrapped.load(model.location, "auto")
+    names = wrapped.names()
+    before, after = ([names[str(i)] for i in special] for special in (wrapped.prefix, wrapped.suffix))
+    chosen, ids, labels = wanted.choose(range(len(texts)), "--text"), [], []
+    for n in chosen:
+        encoding = wrapped.tokenizer.encode(texts[n], add_special_tokens=False)
+        ids.append(np.array([*wrapped.prefix, *encoding.ids, *wrapped.suffix], np.int64))
+        labels.append([*before, *(texts[n][start:stop] for start, stop in encoding.offsets), *after])
+        if not len(ids[-1]):
+            raise InputError(f"--text: found no token in text {n}, expected at least one")
+    return _from_model(model, chosen, ids, labels, wanted)
+
+
+def from_tokens(model: Model, run: Path, wanted: Wanted) -> Source:
+    """Of a model that runs the sequences of a run, each whole and without its padding."""
+    tokens, texts = _tokens(run)
+    chosen = wanted.choose(range(len(tokens.tokens)), run)
+    ids = [tokens.tokens[n][tokens.mask[n]] for n in chosen]
+    labels = [
+        [token_text(texts, tokens, n, t) or "" for t in range(len(one))] for n, one in zip(chosen, ids, strict=True)
+    ]
+    return _from_model(model, chosen, ids, labels, wanted)
+
+
+def from_run(run: Path, wanted: Wanted) -> Source:
+    """Those that rule map_attention kept."""
+    path = run / "attention.safetensors"
+    maps = AttentionMaps.read(path)
+    if wanted.layer not in maps.patterns:
+        have = ", ".join(map(str, sorted(maps.patterns))) or "none"
+        raise InputError(f"{path}: kept patterns of layer {have}, not of {wanted.layer}; give --model to run it")
+    tokens, texts = _tokens(run)
+    shown = []
+    for n in wanted.choose(maps.sequences, path):
+        index = maps.sequences.index(n)
+        size, pattern = maps.positions[index], maps.patterns[wanted.layer][index]
+        shown.append(Shown(n, cropped(pattern, size), [token_text(texts, tokens, n, t) or "" for t in range(size)]))
+    return shown, maps.groups[wanted.layer]
+
+
+def from_patterns(file: TensorFile, key: str, n_kv_heads: int | None, labels: str | None, wanted: Wanted) -> Source:
+    """Those that a dump holds; `n_kv_heads` only names the heads."""
+    tensor = LayerTensor.find(file, key, wanted.layer, ("heads", "T", "T"))
+    heads = tensor.array.shape[1]
+    if n_kv_heads is not None and heads % n_kv_heads:
+        raise InputError(f"{file.path}: {tensor.name} has {heads} heads, expected a multiple of {n_kv_heads} KV heads")
+    shown = []
+    for n in wanted.choose(range(len(tensor.array)), file.path):
+        pattern = dump_pattern(tensor, n)
+        shown.append(Shown(n, pattern, _labels(file, labels, n, pattern.shape[1])))
+    return shown, None if n_kv_heads is None else heads // n_kv_heads
+
+
+def from_projections(
+    file: TensorFile,
+    key: str,
+    weights: TensorFile,
+    keys: Mapping[str, str | None],
+    facts: Mapping[str, Any],
+    labels: str | None,
+    wanted: Wanted,
+) -> Source:
+    """Those that follow from the input of the Q and K projections.
+
+    keys    of the weights: `q` and `k`, and `q_bias`, `k_bias`, `q_norm`, `k_norm`, which may be None
+    facts   the other fields of `Projections`
+    """
+    tensor = LayerTensor.find(file, key, wanted.layer, ("T", "H"))
+    arrays: dict[str, Any] = {
+        name: None if one is None else layer_weight(weights, one, wanted.layer, 2 if name in ("q", "k") else 1)
+        for name, one in keys.items()
+    }
+    projections = Projections(**arrays, **facts)
+    shown = []
+    for n in wanted.choose(range(len(tensor.array)), file.path):
+        x = tensor.sequence(n)
+        names = _labels(file, labels, n, len(x))
+        if projections.causal:
+            x, names = x[: wanted.positions], names[: wanted.positions]  # later positions change nothing
+        shown.append(Shown(n, projections.pattern(x), names))
+    return shown, projections.n_heads // projections.n_kv_heads
+
+
+def _from_model(
+    model: Model, chosen: Sequence[int], ids: Sequence[Array], labels: Sequence[list[str]], wanted: Wanted
+) -> Source:
+    patterns, group = model.patterns(ids, wanted.layer)
+    return [Shown(*one) for one in zip(chosen, patterns, labels, strict=True)], group
+
+
+def _tokens(run: Path) -> tuple[Tokens, list[bytes]]:
+    tokens = Tokens.read(run / "tokens.safetensors")
+    return tokens, read_texts(run / "texts.parquet", tokens)
+
+
+def _labels(file: TensorFile, labels: str | None, n: int, length: int) -> list[str]:
+    return [""] * length if labels is None else read_labels(file, labels, n, length)

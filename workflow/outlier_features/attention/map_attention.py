@@ -1,0 +1,147 @@
+"""Rule map_attention: attention sinks of every layer and head, and the patterns of a few layers."""
+
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from tqdm import tqdm
+
+from outlier_features import __version__
+from outlier_features.attention.attention_maps import KEY, largest_by_layer, layers_of_interest, require_layers
+from outlier_features.attention.attention_patterns import Attention, LayerPatterns, find_attention, run_patterns
+from outlier_features.attention.attention_sinks import SinkCounter
+from outlier_features.files.artifacts import require_equal
+from outlier_features.files.model_source import source_of
+from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.populations import PADDING
+from outlier_features.tokens.tokens import Tokens
+
+Array = np.ndarray[Any, Any]
+
+
+def map_attention(
+    source: Path,
+    tokens: Path,
+    layers: Path,
+    sinks: Path,
+    attention: Path,
+    *,
+    sequences: int,
+    positions: int,
+    threshold: float,
+    kept_sequences: int,
+    kept_layers: Sequence[int],
+    dtype: str,
+    device: str,
+    threads: int,
+    trust_remote_code: bool,
+) -> None:
+    """Run the beginnings of a run's first sequences through the model with eager attention.
+
+    source           the model's source.json
+    tokens, layers   the run's tokens.safetensors and layers.parquet
+    sequences        at most so many; each is cut to its first `positions` tokens and run by itself, without padding
+    threshold        a key is a sink of a head in a sequence if its alpha is above this
+    kept_sequences   the first so many leave their patterns
+    kept_layers      the layers that leave their patterns; if empty, `attention_maps.layers_of_interest`
+
+    Writes the table `sinks`, and `attention` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
+    (n, heads, T, T + 1) where the last column is a learned sink. A model without attention leaves both empty. One
+    layer's patterns of one sequence are in memory at a time.
+    """
+    torch.set_num_threads(threads)
+    corpus = Tokens.read(tokens)
+    layer_rows, made_by = read_table(layers, LAYERS)
+    require_equal(corpus.provenance, made_by, ("tokens_sha256",), layers)
+    model_source = source_of(source)
+    loaded = load_model(
+        Path(model_source["location"]),
+        dtype=dtype,
+        device=device,
+        attention="eager",
+        trust_remote_code=trust_remote_code,
+    )
+    found = find_attention(loaded)
+    require_layers(kept_layers, [at.layer for at in found])
+    parts = corpus.parts[:sequences, :positions]
+    inputs = [corpus.tokens[n, : len(part)][part != PADDING] for n, part in enumerate(parts)]
+    table = _count(loaded, found, inputs, parts, threshold)
+    why = dict.fromkeys(kept_layers, "attention_maps.kept_layers names it")
+    why = why or layers_of_interest(table, largest_by_layer(layer_rows))
+    kept = [at for at in found if at.layer in why]
+    patterns = _keep(loaded, kept, inputs[:kept_sequences], parts.shape[1])
+    provenance = corpus.provenance | {
+        "model_origin": model_source["origin"],
+        "model_revision": model_source["revision"],
+        "architecture": loaded.model_type,
+        "blocks": loaded.blocks,
+        "causal": loaded.causal,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "attention": loaded.attention,
+        "threshold": threshold,
+        "positions": parts.shape[1],
+        "sequences": len(parts),
+        "short_sequences": sum(len(ids) < parts.shape[1] for ids in inputs),
+        "layers_without_patterns": sorted(set(range(loaded.blocks)) - {at.layer for at in found}),
+        "patterns_from": sorted({at.path.replace(f".{at.layer}.", ".{layer}.") for at in found}),
+        "maps": {
+            "layers": [{"layer": at.layer, "why": why[at.layer], "group": at.group} for at in kept],
+            "sequences": list(range(len(inputs[:kept_sequences]))),
+            "positions": [len(ids) for ids in inputs[:kept_sequences]],
+        },
+        "job": uuid.uuid4().hex,
+        "package_version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    write_table(sinks, table, SINKS, provenance)
+    write_tensors(attention, patterns, provenance)
+
+
+def _count(
+    loaded: LoadedModel, found: Sequence[Attention], inputs: Sequence[Array], parts: Array, threshold: float
+) -> pl.DataFrame:
+    counter = SinkCounter(parts, threshold)
+
+    def count(patterns: LayerPatterns) -> None:
+        at = patterns.attention
+        counter.add(at.layer, at.group, _array(patterns.pattern)[0], patterns.visible.cpu().numpy())
+
+    for ids in tqdm(inputs, desc="attention sinks", unit="sequence", file=sys.stderr):
+        run_patterns(loaded, found, _batch(ids, loaded), count)
+    if loaded.dtype != torch.float16:
+        counter.require_seen()
+    return counter.table()
+
+
+def _keep(loaded: LoadedModel, kept: Sequence[Attention], inputs: Sequence[Array], length: int) -> dict[str, Array]:
+    arrays = {
+        f"{KEY}.{at.layer}": np.zeros((len(inputs), at.heads, length, length + at.learned_sink), np.float32)
+        for at in kept
+    }
+    for n, ids in enumerate(inputs):
+
+        def keep(patterns: LayerPatterns, n: int = n, size: int = len(ids)) -> None:
+            place, values = arrays[f"{KEY}.{patterns.attention.layer}"][n], _array(patterns.pattern)[0]
+            place[:, :size, :size] = values[..., :size]
+            place[:, :size, length:] = values[..., size:]
+
+        run_patterns(loaded, kept, _batch(ids, loaded), keep)
+    return arrays
+
+
+def _batch(ids: Array, loaded: LoadedModel) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64))[None].to(loaded.device)
+
+
+def _array(value: torch.Tensor) -> Array:
+    return value.float().cpu().numpy()

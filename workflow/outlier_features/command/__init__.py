@@ -1,0 +1,1 @@
+"""The command `outlier-features`, a module for each of its subcommands."""

@@ -1,0 +1,52 @@
+"""The command `outlier-features compare`: the dims that two runs have in common, by each rule."""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from outlier_features.command.count_tables import comparison_tables
+from outlier_features.command.output import write_found
+from outlier_features.dims.compare_runs import comparisons, dim_counts, name_of
+from outlier_features.errors import InputError
+
+RULES = ("location", "dettmers", "dettmers_heads", "massive")
+
+
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.description = "Compare the dims that each rule selects in two runs: Jaccard index, and the dims in common."
+    compare.set_defaults(run=_compare)
+    compare.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a directory <results>/<model>/<corpus>")
+    compare.add_argument("--rule", choices=RULES, help="only this rule")
+    compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    compare.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+
+
+def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    one, other = (run.resolve() for run in options.runs)
+    counts = dim_counts(one), dim_counts(other)
+    found = [row for row in comparisons(*counts) if options.rule in (None, row["rule"])]
+    if not found:
+        wanted = "a rule" if options.rule is None else f"rule {options.rule}"
+        raise InputError(f"{one} and {other}: have no population and sites in common of {wanted} that both were given")
+    document = {
+        f"{row['rule']} {row['sites']} {row['population']}": {"keys": [name_of(one), name_of(other)], **_fields(row)}
+        for row in found
+    }
+    write_found(document, lambda: _tables(document), options.format, options.output)
+
+
+def _tables(document: Mapping[str, Any]) -> Iterator[Any]:
+    for name, found in document.items():
+        yield f"\nRule, sites, population: {name}"
+        yield from comparison_tables(found, "Run")
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As `outlier-features count` names them."""
+    return {
+        "dims": [row["dims_first"], row["dims_second"]],
+        "common": row["common"],
+        "jaccard": row["jaccard"],
+        "top_common": row["common_dims"],
+    }

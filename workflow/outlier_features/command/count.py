@@ -1,0 +1,111 @@
+"""The command `outlier-features count`: the outliers of a dump, without a config."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+_MAX_THREADS = 16  # more do not read memory faster
+
+
+_DESCRIPTION = (
+    "Count the activations over a threshold at locations (sequence, token, dim) that enough layers hit: by dim with "
+    "sign, layer and token, with the quartiles of all values. Exact, in memory that does not grow with the file."
+)
+_EPILOG = "Exit status: 0; 1 after one line `error: ...` on a file that is not what it must be; 2 on a usage mistake."
+
+
+def add_count(count: argparse.ArgumentParser) -> None:
+    count.description, count.epilog = _DESCRIPTION, _EPILOG
+    count.set_defaults(run=_count)
+
+    add = count.add_argument_group("activations").add_argument
+    add("--input", required=True, type=Path, metavar="FILE", help="safetensors file; float32, bfloat16 or float16")
+    add("--key", required=True, help="a tensor (N, L, T, H), or K of the tensors K.0, K.1, ... (N, T, H), one a layer")
+    add("--compare-key", metavar="KEY", help="another key, counted as well; the dims of both are compared")
+
+    rule = count.add_argument_group("rule")
+    add = rule.add_argument
+    add("--threshold", type=_threshold, default=6.0, metavar="X", help="abs(x) above it is an outlier (default: 6.0)")
+    add("--inclusive", action="store_true", help="abs(x) equal to the threshold is an outlier too")
+    criterion = rule.add_mutually_exclusive_group()
+    criterion.add_argument(
+        "--min-layer-fraction", type=_fraction, default=0.25, metavar="F",
+        help="share of the layers that must hit a location for its outliers to be kept (default: 0.25)",
+    )  # fmt: skip
+    criterion.add_argument(
+        "--no-layer-fraction", dest="min_layer_fraction", action="store_const", const=None, help="one layer is enough"
+    )
+
+    add = count.add_argument_group("quartiles, exact or of a sample with its standard error").add_argument
+    add("--iqr-samples", type=_samples, default=0, metavar="exact|N", help="of all values (default: exact)")
+    add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="of the kept outliers (default: exact)")
+
+    add = count.add_argument_group("output").add_argument
+    add("--format", choices=("table", "json", "csv"), default="table", help="table (default) has the first ten dims")
+    add("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+    add("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _threshold(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} found, expected a number from 0 to {_LARGEST:.3g}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} found, expected a number from 0 to 1")
+    return value
+
+
+def _samples(text: str) -> int:
+    value = 0 if text == "exact" else int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} found, expected exact or a number of samples")
+    return value
+
+
+# argparse names the type in its message, where float() or int() fails.
+_threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number", "number of samples"
+
+
+def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    _require_usable(options, parser)
+    from outlier_features.locate.count_dump import (
+        count_dump,  # with numba, half a second, which a usage mistake is spared
+    )
+    from outlier_features.locate.count_locations import LocationRule
+
+    keys = [key for key in (options.key, options.compare_key) if key is not None]
+    document = count_dump(
+        options.input,
+        keys,
+        LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
+        value_samples=options.iqr_samples,
+        magnitude_samples=options.outlier_samples,
+        threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),
+        quiet=options.quiet,
+    )
+    _write(document, options)
+
+
+def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from outlier_features.locate.count_document import COMPARISON
+
+    if options.compare_key == options.key:
+        parser.error(f"argument --compare-key: {options.key} found, expected another key than --key")
+    if options.compare_key is not None and COMPARISON in (options.key, options.compare_key):
+        parser.error(f"argument --compare-key: a key named {COMPARISON} cannot be compared")
+    if options.output and options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+        parser.error("argument --output: expected another file than --input")
+
+
+def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
+    from outlier_features.command.count_tables import count_tables
+    from outlier_features.command.output import write_found
+
+    write_found(document, lambda: count_tables(document, options.input.name), options.format, options.output)

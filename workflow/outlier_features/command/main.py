@@ -1,0 +1,65 @@
+"""The command `outlier-features`: a file or a run in hand, without a config."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from outlier_features.errors import InputError
+from outlier_features.machine_limits import refusal
+
+BAD_DATA, INTERRUPTED = 1, 130
+# Each has a module <name> beside this one, with a function add_<name>.
+COMMANDS = {
+    "count": "count the outliers of an activation dump",
+    "show": "print what runs found",
+    "compare": "compare the dims that each rule selects in two runs",
+    "gains": "say whether the gains of norms are all exactly 1.0, and what they are at some dims",
+    "recover": "end what a killed run has left at work, so that another can go on",
+    "verify": "read every artifact of a run and compare checksums and provenance",
+    "attention": "draw a layer's attention as heatmaps, from a model, a run or a dump",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status: 0, or 1 with one `error:` line. A usage mistake exits with 2."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser(given[0] if given else "")
+    options = parser.parse_args(given)
+    try:
+        options.run(options, parser)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_DATA
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BAD_DATA
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        sentence = refusal(error, given[0])
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return BAD_DATA
+    return 0
+
+
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    """Only the wanted subcommand is imported, since what it needs can take a second."""
+    parser = argparse.ArgumentParser(
+        prog="outlier-features",
+        description="Outlier features of transformer language models.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        if name == wanted:
+            getattr(import_module(f"outlier_features.command.{name}"), f"add_{name}")(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

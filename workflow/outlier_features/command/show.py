@@ -1,0 +1,150 @@
+"""The command `outlier-features show`: what runs found, in the terminal or for a program."""
+
+import argparse
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from outlier_features.command.output import make_table, write_found, write_text
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import read_json
+from outlier_features.summary.findings import findings
+from outlier_features.summary.summarize_run import SUMMARY_KEYS
+from outlier_features.visible_text import visible
+from outlier_features.wording import DASH, count, number
+
+Part = Mapping[str, Any]
+_SUMMARY = "summary.json"
+_DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
+                "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
+
+
+def add_show(show: argparse.ArgumentParser) -> None:
+    show.description = (
+        "Print what runs found: by population and rule how many dims, pairs, locations and occurrences, the selected "
+        "dims, the largest values, the loss, and what was not found."
+    )
+    show.set_defaults(run=_show)
+    show.add_argument("results", type=Path, metavar="RESULTS", help="a directory of results, or one run's directory")
+    show.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table",
+        help="table (default); json: each run's summary.json by model/corpus; csv: a line for each selected dim",
+    )  # fmt: skip
+    show.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+
+
+def _show(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    summaries = read_summaries(options.results)
+    if options.format == "csv":
+        write_text(dims_csv(summaries), options.output)
+    else:
+        write_found(summaries, lambda: _parts(summaries), options.format, options.output)
+
+
+def read_summaries(results: Path) -> dict[str, Part]:
+    """The summary of each run in a directory of results, or of the run whose directory it is, by `model/corpus`."""
+    paths = [results / _SUMMARY] if (results / _SUMMARY).is_file() else sorted(results.glob(f"*/*/{_SUMMARY}"))
+    if not paths:
+        raise InputError(
+            f"{results}: found no {_SUMMARY} in it, expected a directory of results or that of a run, "
+            "<results>/<model>/<corpus>"
+        )
+    read = [read_json(path, *SUMMARY_KEYS) for path in paths]
+    return {f"{summary['model']['name']}/{summary['corpus']['name']}": summary for summary in read}
+
+
+def dims_csv(summaries: Mapping[str, Part]) -> str:
+    """A line for each dim that a rule selects; nulls are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "corpus", "population", "rule", "sites", *_DIM_COLUMNS])
+    for summary in summaries.values():
+        names = summary["model"]["name"], summary["corpus"]["name"]
+        for population, part in summary["populations"].items():
+            for rule, found in part["rules"].items():
+                for dim in found["dims"]:
+                    values = [str(dim[name]).lower() if name == "one_sided" else dim[name] for name in _DIM_COLUMNS]
+                    writer.writerow([*names, population, rule, found["sites"], *values])
+    return text.getvalue()
+
+
+def _parts(summaries: Mapping[str, Part]) -> Iterator[Any]:
+    for index, (name, summary) in enumerate(summaries.items()):
+        yield ("\n" if index else "") + f"{name}: {_shape(summary)}"
+        for population, positions in summary["corpus"]["positions"].items():
+            yield f"\nPopulation {population}, {count(positions, 'position')}"
+            yield from _tables(summary, population)
+        yield "\n" + _loss(summary["loss"])
+        missing = [f"- {visible(one.text)}" for one in findings(summary) if one.topic == "not found"]
+        if missing:
+            yield "\n".join(["Not found:", *missing])
+
+
+def _shape(summary: Part) -> str:
+    model, corpus = summary["model"], summary["corpus"]
+    return visible(
+        f"{model['architecture']}, {count(model['blocks'], 'layer')}, d_model {number(model['d_model'])}, "
+        f"{count(corpus['sequences'], 'sequence')}"
+    )
+
+
+def _tables(summary: Part, population: str) -> Iterator[Any]:
+    part = summary["populations"][population]
+    rules = part["rules"]
+    located = (summary["location"] or {"populations": {}})["populations"].get(population, {})
+    yield make_table(
+        "Selected, of those with a hit",
+        ("Rule", "Sites", "Dims", "Pairs", "Locations", "Occurrences"),
+        [
+            *((rule, *_counts(found)) for rule, found in rules.items()),
+            *(("location", visible(site), number(found["dims"]), DASH, number(found["locations"]),
+               number(found["occurrences"])) for site, found in located.items()),
+        ],
+        "pairs: (sequence, dim); locations: (sequence, token, dim), of any dim",
+    )  # fmt: skip
+    if dims := [_dim(rule, dim, summary) for rule, found in rules.items() for dim in found["dims"]]:
+        yield make_table(
+            "Selected dims",
+            ("Dim", "Rule", "Kind", "Max |x|", "Layers", "Steps", "Sequences"),
+            dims,
+            "layers: with a hit; steps: max |x| on resid_post rises to half its maximum, falls below",
+        )
+    yield make_table(
+        "Largest |x| of each site",
+        ("Site", "Layer", "Max |x|", "Median |x|"),
+        [
+            (visible(row["site"]), str(row["layer"]), number(row["max"]), number(row["median"]))
+            for row in part["largest"]
+        ],
+    )
+
+
+def _counts(found: Part) -> tuple[str, ...]:
+    return (
+        visible(found["sites"].replace("+", " + ")),
+        f"{number(found['dims_selected'])} of {number(found['dims_with_hit'])}",
+        f"{number(found['pairs_passing'])} of {number(found['pairs_with_hit'])}",
+        number(found["locations"]),
+        number(found["occurrences"]),
+    )
+
+
+def _dim(rule: str, dim: Part, summary: Part) -> tuple[str, ...]:
+    return (
+        str(dim["dim"]),
+        rule,
+        dim["kind"],
+        number(dim["max_abs"]),
+        f"{dim['first_layer']} to {dim['last_layer']}",
+        DASH if dim["step_up"] is None else f"{dim['step_up']}, {number(dim['step_down'])}",
+        f"{number(dim['sequences_passing'])} of {number(summary['corpus']['sequences'])}",
+    )
+
+
+def _loss(loss: Part | None) -> str:
+    if loss is None:
+        return "Loss: none, there is no causal language model."
+    bits = "" if loss["bits_per_byte"] is None else f", {number(loss['bits_per_byte'])} bits per byte"
+    return f"Loss: perplexity {number(loss['perplexity'])}{bits}, over {count(loss['tokens'], 'predicted token')}."

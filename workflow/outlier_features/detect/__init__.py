@@ -1,0 +1,1 @@
+"""Hits and statistics of each chunk, and the tables of layers made of all chunks."""

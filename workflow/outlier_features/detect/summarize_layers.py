@@ -1,0 +1,79 @@
+"""Rule summarize_layers: the statistics of all chunks together, and the tables of layers and of distributions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from outlier_features.detect.distribution import distribution_rows
+from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.tables import DISTRIBUTION, LAYERS, write_table
+from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.populations import POPULATIONS
+from outlier_features.progress import item_bar
+from outlier_features.scan.statistics import SiteStatistics, merge
+
+
+def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, distribution: Path) -> None:
+    """Merge the statistics of a run's chunks (in the order of their sequences) and write `layers` and `distribution`.
+
+    Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
+    """
+    files = [TensorFile(path) for path in chunks]
+    provenance: Mapping[str, Any] = files[0].provenance
+    covered = 0
+    for file in files:
+        require_same_run(provenance, file.provenance, file.path)
+        require_equal(provenance, file.provenance, ("attention", "stored_as"), file.path)
+        require_equal({"start": covered}, file.provenance, ("start",), file.path)
+        covered = file.provenance["stop"]
+    provenance = {**provenance, "start": 0, "stop": covered}
+    require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)
+    merged = {
+        site: merge(SiteStatistics.read(file, site) for file in files)
+        for site in item_bar(provenance["sites"], "merge statistics", "site")
+    }
+    write_tensors(statistics, {k: v for site, one in merged.items() for k, v in one.arrays(site).items()}, provenance)
+    found = [(site, one, name) for name in POPULATIONS for site, one in merged.items() if name in one.populations]
+    write_table(layers, pl.concat([layer_rows(*each) for each in found]), LAYERS, provenance)
+    bins = [distribution_rows(site, one, name, provenance["stored_as"][site]) for site, one, name in found]
+    write_table(distribution, pl.concat(bins), DISTRIBUTION, provenance)
+
+
+def layer_rows(site: str, statistics: SiteStatistics, population: str) -> pl.DataFrame:
+    """A row of the table of layers for each layer of a site; null where the population has no positions."""
+    members = POPULATIONS[population]
+    per_sequence = statistics.positions[:, members].sum(axis=1)
+    present = per_sequence > 0
+    positions, dims = statistics.count(population), statistics.pilot.shape[1]
+    median = statistics.median[:, present, list(POPULATIONS).index(population)]
+    top = statistics.sequence_top(population)[:, present].astype(np.float64)
+    low, high = statistics.over(population, "low"), statistics.over(population, "high")
+    columns: dict[str, Any] = {
+        "population": population,
+        "site": site,
+        "layer": statistics.layers,
+        "occurrences": (statistics.over(population, "positive") + statistics.over(population, "negative")).sum(axis=1),
+        "dims_hit": (np.maximum(high, -low) >= 6).sum(axis=1),
+        "positions_hit": statistics.over(population, "positions_hit"),
+        "positions": positions,
+    }
+    if positions:
+        columns |= {f"top{k + 1}": top[:, :, k].mean(axis=1) for k in range(3)}
+        columns |= {
+            "median": median.mean(axis=1),
+            "mean": statistics.absolute[:, :, members].sum(axis=(1, 2)) / (positions * dims),
+            "max": statistics.max_abs(population).max(axis=1),
+            "rms": np.sqrt(statistics.square[:, :, members].sum(axis=(1, 2)) / (positions * dims)),
+            "kurtosis_flat_excess": statistics.flat_kurtosis(population),
+            "kurtosis_token": statistics.token_kurtosis(population),
+            "kurtosis_channel_rms": statistics.channel_kurtosis(population),
+        }
+    frame = pl.DataFrame(columns)
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in LAYERS.schema.items() if name not in columns]
+    return frame.with_columns(missing).select(
+        pl.col(name).fill_nan(None).cast(dtype) if dtype == pl.Float64 else pl.col(name).cast(dtype)
+        for name, dtype in LAYERS.schema.items()
+    )

@@ -1,0 +1,1 @@
+"""Activations that some other program saved."""

@@ -1,0 +1,227 @@
+"""Rule rank_experts: what each expert of a mixture-of-experts model writes, and which experts make massive activations.
+
+Super experts: Su et al. 2025, "Unveiling Super Experts in Mixture-of-Experts Large Language Models", arXiv 2507.23279.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from outlier_features import __version__
+from outlier_features.files.artifacts import read_json, require_equal, require_same_run
+from outlier_features.files.model_source import source_of
+from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.tokens.tokens import Tokens
+
+PERCENTILE = 99.5  # of the routed experts' maxima, by linear interpolation
+TENTH = 0.1  # of the largest of them
+FIRST_LAYERS = 0.75  # the third condition in the paper's code
+FORMING_SHARE = 0.1  # of a massive activation, that a layer's mlp_out must give it to take part in forming it
+MAX_TARGETS = 32
+FLAGS = ("above_percentile", "above_tenth", "forms_massive", "first_three_quarters", "super_expert")
+
+
+def rank_experts(
+    source: Path,
+    tokens: Path,
+    massive: Path,
+    dims: Path,
+    published: Path,
+    experts: Path,
+    routing: Path,
+    *,
+    sequences: int,
+    dtype: str,
+    device: str,
+    attention: str,
+    threads: int,
+    trust_remote_code: bool,
+) -> None:
+    """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
+    of the largest massive activation of each dim. Both are empty where the model has no experts or they cannot be
+    recorded; the provenance then says why (`absent`).
+
+    source      the model's source.json
+    published   CSV of super experts that were published, by the model's hub id
+
+    Raises `InputError` where the files belong to different runs, the model cannot be used, or the parts of an
+    activation do not sum to it.
+    """
+    run = Tokens.read(tokens)
+    model = source_of(source)
+    dim_rows, provenance = read_table(dims, DIMS)
+    massive_rows, found = read_table(massive, MASSIVE)
+    require_same_run(run.provenance, provenance, dims)
+    require_same_run(provenance, found, massive)
+    mine = {"model_revision": model["revision"], "dtype": dtype}
+    require_equal(mine, provenance, tuple(mine), dims)
+    ranked = range(min(sequences, len(run.tokens)))
+    targets = massive_targets(massive_rows, dim_rows)
+    facts = {"experts_sequences": len(ranked), "experts_targets": len(targets), "package_version": __version__}
+    recorded = None
+    if names_experts(Path(model["location"])):
+        # Not at the top: a model without experts is done before torch would be imported.
+        from outlier_features.experts.record_experts import record_model
+
+        recorded = record_model(
+            Path(model["location"]),
+            run,
+            ranked=ranked,
+            locations=[target.location for target in targets],
+            dtype=dtype,
+            device=device,
+            attention=attention,
+            threads=threads,
+            trust_remote_code=trust_remote_code,
+        )
+    absent = "the model has no experts" if recorded is None else recorded.absent
+    provenance |= {**facts, "has_experts": recorded is not None} | (
+        {"absent": {**provenance["absent"], "expert_out": absent}} if absent else {}
+    )
+    if recorded is None or absent:
+        ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)
+    else:
+        parts = routing_of(recorded.parts, targets)
+        forming = set(parts.filter("forms_massive")["layer"])
+        ranks = with_flags(recorded.maxima, forming, provenance["blocks"])
+        ranks = with_published(ranks, pl.read_csv(published, infer_schema_length=None), model["origin"])
+    write_table(experts, ranks, EXPERTS, provenance)
+    write_table(routing, parts, ROUTING, provenance)
+
+
+def names_experts(location: Path) -> bool:
+    """Whether a model's config or the names of its weights speak of experts; only then is it loaded and looked into."""
+    if _counts_experts(read_json(location / "config.json")):
+        return True
+    return any("expert" in name for path in location.glob("*.safetensors") for name in TensorFile(path).entries)
+
+
+def _counts_experts(config: Any) -> bool:
+    """Whether a key about experts, at any depth, has a number above 1 (num_experts, n_routed_experts, ...)."""
+    if not isinstance(config, Mapping):
+        return False
+    return any(
+        _counts_experts(value) or ("expert" in key and isinstance(value, int) and value > 1)
+        for key, value in config.items()
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The largest massive activation of a dim, and the block where the dim steps up."""
+
+    sequence: int
+    token: int
+    dim: int
+    layer: int
+    value: float
+    step_up: int | None
+
+    @property
+    def location(self) -> tuple[int, int, int]:
+        return self.sequence, self.token, self.dim
+
+
+def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[Target]:
+    """For each dim with a massive activation its largest, in order of magnitude; at most `MAX_TARGETS`."""
+    order = [pl.col("value").abs(), *map(pl.col, ("dim", "layer", "sequence", "token"))]
+    largest = massive.sort(order, descending=[True, False, False, False, False]).unique(
+        "dim", keep="first", maintain_order=True
+    )
+    steps = {
+        (population, dim): step
+        for population, dim, step in dims.filter(pl.col("rule") == "massive", "selected")
+        .select("population", "dim", "step_up")
+        .iter_rows()
+    }
+    return [
+        Target(
+            row["sequence"],
+            row["token"],
+            row["dim"],
+            row["layer"],
+            row["value"],
+            steps.get(("all" if row["massive_all"] else "without_first", row["dim"])),
+        )
+        for row in largest.head(MAX_TARGETS).iter_rows(named=True)
+    ]
+
+
+def routing_of(parts: pl.DataFrame, targets: list[Target]) -> pl.DataFrame:
+    """The parts of the layers that form each target's activation, and of the layer where its dim steps up.
+
+    parts   columns `record_experts.PARTS`
+
+    A layer forms an activation if, up to the layer where it is largest, its `mlp_out` there has its sign and at least
+    `FORMING_SHARE` of its magnitude.
+    """
+    rows = [
+        {"sequence": t.sequence, "token": t.token, "dim": t.dim, "largest": t.layer, "activation": t.value,
+         "step_up": t.step_up}
+        for t in targets
+    ]  # fmt: skip
+    schema = {"sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "largest": pl.UInt16,
+              "activation": pl.Float64, "step_up": pl.UInt16}  # fmt: skip
+    joined = parts.join(pl.DataFrame(rows, schema=schema), on=["sequence", "token", "dim"], how="inner")
+    return (
+        joined.with_columns(
+            forms_massive=(pl.col("mlp_out") / pl.col("activation") >= FORMING_SHARE)
+            & (pl.col("layer") <= pl.col("largest")),
+            steps_up=(pl.col("layer") == pl.col("step_up")).fill_null(False),
+            share=pl.col("weighted") / pl.col("whole"),
+        )
+        .filter(pl.col("forms_massive") | pl.col("steps_up"))
+        .sort(
+            [pl.col("activation").abs(), "dim", "layer", pl.col("weighted").abs(), "expert"],
+            descending=[True, False, False, True, False],
+        )
+        .select(pl.col(name).cast(dtype) for name, dtype in ROUTING.schema.items())
+    )
+
+
+def with_flags(maxima: pl.DataFrame, forming: set[int], blocks: int) -> pl.DataFrame:
+    """The maxima of all experts with the conditions of `super_expert`.
+
+    maxima    columns `record_experts.MAXIMA`
+    forming   layers that form massive activations
+
+    Percentile and maximum are those of the routed experts that any token chose; a shared expert is compared with the
+    same two numbers. An expert that no token chose has no flags.
+    """
+    known = maxima.filter(pl.col("part") == "expert")["max_abs"].drop_nulls().to_numpy()
+    percentile, largest = (np.percentile(known, PERCENTILE), known.max()) if len(known) else (np.inf, np.inf)
+    chosen = pl.col("max_abs").is_not_null()
+    conditions = {
+        "above_percentile": pl.col("max_abs") > percentile,
+        "above_tenth": pl.col("max_abs") > TENTH * largest,
+        "forms_massive": pl.col("layer").is_in(list(forming)),
+        "first_three_quarters": pl.col("layer") < FIRST_LAYERS * blocks,
+    }
+    flagged = maxima.with_columns(**{name: pl.when(chosen).then(holds) for name, holds in conditions.items()})
+    return flagged.with_columns(
+        super_expert=pl.col("above_percentile") & pl.col("above_tenth") & pl.col("forms_massive")
+    )
+
+
+def with_published(experts: pl.DataFrame, published: pl.DataFrame, origin: str) -> pl.DataFrame:
+    """Whether each expert was published as a super expert of this model; null if the model was not, or if the
+    publication does not say from which number its layers count.
+
+    origin   the model's hub id, if it came from the hub
+    """
+    rows = published.filter(pl.col("quantity") == "super_expert", pl.col("hub_id") == origin)
+    if rows.is_empty() or rows["layer_base"].null_count():
+        return experts.with_columns(published=pl.lit(None, pl.Boolean))
+    named = rows.select(
+        layer=(pl.col("layer") - pl.col("layer_base")).cast(pl.UInt16),
+        part=pl.when(pl.col("expert_kind") == "shared").then(pl.lit("shared")).otherwise(pl.lit("expert")),
+        expert=pl.col("expert").cast(pl.UInt16),
+        published=pl.lit(True),
+    )
+    joined = experts.join(named, on=["layer", "part", "expert"], how="left", nulls_equal=True, maintain_order="left")
+    return joined.with_columns(pl.col("published").fill_null(False))

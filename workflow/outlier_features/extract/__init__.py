@@ -1,0 +1,1 @@
+"""The forward pass over a chunk of sequences: activations and token losses."""

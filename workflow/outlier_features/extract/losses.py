@@ -1,0 +1,113 @@
+"""Token losses from the same pass that gives the activations, without the logits of a whole batch.
+
+The logits of 16 sequences of 2,048 tokens over 50,000 words take 6.5 GB. The model's own way from last hidden states to
+logits (head, bias, scaling, softcapping) therefore runs on a few tokens at a time: the part of the model that holds the
+blocks is made to return those tokens' states at once, and the whole model is called.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from outlier_features.errors import InputError
+from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.sites import Block
+from outlier_features.model.verify_sites import TOLERANCE
+
+Tensor = torch.Tensor
+_LOGITS_AT_ONCE = 2**24
+
+
+class LossRecorder:
+    """Token losses of a causal model, one batch after the other.
+
+        with recorder.states():
+            loaded.base(ids)
+        nll = recorder.token_losses(ids, mask)
+
+    Raises `InputError` on construction where the blocked logits of the probe are not those of the plain model.
+    """
+
+    def __init__(self, loaded: LoadedModel, blocks: list[Block]):
+        self._model = loaded.model
+        self._body = loaded.model.get_submodule(blocks[0].path.rpartition(".")[0].rpartition(".")[0])
+        self._block = max(1, _LOGITS_AT_ONCE // loaded.vocab_size)
+        self._output: Any = None
+        self._check(loaded)
+
+    @contextmanager
+    def states(self) -> Iterator[None]:
+        """Keep what the model's body returns in a pass."""
+
+        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+            self._output = output
+
+        handle = self._body.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def token_losses(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The negative log-likelihood in nats of each token given those before it, float32 (B, T).
+
+        ids int64 (B, T) as in the pass, mask bool (B, T); 0 at the first position and at padding. Each sequence is cut
+        into blocks for itself, so its losses do not depend on its batch.
+        """
+        return self.token_scores(ids, mask)[0]
+
+    @torch.inference_mode()
+    def token_scores(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`token_losses`, and in the same shape the largest probability that the model gave to any token there."""
+        nll, top1 = (torch.zeros(ids.shape, dtype=torch.float32, device=ids.device) for _ in range(2))
+        for sequence, row in enumerate(ids):
+            for start in range(0, len(row) - 1, self._block):
+                stop = min(start + self._block, len(row) - 1)
+                logits = self._logits(sequence, start, stop, row)
+                there = slice(start + 1, stop + 1)
+                nll[sequence, there], top1[sequence, there] = _scores(logits, row[there])
+        return nll * mask, top1 * mask
+
+    def _logits(self, sequence: int, start: int, stop: int, row: Tensor) -> Tensor:
+        """The logits (stop - start, vocabulary) at these positions."""
+        states = self._output[0][sequence : sequence + 1, start:stop]
+        answer = (states,) if isinstance(self._output, tuple) else type(self._output)(last_hidden_state=states)
+        self._body.forward = lambda *args, **kwargs: answer  # an attribute of the object hides the class's method
+        try:
+            logits: Tensor = self._model(row[None, start:stop]).logits[0]
+        finally:
+            del self._body.forward
+        return logits
+
+    @torch.inference_mode()
+    def _check(self, loaded: LoadedModel) -> None:
+        ids = probe_ids(loaded.model)
+        expected = loaded.model(ids).logits
+        with self.states():
+            loaded.base(ids)
+        half, length = ids.shape[1] // 2, ids.shape[1]
+        parts = [self._logits(n, *span, row) for n, row in enumerate(ids) for span in ((0, half), (half, length))]
+        found = torch.cat(parts).view_as(expected)
+        allowed = TOLERANCE[loaded.dtype] * (expected.abs() + expected.square().mean(-1, keepdim=True).sqrt())
+        difference = (found - expected).abs()
+        if not (difference <= allowed).all():
+            raise InputError(
+                f"{loaded.model_type}: its head run on a few tokens at a time differs from the plain model by "
+                f"{difference.max():.3g}, expected the same logits"
+            )
+
+
+def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (n,) of logits (n, V) with token ids (n,), and the largest probability (n,).
+
+    The exponentials are added up in float64 where the device has it: in float32 the sum over a vocabulary is off by
+    some 1e-6, and always to the same side.
+    """
+    logits = logits.float()
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    largest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - largest).exp_().sum(dim=-1, dtype=wide)
+    chosen = logits.gather(-1, targets[:, None]) - largest
+    return (total.log() - chosen[:, 0].to(wide)).float(), total.reciprocal().float()

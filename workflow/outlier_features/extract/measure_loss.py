@@ -1,0 +1,52 @@
+"""Rule measure_loss: how well the model predicts the run's text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.tables import LOSS, write_table
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.tokens.tokens import Tokens
+
+
+def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
+    """Write `loss`: per sequence the predicted tokens, the bytes of their text and their negative log-likelihood.
+
+    chunks   files with `nll` (n, T), nats of each token given what precedes; without it for a model that has no
+             causal head
+    """
+    run = Tokens.read(tokens)
+    frames, covered = [], 0
+    provenance: dict[str, Any] = {}
+    for path in chunks:
+        file = TensorFile(path)
+        provenance = file.provenance
+        require_same_run(run.provenance, provenance, path)
+        require_equal({"start": covered}, provenance, ("start",), path)
+        covered = provenance["stop"]
+        nll = file.array("nll") if "nll" in file.entries else None
+        frames.append(loss_rows(run, provenance["start"], provenance["stop"], nll))
+    require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), chunks[-1])
+    write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0, "stop": provenance["sequences"]})
+
+
+def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any] | None) -> pl.DataFrame:
+    predicted = run.mask[start:stop].copy()
+    predicted[:, 0] = False
+    offsets = run.offsets[start:stop]
+    first = np.where(predicted, offsets[:, :, 0], np.iinfo(np.int32).max).min(axis=1)
+    last = np.where(predicted, offsets[:, :, 1], 0).max(axis=1)
+    return pl.DataFrame(
+        {
+            "sequence": np.arange(start, stop),
+            "tokens": predicted.sum(axis=1),
+            "bytes": np.where(predicted.any(axis=1), np.maximum(last - np.minimum(first, last), 0), 0),
+            "nll": None if nll is None else np.where(predicted, nll, 0).sum(axis=1, dtype=np.float64),
+        },
+        schema=LOSS.schema,
+        strict=False,
+    )

@@ -1,0 +1,83 @@
+"""A model from the hub, in the hub library's ordinary cache."""
+
+import glob
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+from outlier_features.errors import InputError
+from outlier_features.fetch.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
+from outlier_features.model.model_files import model_files
+
+README = "README.md"
+
+
+def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, str, list[str]]:
+    """The snapshot's directory, its commit, and the names of the model's files in it.
+
+    A full commit whose files are all in the cache is taken from there with no request. Files that an interrupted
+    fetch had completed are not fetched again. Raises `InputError`.
+    """
+    cached = _cached(repo, trust_remote_code, need_listing=True)
+    if cached:
+        return cached
+    try:
+        commit, names = _listing(repo)
+    except Unreachable:
+        cached = _cached(repo, trust_remote_code, need_listing=False)
+        if cached:
+            return cached
+        raise
+    with talking_to_hub(repo):
+
+        def read_text(name: str) -> str:
+            return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
+
+        files = model_files(names, read_text, _where(repo), trust_remote_code)
+        wanted = [glob.escape(name) for name in (*files, README)]
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
+    return Path(folder), commit, files
+
+
+def _listing(repo: Repo) -> tuple[str, list[str]]:
+    """The commit and all names in it; the names that come with the commit are cut short for a large repository."""
+    commit, _ = resolve(repo)
+    with talking_to_hub(repo):
+        return commit, within(ANSWER_SECONDS, lambda: HfApi().list_repo_files(repo.name, revision=commit))
+
+
+def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Path, str, list[str]] | None:
+    """What the cache has of a full commit, if that is the whole model.
+
+    Older versions of the hub library keep no listing of the repository; then nobody can tell whether, say, the
+    tokenizer is missing, and what is there is good enough only where the hub is out of reach.
+    """
+    if not repo.is_pinned:
+        return None
+    try:
+        folder = Path(
+            snapshot_download(repo.name, revision=repo.revision, allow_patterns="config.json", local_files_only=True)
+        )
+        names = [file.path for file in get_cached_repo_tree(repo.name, revision=repo.revision)]
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    except CachedRepoTreeNotFoundError:
+        if need_listing:
+            return None
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    try:
+        files = model_files(
+            names, lambda name: (folder / name).read_text(encoding="utf-8"), _where(repo), trust_remote_code
+        )
+    except FileNotFoundError:
+        return None
+    except InputError:
+        if need_listing:
+            raise
+        return None  # not what the model lacks, but what the cache does
+    return (folder, repo.revision, files) if all((folder / name).is_file() for name in files) else None
+
+
+def _where(repo: Repo) -> str:
+    return f"hub: model {repo.name!r} at revision {repo.revision!r}"

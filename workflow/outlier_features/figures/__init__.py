@@ -1,0 +1,1 @@
+"""The figures, each a function of the public tables."""

@@ -1,0 +1,194 @@
+"""The figure of the attention sinks over the layers, with the massive activations that they read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.attention.attention_maps import first_key_by_layer
+from outlier_features.figures.style import (
+    PALE,
+    VERMILLION,
+    Drawing,
+    decades,
+    log_axis,
+    panels,
+    say_nothing_here,
+    set_layer_axis,
+)
+from outlier_features.wording import count, layers, number, percent
+
+KEYS_SHOWN = 16
+
+
+def attention_sinks(
+    sinks: pl.DataFrame, emergence: pl.DataFrame, dims: pl.DataFrame, facts: Mapping[str, Any]
+) -> Drawing:
+    """Sink rates by layer and head (of position 0) and by layer and key, over max |x| of the largest massive dim.
+
+    facts   provenance of the table of sinks
+    """
+    drawing = Drawing(
+        "attention-sinks",
+        "Attention sinks and massive activations",
+        "pattern for the sinks, resid_post for |x|",
+        f"attention sink: alpha > {number(facts['threshold'])} (Gu et al. 2024); massive chooses the dimension",
+        f"all, positions 0 to {facts['positions'] - 1}",
+        "",
+    )
+    if not len(sinks):
+        return drawing.empty("Nothing is drawn: no layer of this model has attention patterns.")
+    massive = _massive(emergence, dims)
+    figure = _figure(sinks, massive, facts)
+    return replace(drawing, text=" ".join(_sentences(sinks, massive, facts)), views={"all": figure}, data=sinks)
+
+
+@dataclass(frozen=True)
+class _Massive:
+    """The largest dim that rule massive selects in population all: max |x| on resid_post by layer, and its step up."""
+
+    dim: int
+    step_up: int
+    values: Mapping[int, float]
+
+
+def _massive(emergence: pl.DataFrame, dims: pl.DataFrame) -> _Massive | None:
+    chosen = dims.filter(pl.col("selected"), population="all", rule="massive").drop_nulls("step_up")
+    if not len(chosen):
+        return None
+    row = chosen.sort(["max_abs", "dim"], descending=[True, False]).row(0, named=True)
+    rows = emergence.filter(population="all", site="resid_post", dim=row["dim"]).sort("layer")
+    return _Massive(row["dim"], row["step_up"], dict(rows.select("layer", "max_abs").iter_rows()))
+
+
+def _sentences(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str, Any]) -> list[str]:
+    """What can be read off, computed from the tables."""
+    rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
+    length, limit = facts["positions"], number(facts["threshold"])
+    said = [
+        "Alpha is the mean probability that a key gets from the queries that can see it, itself among them. Position 0 "
+        f"is a sink (alpha > {limit}) in {percent(_overall(sinks.filter(token=0)))} of (sequence, layer, head), over "
+        f"the first {length} positions of {count(facts['sequences'], 'sequence')}."
+    ]
+    if highest := max(rates.values()):
+        strong = [layer for layer, rate in rates.items() if rate >= highest / 2]
+        said.append(
+            f"Its sink rate, the mean over heads, is largest in layer {max(rates, key=rates.__getitem__)} "
+            f"({percent(highest)}), and at least half of that in {layers(strong)}."
+        )
+    learned = sinks.filter("learned")
+    if len(learned):
+        said.append(f"The learned sink, which has no position, is one in {percent(_overall(learned))} of them.")
+    if massive is not None:
+        up, after = massive.step_up, massive.step_up + 1
+        beside = [f"{percent(rates[layer])} in layer {layer}" for layer in (up, after) if layer in rates]
+        said.append(
+            f"Dimension {massive.dim}, the largest by rule massive, reaches half of its largest |x| on resid_post in "
+            f"layer {up}; the attention of layer {after} is the first to read that."
+            + (f" Sink rate of position 0: {', '.join(beside)}." if beside else "")
+        )
+    else:
+        said.append("Rule massive selects no dimension, so none is drawn below.")
+    if facts["short_sequences"]:
+        said.append(
+            f"Of these, {count(facts['short_sequences'], 'sequence')} with fewer positions: alpha there is a mean over "
+            "fewer queries, and larger."
+        )
+    if facts["layers_without_patterns"]:
+        said.append(f"Grey, without attention patterns: {layers(facts['layers_without_patterns'])}.")
+    said.append("The last positions are seen by few queries, themselves among them.")
+    if length > KEYS_SHOWN:
+        said.append(f"Keys at positions from {KEYS_SHOWN} on are not drawn.")
+    return said
+
+
+def _overall(rows: pl.DataFrame) -> float:
+    """Share over (sequence, layer, head)."""
+    weighted = pl.col("sink_rate") * pl.col("sequences")
+    return float(rows.select(weighted.sum() / pl.col("sequences").sum()).item())
+
+
+def _figure(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str, Any]) -> go.Figure:
+    heads, last = 1 + max(sinks["head"].to_list()), facts["blocks"] - 1
+    has_learned = bool(sinks["learned"].any())
+    keys = min(KEYS_SHOWN, 1 + max(sinks["token"].drop_nulls().to_list()))
+    heights = [max(120, min(320, 14 * heads)), 11 * (keys + has_learned) + 20, 150]
+    figure = panels(heights, [""])
+    top = 20  # there is no legend
+    figure.update_layout(plot_bgcolor=PALE, height=figure.layout.height - top, showlegend=False)
+    figure.update_layout(margin={"l": 96, "r": 100, "t": figure.layout.margin.t - top})
+    names = [*map(str, range(keys)), *["learned"] * has_learned]
+    by_head = sinks.filter(token=0).select("head", "layer", "sink_rate")
+    rows = pl.when("learned").then(keys).otherwise("token").alias("row")
+    by_key = sinks.select(rows, "layer", "sink_rate").group_by("row", "layer").agg(pl.col("sink_rate").mean())
+    _add_map(figure, by_head, [*map(str, range(heads))], last, 1, "head", "sink rate of position 0")
+    _add_map(figure, by_key.select("row", "layer", "sink_rate"), names, last, 2, "key", "sink rate, mean over heads")
+    figure.update_yaxes(title_text="head<br>(key at position 0)", row=1)
+    figure.update_yaxes(title_text="position of the key<br>(mean over heads)", row=2)
+    _add_magnitude(figure, massive, last)
+    set_layer_axis(figure, last, 3)
+    first = figure.get_subplot(1, 1).yaxis.domain
+    figure.data[0].update(
+        showscale=True,
+        colorbar={"title": {"text": "sink rate", "side": "right"}, "thickness": 12, "x": 1.01, "ypad": 0, "y": first[1],
+                  "yanchor": "top", "len": first[1] - figure.get_subplot(2, 1).yaxis.domain[0], "tickformat": ".0%"},
+    )  # fmt: skip
+    return figure
+
+
+def _add_map(
+    figure: go.Figure, rows: pl.DataFrame, names: Sequence[str], last: int, row: int, what: str, value: str
+) -> None:
+    cells = {(place, layer): rate for place, layer, rate in rows.iter_rows()}
+    figure.add_heatmap(
+        x=list(range(last + 1)),
+        y=list(range(len(names))),
+        z=[[_short(cells.get((place, layer))) for layer in range(last + 1)] for place in range(len(names))],
+        customdata=[[name] * (last + 1) for name in names],
+        hovertemplate=f"{what} %{{customdata}}, layer %{{x}}<br>{value} %{{z:.3p}}<extra></extra>",
+        hoverongaps=False,
+        colorscale="Viridis",
+        zmin=0,
+        zmax=1,
+        xgap=1,
+        showscale=False,
+        row=row,
+        col=1,
+    )
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128) if len(names) <= 17 * step)
+    shown = [place for place, name in enumerate(names) if place % step == 0 or not name.isdecimal()]
+    figure.update_yaxes(
+        tickvals=shown, ticktext=[names[place] for place in shown], range=[len(names) - 0.5, -0.5], showgrid=False,
+        row=row,
+    )  # fmt: skip
+    figure.update_xaxes(showgrid=False, row=row)
+
+
+def _short(rate: float | None) -> float | None:
+    return None if rate is None else round(rate, 4)
+
+
+def _add_magnitude(figure: go.Figure, massive: _Massive | None, last: int) -> None:
+    figure.update_yaxes(title_text="max |x|, resid_post<br>(activation)", row=3)
+    if massive is None:
+        say_nothing_here(figure, "no dimension is selected by rule massive", 3, 1)
+        return
+    values = [massive.values.get(layer) for layer in range(last + 1)]
+    low, high = decades([value for value in values if value] or [1.0])
+    figure.add_scatter(
+        x=list(range(last + 1)),
+        y=values,
+        mode="lines+markers",
+        line={"color": VERMILLION, "width": 1.8},
+        marker={"size": 6},
+        hovertemplate=f"dimension {massive.dim}, layer %{{x}}<br>max |x| %{{y:.4g}}<extra></extra>",
+        row=3,
+        col=1,
+    )
+    figure.add_annotation(
+        text=f"dimension {massive.dim}", x=1, y=0, xref="x domain", yref="y domain", xanchor="right", yanchor="bottom",
+        showarrow=False, font={"color": VERMILLION}, row=3, col=1,
+    )  # fmt: skip
+    figure.update_yaxes(**log_axis(low, high, most=5), row=3)

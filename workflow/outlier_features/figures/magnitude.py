@@ -1,0 +1,94 @@
+"""The figure of the largest and the median |x| in every layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figures.style import (
+    BLUE,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    Drawing,
+    decades,
+    label,
+    log_axis,
+    panels,
+    say_nothing_here,
+    set_layer_axis,
+)
+from outlier_features.wording import count, listing
+
+_SERIES = (
+    ("top1", "top-1 |x|", VERMILLION, "solid", "circle"),
+    ("top2", "top-2 |x|", ORANGE, "dash", "square"),
+    ("top3", "top-3 |x|", SKY, "dot", "diamond"),
+    ("median", "median |x|", BLUE, "solid", "x"),
+)
+_COLUMNS = [column for column, *_ in _SERIES]
+
+
+def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populations: Sequence[str]) -> Drawing:
+    """Top-1, top-2, top-3 and median of |x| in every layer, a row of panels for each site."""
+    sites = layers["site"].unique(maintain_order=True).to_list()
+    zeros = sum(int((layers[column] == 0).sum()) for column in _COLUMNS)
+    drawing = Drawing(
+        "magnitude-by-layer",
+        "Magnitude by layer",
+        listing(sites) if sites else "none",
+        "none, every value counts",
+        listing(populations),
+        "The largest, second and third largest and the median |x| of a sequence (over its positions and dimensions) in "
+        "each layer, averaged over the sequences."
+        + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items())
+        + (f" {count(zeros, 'value')} of exactly 0 cannot be shown on a logarithmic axis." if zeros else ""),
+    )
+    if not sites:
+        return drawing.empty("Nothing is drawn: this run has no site.")
+    views = {population: _figure(layers, sites, population) for population in populations}
+    return replace(drawing, views=views, data=layers.select("population", "site", "layer", *_COLUMNS))
+
+
+def _figure(layers: pl.DataFrame, sites: Sequence[str], population: str) -> go.Figure:
+    figure = panels([190] * len(sites), [f"population {population}"])
+    figure.update_layout(hovermode="x unified")
+    last = max(layers["layer"].to_list())
+    for row, site in enumerate(sites, start=1):
+        values = layers.filter(site=site)
+        here = values.filter(population=population).sort("layer")
+        if here["top1"].is_null().all():
+            say_nothing_here(figure, "no positions in this population", row, 1)
+        _add_series(figure, here, last, row)
+        _set_scale(figure, values, row)
+        figure.update_yaxes(title_text=f"{label(site)}<br>|x| (activation)", row=row, col=1)
+    set_layer_axis(figure, last, len(sites))
+    return figure
+
+
+def _set_scale(figure: go.Figure, values: pl.DataFrame, row: int) -> None:
+    """The same for every population."""
+    positive = [value for name in _COLUMNS for value in values[name].drop_nulls().to_list() if value > 0]
+    low, high = decades(positive or [1.0])
+    figure.update_yaxes(**log_axis(low, high), row=row)
+
+
+def _add_series(figure: go.Figure, here: pl.DataFrame, last: int, row: int) -> None:
+    """Lines over all layers, broken where the site is absent from some."""
+    index = {layer: i for i, layer in enumerate(here["layer"].to_list())}
+    for name, title, colour, dash, symbol in _SERIES:
+        values = here[name].to_list()
+        figure.add_scatter(
+            x=list(range(last + 1)),
+            y=[values[index[layer]] if layer in index else None for layer in range(last + 1)],
+            name=title,
+            legendgroup=name,
+            showlegend=row == 1,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 1.8},
+            marker={"symbol": symbol, "size": 6},
+            hovertemplate="%{y:.4g}",
+            row=row,
+            col=1,
+        )

@@ -1,0 +1,113 @@
+"""The figure of the tokens that carry massive activations."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figures.style import (
+    BLUE,
+    VERMILLION,
+    Drawing,
+    capped,
+    panels,
+    quoted_label,
+    say_nothing_here,
+)
+from outlier_features.wording import listing
+
+MOST = 20
+_TEXT = 18  # characters of a token
+_KINDS = (
+    (False, "other token", BLUE, ""),
+    (True, "first position or special token", VERMILLION, "/"),
+)
+
+
+def massive_tokens(massive: pl.DataFrame, populations: Sequence[str], applied: bool) -> Drawing:
+    """Massive activations of each token text: how many, and the largest; a token without text stands by position.
+
+    applied   rule massive was applied: the run has its site
+    """
+    found = {name: tokens_of(massive, name) for name in populations}
+    total = max((len(rows) for rows in found.values()), default=0)
+    drawing = Drawing(
+        "massive-tokens",
+        "Tokens with massive activations",
+        "resid_post",
+        "massive",
+        listing(populations),
+        "Left: massive activations, each a value (sequence, layer, position, dimension), at tokens of this text. "
+        "Right: the largest |x| among them. A text that occurs both at a first position and elsewhere has a bar for "
+        "each. Tokens are cut to 18 characters; a token without text is named by its position."
+        + capped(total, min(total, MOST), "token text"),
+    )
+    if not applied:
+        return drawing.empty("Nothing is drawn: rule massive was not applied, as its site is not in this run.")
+    if not total:
+        return drawing.empty("Nothing is drawn: there are no massive activations in any population.")
+    shown = {name: rows.head(MOST) for name, rows in found.items()}
+    drawn = pl.concat([rows.select(pl.lit(name).alias("population"), pl.all()) for name, rows in shown.items()])
+    activations, size = drawn.select(pl.col("activations").max(), pl.col("max_abs").max()).row(0)
+    return replace(
+        drawing,
+        views={name: _figure(rows, name, size, activations) for name, rows in shown.items()},
+        data=drawn,
+    )
+
+
+def tokens_of(massive: pl.DataFrame, population: str) -> pl.DataFrame:
+    """A row for each token text of a population, first and special ones apart, the largest first."""
+    nameless = pl.col("token_text").is_null()
+    return (
+        massive.filter(f"massive_{population}")
+        .with_columns(position=pl.when(nameless).then("token"))
+        .group_by("token_text", "position", "excluded", maintain_order=True)
+        .agg(
+            activations=pl.len(),
+            positions=pl.struct("sequence", "token").n_unique(),
+            dims=pl.col("dim").n_unique(),
+            max_abs=pl.col("value").abs().max(),
+        )
+        .sort(["max_abs", "token_text", "position"], descending=[True, False, False])
+    )
+
+
+def _figure(rows: pl.DataFrame, population: str, size: float, activations: int) -> go.Figure:
+    """`size`, `activations`: the largest of both views, for one scale."""
+    height = max(90, 20 * len(rows))
+    figure = panels([height], [f"population {population}", ""], horizontal_spacing=0.04)
+    figure.update_layout(margin_l=150, bargap=0.25)
+    if rows.is_empty():
+        say_nothing_here(figure, "no massive activations in this population", 1, 1)
+    for excluded, _, colour, pattern in _KINDS:
+        here = rows.with_row_index("row").filter(excluded=excluded)
+        for column, name in ((1, "activations"), (2, "max_abs")):
+            figure.add_bar(
+                x=here[name].to_list(), y=here["row"].to_list(), orientation="h", width=0.7, showlegend=False,
+                marker=_marker(colour, pattern),
+                customdata=here.select("positions", "dims").rows(),
+                hovertemplate="%{x:,} (at %{customdata[0]} positions, in %{customdata[1]} dimensions)<extra></extra>",
+                row=1, col=column,
+            )  # fmt: skip
+    figure.update_yaxes(
+        range=[max(len(rows), 1) - 0.5, -0.5], tickvals=list(range(len(rows))), showgrid=False,
+        ticktext=[_name(*row) for row in rows.select("token_text", "position").rows()],
+    )  # fmt: skip
+    for column, title, largest in ((1, "activations", activations), (2, "largest |x|", size)):
+        figure.update_xaxes(title_text=title, range=[0, 1.06 * largest], nticks=4, tickformat=",", row=1, col=column)
+    for _, title, colour, pattern in _KINDS:
+        figure.add_bar(x=[None], y=[None], orientation="h", name=title, marker=_marker(colour, pattern), row=1, col=1)
+    return figure
+
+
+def _marker(colour: str, pattern: str) -> dict[str, Any]:
+    return {"color": colour, "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "size": 7}}
+
+
+def _name(text: str | None, position: int | None) -> str:
+    if text is None:
+        return f"position {position}"
+    return quoted_label(text, _TEXT)

@@ -1,0 +1,58 @@
+"""The figures of a run's report, each a function of the public tables."""
+
+from outlier_features.figures.ablation import ablation
+from outlier_features.figures.attention_maps import attention_maps
+from outlier_features.figures.attention_sinks import attention_sinks
+from outlier_features.figures.dimension_map import dimension_map
+from outlier_features.figures.distribution import distribution, site_thresholds
+from outlier_features.figures.experts import expert_figures
+from outlier_features.figures.kurtosis import kurtosis
+from outlier_features.figures.lifecycle import lifecycle
+from outlier_features.figures.locations import locations_by_layer
+from outlier_features.figures.magnitude import magnitude_by_layer
+from outlier_features.figures.massive_tokens import massive_tokens
+from outlier_features.figures.norm_gains import norm_gains
+from outlier_features.figures.origin import origin
+from outlier_features.figures.positions import positions
+from outlier_features.figures.rules import rules_side_by_side
+from outlier_features.figures.sensitivity import sensitivity
+from outlier_features.figures.shares import shares
+from outlier_features.figures.signs import signs
+from outlier_features.figures.style import Drawing
+from outlier_features.figures.surface import surface_figures
+from outlier_features.summary.findings import RULE_SITES, applied_sites
+from outlier_features.summary.report_run import Run
+
+
+def run_figures(run: Run) -> list[Drawing]:
+    """The figures in the order of the report; those whose tables the run lacks are left out."""
+    tables, summary, populations = run.tables, run.summary, run.populations
+    criteria, blocks = summary["rules"]["dettmers"], summary["model"]["blocks"]
+    sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
+    drawings = [
+        magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+        *surface_figures(tables["surface"], populations),
+        massive_tokens(tables["massive"], populations, applied=bool(sites["massive"])),
+        dimension_map(tables["emergence"], tables["dims"], sites, populations),
+        rules_side_by_side(tables["dims"], sites, blocks, populations),
+        signs(tables["dims"], tables["emergence"], sites, populations),
+        positions(tables["positions"], summary["rules"]["massive"], populations),
+        distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
+        kurtosis(tables["layers"], blocks, populations),
+        shares(tables["dims"], sites, criteria, populations),
+        sensitivity(tables["sensitivity"], criteria, populations),
+    ]
+    if run.locations:
+        drawings.append(locations_by_layer(run.locations))
+    if "norms" in tables:
+        drawings.append(norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], populations))
+    if "lifecycle" in tables:
+        drawings += [lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"])]
+    if "experts" in tables:
+        drawings += expert_figures(tables["experts"], tables["routing"], blocks)
+    if run.maps:
+        drawings.append(attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance))
+        drawings.append(attention_maps(run.maps, tables["sinks"], run.mapped_tokens))
+    if "ablation" in tables:
+        drawings.append(ablation(summary["ablation"]))
+    return drawings

@@ -1,0 +1,176 @@
+"""The figure of layer share against position share."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    VERMILLION,
+    Drawing,
+    add_legend_entry,
+    decades,
+    label,
+    panels,
+    say_nothing_here,
+)
+from outlier_features.files.tables import READINGS
+from outlier_features.wording import count, listing, number, percent
+
+MAX_POINTS = 2000
+MAX_LABELS = 12
+NAMES_IN_LABEL = 3
+_POINTS = (
+    (False, "with a hit, not selected", {"color": GREY, "size": 8, "symbol": "circle-open", "line": {"width": 1.5}}),
+    (True, "selected", {"color": VERMILLION, "size": 11, "line": {"color": INK, "width": 1}}),
+)
+_RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
+
+
+def shares(
+    dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Mapping[str, Any], populations: Sequence[str]
+) -> Drawing:
+    """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects.
+
+    sites      of this run that each rule was applied to
+    criteria   threshold, shares and readings of rule dettmers
+    """
+    found = dims.filter(pl.col("rule").str.starts_with("dettmers"))
+    applied = {rule: sites[rule] for rule in ("dettmers", "dettmers_heads") if sites[rule]}
+    rules = found["rule"].unique().sort().to_list()
+    layer_reading, position_reading = criteria["layer_reading"], criteria["position_reading"]
+    drawing = Drawing(
+        "shares",
+        "Layer share and position share",
+        "; ".join(" + ".join(names) for names in applied.values()) or "none",
+        f"{listing(applied) if applied else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
+        listing(populations),
+        f"Each point is a dimension with a hit. Across: {layer_reading}, {READINGS[layer_reading]}; up: "
+        f"{position_reading}, {READINGS[position_reading]}; both are means over the sequences with a hit. The dashed "
+        "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
+        f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",
+    )
+    if not applied:
+        return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
+    if not rules:
+        return drawing.empty(f"Nothing is drawn: no value on these sites has |x| >= {number(criteria['threshold'])}.")
+    views = {population: _figure(found, rules, criteria, population) for population in populations}
+    across, up = _axes(criteria)
+    columns = (
+        "population",
+        "rule",
+        "sites",
+        "dim",
+        across,
+        up,
+        "selected",
+        "sequences_passing",
+        "sequences",
+        "max_abs",
+    )
+    return replace(drawing, views=views, data=found.select(columns))
+
+
+def _axes(criteria: Mapping[str, Any]) -> tuple[str, str]:
+    """The columns that are drawn across and up."""
+    return f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
+
+
+def _undrawn(found: pl.DataFrame) -> str:
+    hidden = [len(part) - MAX_POINTS for part in found.partition_by("rule", "population") if len(part) > MAX_POINTS]
+    if not hidden:
+        return ""
+    return f" At most {MAX_POINTS:,} are drawn in a panel; {count(sum(hidden), 'point')} of the smallest |x| are not."
+
+
+def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any], population: str) -> go.Figure:
+    x, y = _axes(criteria)
+    figure = panels([340] * len(rules), [f"population {population}"])
+    low, _ = decades([*found[y].to_list(), criteria["position_share"] or 1.0])
+    for row, rule in enumerate(rules, start=1):
+        here = found.filter(rule=rule, population=population)
+        here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
+        if here.is_empty():
+            say_nothing_here(figure, "no dimension has a hit", row, 1)
+        _add_criteria(figure, criteria, low, row)
+        _add_points(figure, here, x, y, row)
+        _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row)
+        title = f"{label(rule)}<br>position share ({criteria['position_reading']})"
+        figure.update_yaxes(title_text=title, row=row, col=1)
+    ticks = [10.0**k for k in range(low, 1)]
+    figure.update_yaxes(type="log", range=[low - 0.08, _TOP], tickvals=ticks, ticktext=[*map(percent, ticks)])
+    across = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    figure.update_xaxes(range=[-0.03, _RIGHT], tickvals=across, ticktext=[*map(percent, across)])
+    figure.update_xaxes(title_text=f"layer share ({criteria['layer_reading']})", row=len(rules))
+    for _, title, marker in _POINTS:
+        add_legend_entry(figure, title, marker=marker)
+    return figure
+
+
+def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row: int) -> None:
+    """Lines at the criteria, each with its value; a position share of 0 lies below any logarithmic axis."""
+    layer_share, position_share = criteria["layer_share"], criteria["position_share"] or 10.0 ** (low - 1)
+    place: dict[str, Any] = {"row": row, "col": 1}
+    figure.add_shape(
+        type="rect", x0=layer_share, x1=_RIGHT, y0=position_share, y1=10**_TOP, fillcolor=BLUE, opacity=0.09,
+        line_width=0, layer="below", **place,
+    )  # fmt: skip
+    line = {"color": GREY, "dash": "dash", "width": 1.2}
+    figure.add_shape(type="line", x0=layer_share, x1=layer_share, y0=10.0 ** (low - 1), y1=10, line=line, **place)
+    figure.add_shape(type="line", x0=-1, x1=2, y0=position_share, y1=position_share, line=line, **place)
+    font: dict[str, Any] = {"showarrow": False, "font": {"size": 11, "color": GREY}}
+    figure.add_annotation(
+        text=f"layers ≥ {percent(layer_share)}", x=layer_share, y=low, xanchor="left", xshift=4, yanchor="bottom",
+        **font, **place,
+    )  # fmt: skip
+    if criteria["position_share"]:
+        figure.add_annotation(
+            text=f"positions ≥ {percent(position_share)}", x=_RIGHT, y=math.log10(position_share), xanchor="right",
+            yanchor="top", **font, **place,
+        )  # fmt: skip
+
+
+def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int) -> None:
+    for selected, title, marker in _POINTS:
+        part = here.filter(pl.col("selected") == selected)
+        figure.add_scatter(
+            x=part[x].to_list(),
+            y=part[y].to_list(),
+            customdata=part.select("dim", "sequences_passing", "sequences", "max_abs").rows(),
+            hovertemplate="dimension %{customdata[0]}<br>layer share %{x:.3p}, position share %{y:.3p}<br>passes in "
+            "%{customdata[1]} of %{customdata[2]} sequences with a hit<br>max |x| %{customdata[3]:.4g}<extra></extra>",
+            name=title,
+            showlegend=False,
+            mode="markers",
+            marker=marker,
+            row=row,
+            col=1,
+        )
+
+
+def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int) -> None:
+    """The numbers of some dims, the largest first; those that lie together share one label."""
+    places: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
+    for across, up, dim in named.select(x, y, "dim").rows():
+        places.setdefault((round(across * 8), round(math.log10(up) * 6)), []).append((across, up, dim))
+    for together in list(places.values())[:MAX_LABELS]:
+        _, up, _ = together[0]
+        across = [across for across, *_ in together]
+        rest = f" and {len(together) - NAMES_IN_LABEL} more" if len(together) > NAMES_IN_LABEL else ""
+        left = max(across) > 0.6
+        figure.add_annotation(
+            text=", ".join(str(dim) for *_, dim in together[:NAMES_IN_LABEL]) + rest,
+            x=min(across) if left else max(across),
+            y=math.log10(up),
+            showarrow=False,
+            xanchor="right" if left else "left",
+            xshift=-9 if left else 9,
+            row=row,
+            col=1,
+        )

@@ -1,0 +1,207 @@
+"""The figure of the signs of selected dims: how many hits are positive, and from where to where x reaches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import plotly.graph_objects as go
+import polars as pl
+
+from outlier_features.figures.dimension_map import MAX_ROWS
+from outlier_features.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    Drawing,
+    add_legend_entry,
+    capped,
+    decades,
+    label,
+    log_axis,
+    not_applied,
+    panels,
+    say_nothing_here,
+)
+from outlier_features.wording import count, listing, number, percent
+
+_SIGNS = (
+    ("negative", -1, ORANGE, "/", "triangle-left-open"),
+    ("positive", 1, BLUE, "", "triangle-right"),
+)
+_ONE_SIDED = {"symbol": "star", "size": 11, "color": INK}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A rule, the dims it selects in some population that are drawn, and the sites whose extremes are known."""
+
+    rule: str
+    shown: list[int]
+    selected: int
+    sites: list[str]
+
+
+def signs(
+    dims: pl.DataFrame, emergence: pl.DataFrame, sites: Mapping[str, Sequence[str]], populations: Sequence[str]
+) -> Drawing:
+    """Share of positive and negative hits of the dims that a rule selects; their smallest and largest x at each site.
+
+    sites   of this run that each rule was applied to
+    """
+    applied = {rule: names for rule, names in sites.items() if names}
+    parts = [part for rule, names in applied.items() if (part := _part(rule, names, dims, emergence)).shown]
+    missing = not_applied({rule: sites[rule] for rule in ("dettmers", "massive") if rule in sites})
+    drawing = Drawing(
+        "signs",
+        "Sign and one-sidedness",
+        "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
+        listing(applied) if applied else "none",
+        listing(populations),
+        "For each dimension that a rule selects in a population, the largest |x| first. Bars: the shares of its hits "
+        "by that rule that are negative (left) and positive (right); a star marks a one-sided dimension, where one "
+        "sign holds at least 95 % of the hits; a bar is pale in a population in which the rule does not select the "
+        "dimension. Triangles, for each site: how far x reaches below and above 0 over all sequences, positions and "
+        "layers, a hit or not; where they lie apart, a symmetric quantization wastes the difference."
+        + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts)
+        + missing,
+    )
+    if not parts:
+        return drawing.empty(f"Nothing is drawn: no dimension is selected by a rule in any population.{missing}")
+    rows = {part.rule: _bars(dims, part) for part in parts}
+    ranges = {part.rule: _ranges(emergence, part) for part in parts}
+    views = {population: _figure(parts, rows, ranges, population) for population in populations}
+    data = [rows[rule].join(ranges[rule], on=("population", "dim"), how="left") for rule in rows]
+    return replace(drawing, views=views, data=pl.concat(data))
+
+
+def _part(rule: str, sites: Sequence[str], dims: pl.DataFrame, emergence: pl.DataFrame) -> _Part:
+    chosen = dims.filter("selected", rule=rule).group_by("dim").agg(pl.col("max_abs").max())
+    order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+    known = set(emergence["site"].unique())
+    return _Part(rule, order[:MAX_ROWS], len(order), [site for site in sites if site in known])
+
+
+def _bars(dims: pl.DataFrame, part: _Part) -> pl.DataFrame:
+    return dims.filter(pl.col("rule") == part.rule, pl.col("dim").is_in(part.shown)).select(
+        "population", "rule", "sites", "dim", "selected", "occurrences", "positive", "negative", "one_sided"
+    )
+
+
+def _ranges(emergence: pl.DataFrame, part: _Part) -> pl.DataFrame:
+    """Smallest and largest x of the dims over the layers of each site; none where a population has no positions."""
+    found = emergence.filter(
+        pl.col("dim").is_in(part.shown), pl.col("site").is_in(part.sites), pl.col("low").is_finite()
+    )
+    return (
+        found.group_by("population", "dim", "site")
+        .agg(pl.col("low").min(), pl.col("high").max())
+        .sort("population", "dim", "site")
+    )
+
+
+def _figure(
+    parts: Sequence[_Part], bars: Mapping[str, pl.DataFrame], ranges: Mapping[str, pl.DataFrame], population: str
+) -> go.Figure:
+    """`bars` and `ranges` by rule, of all populations, whose axes are alike."""
+    heights = [max(76, 22 * len(part.shown) + 16) for part in parts for _ in (None, *part.sites)]
+    figure = panels(heights, [f"population {population}"], gap=58, shared_xaxes=False)
+    row = 0
+    for part in parts:
+        row += 1
+        _add_bars(figure, bars[part.rule].filter(population=population), part, row)
+        for site in part.sites:
+            row += 1
+            here = ranges[part.rule].filter(site=site)
+            _add_ranges(figure, here.filter(population=population), part, row)
+            _set_magnitudes(figure, [x for x in [*-here["low"], *here["high"]] if x > 0], row)
+            figure.update_yaxes(title_text=f"{label(site)}<br>dimension", row=row, col=1)
+    figure.update_layout(barmode="overlay", bargap=0.25)
+    for name, _, colour, _, symbol in _SIGNS:
+        add_legend_entry(figure, f"{name} x", marker={"symbol": symbol, "size": 11, "color": colour})
+    add_legend_entry(figure, "one-sided", marker=_ONE_SIDED)
+    return figure
+
+
+def _set_dims(figure: go.Figure, part: _Part, row: int) -> None:
+    last = len(part.shown) - 0.4
+    figure.update_yaxes(
+        tickvals=list(range(len(part.shown))), ticktext=[*map(str, part.shown)], range=[last, -0.6], row=row
+    )
+
+
+def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> None:
+    shares = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    figure.update_xaxes(
+        range=[-1.14, 1.14], tickvals=shares, ticktext=[percent(abs(share)) for share in shares],
+        title_text=f"share of its hits by rule {label(part.rule)}: negative | positive", row=row, col=1,
+    )  # fmt: skip
+    figure.add_vline(x=0, line={"color": INK, "width": 1}, row=row, col=1)
+    figure.update_yaxes(title_text=f"rule {label(part.rule)}<br>dimension", row=row, col=1)
+    _set_dims(figure, part, row)
+    if rows.is_empty():
+        say_nothing_here(figure, "no such dimension has a hit", row, 1)
+        return
+    lines = rows.to_dicts()
+    for name, side, colour, shape, _ in _SIGNS:
+        larger = [line[name] * 2 >= line["occurrences"] + (side < 0) for line in lines]
+        figure.add_bar(
+            x=[side * line[name] / line["occurrences"] for line in lines],
+            y=[part.shown.index(line["dim"]) for line in lines],
+            orientation="h",
+            width=0.7,
+            text=[count(line["occurrences"], "hit") if most else "" for line, most in zip(lines, larger, strict=True)],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            textfont={"color": INK, "size": 11},
+            customdata=[(line["dim"], line[name], line["occurrences"]) for line in lines],
+            hovertemplate=f"dimension %{{customdata[0]}}: %{{customdata[1]:,}} of %{{customdata[2]:,}} hits are {name}"
+            "<extra></extra>",
+            marker={
+                "color": colour,
+                "opacity": [0.55 if line["selected"] else 0.2 for line in lines],
+                "line": {"color": INK, "width": 0.6},
+                "pattern": {"shape": shape, "fgcolor": INK, "bgcolor": colour, "size": 6, "solidity": 0.12},
+            },
+            showlegend=False,
+            row=row,
+            col=1,
+        )
+    sided = [line for line in lines if line["one_sided"]]
+    figure.add_scatter(
+        x=[1.08 if line["positive"] > line["negative"] else -1.08 for line in sided],
+        y=[part.shown.index(line["dim"]) for line in sided],
+        mode="markers", marker=_ONE_SIDED, hoverinfo="skip", showlegend=False, row=row, col=1,
+    )  # fmt: skip
+
+
+def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) -> None:
+    _set_dims(figure, part, row)
+    if ranges.is_empty():
+        say_nothing_here(figure, "no positions in this population", row, 1)
+        return
+    lines = [(part.shown.index(dim), dim, low, high) for dim, low, high in ranges.select("dim", "low", "high").rows()]
+    both = [(at, -low, high) for at, _, low, high in lines if low < 0 < high]
+    figure.add_scatter(
+        x=[x for _, low, high in both for x in (low, high, None)], y=[y for at, *_ in both for y in (at, at, None)],
+        mode="lines", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=False, row=row, col=1,
+    )  # fmt: skip
+    for name, side, colour, _, symbol in _SIGNS:
+        reach = [(at, dim, high if side > 0 else low) for at, dim, low, high in lines]
+        drawn = [(at, dim, x) for at, dim, x in reach if side * x > 0]
+        figure.add_scatter(
+            x=[abs(x) for _, _, x in drawn],
+            y=[at for at, *_ in drawn],
+            customdata=[(dim, number(x)) for _, dim, x in drawn],
+            hovertemplate=f"dimension %{{customdata[0]}}: the {name} extreme is %{{customdata[1]}}<extra></extra>",
+            mode="markers",
+            marker={"symbol": symbol, "size": 11, "color": colour, "line": {"width": 1.8, "color": colour}},
+            showlegend=False,
+            row=row,
+            col=1,
+        )
+
+
+def _set_magnitudes(figure: go.Figure, values: Sequence[float], row: int) -> None:
+    low, high = decades(values or [1.0])
+    figure.update_xaxes(**log_axis(low, high), title_text="how far x reaches from 0 (activation)", row=row)

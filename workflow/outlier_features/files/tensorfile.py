@@ -1,0 +1,308 @@
+"""safetensors files as memory maps and as streams, without torch.
+
+The safetensors library copies what it slices and cannot write a tensor piece by piece; both matter here, where a file
+is larger than memory. The format (8 bytes of header length, a JSON header, the data) is described at
+https://github.com/huggingface/safetensors#format.
+
+Files written here carry checksums (CRC-32, as Parquet's pages do) in their metadata: `header_crc32`, of the length and
+the header with this field at zero, is compared whenever a file is opened, since a damaged header may still be a header;
+`crc32`, of each tensor's bytes in the order in which they lie, only on request (`TensorFile.damaged_tensors`). And
+`written_as` is the file's name, since the files of a job share their provenance and may be mistaken for each other.
+"""
+
+import json
+import math
+import mmap
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from outlier_features.errors import DamagedFile
+from outlier_features.files.artifacts import PROVENANCE, Provenance, replacing
+
+# numpy has no bfloat16 and no 8-bit floats, so their bits stand in for them.
+STORAGE = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+    "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
+}  # fmt: skip
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # floats, as they are called
+_NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
+_MAX_HEADER = 100_000_000
+_CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
+_NO_CHECKSUM = "0" * 8
+_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file: `dtype` as the format names it, `offset` in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(STORAGE[self.dtype]).itemsize
+
+
+class TensorFile:
+    """A safetensors file, mapped into memory and checked against its own header.
+
+    Raises `InputError` where the file is missing, truncated or not safetensors, or its header is not as it was written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self.entries, self.metadata = _read_header(file.read, self.size)
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
+
+    @property
+    def provenance(self) -> Provenance:
+        """What a file written here says of its origin.
+
+        Raises `InputError` where it was written by another program or as another file.
+        """
+        if _HEADER_CHECKSUM not in self.metadata:
+            raise DamagedFile(self.path, "its metadata has no checksum, expected a file that this workflow wrote")
+        if (name := self.metadata.get(_NAME)) != _name(self.path):
+            raise DamagedFile(self.path, f"was written as {name}")
+        try:
+            return Provenance(self.path, self.metadata[PROVENANCE])
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedFile(self.path, f"its metadata names no {PROVENANCE}") from error
+
+    def damaged_tensors(self, progress: Callable[[int], object] = lambda size: None) -> list[str]:
+        """Names of the tensors whose bytes do not have the checksum that was recorded when they were written.
+
+        Reads the whole file; `progress` is called with the bytes done. Raises `InputError` where none were recorded.
+        """
+        recorded = self.metadata.get(_CHECKSUMS, "").split()
+        if len(recorded) != len(self.entries):
+            raise DamagedFile(self.path, f"names {len(recorded)} checksums for {len(self.entries)} tensors")
+        damaged = []
+        for (name, entry), expected in zip(self.entries.items(), recorded, strict=True):
+            found = 0
+            for start in range(entry.offset, entry.offset + entry.nbytes, _AT_ONCE):
+                stop = min(start + _AT_ONCE, entry.offset + entry.nbytes)
+                with memoryview(self.map) as view, view[start:stop] as piece:
+                    found = zlib.crc32(piece, found)
+                self.drop(start, stop - start)
+                progress(stop - start)
+            if f"{found:08x}" != expected:
+                damaged.append(name)
+        return damaged
+
+    def entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise DamagedFile(self.path, f"has no tensor {name!r}")
+        return self.entries[name]
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """The tensor `name` where it lies (bfloat16 as its bits in uint16)."""
+        entry = self.entry(name)
+        return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
+
+    def read_into(self, offset: int, target: np.ndarray[Any, Any]) -> None:
+        """Fill an array with the bytes from `offset` on.
+
+        Where bytes are looked at once, copying them is cheaper than mapping their pages and giving them back.
+        """
+        view = target.data.cast("B")
+        while len(view):
+            count = os.preadv(self._descriptor, [view], offset)
+            if not count:
+                raise DamagedFile(self.path, f"found its end at byte {offset}, expected {self.size} bytes as before")
+            view, offset = view[count:], offset + count
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Ask for bytes to be read ahead, if they do not seem to be in the page cache.
+
+        Asking costs as much as faulting them in, page by page, even where there is nothing to read.
+        """
+        if length and not (self._is_cached(offset) and self._is_cached(offset + length - 1)):
+            self._advise(mmap.MADV_WILLNEED, offset, offset + length)
+
+    def _is_cached(self, offset: int) -> bool:
+        try:
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except OSError:  # it would wait, or the file system cannot say
+            return False
+
+    def drop(self, offset: int, length: int) -> None:
+        """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
+        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
+
+    def _advise(self, advice: int, start: int, stop: int) -> None:
+        start -= start % mmap.PAGESIZE
+        if stop > start:
+            self.map.madvise(advice, start, min(stop, self.size) - start)
+
+
+def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    prefix = read(8)
+    length = int.from_bytes(prefix, "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise ValueError(f"{size} bytes, too few for its header")
+    text = read(length)
+    header = json.loads(text)
+    metadata = header.pop("__metadata__", {})
+    if _HEADER_CHECKSUM in metadata:
+        recorded = metadata[_HEADER_CHECKSUM]
+        blank = text.replace(_field(_HEADER_CHECKSUM, recorded), _field(_HEADER_CHECKSUM, _NO_CHECKSUM), 1)
+        if f"{zlib.crc32(prefix + blank):08x}" != recorded:
+            raise ValueError(f"a header that does not have the checksum {recorded} that it names")
+    entries, spans = {}, []
+    for name, fields in header.items():
+        start, stop = fields["data_offsets"]
+        if fields["dtype"] not in STORAGE:
+            raise ValueError(f"tensor {name!r} of unsupported dtype {fields['dtype']}")
+        entry = Entry(fields["dtype"], tuple(fields["shape"]), 8 + length + start)
+        if stop - start != entry.nbytes or min(entry.shape, default=0) < 0:
+            raise ValueError(f"tensor {name!r} of shape {list(entry.shape)} in {stop - start} bytes")
+        entries[name] = entry
+        spans.append((start, stop, name))
+    end = 0
+    for start, stop, name in sorted(spans):  # the format leaves no holes; a writer that broke off may
+        if start != end:
+            raise ValueError(f"tensor {name!r} begins at byte {start} of the data, where {end} bytes are taken")
+        end = stop
+    if 8 + length + end != size:
+        raise ValueError(f"{size} bytes, but its tensors end at byte {8 + length + end}")
+    return entries, metadata
+
+
+def _name(path: str | Path) -> str:
+    """A file's name; of a chunk's, which is named by its sequences, with that of its directory."""
+    parts = Path(path).absolute().parts
+    return "/".join(parts[-2:] if parts[-1][0].isdecimal() else parts[-1:])
+
+
+def _field(name: str, value: str) -> bytes:
+    """A field as it stands in the text of a header."""
+    return f"{json.dumps(name)}: {json.dumps(value)}".encode()
+
+
+class _Checksum:
+    """CRC-32 of a tensor whose rows come one after the other; None if they do not."""
+
+    def __init__(self) -> None:
+        self.value: int | None = 0
+        self._row = 0
+
+    def add(self, row: int, rows: int, data: memoryview) -> None:
+        self.value = zlib.crc32(data, self.value) if row == self._row and self.value is not None else None
+        self._row += rows
+
+
+class TensorFileWriter:
+    """Writes a safetensors file whose tensors arrive in pieces, in any order.
+
+    `tensors` gives dtype and shape of each; `write(name, row, data)` puts `data` at index `row` of the first axis.
+    The file takes its name only when the block ends without an error and every byte was written.
+    """
+
+    def __init__(
+        self, path: str | Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], provenance: Mapping[str, Any]
+    ):
+        self._replacing = replacing(path)
+        self._sums = {name: _Checksum() for name in tensors}
+        metadata = {
+            PROVENANCE: json.dumps(provenance),
+            _NAME: _name(path),
+            _CHECKSUMS: " ".join(_NO_CHECKSUM for _ in tensors),
+            _HEADER_CHECKSUM: _NO_CHECKSUM,
+        }
+        header: dict[str, Any] = {"__metadata__": metadata}
+        position = 0
+        for name, (dtype, shape) in tensors.items():
+            nbytes = Entry(dtype, shape, 0).nbytes
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+            position += nbytes
+        text = json.dumps(header).encode()
+        text += b" " * (-(len(text) + 8) % mmap.PAGESIZE)  # data that starts on a page is quicker to map
+        self._header = len(text).to_bytes(8, "little") + text
+        self._entries = {
+            name: Entry(dtype, shape, len(self._header) + header[name]["data_offsets"][0])
+            for name, (dtype, shape) in tensors.items()
+        }
+        self._missing = position
+
+    def __enter__(self) -> "TensorFileWriter":
+        self._file = self._replacing.__enter__().open("w+b", buffering=0)
+        self._put(self._header, 0)
+        self._file.truncate(len(self._header) + self._missing)
+        return self
+
+    def write(self, name: str, row: int, data: np.ndarray[Any, Any]) -> None:
+        """Write `data` (contiguous, of the tensor's dtype or its bits) from index `row` of the first axis on."""
+        entry = self._entries[name]
+        expected = np.dtype(STORAGE[entry.dtype]).itemsize
+        if data.shape[1:] != entry.shape[1:] or data.dtype.itemsize != expected or row + len(data) > entry.shape[0]:
+            raise ValueError(f"{name}: rows {row}.. of shape {data.shape} do not fit {entry.dtype} {entry.shape}")
+        view = np.ascontiguousarray(data).data.cast("B")
+        offset = entry.offset + row * (entry.nbytes // entry.shape[0])
+        self._missing -= len(view)
+        self._sums[name].add(row, len(data), view)
+        self._put(view, offset)
+
+    def _put(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while len(view):  # a disk that fills up takes a part
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._missing:
+                    raise ValueError(f"{self._missing} bytes were never written")
+                self._seal()
+        except BaseException as failure:
+            self._file.close()
+            self._replacing.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._file.close()
+        self._replacing.__exit__(kind, error, trace)
+
+    def _seal(self) -> None:
+        """Put the checksums into the header, over the zeros that hold their place."""
+        blank = " ".join(_NO_CHECKSUM for _ in self._sums)
+        sums = " ".join(f"{self._checksum(name):08x}" for name in self._sums)
+        header = self._header.replace(_field(_CHECKSUMS, blank), _field(_CHECKSUMS, sums), 1)
+        whole = _field(_HEADER_CHECKSUM, f"{zlib.crc32(header):08x}")
+        self._put(header.replace(_field(_HEADER_CHECKSUM, _NO_CHECKSUM), whole, 1), 0)
+
+    def _checksum(self, name: str) -> int:
+        found, entry = self._sums[name].value, self._entries[name]
+        if found is None:  # rows came in another order, so they are read again
+            found, stop = 0, entry.offset + entry.nbytes
+            for start in range(entry.offset, stop, _AT_ONCE):
+                found = zlib.crc32(os.pread(self._file.fileno(), min(_AT_ONCE, stop - start), start), found)
+        return found
+
+
+def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]], provenance: Mapping[str, Any]) -> None:
+    """Write whole numpy arrays as one safetensors file."""
+    tensors = {name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
+    with TensorFileWriter(path, tensors, provenance) as writer:
+        for name, array in arrays.items():
+            if array.size:
+                writer.write(name, 0, array)

@@ -1,0 +1,72 @@
+"""What is done to a model in memory while it runs, and undone afterwards: dims set to values, weights set to zero."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from outlier_features.model.sites import Site, hooked
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The `dims` of a site's tensor and the values that they are set to, one each.
+
+    The site is a module's output: an input may be read by other modules too.
+    """
+
+    site: Site
+    dims: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def edited(edits: Iterable[Edit], where: torch.Tensor) -> AbstractContextManager[None]:
+    """While the model runs, each edit's dims have its values at the positions `where`, bool (B, T)."""
+
+    def change(edit: Edit, x: torch.Tensor) -> None:
+        here = where.reshape(x.shape[:-1])[..., None]
+        values = torch.tensor(edit.values, dtype=x.dtype, device=x.device)
+        x[..., list(edit.dims)] = torch.where(here, values, x[..., list(edit.dims)])
+
+    return hooked([(edit, edit.site) for edit in edits], change)
+
+
+def weight_at(module: nn.Module, row: int, col: int) -> float:
+    """The weight from input `col` to output `row` of a linear layer."""
+    return float(_weight(module).data[_index(module, row, col)])
+
+
+@contextmanager
+def zeroing() -> Iterator[Callable[[nn.Module, int, int], None]]:
+    """Hands out `zero(module, row, col)`; when the block ends, however it ends, every weight is what it was.
+
+    Nothing is written where a weight was loaded, which may be a map of the model's file: the module gets a copy to
+    write to, and in the end its own memory back.
+    """
+    loaded: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
+
+    def zero(module: nn.Module, row: int, col: int) -> None:
+        weight = _weight(module)
+        if id(weight) not in loaded:
+            loaded[id(weight)] = weight, weight.data
+            weight.data = weight.data.clone()
+        weight.data[_index(module, row, col)] = 0
+
+    try:
+        yield zero
+    finally:
+        for weight, data in loaded.values():
+            weight.data = data
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _index(module: nn.Module, row: int, col: int) -> tuple[int, int]:
+    return (col, row) if isinstance(module, Conv1D) else (row, col)  # Conv1D keeps [in, out]

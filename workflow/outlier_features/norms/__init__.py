@@ -1,0 +1,1 @@
+"""The gains of norms, and what they are at the selected dims."""

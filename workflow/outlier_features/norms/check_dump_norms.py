@@ -1,0 +1,53 @@
+"""Rule check_dump_norms: the gains of norms that a dump holds, and what they are at the selected dims."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from outlier_features.files.tables import DIMS, read_table
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.norms.describe_gains import Gain
+from outlier_features.norms.gains_in_file import PREFIX, gains_in_file
+from outlier_features.norms.norm_tables import Norm, write_norms
+from outlier_features.rules import RESIDUAL_BASIS
+
+
+def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Path, gains: Path) -> None:
+    """Write `norms`, a row per norm of the dump, and `gains`, a row per selected dim and norm of residual dims.
+
+    file   of the dump; the first, as all hold the same
+    keys   the gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
+    dims   the run's dims.parquet; dims that dettmers or massive selects are looked at, all others compared with
+
+    Raises `InputError` where a key is missing or does not hold gains.
+    """
+    rows, provenance = read_table(dims, DIMS)
+    found = [_norm(name, key, gain, provenance["d_model"]) for name, key, gain in _gains(TensorFile(file), keys)]
+    write_norms(found, rows, norms, gains, provenance)
+
+
+def _gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str, str, Gain]]:
+    """Name, key and values; those of a tensor (L, H) are named `<name>.<layer>`."""
+    if not keys:
+        yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
+    for name, key in keys.items():
+        for found, gain in gains_in_file(file, [key]).items():
+            yield name + found.removeprefix(key), key, gain
+
+
+def _norm(name: str, key: str, gain: Gain, d_model: int | None) -> Norm:
+    """The site and the block that a name such as `attn_norm.3` tells."""
+    stem, _, layer = name.rpartition(".")
+    site, index = (stem, int(layer)) if stem in RESIDUAL_BASIS and layer.isdecimal() else (name, None)
+    return Norm(
+        module=name,
+        sites=(site,) if site in RESIDUAL_BASIS else (),
+        layer=index,
+        residual=gain.stored.size == d_model,
+        kind=None,
+        parameterization="w",
+        reason=None,
+        size=gain.stored.size,
+        shape=gain.stored.shape,
+        tensor=key,
+        gain=gain,
+    )

@@ -1,0 +1,26 @@
+"""Rule check_norms: the gains of a model's norms, and what they are at the selected dims."""
+
+from pathlib import Path
+
+import torch
+
+from outlier_features.files.artifacts import require_equal
+from outlier_features.files.model_source import source_of
+from outlier_features.files.tables import DIMS, read_table
+from outlier_features.norms.norm_tables import write_norms
+from outlier_features.norms.norms import norms_of
+
+
+def check_norms(source: Path, dims: Path, norms: Path, gains: Path, *, threads: int, trust_remote_code: bool) -> None:
+    """Write `norms`, a row per norm of the model, and `gains`, a row per selected dim and norm of residual dims.
+
+    source   the model's source.json
+    dims     the run's dims.parquet; dims that dettmers or massive selects are looked at, all others compared with
+
+    Of the model a few probe tokens are run, no text. Raises `InputError` where it cannot be used or is not the run's.
+    """
+    torch.set_num_threads(threads)
+    rows, provenance = read_table(dims, DIMS)
+    model = source_of(source)
+    require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), dims)
+    write_norms(norms_of(Path(model["location"]), trust_remote_code), rows, norms, gains, provenance)

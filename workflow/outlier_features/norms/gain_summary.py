@@ -1,0 +1,79 @@
+"""What the tables of norms and gains come to, and the sentences that say it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from outlier_features.norms.describe_gains import all_exactly_one
+from outlier_features.wording import count, number
+
+Part = Mapping[str, Any]
+NOTABLE = 2.0  # times larger or smaller than the others' median
+
+
+def gain_summary(norms: pl.DataFrame, gains: pl.DataFrame) -> dict[str, Any]:
+    """Counts of the norms, whether all gains are exactly 1, and for each selected dim its extremes over the blocks.
+
+    `dims` has the dims in the order of their smallest ratio; only norms that make a site of a block are looked at.
+    """
+    found = norms.to_dicts()
+    with_gain = norms.filter(pl.col("min").is_not_null())
+    placed = gains.drop_nulls(["site", "layer", "ratio"]).unique(["dim", "module"], maintain_order=True)
+    return {
+        "norms": len(norms),
+        "with_gain": len(with_gain),
+        "undecided": int(norms["parameterization"].is_null().sum()),
+        "all_one": int(norms["all_one"].sum()),
+        "all_exactly_one": all_exactly_one(found),
+        "gains": int(with_gain["size"].sum()),
+        "gains_exactly_one": int(with_gain["exactly_one"].sum()),
+        "dims": [
+            {"dim": dim, "smallest": _extreme(rows, descending=False), "largest": _extreme(rows, descending=True)}
+            for (dim,), rows in placed.sort("ratio", "dim").group_by("dim", maintain_order=True)
+        ],
+    }
+
+
+def _extreme(rows: pl.DataFrame, descending: bool) -> dict[str, Any]:
+    """Where the ratio is smallest, or largest; of equal ones in the first layer."""
+    ordered = rows.sort(["ratio", "layer", "module"], descending=[descending, False, False])
+    return ordered.select("site", "layer", "gain", "ratio", "rank", "size").row(0, named=True)
+
+
+def ones_sentence(found: Part) -> str:
+    """The answer to whether all gains are exactly 1."""
+    norms = count(found["norms"], "norm")
+    if not found["norms"]:
+        return "No norm was found."
+    if not found["with_gain"] and not found["undecided"]:
+        return f"The gains of the norms cannot be 1 or other than 1: none of the {norms} has a gain."
+    undecided = f" Of {count(found['undecided'], 'norm')} the gain could not be told." if found["undecided"] else ""
+    if found["all_exactly_one"]:
+        return f"All gains of the norms are exactly 1 ({found['gains']:,} gains of {norms})."
+    if found["all_exactly_one"] is None:
+        return f"Whether all gains of the norms are exactly 1 is not known.{undecided}"
+    return (
+        f"Not all gains of the norms are exactly 1: {found['gains_exactly_one']:,} of {found['gains']:,} gains are 1, "
+        f"and in {found['all_one']:,} of {norms} all are.{undecided}"
+    )
+
+
+def is_notable(row: Part) -> bool:
+    """Whether a dim's gain is anywhere far from the others' median."""
+    return bool(row["smallest"]["ratio"] <= 1 / NOTABLE or row["largest"]["ratio"] >= NOTABLE)
+
+
+def dim_sentence(row: Part) -> str:
+    """Where a dim's gain is smallest and where it is largest, against the others' median."""
+    small, large = row["smallest"], row["largest"]
+    return (
+        f"At dimension {row['dim']} |gain| / median |gain| of the unselected dimensions is smallest on {_where(small)} "
+        f"and largest on {_where(large)}."
+    )
+
+
+def _where(place: Part) -> str:
+    sites = place["site"].replace("+", " = ")
+    rank = f"rank {place['rank']:,} of {place['size']:,}"
+    return f"{sites} in layer {place['layer']} ({number(place['ratio'])}, {rank})"

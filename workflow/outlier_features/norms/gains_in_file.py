@@ -1,0 +1,45 @@
+"""The gains of norms in a safetensors file, without torch: a dump's, or any tensors that are named."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from outlier_features.errors import InputError
+from outlier_features.files.tensorfile import DTYPES, TensorFile
+from outlier_features.norms.describe_gains import Array, Gain
+
+PREFIX = "rmsnorm_gammas/"
+
+
+def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:
+    """The gains under `keys`, by key; without keys those under `rmsnorm_gammas/<module>`, by module.
+
+    A tensor (H,) is one norm; (L, H) is one a layer, named `<name>.<layer>`. A dump holds gains as they are applied.
+    Raises `InputError` where there is no such key, or a tensor is of another rank or not of floats.
+    """
+    names = {key: key for key in keys} or {
+        name.removeprefix(PREFIX): name for name in sorted(file.entries) if name.startswith(PREFIX)
+    }
+    if not names:
+        found = ", ".join(sorted(file.entries)[:3]) or "no tensor"
+        raise InputError(f"{file.path}: found {found}, expected keys {PREFIX}<module>, or the gains' own keys by name")
+    gains: dict[str, Gain] = {}
+    for name, key in names.items():
+        stored, dtype = stored_floats(file, key), DTYPES[file.entry(key).dtype]
+        if stored.ndim == 1:
+            gains[name] = Gain(stored, dtype=dtype)
+        elif stored.ndim == 2:
+            gains |= {f"{name}.{layer}": Gain(row, dtype=dtype) for layer, row in enumerate(stored)}
+        else:
+            raise InputError(f"{file.path}: {key} has shape {list(stored.shape)}, expected (H,) or (L, H)")
+        if not stored.size:
+            raise InputError(f"{file.path}: {key} of shape {list(stored.shape)} is empty, expected gains")
+    return gains
+
+
+def stored_floats(file: TensorFile, name: str) -> Array:
+    """The values of a tensor of floats, none of them rounded: bfloat16 is widened to float32."""
+    dtype, values = file.entry(name).dtype, file.array(name)
+    if dtype not in DTYPES:
+        raise InputError(f"{file.path}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+    return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values

@@ -1,0 +1,1 @@
+"""Where massive activations come from: block, part, checkpoint, neuron and weight."""

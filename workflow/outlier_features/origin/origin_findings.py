@@ -1,0 +1,180 @@
+"""Where traced dims come from, in words: sentences computed from the tables of rule trace_origin."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import polars as pl
+
+from outlier_features.origin.origin_experts import where_the_ladder_stops
+from outlier_features.visible_text import quoted
+from outlier_features.wording import count, listing, number, percent
+
+Row = dict[str, Any]
+
+PARTS = {
+    "resid_pre": "what was there before",
+    "attn_out": "attention",
+    "norm_after_attn": "the norm after attention",
+    "mlp_out": "the MLP",
+    "norm_after_mlp": "the norm after the MLP",
+    "block": "the block",
+}
+STEPS = {
+    "up": "where it steps up",
+    "down": "where it steps down",
+    "run_up": "where it steps up at another token",
+    "run_down": "where it steps down at another token",
+}
+TENTH = 0.1
+CHANGES_NAMED = 6
+NEURONS_NAMED = 3
+MOST = 0.95
+
+
+def selection(lifecycle: pl.DataFrame, settings: Mapping[str, Any], massive_applied: bool) -> str:
+    """How the traced dims were chosen."""
+    if settings["dims"] != "auto":
+        return "Traced are the dims that `trace_origin.dims` names." if settings["dims"] else "No dim is traced."
+    if "massive" in lifecycle["selection"]:
+        return (
+            f"Traced are the dims that rule massive selects in population all, at most the {settings['max_dims']} "
+            "largest."
+        )
+    why = "selects no dim in population all" if massive_applied else "was not applied (resid_post is not in this run)"
+    return (
+        f"Rule massive {why}, so there is no massive activation to trace. Traced instead are the dims whose largest "
+        f"|x| on resid_post is most above what enters the first block, {settings['max_dims']} of them."
+    )
+
+
+def traced_rule(rows: pl.DataFrame) -> str:
+    """What selected the traced dims, for a caption; `rows` of lifecycle.parquet or origin.parquet."""
+    said = {
+        "massive": "massive (the dimensions it selects)",
+        "named": "none (the config names the dimensions)",
+        "largest_rise": "none (massive selects no dimension; those that rise most)",
+    }
+    found = rows["selection"].unique(maintain_order=True)
+    return "; ".join(said[name] for name in found) if len(found) else "massive"
+
+
+def traced_population(rows: pl.DataFrame) -> str:
+    count_of = rows.select("sequence").n_unique()
+    return f"all, in the {count(count_of, 'sequence')} traced" if count_of else "all"
+
+
+def place(life: pl.DataFrame) -> str:
+    """The traced token, as in `“The” (sequence 3, position 0)`; `life` holds the rows of one dim."""
+    row = life.row(0, named=True)
+    token = quoted(row["token_text"]) if row["token_text"] else f"token {row['token_id']}, without text,"
+    return f"{token} (sequence {row['sequence']}, position {row['traced_token']})"
+
+
+def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
+    """Which part of which layer makes the dim at the traced token, and which change it most; rows of one dim."""
+    return [_maker(life), _changes(life)]
+
+
+def _maker(life: pl.DataFrame) -> str:
+    after = {row["layer"]: row["value"] for row in life.filter(part="resid_post").iter_rows(named=True)}
+    peak = max(after.values(), key=abs)
+    layer = next(layer for layer, value in after.items() if abs(value) >= abs(peak) / 2)
+    here, dim = after[layer], life["target_dim"][0]
+    parts = {
+        row["part"]: row["value"]
+        for row in life.filter(pl.col("part") != "resid_post", layer=layer).iter_rows(named=True)
+    }
+    most = max(parts, key=lambda part: parts[part] * here)
+    if abs(parts[most]) > abs(here):
+        return (
+            f"{_capital(PARTS[most])} of layer {layer} writes {number(parts[most])} into dim {dim} at {place(life)}; "
+            f"after the layer it has {number(here)}."
+        )
+    if most == "resid_pre" and layer == 0:
+        return (
+            f"{number(parts[most])} of the {number(here)} that dim {dim} has after layer 0 at {place(life)} is in the "
+            "embeddings: it enters the first block."
+        )
+    if most == "resid_pre":
+        return f"Dim {dim} reaches {number(here)} after layer {layer} at {place(life)} in several steps."
+    return (
+        f"{_capital(PARTS[most])} of layer {layer} writes {number(parts[most])} of the {number(here)} that dim {dim} "
+        f"has after it at {place(life)}."
+    )
+
+
+def _changes(life: pl.DataFrame) -> str:
+    """The parts that change the dim by at least a tenth of its largest |x|, and if they are many, the largest."""
+    peak = float(life.filter(part="resid_post")["value"].abs().max())  # type: ignore[arg-type]
+    added = life.filter(~pl.col("part").is_in(["resid_pre", "resid_post"]))
+    large = [row for row in added.iter_rows(named=True) if abs(row["value"]) >= TENTH * peak]
+    if not large:
+        return f"No single part changes it by a tenth of its largest |x|, {number(peak)}."
+    kept = sorted(large, key=lambda row: -abs(row["value"]))[:CHANGES_NAMED]
+    named = [f"{PARTS[row['part']]} of layer {row['layer']} {signed(row['value'])}" for row in large if row in kept]
+    rest = [f"{len(large) - len(kept)} smaller"] if len(large) > len(kept) else []
+    return f"Changes of at least a tenth of its largest |x|, {number(peak)}: {listing([*named, *rest])}."
+
+
+def explosion_sentence(layer: int, ladder: Sequence[Row]) -> str:
+    """The explosion point of a layer's ladder, and where the ladder stops."""
+    stops = where_the_ladder_stops(layer, ladder)
+    found = [row for row in ladder if row["explosion"]]
+    if found:
+        row = found[0]
+        before = row["max_abs"] - row["change"]
+        text = (
+            f"In the MLP of layer {layer} the largest |x| over the sequence grows most at {row['checkpoint']}: from "
+            f"{number(before)} ({row['previous']}) to {number(row['max_abs'])}, {number(row['growth'])} times."
+        )
+    else:
+        text = f"In the MLP of layer {layer} the largest |x| doubles at no checkpoint: there is no explosion point."
+    return f"{text} {stops}" if stops else text
+
+
+def activation_rows(ladder: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The checkpoints before and after the activation function, where both are known."""
+    rows = {row["checkpoint"]: row for row in ladder if row["max_abs"] is not None}
+    after = rows.get("act_gate") or rows.get("mlp_act")
+    return (rows["mlp_pre"], after) if "mlp_pre" in rows and after else None
+
+
+def neuron_sentence(neurons: pl.DataFrame) -> str:
+    """Which neurons feed the dim; rows of one dim and layer of origin_neurons.parquet."""
+    total, dim, layer = float(neurons["contribution"].sum()), neurons["target_dim"][0], neurons["layer"][0]
+    ranked = neurons.drop_nulls("neuron").sort("rank")
+    head = f"Of the {number(total)} that the last linear of layer {layer}'s MLP writes into dim {dim}"
+    if not total:
+        return f"{head}, the contributions of its neurons cancel."
+    reach, given = _enough(ranked["share"].to_list())
+    first = ranked.head(min(reach or NEURONS_NAMED, NEURONS_NAMED))
+    named = listing(
+        f"neuron {row['neuron']} gives {percent(row['share'])} (activation {number(row['activation'])} x weight "
+        f"{number(row['weight'])})"
+        for row in first.iter_rows(named=True)
+    )
+    many = f"; the first {count(reach, 'neuron')} by |contribution| give {percent(given)} together" if reach > 1 else ""
+    return f"{head}, {named}{many}."
+
+
+def _enough(shares: Sequence[float]) -> tuple[int, float]:
+    """How many of the first shares sum to the whole within 5 % and stay there as more are added, and their sum."""
+    sums = list(accumulate(shares))
+    outside = [index for index, total in enumerate(sums, start=1) if abs(total - 1) > 1 - MOST]
+    reach = max(outside, default=0) + 1
+    return (reach, sums[reach - 1]) if reach <= len(sums) else (0, 0.0)
+
+
+def ladders(origin: pl.DataFrame, dim: int) -> Iterator[tuple[int, str, list[Row]]]:
+    """Layer, step and rows of each ladder of a dim."""
+    for (layer, step), rows in origin.filter(target_dim=dim).group_by("layer", "step", maintain_order=True):
+        yield int(str(layer)), str(step), rows.to_dicts()
+
+
+def signed(value: float) -> str:
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

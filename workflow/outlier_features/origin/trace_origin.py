@@ -1,0 +1,291 @@
+"""Rule trace_origin: from which block, part of it, checkpoint, neuron and weight a massive activation comes."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from tqdm import tqdm
+
+from outlier_features import __version__
+from outlier_features.dims.steps import steps
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import replacing, require_equal
+from outlier_features.files.model_source import source_of
+from outlier_features.files.tables import (
+    DIMS,
+    LIFECYCLE,
+    MASSIVE,
+    ORIGIN,
+    ORIGIN_NEURONS,
+    ORIGIN_WEIGHTS,
+    read_table,
+    write_table,
+)
+from outlier_features.model.forward_pass import run_blocks
+from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.sites import Block, Site, find_sites, hooked
+from outlier_features.model.verify_sites import TOLERANCE, verify_sites
+from outlier_features.origin.extremes import find_extremes
+from outlier_features.origin.lifecycle import SITES as LIFECYCLE_SITES
+from outlier_features.origin.lifecycle import lifecycle_rows
+from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
+from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spectrum, weight_of, weight_row
+from outlier_features.origin.origin_targets import Selection, Target, recorded_targets
+from outlier_features.origin.origin_text import origin_text
+from outlier_features.tokens.token_text import read_texts, token_text
+from outlier_features.tokens.tokens import Tokens
+
+Rows = list[dict[str, Any]]
+Key = TypeVar("Key")
+TABLES = (LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS)
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+# That the parts of a block sum to its output is checked on each traced token, so attn_out and mlp_out need no probe.
+PROVEN_ALONE = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
+
+
+def trace_origin(
+    source: Path,
+    tokens: Path,
+    texts: Path,
+    dims: Path,
+    massive: Path,
+    lifecycle: Path,
+    origin: Path,
+    neurons: Path,
+    weights: Path,
+    text: Path,
+    *,
+    wanted: Literal["auto"] | Sequence[int],
+    max_dims: int,
+    dtype: str,
+    device: str,
+    attention: str,
+    threads: int,
+    trust_remote_code: bool,
+) -> None:
+    """Follow dims of the residual stream to where they come from.
+
+    Each is followed at the token of its largest massive activation, or of its largest `abs(x)` on resid_post where it
+    has none.
+
+    source, tokens, texts, dims, massive   of the run
+    wanted                                 `auto`, or dims to trace; `max_dims` is how many `auto` takes at most
+
+    Writes the tables `lifecycle`, `origin`, `neurons` and `weights`, and the same in words, `text`. The model runs only
+    on the sequences that hold an extreme, each by itself; but once over all of them where the run's table of massive
+    activations does not say where an extreme is.
+
+    Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
+    those of the run, or parts do not sum to the whole.
+    """
+    torch.set_num_threads(threads)
+    corpus = Tokens.read(tokens)
+    spelled = read_texts(texts, corpus)
+    dim_rows, provenance = read_table(dims, DIMS)
+    massive_rows, found = read_table(massive, MASSIVE)
+    require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), massive)
+    require_equal(provenance, corpus.provenance, ("tokens_sha256",), tokens)
+    record = source_of(source)
+    require_equal(provenance, {"model_revision": record["revision"]}, ("model_revision",), source)
+    targets = recorded_targets(wanted, max_dims, massive_rows, dim_rows)
+    for dim in targets:
+        if dim >= provenance["d_model"]:
+            raise InputError(
+                f"trace_origin.dims: found {dim}, expected dims below {provenance['d_model']}, the width of "
+                f"{provenance['model']}"
+            )
+    rows: dict[str, Rows] = {table.name: [] for table in TABLES}
+    if targets or wanted == "auto":
+        loaded = load_model(
+            Path(record["location"]),
+            dtype=dtype,
+            device=device,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        tracer = _Tracer.of(loaded, corpus)
+        for target in tqdm(tracer.complete(targets, max_dims), desc="trace dims", unit="dim", file=sys.stderr):
+            spelling = token_text(spelled, corpus, target.sequence, target.token) or ""
+            for name, more in tracer.trace(target, spelling).items():
+                rows[name] += more
+        provenance |= {"device": loaded.device.type, "attention": loaded.attention}
+    provenance |= {
+        "trace_origin": {"dims": wanted, "max_dims": max_dims},
+        "package_version": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    frames = {table.name: pl.DataFrame(rows[table.name], schema=table.schema) for table in TABLES}
+    for table, path in zip(TABLES, (lifecycle, origin, neurons, weights), strict=True):
+        write_table(path, frames[table.name], table, provenance)
+    with replacing(text) as temporary:
+        temporary.write_text(origin_text(frames, provenance, spelled, corpus), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Tracer:
+    """A model with its sites proven, and the sequences to run.
+
+    unproven   sites of the ladder that no identity proves on this model, and why; they are left out
+    spectra    of W_down, by layer, as they are made
+    """
+
+    loaded: LoadedModel
+    blocks: list[Block]
+    corpus: Tokens
+    unproven: dict[str, str]
+    spectra: dict[int, Spectrum] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, corpus: Tokens) -> "_Tracer":
+        blocks = find_sites(loaded)
+        for index, block in enumerate(blocks):
+            if not block.sites.keys() >= {"resid_pre", "resid_post"}:
+                raise InputError(f"sites: block {index} ({block.path}) lacks resid_pre or resid_post, expected both")
+        return cls(loaded, blocks, corpus, _unproven(loaded, blocks))
+
+    def complete(self, targets: Mapping[int, Target | None], max_dims: int) -> list[Target]:
+        """The targets with their extremes; where there are none, the dims that rise most."""
+        known = [target for target in targets.values() if target]
+        if known and len(known) == len(targets):
+            return known
+        extremes = find_extremes(self.loaded, self.blocks, self.corpus)
+        selection: Selection = "named" if targets else "largest_rise"
+
+        def at_extreme(dim: int) -> Target:
+            return Target(dim, selection, *extremes.where(dim), steps(extremes.max_abs[:, dim]))
+
+        return [targets.get(dim) or at_extreme(dim) for dim in targets or extremes.largest_rises(max_dims)]
+
+    def trace(self, target: Target, spelling: str) -> dict[str, Rows]:
+        """The rows of each table for a target, whose token's text is `spelling`."""
+        tensors = self._stream(target)
+        self._require_same(target, tensors)
+        life = list(lifecycle_rows([target.dim], self.blocks, tensors))
+        after = np.array([float(one["resid_post"][target.dim]) for one in tensors])
+        shares = {row["layer"]: row["share"] for row in life if row["part"] == "mlp_out"}
+        place = {
+            "target_dim": target.dim,
+            "sequence": target.sequence,
+            "traced_token": target.token,
+            "selection": target.selection,
+        }
+        facts = {"token_id": int(self.corpus.tokens[target.sequence, target.token]), "token_text": spelling}
+        rows: dict[str, Rows] = {table.name: [] for table in TABLES}
+        rows["lifecycle"] = [{**place, **facts, **row} for row in life]
+        layers = self._layers(target, after)
+        inside = self._inside(target, layers)
+        for layer, step in layers.items():
+            where = {**place, "layer": layer}
+            block, tensors_here = self.blocks[layer], inside[layer]
+            chain = checkpoints(block, tensors_here, self._absent(block), self.loaded.config)
+            ladder = ladder_rows(chain, target.token, target.dim)
+            ladder[-1]["share"] = shares.get(layer)
+            rows["origin"] += [{**where, "step": step, **row} for row in ladder]
+            rows["origin_neurons"] += [{**where, **row} for row in _feeds(block, tensors_here, target)]
+            rows["origin_weights"] += [
+                {"target_dim": target.dim, "layer": layer, **row} for row in self._weights(target.dim, layer)
+            ]
+        return rows
+
+    def _stream(self, target: Target) -> list[dict[str, torch.Tensor]]:
+        """By block, the sites of the lifecycle at the traced token, (H,)."""
+        sites = {
+            (index, name): block.sites[name]
+            for index, block in enumerate(self.blocks)
+            for name in LIFECYCLE_SITES
+            if name in block.sites
+        }
+        found = self._run(target.sequence, sites, lambda value: value[target.token].clone())
+        return [
+            {name: found[index, name] for name in LIFECYCLE_SITES if (index, name) in found}
+            for index in range(len(self.blocks))
+        ]
+
+    def _require_same(self, target: Target, tensors: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """The model, run again, gives the value that the run's table of massive activations has."""
+        if target.layer is None or target.value is None:
+            return
+        found = float(tensors[target.layer]["resid_post"][target.dim])
+        if abs(found - target.value) > max(1e-3, 3 * TOLERANCE[self.loaded.dtype]) * abs(target.value):
+            raise InputError(
+                f"massive.parquet: has {target.value:.6g} in dim {target.dim} of layer {target.layer} at sequence "
+                f"{target.sequence}, position {target.token}, but the model gives {found:.6g} there, expected the same "
+                "value; delete the run's tables to have them made again"
+            )
+
+    def _layers(self, target: Target, after: np.ndarray[Any, Any]) -> dict[int, str]:
+        """The layers whose MLP is looked into, in order: where the dim steps up or down, here or over the run."""
+        up, down = steps(np.abs(after))
+        run_up, run_down = target.steps
+        named = {run_down: "run_down", run_up: "run_up", down: "down", up: "up"}  # of one layer, the last is kept
+        return {layer: named[layer] for layer in sorted(layer for layer in named if layer is not None)}
+
+    def _inside(self, target: Target, layers: Iterable[int]) -> dict[int, dict[str, torch.Tensor]]:
+        """By layer, the tensors of its MLP at the positions of the sequence, (T, H)."""
+        sites = {
+            (layer, name): site
+            for layer in layers
+            for name, site in ladder_sites(self.blocks[layer]).items()
+            if name not in self.unproven
+        }
+        found = self._run(target.sequence, sites, torch.clone)
+        return {layer: {name: value for (one, name), value in found.items() if one == layer} for layer in layers}
+
+    def _absent(self, block: Block) -> dict[str, str]:
+        return {**block.absent, **{name: why for name, why in self.unproven.items() if name in block.sites}}
+
+    def _weights(self, dim: int, layer: int) -> Rows:
+        linears = self.blocks[layer].mlp_linears
+        rows = [weight_row(site) for site in linears]
+        if linears:
+            if layer not in self.spectra:
+                self.spectra[layer] = spectrum(weight_of(linears[-1].module))
+            found = self.spectra[layer]
+            rows[-1] |= {"singular_values": found.values.tolist(), "dim_shares": found.dim_shares[dim].tolist()}
+        return rows
+
+    def _run(
+        self, sequence: int, sites: Mapping[Key, Site], take: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[Key, torch.Tensor]:
+        """What `take` makes of each site's tensor, (positions, H) without padding, in a pass over one sequence."""
+        found: dict[Key, torch.Tensor] = {}
+        ids = torch.from_numpy(self.corpus.tokens[sequence][None].astype(np.int64)).to(self.loaded.device)
+        mask = torch.from_numpy(self.corpus.mask[sequence][None].copy()).to(self.loaded.device)
+        positions, length = mask.shape[1], int(mask.sum())
+
+        def keep(key: Key, value: torch.Tensor) -> None:
+            found[key] = take(value.reshape(positions, -1)[:length])
+
+        with hooked(sites.items(), keep):
+            run_blocks(self.loaded, ids, mask)
+        return found
+
+
+def _unproven(loaded: LoadedModel, blocks: list[Block]) -> dict[str, str]:
+    """The sites of the ladder that no identity proves on this model, and why. The residual stream must be proven."""
+    try:
+        verify_sites(loaded, blocks, [*STREAM, *PROVEN_ALONE])
+    except InputError:
+        verify_sites(loaded, blocks, list(STREAM))
+    else:
+        return {}
+    unproven = {}
+    for site in PROVEN_ALONE:
+        try:
+            verify_sites(loaded, blocks, [site])
+        except InputError as error:
+            unproven[site] = f"not proven: {error}"
+    return unproven
+
+
+def _feeds(block: Block, tensors: Mapping[str, torch.Tensor], target: Target) -> Iterator[dict[str, Any]]:
+    if tensors.keys() >= {"mlp_act", "mlp_down"}:
+        neurons, written = tensors["mlp_act"][target.token], tensors["mlp_down"][target.token]
+        yield from feed_rows(feed(block.sites["mlp_down"], neurons, written, target.dim))

@@ -1,0 +1,209 @@
+"""Rule render_report: one HTML file for all runs, complete in itself, that opens without a network."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from outlier_features.errors import InputError
+from outlier_features.figures.dimension_map import TWO_RULES
+from outlier_features.figures.run_figures import run_figures
+from outlier_features.figures.style import Drawing
+from outlier_features.files.artifacts import write_page
+from outlier_features.files.tables import COMPARISON, COSTS, Table, read_table
+from outlier_features.progress import item_bar
+from outlier_features.published import published_facts
+from outlier_features.report.definitions_page import anchors, definitions_page
+from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
+from outlier_features.report.page_data import described, packed
+from outlier_features.report.page_template import json_script, page_environment
+from outlier_features.report.report_browser import browsed_tables
+from outlier_features.report.report_tables import (
+    ablations,
+    headline,
+    massive_rows,
+    meanings,
+    overview,
+    overview_words,
+    provenance,
+    selected_dims,
+)
+from outlier_features.summary.findings import applied_sites, findings
+from outlier_features.summary.in_short import InShort, in_short
+from outlier_features.summary.report_run import Run
+from outlier_features.tokens.token_context import massive_spans
+from outlier_features.visible_text import shortened
+from outlier_features.wording import number, percent
+
+MASSIVE_ROWS = 1000
+ROWS_WITHOUT_SCRIPTS = 50
+DIM_ROWS = 20
+# The page's bytes; where figures and words alone have more, or nearly, the tables of each run still get some.
+PAGE_BYTES = 11_500_000
+LEAST_TABLE_BYTES = 200_000
+FIRST_SCRIPT = "theme.js"
+SCRIPTS = ("data.js", "figure.js", "table.js", "report.js")
+
+
+def render_report(
+    runs: Sequence[Path],
+    folder: Path,
+    report: Path,
+    *,
+    published: Path,
+    definitions: Path,
+    comparison: Path | None = None,
+    costs: pl.DataFrame | None = None,
+) -> None:
+    """Write `report` with a page for each run (a directory `<results>/model/corpus`), from the templates in `folder`.
+
+    published    directory of what papers and repositories printed, as CSV
+    definitions  the Markdown document that says exactly what is measured, which becomes a page
+    comparison   the table of dims that two runs have in common; None for one run
+    costs        the table `costs`; without rows there is no page on them
+
+    Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON, and packed
+    in tables, whose scripts make text nodes of it. Beyond that the page forbids itself to load anything and to run any
+    script but its own, named by their hashes.
+    """
+    read = [Run.read(run) for run in item_bar(runs, "read", "run")]
+    environment = page_environment(folder)
+    environment.filters |= {"shortened": shortened, "number": number, "percent": percent}
+    defined = anchors(definitions)
+    environment.filters["rule_anchor"] = lambda rule: rule_anchor(rule, defined)
+    template = environment.get_template("report.html.j2")
+    sections = [section(run, published) for run in item_bar(read, "render", "run")]
+    require_names([part["id"] for part in sections])
+    facts = {
+        "overview": overview([run.summary for run in read]),
+        "overview_words": overview_words([run.summary for run in read]),
+        "definitions": definitions_page(definitions),
+        "meanings": meanings({part["id"]: part["findings"] for part in sections}),
+        "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
+        "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
+        "style": Markup((folder / "report.css").read_text(encoding="utf-8")),
+        "first_script": Markup((folder / FIRST_SCRIPT).read_text(encoding="utf-8")),
+        "scripts": [
+            Markup(get_plotlyjs()),
+            *(Markup((folder / name).read_text(encoding="utf-8")) for name in SCRIPTS),
+        ],
+    }
+    bare = len(template.render(sections=sections, **facts).encode())
+    budget = max((PAGE_BYTES - bare) // len(read), LEAST_TABLE_BYTES)
+    for part, run in zip(sections, item_bar(read, "tables", "run"), strict=True):
+        part["tables"] = browsed_tables(run, budget)
+    write_page(report, template.render(sections=sections, **facts))
+
+
+def section(run: Run, published: Path) -> dict[str, Any]:
+    """What the templates show of a run; all but its tables, which get the room that is left."""
+    summary = run.summary
+    name = f"{summary['model']['name']}/{summary['corpus']['name']}"
+    spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
+    rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
+    drawings, short = run_figures(run), in_short(summary, run.tables.get("lifecycle"))
+    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
+    return {
+        "id": name,
+        "file": name.replace("/", "-"),
+        "contents": _contents(drawings, short=short, published=bool(known)),
+        "summary": summary,
+        "short": short,
+        "headline": headline(summary),
+        "applied": [rule for rule in TWO_RULES if applied_sites(summary, rule)],
+        "findings": findings(summary),
+        "figures": [PlacedFigure.of(drawing, name) for drawing in drawings],
+        "locations": run.locations
+        and {
+            **location_facts(run.locations),
+            "dims": location_dims(run.locations),
+            "comparisons": list(location_comparisons(run.locations)),
+        },
+        "massive": {
+            "rows": spans[:ROWS_WITHOUT_SCRIPTS],
+            "packed": massive_rows(spans),
+            "kept": len(spans),
+            "hidden": in_all - len(spans),
+            "activations": len(run.tables["massive"]),
+        },
+        "dims": {"rows": rows, "hidden": hidden},
+        "ablations": ablations(summary["ablation"]) if summary["ablation"] else [],
+        "published": known,
+        "tables": [],
+        "provenance": provenance(summary),
+    }
+
+
+@dataclass(frozen=True)
+class PlacedFigure:
+    """A drawing in the page.
+
+    file     the name of the files that it is saved as, without their kind
+    first    the view that is shown first, of `height` pixels
+    views    each view's JSON
+    ids      the ids of these, by view, as JSON
+    packed   the data, or nothing where there are none
+    """
+
+    drawing: Drawing
+    id: str
+    file: str
+    first: str
+    height: int
+    views: Mapping[str, Markup]
+    ids: str
+    packed: str
+
+    @classmethod
+    def of(cls, drawing: Drawing, run: str) -> "PlacedFigure":
+        place = f"{run}/{drawing.name}"
+        first = next(iter(drawing.views), "")
+        return cls(
+            drawing,
+            place,
+            place.replace("/", "-"),
+            first,
+            drawing.views[first].layout.height or 450 if first else 0,
+            {name: json_script(figure) for name, figure in drawing.views.items()},
+            json.dumps({name: f"{place}/{name}" for name in drawing.views}),
+            packed(drawing.data) if drawing.data.width else "",
+        )
+
+
+def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool) -> list[tuple[str, str]]:
+    """The sections of a run's page, their names and titles."""
+    return [
+        *([("dimensions", "What stands out")] if short.profiles else []),
+        ("not-found", "What was not found"),
+        ("limits", "What the numbers do not mean"),
+        ("findings", "Findings, rule by rule"),
+        *((drawing.name, drawing.title) for drawing in drawings),
+        ("massive", "Massive activations"),
+        *([("published", "What others printed")] if published else []),
+        ("tables", "Tables"),
+        ("provenance", "Provenance"),
+    ]
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raise `InputError` where two runs have one name: a link to one of them would lead to the other."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"runs: {name} is there twice, expected each model and corpus once")
+
+
+def _listed(frame: pl.DataFrame, table: Table) -> dict[str, Any]:
+    """A table whole, packed, and its first rows as they stand in the page without scripts."""
+    return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(table))}
+
+
+def rule_anchor(rule: str, defined: Mapping[str, str]) -> str:
+    """Where the first rule that a caption names is defined."""
+    names = (word for word in re.findall(r"\w+", rule.replace("attention sink", "sinks")) if word in defined)
+    return defined[next(names, "Sites")]

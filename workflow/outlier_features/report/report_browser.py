@@ -1,0 +1,32 @@
+"""The public tables of a run, to be browsed in the report."""
+
+from dataclasses import dataclass
+
+from outlier_features.files.tables import PUBLIC
+from outlier_features.report.page_data import described, fair_shares, packed, packed_within
+from outlier_features.summary.report_run import Run
+
+
+@dataclass(frozen=True)
+class BrowsedTable:
+    """The first `kept` of the `in_all` rows of a table, packed; `row` says what a row is."""
+
+    name: str
+    row: str
+    in_all: int
+    kept: int
+    packed: str
+
+
+def browsed_tables(run: Run, budget: int) -> list[BrowsedTable]:
+    """The tables that the run has, in the order of the docs, together in so many bytes."""
+    frames = {table: run.first_rows[table.name] for table in PUBLIC if table.name in run.first_rows}
+    frames |= {table: run.tables[table.name] for table in PUBLIC if table.name in run.tables}
+    texts = {table.name: packed(frame, described(table)) for table, frame in frames.items()}
+    shares = fair_shares({name: len(text) for name, text in texts.items()}, budget)
+    found = []
+    for table in sorted(frames, key=PUBLIC.index):
+        text, kept = packed_within(frames[table], texts[table.name], shares[table.name], described(table))
+        in_all = run.rows_in_all.get(table.name, len(frames[table]))
+        found.append(BrowsedTable(table.name, table.row, in_all, kept, text))
+    return found

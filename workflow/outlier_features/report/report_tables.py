@@ -1,0 +1,287 @@
+"""The report's tables and facts that are not figures: rows of text for its template."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from outlier_features.ablate.ablation_effects import position_name, target_name
+from outlier_features.files.tables import MASSIVE
+from outlier_features.populations import POPULATIONS
+from outlier_features.report.page_data import described, packed
+from outlier_features.summary.findings import Finding, applied_sites, is_dump
+from outlier_features.tokens.token_context import MassiveSpan
+from outlier_features.visible_text import visible
+from outlier_features.wording import DASH, count, number, percent
+
+Part = Mapping[str, Any]
+NAMES_IN_OVERVIEW = 4
+
+
+def headline(summary: Part) -> list[tuple[str, str, str]]:
+    """The run's few main numbers: value, what it is, and its site, rule and population."""
+    return [
+        _rule_fact(summary, "dettmers", "outlier-feature dimension"),
+        _rule_fact(summary, "massive", "dimension with massive activations", "dimensions with massive activations"),
+        _largest_fact(summary),
+        *([] if is_dump(summary) else [_loss_fact(summary)]),
+    ]
+
+
+def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str, str, str]:
+    sites = " + ".join(applied_sites(summary, rule))
+    if not sites:
+        return DASH, many or f"{one}s", f"rule {rule} was not applied: its sites are not in this run"
+    selected = {name: part["rules"][rule]["dims_selected"] for name, part in summary["populations"].items()}
+    positions = summary["corpus"]["positions"]
+    others = ", ".join(
+        f"{number(found) if positions[name] else 'no positions'} in {name}"
+        for name, found in selected.items()
+        if name != "all"
+    )
+    noun = one if selected["all"] == 1 else many or f"{one}s"
+    where = f"rule {rule}, {sites}, population all"
+    return number(selected["all"]), noun, f"{where}; {others}" if others else where
+
+
+def _largest_fact(summary: Part) -> tuple[str, str, str]:
+    value, where = _largest(summary)
+    return value, "largest |x|", f"{where}, no rule, population all"
+
+
+def _largest(summary: Part) -> tuple[str, str]:
+    """The largest |x| in population all, and its site and layer."""
+    sites = summary["populations"]["all"]["largest"]
+    if not sites:
+        return DASH, "no site in this run"
+    row = max(sites, key=lambda row: row["max"])
+    return number(row["max"]), f"{visible(row['site'])}, layer {row['layer']}"
+
+
+def _loss_fact(summary: Part) -> tuple[str, str, str]:
+    loss = summary["loss"]
+    if loss is None:
+        return DASH, "perplexity", "no causal language-model head, so there is no loss"
+    bits = "" if loss["bits_per_byte"] is None else f"; {number(loss['bits_per_byte'])} bits per byte"
+    return number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}{bits}"
+
+
+def provenance(summary: Part) -> list[tuple[str, str]]:
+    """Where the numbers come from, in words; a fact that the run does not know is a dash."""
+    if is_dump(summary):
+        return _of_dump(summary)
+    model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
+    sample = corpus["sample"]
+    positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
+    facts = [
+        ("Model", model["name"]),
+        ("Model origin", model["origin"]),
+        ("Model revision", model["revision"]),
+        ("Model licence", model["licence"]),
+        ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
+                         f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
+        ("Parameters", number(model["parameters"])),
+        ("Computed in", f"{run['dtype']} on {run['device']}, attention {run['attention']}"),
+        ("Corpus", corpus["name"]),
+        ("Corpus origin", corpus["origin"]),
+        ("Corpus revision", corpus["revision"]),
+        ("Corpus licence", corpus["licence"]),
+        ("Corpus SHA-256", corpus["sha256"]),
+        ("Sample", f"{count(corpus['sequences'], 'sequence')} × {count(sample['tokens'], 'token')} "
+                   f"(pack {sample['pack']}, bos {sample['bos']})"),
+        ("Positions", positions),
+        ("Sites", ", ".join(sites["present"])),
+        ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
+        ("Rules", rules(summary)),
+        ("Ablations", _ablation_sample(summary["ablation"])),
+        ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
+                      f"transformers {run['transformers']}"),
+    ]  # fmt: skip
+    return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
+
+
+def _ablation_sample(ablation: Part) -> str:
+    if ablation["reason"]:
+        return f"none: {ablation['reason']}"
+    return (
+        f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
+        f"{count(ablation['seeds'], 'random draw')}"
+    )
+
+
+def _of_dump(summary: Part) -> list[tuple[str, str]]:
+    model, corpus = summary["model"], summary["corpus"]
+    facts = [
+        ("Dump", model["name"]),
+        ("Files", model["origin"]),
+        ("SHA-256 of the files' SHA-256", model["revision"]),
+        ("Shape", f"{count(corpus['sequences'], 'sequence')} × {count(model['blocks'], 'layer')} × "
+                  f"{count(corpus['sample']['tokens'], 'position')}, d_model {number(model['d_model'])}"),
+        ("Number format", summary["run"]["dtype"]),
+        ("Sites", ", ".join(summary["sites"]["present"])),
+        ("Rules", rules(summary)),
+        ("Made with", f"outlier-features {summary['run']['package_version']}"),
+    ]  # fmt: skip
+    return [(name, visible(str(value))) for name, value in facts]
+
+
+def rules(summary: Part) -> str:
+    dettmers, massive = summary["rules"]["dettmers"], summary["rules"]["massive"]
+    return (
+        f"dettmers: |x| >= {number(dettmers['threshold'])}, {dettmers['layer_reading']} >= "
+        f"{percent(dettmers['layer_share'])}, {dettmers['position_reading']} >= {percent(dettmers['position_share'])}; "
+        f"massive: |x| > {number(massive['threshold'])}, |x| >= {number(massive['ratio'])} x median"
+        + _search(summary["super_weights"])
+    )
+
+
+def _search(super_weight: Part | None) -> str:
+    if super_weight is None:
+        return ""
+    rounds = count(super_weight["rounds"], "round")
+    return f"; super_weight: |x| > {number(super_weight['threshold'])}, at most {rounds}"
+
+
+def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
+    """For each population the dims that any of `rules` selects, the largest first, with their row by each rule.
+
+    Gives at most so many of each population, and how many are left out.
+    """
+    rows, hidden = [], 0
+    for population in dims["population"].unique().sort():
+        here = dims.filter(pl.col("population") == population, pl.col("rule").is_in(rules))
+        chosen = here.filter("selected").group_by("dim").agg(pl.col("max_abs").max())
+        order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+        hidden += max(0, len(order) - most)
+        by_rule = {(row["rule"], row["dim"]): row for row in here.iter_rows(named=True)}
+        for dim in order[:most]:
+            found = {rule: by_rule.get((rule, dim)) for rule in rules}
+            steps = next(row for row in found.values() if row and row["selected"])
+            rows.append({"population": population, "dim": dim, "rules": found,
+                         "step_up": steps["step_up"], "step_down": steps["step_down"]})  # fmt: skip
+    return rows, hidden
+
+
+def massive_rows(spans: Sequence[MassiveSpan]) -> str:
+    """Massive activations in their context, packed for the page."""
+    rows = [
+        {
+            "dim": span.dim, "before": span.before, "token_text": span.token or span.nameless, "after": span.after,
+            "sequence": span.sequence, "token": span.position, "layers": span.layers, "value": span.value,
+            "layer": span.layer, "median": span.median, "ratio": span.ratio,
+            "populations": ", ".join(span.populations), "excluded": span.excluded,
+        }
+        for span in spans
+    ]  # fmt: skip
+    words: dict[str, dict[str, Any]] = {
+        "token": {"title": "position"},
+        "layers": {"meaning": "blocks in which the value is a massive activation"},
+        "value": {"title": "largest x", "meaning": "the value of largest abs(x) over these blocks, signed"},
+        "layer": {"title": "in layer", "meaning": "the block of that value"},
+        "median": {"title": "median |x|"},
+        "populations": {"meaning": "the populations by whose median it is a massive activation"},
+        "before": {"hidden": True},
+        "after": {"hidden": True},
+        "token_text": {"title": "token in its context", "kind": "context", "around": ["before", "after"], "width": 60},
+    }
+    meant = described(MASSIVE)
+    return packed(
+        pl.DataFrame(rows), {name: meant.get(name, {}) | words.get(name, {}) for name in meant | words}, tall=True
+    )
+
+
+def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:
+    """What the runs' findings say of the numbers' meaning, with the names of the runs where it is not said of all."""
+    runs_of: dict[str, list[str]] = {}
+    for name, findings in found.items():
+        for finding in findings:
+            if finding.topic == "meaning":
+                runs_of.setdefault(finding.text, []).append(name)
+    return [(text, names if len(names) < len(found) else []) for text, names in runs_of.items()]
+
+
+def ablations(ablation: Part) -> list[list[str]]:
+    """A row of text for the unchanged model and for each ablation, its random draws beside it."""
+    rows = []
+    for effect in ablation["effects"]:
+        unchanged = effect["target"] == "baseline"
+        place = "" if unchanged else position_name(effect["positions"], ablation["only_first_excluded"])
+        rows.append(
+            [
+                "unchanged model" if unchanged else target_name(effect),
+                effect["rule"] or "",
+                place,
+                effect["value"] or "",
+                number(effect["perplexity"]),
+                _span(effect["sequences"]),
+                number(effect["ratio"]),
+                number(effect["bits_per_byte"]),
+                percent(effect["top1_probability"]),
+                "" if unchanged else _span([draw["perplexity"] for draw in effect["random"]]),
+            ]
+        )
+    return rows
+
+
+def _span(values: Sequence[float | None]) -> str:
+    finite = [value for value in values if value is not None]
+    low, high = number(min(finite, default=None)), number(max(finite, default=None))
+    return low if low == high else f"{low} to {high}"
+
+
+def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
+    """A row for each run, to compare them."""
+    return [
+        {
+            "model": summary["model"]["name"],
+            "size": _size(summary["model"]),
+            "corpus": summary["corpus"]["name"],
+            "sample": f"{number(summary['corpus']['sequences'])} × "
+            f"{count(summary['corpus']['sample']['tokens'], 'token')}",
+            "rules": [_selected_names(summary, rule) for rule in ("dettmers", "massive")],
+            "largest": _largest(summary),
+            "perplexity": number(summary["loss"] and summary["loss"]["perplexity"]),
+            "bits_per_byte": number(summary["loss"] and summary["loss"]["bits_per_byte"]),
+        }
+        for summary in summaries
+    ]
+
+
+def overview_words(summaries: Sequence[Part]) -> list[str]:
+    """In a sentence each: in how many runs the rules select something, and the largest value of all."""
+    sentences = []
+    for rule in ("dettmers", "massive"):
+        applied = [summary for summary in summaries if applied_sites(summary, rule)]
+        selecting = [one for one in applied if one["populations"]["all"]["rules"][rule]["dims_selected"]]
+        sentences.append(
+            f"Rule {rule} selects at least one dimension, in population all, in {len(selecting)} of the "
+            f"{count(len(applied), 'run')} that it was applied to."
+        )
+    known = [(row, one) for one in summaries for row in one["populations"]["all"]["largest"]]
+    if known:
+        row, one = max(known, key=lambda pair: pair[0]["max"])
+        sentences.append(
+            f"The largest |x| of all is {number(row['max'])}, of {one['model']['name']} on {one['corpus']['name']}: on "
+            f"{visible(row['site'])} in layer {row['layer']}, whatever the rule, population all."
+        )
+    return sentences
+
+
+def _size(model: Part) -> str:
+    parameters = "" if model["parameters"] is None else f"{number(model['parameters'])} parameters, "
+    return f"{model['architecture']}, {parameters}{count(model['blocks'], 'layer')} × {number(model['d_model'])}"
+
+
+def _selected_names(summary: Part, rule: str) -> dict[str, Any]:
+    """How many dims a rule selects in each population, the largest by number, and the sites that it was applied to."""
+    sites = " + ".join(applied_sites(summary, rule))
+    counts = []
+    for population in POPULATIONS:
+        if population not in summary["populations"]:
+            counts.append((DASH, ""))
+            continue
+        rows = summary["populations"][population]["rules"][rule]["dims"] if sites else []
+        more = ", …" if len(rows) > NAMES_IN_OVERVIEW else ""
+        names = ", ".join(str(row["dim"]) for row in rows[:NAMES_IN_OVERVIEW])
+        counts.append((number(len(rows)) if sites else DASH, f"{names}{more}"))
+    return {"sites": f"on {sites}" if sites else "not applied", "counts": counts}

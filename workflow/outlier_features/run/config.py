@@ -1,0 +1,272 @@
+"""The configuration: filled with the schema's defaults and checked, before any rule is built."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from stat import S_ISDIR
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import ValidationError, best_match
+
+from outlier_features.dump.dumps import CORPUS, dump_files
+from outlier_features.errors import InputError
+from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+
+Schema = Mapping[str, Any]
+
+MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
+_LARGEST = 2**53  # of a number: beyond it not every integer is a float
+_SHOWN = 100  # characters of a value in a message
+_PLACES = ("results", "resources")
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """`config` with every default, and of the catalog only what is selected.
+
+    A corpus' sample takes the keys it lacks from the top-level `sample`. Raises `InputError` with the key that is
+    wrong, what was found and what was expected. An entry that is not selected is not looked at.
+    """
+    selected = {**config, "catalog": _selected_catalog(config)}
+    _require_plain(selected, "the top level")
+    _check(selected, schema)
+    for kind in ("models", "corpora"):
+        for name in selected[kind]:
+            _require_known(kind, name, _entries(config, kind))
+    if CORPUS in selected["corpora"]:
+        raise InputError(f"config: corpora names {CORPUS!r}, expected another name, since that of dumps is {CORPUS!r}")
+    complete = with_defaults(selected, schema, schema)
+    for corpus, entry in complete["catalog"]["corpora"].items():
+        own = selected["catalog"]["corpora"][corpus].get("sample", {})
+        entry["sample"] = {**complete["sample"], **own}
+        entry["sample"]["bos"] = {True: "always", False: "never"}.get(entry["sample"]["bos"], entry["sample"]["bos"])
+    for key in _PLACES:
+        complete[key] = _place(key, complete[key])
+    _require_apart(complete)
+    _check_floors(complete)
+    _check_chunks(complete)
+    return complete
+
+
+def require_files(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a selected model's directory or corpus's file is not there, or results cannot be."""
+    for key in _PLACES:
+        _require_directory(key, Path(config[key]))
+    for name, model in config["catalog"]["models"].items():
+        for file in dump_files(model) if "dump" in model else []:
+            if not Path(file).is_file():
+                raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
+        if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
+            raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
+        if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():
+            raise InputError(f"config: catalog.models.{name}.path: {model['path']} is not a directory")
+    for name, corpus in config["catalog"]["corpora"].items():
+        for file in corpus.get("files", []):
+            if not Path(file).is_file():
+                raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
+
+
+def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:
+    """`value` with the schema's defaults at every level; keys come in the schema's order."""
+    schema = dereferenced(schema, root)
+    if not isinstance(value, Mapping) or ("properties" not in schema and "additionalProperties" not in schema):
+        return value
+    filled = {}
+    for key, sub in schema.get("properties", {}).items():
+        sub = dereferenced(sub, root)
+        if key in value:
+            filled[key] = with_defaults(value[key], sub, root)
+        elif "default" in sub and _applies(key, value, schema):
+            filled[key] = with_defaults(sub["default"], sub, root)
+    extra = schema.get("additionalProperties")
+    if isinstance(extra, Mapping):
+        filled |= {key: with_defaults(value[key], extra, root) for key in value if key not in filled}
+    return filled
+
+
+def dereferenced(schema: Schema, root: Schema) -> Schema:
+    """`schema` with a `$ref` to the root's `$defs` put in its place; keys beside the `$ref` win."""
+    if "$ref" not in schema:
+        return schema
+    target = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+
+
+def _applies(key: str, value: Mapping[str, Any], schema: Schema) -> bool:
+    """A default is not given where another key that it needs is absent (a revision without a hub id)."""
+    return all(needed in value for needed in schema.get("dependentRequired", {}).get(key, []))
+
+
+def _selected_catalog(config: Mapping[str, Any]) -> Any:
+    """The catalog with the selected entries only; where it is no catalog, as it is."""
+    catalog = config.get("catalog", {})
+    if not isinstance(catalog, Mapping):
+        return catalog
+    selected = dict(catalog)
+    for kind in ("models", "corpora"):
+        if isinstance(catalog.get(kind), Mapping):
+            names = _names(config, kind)
+            selected[kind] = {name: entry for name, entry in catalog[kind].items() if name in names}
+    return selected
+
+
+def _entries(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    catalog = config.get("catalog") or {}
+    entries = catalog.get(kind) if isinstance(catalog, Mapping) else None
+    return entries if isinstance(entries, Mapping) else {}
+
+
+def _names(config: Mapping[str, Any], kind: str) -> list[Any]:
+    names = config.get(kind)
+    return names if isinstance(names, list) else []
+
+
+def _require_known(kind: str, name: str, entries: Mapping[str, Any]) -> None:
+    if name not in entries:
+        nearest = difflib.get_close_matches(name, entries, 1)
+        hint = f", did you mean {nearest[0]!r}" if nearest else ""
+        raise InputError(f"config: {kind} names {name!r}, expected a name defined in catalog.{kind}{hint}")
+
+
+def _require_plain(value: Any, key: str) -> None:
+    """Raise `InputError` where a text has control characters, or a number is none that can be computed with."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _require_plain(name, f"a key in {key}")
+            _require_plain(entry, str(name) if key == "the top level" else f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            _require_plain(entry, f"{key}.{i}")
+    elif isinstance(value, str) and not value.isprintable():
+        raise InputError(f"config: {key} is {_shown(value)}, expected text without control characters")
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        raise InputError(f"config: {key} is {_shown(value)}, expected a finite number of at most {_LARGEST}")
+
+
+def _place(key: str, text: str) -> str:
+    """The path of a directory as Snakemake takes it best: without `./`, `//` and a `/` at its end."""
+    if text.startswith("~") or "{" in text or "}" in text:
+        raise InputError(f"config: {key} is {_shown(text)}, expected a path without braces and without ~ at its start")
+    return str(PurePath(text))
+
+
+def _require_apart(config: Mapping[str, Any]) -> None:
+    results, resources = (Path(config[key]).absolute() for key in _PLACES)
+    if results == resources:
+        raise InputError(f"config: results and resources are both {config['results']!r}, expected two directories")
+
+
+def _require_directory(key: str, path: Path) -> None:
+    for place in (path, *path.parents):
+        try:
+            is_directory = S_ISDIR(place.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(f"config: {key} is {_shown(str(path))}, which cannot be used: {error.strerror}") from error
+        if not is_directory:
+            raise InputError(f"config: {key} is {str(path)!r}, but {place} is a file, expected a directory")
+        return
+
+
+def _check_chunks(config: Mapping[str, Any]) -> None:
+    size = config["extract"]["chunk_sequences"]
+    for name, corpus in config["catalog"]["corpora"].items():
+        sequences = corpus["sample"]["sequences"]
+        if (chunks := math.ceil(sequences / size)) > MAX_CHUNKS:
+            raise InputError(
+                f"config: {sequences} sequences of corpus {name!r} make {chunks} chunks of extract.chunk_sequences: "
+                f"{size}, expected at most {MAX_CHUNKS}"
+            )
+
+
+# JSON's integers include 48.0, which counts nothing here.
+_Validator: Any = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda checker, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
+def _check(config: Mapping[str, Any], schema: Schema) -> None:
+    error = best_match(_Validator(schema).iter_errors(config))
+    if error is not None:
+        raise InputError(f"config: {_sentence(error)}")
+
+
+def _sentence(error: ValidationError) -> str:
+    key = ".".join(map(str, error.absolute_path)) or "the top level"
+    found: Any = error.instance
+    schema: Any = error.schema
+    wanted: Any = error.validator_value
+    if error.validator == "additionalProperties":
+        unknown = next(name for name in found if name not in schema.get("properties", {}))
+        nearest = difflib.get_close_matches(str(unknown), schema.get("properties", {}), 1)
+        hint = f", did you mean {nearest[0]!r}" if nearest else ""
+        return f"unknown key {unknown!r} in {key}{hint}"
+    if error.validator == "propertyNames" or ("pattern" in schema and error.validator == "pattern"):
+        return f"{key} is {_shown(found)}, expected a match of {schema['pattern']}"
+    if error.validator == "required":
+        missing = [name for name in wanted if name not in found]
+        return f"{key} lacks the key {missing[0]!r}"
+    if error.validator in ("oneOf", "dependentRequired"):
+        return f"{key} has the keys {', '.join(found)}, expected those of exactly one source (see docs/config.md)"
+    return f"{key} is {_shown(found)}, expected {_expected(error)}"
+
+
+def _shown(value: Any) -> str:
+    """As Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _expected(error: ValidationError) -> str:
+    wanted: Any = error.validator_value
+    if error.validator == "anyOf":
+        return " or ".join(map(_kind, wanted))
+    phrases = {
+        "type": f"{wanted}",
+        "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
+        "minimum": f"at least {wanted}",
+        "maximum": f"at most {wanted}",
+        "exclusiveMinimum": f"more than {wanted}",
+        "minItems": f"at least {wanted} entries",
+        "minLength": "a non-empty text",
+        "maxLength": f"at most {wanted} characters",
+        "uniqueItems": "each entry once",
+    }
+    return phrases.get(str(error.validator), error.message)
+
+
+def _kind(choice: Schema) -> str:
+    """One of the choices of an `anyOf`: some words, or a list."""
+    return ", ".join(map(str, choice["enum"])) if "enum" in choice else f"a list of {choice['items']['type']}s"
+
+
+def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Every threshold that is applied to hits: its key, its value, the site."""
+    rules, sites = config["rules"], config["sites"]
+    for rule_sites in DETTMERS_SITES.values():
+        for site in rule_sites:
+            if site in sites:
+                yield "rules.dettmers.threshold", rules["dettmers"]["threshold"], site
+                yield "sensitivity.thresholds", min(config["sensitivity"]["thresholds"]), site
+    if MASSIVE_SITE in sites:
+        yield "rules.massive.threshold", rules["massive"]["threshold"], MASSIVE_SITE
+
+
+def _check_floors(config: Mapping[str, Any]) -> None:
+    for key, threshold, site in _thresholds(config):
+        floor = config["detect"]["floors"][site]
+        if threshold < floor:
+            raise InputError(
+                f"config: {key} is {threshold:g}, below detect.floors.{site}: {floor:g}; expected a floor at most "
+                f"every threshold used there"
+            )

@@ -1,0 +1,1 @@
+"""One pass over activations and the statistics that it leaves, wherever the activations lie."""

@@ -1,0 +1,281 @@
+"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from outlier_features.errors import InputError
+from outlier_features.files.tensorfile import Entry, TensorFile
+from outlier_features.populations import EXCLUDED, PADDING, REST
+from outlier_features.scan import scan_kernel as kernel
+from outlier_features.scan.statistics import SiteStatistics, sparse_histogram
+
+Array = np.ndarray[Any, Any]
+
+KINDS = {"F32": kernel.FLOAT32, "BF16": kernel.BFLOAT16, "F16": kernel.FLOAT16}
+_BLOCK_VALUES = 1 << 26  # values of all layers that are looked at together
+
+
+@dataclass(frozen=True)
+class SiteTensors:
+    """A site's activations in a file: per present layer a (N, T, H) view.
+
+    `starts` are the layers' positions in `raw` and `stride` the distance of two sequences, in values; so one tensor per
+    layer and one stacked (N, L, T, H) tensor look alike.
+    """
+
+    file: TensorFile
+    site: str
+    dtype: str
+    layers: tuple[int, ...]
+    shape: tuple[int, int, int]
+    starts: tuple[int, ...]
+    stride: int
+
+    @classmethod
+    def per_layer(cls, file: TensorFile, site: str) -> "SiteTensors | None":
+        """The tensors `{site}.{layer}` of a file; None if it has none."""
+        entries: dict[int, Entry] = {}
+        for name, entry in file.entries.items():
+            stem, _, index = name.rpartition(".")
+            if stem == site and index.isdecimal() and len(index) < 10:
+                if int(index) in entries:
+                    raise InputError(f"{file.path}: {name} is not the only tensor of its layer, expected one")
+                entries[int(index)] = entry
+        if not entries:
+            return None
+        layers = tuple(sorted(entries))
+        first = entries[layers[0]]
+        for layer in layers:
+            if (entries[layer].shape, entries[layer].dtype) != (first.shape, first.dtype) or len(first.shape) != 3:
+                raise InputError(
+                    f"{file.path}: {site}.{layer} is {entries[layer].dtype} {list(entries[layer].shape)}, "
+                    f"expected (sequences, tokens, dims) alike in all layers"
+                )
+        _require_float(file, site, first)
+        size = itemsize(first.dtype)
+        starts = tuple(entries[layer].offset // size for layer in layers)
+        n, t, h = first.shape
+        return cls(file, site, first.dtype, layers, (n, t, h), starts, t * h)
+
+    @classmethod
+    def stacked(cls, file: TensorFile, key: str) -> "SiteTensors":
+        """The tensor `key` of shape (N, L, T, H)."""
+        entry = file.entry(key)
+        if len(entry.shape) != 4:
+            raise InputError(f"{file.path}: {key} has shape {list(entry.shape)}, expected (N, L, T, H)")
+        _require_float(file, key, entry)
+        n, layers, t, h = entry.shape
+        first = entry.offset // itemsize(entry.dtype)
+        starts = tuple(first + layer * t * h for layer in range(layers))
+        return cls(file, key, entry.dtype, tuple(range(layers)), (n, t, h), starts, layers * t * h)
+
+    def rows(self, first: int, last: int) -> "SiteTensors":
+        """Sequences from `first` to before `last`."""
+        n, t, h = self.shape
+        if not 0 <= first < last <= n:
+            raise ValueError(f"sequences {first} to {last} of {n}")
+        return replace(
+            self, shape=(last - first, t, h), starts=tuple(start + first * self.stride for start in self.starts)
+        )
+
+    @property
+    def raw(self) -> Array:
+        """The whole file as uint32 (float32) or uint16 (16-bit formats)."""
+        size = itemsize(self.dtype)
+        return np.ndarray((self.file.size // size,), f"u{size}", self.file.map)
+
+    def sequence(self, layer: int, n: int) -> Array:
+        """Sequence n of the layer at index `layer` of `layers`, float32 (T, H)."""
+        _, t, h = self.shape
+        start = self.starts[layer] + n * self.stride
+        return widened(self.raw[start : start + t * h], self.dtype).reshape(t, h)
+
+    def advise(self, advice: Callable[[int, int], None], start: int, stop: int) -> None:
+        """Call `advice(offset, length)` on the bytes of sequences start..stop."""
+        size, length = itemsize(self.dtype), (stop - start) * self.stride * itemsize(self.dtype)
+        first, *others = self.starts
+        advice((first + start * self.stride) * size, length)
+        if others and others[0] - first >= self.stride:  # the layers of a sequence do not lie side by side
+            for other in others:
+                advice((other + start * self.stride) * size, length)
+
+
+def itemsize(dtype: str) -> int:
+    return 4 if dtype == "F32" else 2
+
+
+def widened(bits: Array, dtype: str) -> Array:
+    """The float32 values of raw bits: of float32 where they lie, of 16-bit formats a copy."""
+    if dtype == "F32":
+        return bits.view(np.float32)
+    out = np.empty(bits.size, np.float32)
+    (kernel.widen_bfloat16 if dtype == "BF16" else kernel.widen_float16)(bits, out)
+    return out
+
+
+def _require_float(file: TensorFile, name: str, entry: Entry) -> None:
+    if entry.dtype not in KINDS:
+        raise InputError(f"{file.path}: {name} is {entry.dtype}, expected one of {', '.join(KINDS)}")
+    if entry.offset % itemsize(entry.dtype):
+        raise InputError(f"{file.path}: {name} does not start at a multiple of its item size")
+
+
+def pilot_means(tensors: SiteTensors, parts: Array) -> Array:
+    """Mean of each layer and dim over the rest positions of the file's first sequence, float32 (L, H).
+
+    `parts` (T,) are that sequence's; its excluded positions count if it has no others.
+    """
+    chosen = parts == REST if (parts == REST).any() else parts != PADDING
+    if not chosen.any():
+        return np.zeros((len(tensors.layers), tensors.shape[2]), np.float32)
+    return np.stack(
+        [
+            tensors.sequence(layer, 0)[chosen].mean(axis=0, dtype=np.float64).astype(np.float32)
+            for layer in range(len(tensors.layers))
+        ]
+    )
+
+
+def runs_of(parts: Array) -> tuple[Array, Array]:
+    """Runs of equal part, int64 (R, 3): first position, one past the last, part; and where each sequence's begin.
+
+    Padding is left out. The second array is int64 (N + 1,).
+    """
+    n, t = parts.shape
+    begins = np.ones((n, t), bool)
+    begins[:, 1:] = parts[:, 1:] != parts[:, :-1]
+    sequence, first = np.nonzero(begins)
+    last = np.append(np.where(sequence[1:] == sequence[:-1], first[1:], t), t) if len(first) else first
+    part = parts[sequence, first]
+    counted = part != PADDING
+    starts = np.searchsorted(sequence[counted], np.arange(n + 1))
+    return np.stack([first, last, part], axis=1)[counted].astype(np.int64), starts.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Values at or above the floor, one entry each, ordered by sequence, layer, token, dim."""
+
+    sequence: Array  # uint32, from 0 in the file
+    layer: Array  # uint16, the block's index
+    token: Array  # uint32
+    dim: Array  # uint32
+    value: Array  # float32
+    part: Array  # uint8
+
+
+def scan(
+    tensors: SiteTensors,
+    parts: Array,
+    pilot: Array,
+    floor: float | Array,
+    *,
+    on_hits: Callable[[Hits], None],
+    max_density: float = 1.0,
+    threads: int = 1,
+    profile: bool = True,
+    histogram: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> SiteStatistics:
+    """Scan a site's activations once.
+
+    parts      uint8 (N, T), see `populations`
+    pilot      float32 (L, H): power sums are taken about it
+    floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
+    on_hits    called with the hits of some sequences at a time, in order
+    profile    whether to take medians, mean abs(x), mean square and kurtosis per position
+    progress   called with the number of sequences done
+
+    Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
+    """
+    n, t, h = tensors.shape
+    layers = len(tensors.layers)
+    floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, h))
+    states, per_sequence = kernel.new_layers(layers, h), kernel.new_sequences(n, layers)
+    scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
+    for _ in range(threads):
+        scratches.put(kernel.new_scratch(t, h))
+    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
+    found = 0
+
+    def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
+        scratch = scratches.get()
+        hits: tuple[Array, ...] = kernel.scan_layer(
+            tensors.raw, KINDS[tensors.dtype], tensors.starts[layer] + first * tensors.stride, tensors.stride, layer,
+            runs, run_starts, pilot[layer], floors[layer], profile, histogram, states,
+            kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
+        )  # fmt: skip
+        scratches.put(scratch)
+        return hits
+
+    with ThreadPoolExecutor(threads) as pool:
+        tensors.advise(tensors.file.will_need, 0, block)
+        for first in range(0, n, block):
+            last = min(first + block, n)
+            tensors.advise(tensors.file.will_need, last, min(last + block, n))
+            runs, run_starts = runs_of(parts[first:last])
+            work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
+            hits = list(pool.map(work, range(layers)))
+            tensors.advise(tensors.file.drop, first, last)
+            found += sum(len(values) for *_, values in hits)
+            _require_sparse(tensors, found, max_density, floor)
+            on_hits(_in_order(hits, tensors, parts, first))
+            progress(last)
+    require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
+    return _gather(tensors, parts, pilot, states, per_sequence)
+
+
+def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
+    """Put the hits of a block, given for each layer in turn, in the order of sequences, then layers."""
+    hits_of = np.stack([one[0] for one in hits])  # (L, B)
+    begins = np.cumsum(hits_of.reshape(-1)).reshape(hits_of.shape) - hits_of
+    sizes, begins = hits_of.T.reshape(-1), begins.T.reshape(-1)
+    order = np.repeat(begins - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    token, dim, value = (np.concatenate([one[k] for one in hits])[order] for k in (1, 2, 3))
+    sequence = np.repeat(np.arange(first, first + hits_of.shape[1], dtype=np.uint32), hits_of.sum(axis=0))
+    layer = np.repeat(np.tile(np.asarray(tensors.layers, np.uint16), hits_of.shape[1]), sizes)
+    return Hits(sequence, layer, token, dim, value, parts[sequence, token])
+
+
+def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
+    """Raise `InputError` where some of the counts (L,) of NaN or infinite values are not zero."""
+    for layer, count in zip(tensors.layers, nonfinite, strict=True):
+        if count:
+            raise InputError(
+                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
+                f"expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
+            )
+
+
+def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor: float | Array) -> None:
+    n, t, h = tensors.shape
+    values = n * t * h * len(tensors.layers)
+    if found > max_density * values:
+        raise InputError(
+            f"{tensors.file.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
+            f"its floor {np.min(floor):g}; raise detect.floors.{tensors.site}, or detect.max_density if you mean it"
+        )
+
+
+def _gather(
+    tensors: SiteTensors, parts: Array, pilot: Array, states: kernel.Layers, per_sequence: kernel.Sequences
+) -> SiteStatistics:
+    bins, counts, offsets = sparse_histogram(states.histogram)
+    return SiteStatistics(
+        layers=np.asarray(tensors.layers, np.int64),
+        pilot=pilot,
+        bins=bins,
+        counts=counts,
+        offsets=offsets,
+        positions=np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64),
+        **{name: getattr(states, name)
+           for name in ("sums", "low", "high", "positive", "negative", "positions_hit", "kurtosis")},
+        **{name: np.ascontiguousarray(getattr(per_sequence, name).swapaxes(0, 1))
+           for name in ("top", "absolute", "square", "median")},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What a run found, in one JSON file and in words."""

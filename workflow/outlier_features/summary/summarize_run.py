@@ -1,0 +1,237 @@
+"""Rule summarize_run: what was found, in one JSON file; the report's first page says it in words."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from outlier_features import rules
+from outlier_features.ablate.ablation_effects import ablation_effects
+from outlier_features.experts.summarize_experts import experts_summary
+from outlier_features.files.artifacts import read_json, require_equal, require_same_run, write_json
+from outlier_features.files.model_source import record_of
+from outlier_features.files.tables import (
+    ABLATION,
+    ABLATION_SEQUENCES,
+    DIMS,
+    EXPERTS,
+    GAINS,
+    LAYERS,
+    LOSS,
+    MASSIVE,
+    NORMS,
+    PAIRS,
+    ROUTING,
+    SUPER_WEIGHTS,
+    Table,
+    read_table,
+)
+from outlier_features.norms.gain_summary import gain_summary
+from outlier_features.populations import population_sizes, populations_of
+from outlier_features.tokens.tokens import Tokens
+
+SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "populations")
+LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
+TOP = 5  # dims of rule `location`
+
+
+def summarize_run(
+    tokens: Path, model_source: Path, corpus_source: Path | None, tables: Mapping[str, Path], summary: Path
+) -> None:
+    """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
+
+    corpus_source   None for a dump
+    tables          the run's tables by name; a run of a dump lacks those that need the model
+    """
+    run = Tokens.read(tokens)
+    _, provenance = read_table(tables["pairs"], PAIRS)
+    require_same_run(run.provenance, provenance, tables["pairs"])
+
+    def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+        frame, found = read_table(tables[table.name], table)
+        require_same_run(provenance, found, tables[table.name])
+        return frame, found
+
+    def rows(table: Table) -> pl.DataFrame:
+        return checked(table)[0]
+
+    layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    experts = ablation = None
+    if "experts" in tables:
+        expert_rows, facts = checked(EXPERTS)
+        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
+    if "ablation" in tables:
+        ablation_rows, facts = checked(ABLATION)
+        ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
+    located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
+    if located:
+        require_same_run(provenance, located, tables["locations"])
+    model = record_of(model_source, "origin", "revision", "location")
+    corpus = record_of(corpus_source, "origin", "revision", "documents") if corpus_source else {}
+    require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), tables["pairs"])
+    if corpus:
+        require_equal({"corpus_sha256": corpus["sha256"]}, provenance, ("corpus_sha256",), tables["pairs"])
+    write_json(
+        summary,
+        {
+            "model": {
+                "name": provenance["model"],
+                **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
+                **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
+            },
+            "corpus": {
+                "name": provenance["corpus"],
+                **{key: corpus.get(key) for key in ("origin", "revision", "licence")},
+                "sha256": provenance["corpus_sha256"],
+                "sample": provenance["sample"],
+                "sequences": provenance["sequences"],
+                "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
+            },
+            "run": {key: provenance[key]
+                    for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
+            "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
+            "rules": provenance["rules"],
+            "tables": sorted(tables),
+            "location": located and location_summary(located),
+            "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
+            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
+            "experts": experts,
+            "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in tables else None,
+            "ablation": ablation,
+            "populations": {
+                population: {
+                    "largest": _largest(layer_rows.filter(population=population)),
+                    "rules": {
+                        rule: rule_summary(
+                            dim_rows.filter(population=population, rule=rule),
+                            pair_rows.filter(population=population, rule=rule),
+                            sites,
+                        )
+                        for rule, sites in _applied(provenance["sites"]).items()
+                    },
+                    "massive_activations": _massive(massive_rows, population),
+                    "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
+                }
+                for population in populations_of(run.parts)
+            },
+        },
+    )  # fmt: skip
+
+
+def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of its run, as provenance names it."""
+    return {
+        "model": summary["model"]["name"],
+        "model_revision": summary["model"]["revision"],
+        "corpus": summary["corpus"]["name"],
+        "corpus_sha256": summary["corpus"]["sha256"],
+        "sample": summary["corpus"]["sample"],
+        "dtype": summary["run"]["dtype"],
+        "sites": summary["sites"]["present"],
+        "rules": summary["rules"],
+    }
+
+
+def _applied(present: list[str]) -> dict[str, str]:
+    """The rules that could be applied, with the sites they were applied to."""
+    wanted = {**rules.DETTMERS_SITES, "massive": (rules.MASSIVE_SITE,)}
+    found = {rule: [site for site in sites if site in present] for rule, sites in wanted.items()}
+    return {rule: "+".join(sites) for rule, sites in found.items() if sites}
+
+
+def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
+    """Perplexity exp(mean nll) and bits per UTF-8 byte; None for a model without a causal head."""
+    if loss["nll"].is_null().all() or not loss["tokens"].sum():
+        return None
+    nll, tokens, size = (float(loss[name].sum()) for name in ("nll", "tokens", "bytes"))
+    return {
+        "tokens": int(tokens),
+        "bytes": int(size),
+        "nats_per_token": nll / tokens,
+        "perplexity": math.exp(nll / tokens),
+        "bits_per_byte": nll / math.log(2) / size if size else None,
+    }
+
+
+def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The weights in the order in which they were found, the rule's numbers, and what was published for the model."""
+    search = ("unsearched", "not_searched", "published")
+    return {**provenance["super_weight"], **{key: provenance[key] for key in search}, "found": found.to_dicts()}
+
+
+def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:
+    """Counts of a rule in a population, none of them bare, and its selected dims, the largest first."""
+    selected = dims.filter("selected").sort(["max_abs", "dim"], descending=[True, False])
+    columns = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
+               "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
+    passing = pairs.filter("passes")
+    return {
+        "sites": sites,
+        "dims_with_hit": len(dims),
+        "dims_selected": len(selected),
+        "dims_selected_majority": int(dims["selected_majority"].sum()),
+        "pairs_with_hit": len(pairs),
+        "pairs_passing": len(passing),
+        "locations": int(pairs["locations"].sum()),
+        "occurrences": int(pairs["occurrences"].sum()),
+        "dims": selected.select(columns).to_dicts(),
+    }
+
+
+def location_summary(document: dict[str, Any]) -> dict[str, Any]:
+    """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
+    names = ("occurrences", "locations", "location_rate")
+    return {
+        **{key: document[key] for key in ("threshold", "inclusive", "min_layer_fraction")},
+        "populations": {
+            population: {
+                site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
+                for site, found in part["sites"].items()
+            }
+            for population, part in document["populations"].items()
+        },
+    }
+
+
+def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
+    """Per site the layer with the largest abs(x)."""
+    best = layers.drop_nulls("max").sort("max", descending=True).unique("site", keep="first", maintain_order=True)
+    return best.sort("site").select("site", "layer", "max", "median").to_dicts()
+
+
+def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
+    """Counts of a population's massive activations, and the largest of each dim, by the population's own median."""
+    columns = ("dim", "value", "layer", "sequence", "token", "token_text", "median", "ratio", "excluded")
+    massive = massive.filter(f"massive_{population}")
+    if population == "without_first":
+        massive = massive.with_columns(median="median_without_first", ratio="ratio_without_first")
+    by_token = (
+        massive.group_by("token").agg(activations=pl.len()).sort(["activations", "token"], descending=[True, False])
+    )
+    largest = massive.sort(pl.col("value").abs(), descending=True).unique("dim", keep="first", maintain_order=True)
+    return {
+        "activations": len(massive),
+        "layers": sorted(set(massive["layer"].to_list())),
+        "positions": len(massive.select("sequence", "token").unique()),
+        "at_excluded_positions": int(massive["excluded"].sum()),
+        "tokens": by_token["token"].len(),
+        "by_token": by_token.head(10).to_dicts(),
+        "dims": largest.select(columns).to_dicts(),
+    }
+
+
+def jaccard(dims: pl.DataFrame, sites: list[str]) -> dict[str, Any]:
+    """Overlap of the dims selected by `dettmers` and by `massive`: |A and B| / |A or B|.
+
+    None where both are empty, or where the sites of a rule are not there.
+    """
+    applied = {"dettmers", "massive"} <= _applied(sites).keys()
+    one, other = (set(dims.filter(pl.col("rule") == rule, "selected")["dim"]) for rule in ("dettmers", "massive"))
+    return {
+        "rules": ["dettmers", "massive"],
+        "common": sorted(one & other),
+        "union": len(one | other),
+        "jaccard": len(one & other) / len(one | other) if applied and one | other else None,
+    }

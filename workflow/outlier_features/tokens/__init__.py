@@ -1,0 +1,1 @@
+"""The token sequences of a run, and each token in its text."""

@@ -1,0 +1,60 @@
+"""The tokens of a run: what was fed to the model, and where each token lies in the text."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import require_equal
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.populations import position_parts
+
+Array = np.ndarray[Any, Any]
+UNKNOWN = -1  # in `tokens`: what stood there is not known
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """tokens int32 (N, T), special and mask bool (N, T), offsets int32 (N, T, 2) in bytes of the sequence's text."""
+
+    tokens: Array
+    special: Array
+    mask: Array
+    offsets: Array
+    provenance: dict[str, Any]
+
+    @property
+    def parts(self) -> Array:
+        return position_parts(self.special, self.mask, self.provenance.get("first_token") != "ordinary")
+
+    def token_id(self, sequence: int, token: int) -> int | None:
+        """None where it is not known."""
+        found = int(self.tokens[sequence, token])
+        return None if found == UNKNOWN else found
+
+    def head(self, sequences: int, tokens: int) -> "Tokens":
+        """The first tokens of the first sequences, or as many as there are; the provenance is that of the whole."""
+        names = ("tokens", "special", "mask", "offsets")
+        return replace(self, **{name: getattr(self, name)[:sequences, :tokens] for name in names})
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Tokens":
+        file = TensorFile(path)
+        arrays = {name: file.array(name) for name in ("tokens", "special", "mask", "offsets")}
+        shape = arrays["tokens"].shape
+        if any(array.shape[:2] != shape for array in arrays.values()):
+            raise InputError(f"{path}: expected tokens, special, mask and offsets of one shape (N, T)")
+        digest = tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"])
+        require_equal(file.provenance, {"tokens_sha256": digest}, ("tokens_sha256",), path)
+        return cls(**arrays, provenance=file.provenance)
+
+
+def tokens_digest(tokens: Array, special: Array, mask: Array) -> str:
+    """What identifies a run's input: SHA-256 over shape, tokens, special and mask."""
+    digest = hashlib.sha256(repr(tokens.shape).encode())
+    for array, dtype in ((tokens, "<i4"), (special, "u1"), (mask, "u1")):
+        digest.update(np.ascontiguousarray(array.astype(dtype)).tobytes())
+    return digest.hexdigest()
