@@ -22,11 +22,7 @@ rule find_super_weights:
         length=CONFIG["ablate"]["tokens"],
         threshold=CONFIG["rules"]["super_weight"]["threshold"],
         rounds=CONFIG["rules"]["super_weight"]["rounds"],
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
+        loading=loading,
         code=code_version("find_super_weights"),
     message:
         "Search {wildcards.model} for super weights on {wildcards.corpus}"
@@ -58,12 +54,8 @@ rule ablate_dims:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],
         seeds=CONFIG["ablate"]["seeds"],
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
+        loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
         code=code_version("ablate_dims"),
     message:
         "Ablate outlier dims and super weights of {wildcards.model} on {wildcards.corpus}"

@@ -154,6 +154,15 @@ def of_model(key):
     )
 
 
+def loading(wildcards):
+    """How a model is loaded: as its catalog entry says, else as `extract` does."""
+    own = {
+        key: of_model(key)(wildcards)
+        for key in ("dtype", "attention", "trust_remote_code")
+    }
+    return own | {key: CONFIG["extract"][key] for key in ("device", "threads")}
+
+
 # Each model on each corpus; a dump has one of its own.
 RUNS = [
     (model, corpus)

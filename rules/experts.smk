@@ -21,11 +21,7 @@ rule rank_experts:
         gpu=GPUS,
     params:
         sequences=CONFIG["experts"]["sequences"],
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
+        loading=loading,
         code=code_version("rank_experts"),
     message:
         "Rank the experts of {wildcards.model} on {wildcards.corpus}"

@@ -24,12 +24,8 @@ rule extract_activations:
         start=lambda wildcards: int(wildcards.chunk.split("-")[0]),
         stop=lambda wildcards: int(wildcards.chunk.split("-")[1]) + 1,
         sites=sites,
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
+        loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
         sample=sample,
         code=code_version("extract_activations"),
     message:

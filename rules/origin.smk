@@ -25,11 +25,7 @@ rule trace_origin:
     params:
         dims=CONFIG["trace_origin"]["dims"],
         max_dims=CONFIG["trace_origin"]["max_dims"],
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
+        loading=loading,
         code=code_version("trace_origin"),
     message:
         "Trace the massive activations of {wildcards.model} on {wildcards.corpus} to their origin"

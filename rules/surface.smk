@@ -17,11 +17,7 @@ rule rerun_largest:
         runtime=lambda wildcards, attempt: 60 * attempt,
         gpu=GPUS,
     params:
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        attention=of_model("attention"),
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
+        loading=loading,
         code=code_version("rerun_largest"),
     message:
         "Run the sequence with the largest |x| of {wildcards.model} on {wildcards.corpus} again"

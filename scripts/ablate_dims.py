@@ -15,10 +15,6 @@ with stage(snakemake.log[0]):
         sequences=params.sequences,
         length=params.length,
         seeds=params.seeds,
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
         batch_size=params.batch_size,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
     )

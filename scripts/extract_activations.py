@@ -13,11 +13,7 @@ with stage(snakemake.log[0]):
         start=params.start,
         stop=params.stop,
         sites=list(params.sites),
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
         batch_size=params.batch_size,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
         sample=params.sample,
     )

@@ -15,9 +15,5 @@ with stage(snakemake.log[0]):
         length=params.length,
         threshold=params.threshold,
         rounds=params.rounds,
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
     )

@@ -10,9 +10,5 @@ with stage(snakemake.log[0]):
         experts=Path(snakemake.output.experts),
         routing=Path(snakemake.output.routing),
         sequences=params.sequences,
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
     )

@@ -8,9 +8,5 @@ with stage(snakemake.log[0]):
     rerun_largest(
         **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "statistics")},
         activations=Path(snakemake.output.activations),
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
     )

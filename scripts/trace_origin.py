@@ -10,9 +10,5 @@ with stage(snakemake.log[0]):
         **{name: Path(path) for name, path in snakemake.output.items()},
         wanted=params.dims,
         max_dims=params.max_dims,
-        dtype=params.dtype,
-        device=params.device,
-        attention=params.attention,
-        threads=params.threads,
-        trust_remote_code=params.trust_remote_code,
+        **params.loading,
     )

@@ -33,7 +33,7 @@ def test_memory_and_time_grow_with_the_attempt(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_gpu_is_asked_for_where_a_model_is_put_on_a_device(rule):
-    on_device = re.search(r"^        device=", RULES[rule], re.MULTILINE)
+    on_device = re.search(r"^        (device|loading)=", RULES[rule], re.MULTILINE)
     assert re.findall(r"^        gpu=(.*),$", RULES[rule], re.MULTILINE) == (["GPUS"] if on_device else [])
 
 

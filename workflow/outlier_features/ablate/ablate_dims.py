@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -30,6 +30,7 @@ from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import ABLATION, ABLATION_SEQUENCES, DIMS, SUPER_WEIGHTS, read_table, write_table
 from outlier_features.model.interventions import Edit, edited, zeroing
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
@@ -52,12 +53,8 @@ def ablate_dims(
     sequences: int,
     length: int,
     seeds: int,
-    dtype: str,
-    device: str,
-    attention: str,
     batch_size: int,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Write `ablation`, a row for each variant of the model, and `ablation_sequences`, the same for each sequence.
 
@@ -65,7 +62,6 @@ def ablate_dims(
     sample, the seeds, whether each sequence's first position is the only excluded one (`only_first_excluded`), and
     `reason`, why there is no row, or null.
     """
-    torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
     dim_rows, provenance = read_table(dims, DIMS)
     weight_rows, found = read_table(super_weights, SUPER_WEIGHTS)
@@ -84,13 +80,7 @@ def ablate_dims(
     by_sequence = pl.DataFrame(schema=ABLATION_SEQUENCES.schema)
     variants: list[Variant] = []
     if not facts["reason"]:
-        loaded = load_model(
-            Path(source_of(source)["location"]),
-            dtype=dtype,
-            device=device,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = load_model(Path(source_of(source)["location"]), **loading)
         run = AblationRun(loaded, sample, batch_size)
         targets = selected_targets(dim_rows, weight_rows)
         variants = run.variants([*targets, *random_targets(targets, loaded.d_model, run.neurons, seeds)])

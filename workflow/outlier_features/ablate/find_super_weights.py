@@ -1,7 +1,7 @@
 """Rule find_super_weights: search a model for super weights, and compare them with published ones."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import LOSS, SUPER_WEIGHTS, read_table, write_table
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, find_sites
 from outlier_features.model.verify_sites import verify_sites
@@ -30,11 +31,7 @@ def find_super_weights(
     length: int,
     threshold: float,
     rounds: int,
-    dtype: str,
-    device: str,
-    attention: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Write `super_weights`, the weights found on the first `length` tokens of the run's first sequence.
 
@@ -45,7 +42,6 @@ def find_super_weights(
     The provenance has `unsearched`: why nothing at all was searched, or null; `not_searched`: for each reason the
     blocks that were left out; `published`: the model's published weights, once for each source.
     """
-    torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
     _, provenance = read_table(loss, LOSS)
     require_equal(corpus.provenance, provenance, ("tokens_sha256", "model", "corpus"), loss)
@@ -62,13 +58,7 @@ def find_super_weights(
     if not sequences:
         facts["unsearched"] = "ablate.sequences is 0"
     else:
-        loaded = load_model(
-            Path(model_source["location"]),
-            dtype=dtype,
-            device=device,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = load_model(Path(model_source["location"]), **loading)
         blocks = find_sites(loaded)
         facts |= _obstacles(loaded, blocks)
         if not facts["unsearched"]:

@@ -6,7 +6,7 @@ Super experts: Su et al. 2025, "Unveiling Super Experts in Mixture-of-Experts La
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from outlier_features.files.artifacts import read_json, require_equal, require_s
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.loading import Loading
 from outlier_features.tokens.tokens import Tokens
 
 PERCENTILE = 99.5  # of the routed experts' maxima, by linear interpolation
@@ -36,11 +37,7 @@ def rank_experts(
     routing: Path,
     *,
     sequences: int,
-    dtype: str,
-    device: str,
-    attention: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
     of the largest massive activation of each dim. Both are empty where the model has no experts or they cannot be
@@ -58,7 +55,7 @@ def rank_experts(
     massive_rows, found = read_table(massive, MASSIVE)
     require_same_run(run.provenance, provenance, dims)
     require_same_run(provenance, found, massive)
-    mine = {"model_revision": model["revision"], "dtype": dtype}
+    mine = {"model_revision": model["revision"], "dtype": loading["dtype"]}
     require_equal(mine, provenance, tuple(mine), dims)
     ranked = range(min(sequences, len(run.tokens)))
     targets = massive_targets(massive_rows, dim_rows)
@@ -73,11 +70,7 @@ def rank_experts(
             run,
             ranked=ranked,
             locations=[target.location for target in targets],
-            dtype=dtype,
-            device=device,
-            attention=attention,
-            threads=threads,
-            trust_remote_code=trust_remote_code,
+            **loading,
         )
     absent = "the model has no experts" if recorded is None else recorded.absent
     provenance |= {**facts, "has_experts": recorded is not None} | (

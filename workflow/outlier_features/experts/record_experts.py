@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from outlier_features.errors import InputError
 from outlier_features.experts.experts import ExpertCall, MoeLayer, find_moe_layers, recording
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Site, find_sites, hooked
 from outlier_features.model.verify_sites import TOLERANCE
@@ -50,15 +52,10 @@ def record_model(
     *,
     ranked: Sequence[int],
     locations: Sequence[Location],
-    dtype: str,
-    device: str,
-    attention: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> Recorded:
     """`record_experts` on the model in the directory `location`."""
-    torch.set_num_threads(threads)
-    loaded = load_model(location, dtype=dtype, device=device, attention=attention, trust_remote_code=trust_remote_code)
+    loaded = load_model(location, **loading)
     found = find_moe_layers(loaded, find_sites(loaded))
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from outlier_features.files.artifacts import require_equal, require_same_run
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFileWriter
 from outlier_features.model.forward_pass import run_blocks
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import verify_sites
@@ -39,13 +40,9 @@ def extract_activations(
     start: int,
     stop: int,
     sites: list[str],
-    dtype: str,
-    device: str,
-    attention: str,
     batch_size: int,
-    threads: int,
-    trust_remote_code: bool,
     sample: Mapping[str, Any] | None = None,
+    **loading: Unpack[Loading],
 ) -> None:
     """Run the sequences from `start` to before `stop` through a model.
 
@@ -62,20 +59,13 @@ def extract_activations(
     Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
     not what its name says, or an activation is not finite.
     """
-    torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
     _check_request(corpus, tokens, start, stop, sites)
     model_source = source_of(source)
     require_same_run({"model_revision": model_source["revision"]}, corpus.provenance, tokens)
     if sample is not None:
         require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
-    loaded = load_model(
-        Path(model_source["location"]),
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = load_model(Path(model_source["location"]), **loading)
     _check_fit(corpus, loaded, tokens, model_source["location"])
     blocks = find_sites(loaded)
     proven = verify_sites(loaded, blocks, sites)

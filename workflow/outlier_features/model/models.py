@@ -70,16 +70,21 @@ class LoadedModel:
         return self.model.dtype
 
 
-def load_model(location: Path, *, dtype: str, device: str, attention: str, trust_remote_code: bool) -> LoadedModel:
+def load_model(
+    location: Path, *, dtype: str, device: str, attention: str, trust_remote_code: bool, threads: int | None = None
+) -> LoadedModel:
     """The model in the directory `location` (safetensors weights, transformers' format).
 
     dtype       float32, bfloat16 or float16
     device      auto, cpu, cuda or mps; `auto` is a GPU if torch sees one
     attention   sdpa or eager, transformers' attention implementation
+    threads     how many of a CPU's cores torch uses from now on, or as many as before
 
     Raises `InputError` where the directory, the device or the attention implementation is not usable, where weights are
     missing, and for encoder-decoder models.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     place = _device(device)
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,7 @@ from outlier_features.files.tables import (
     write_table,
 )
 from outlier_features.model.forward_pass import run_blocks
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import TOLERANCE, verify_sites
@@ -63,11 +64,7 @@ def trace_origin(
     *,
     wanted: Literal["auto"] | Sequence[int],
     max_dims: int,
-    dtype: str,
-    device: str,
-    attention: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Follow dims of the residual stream to where they come from.
 
@@ -84,7 +81,6 @@ def trace_origin(
     Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
     those of the run, or parts do not sum to the whole.
     """
-    torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
     spelled = read_texts(texts, corpus)
     dim_rows, provenance = read_table(dims, DIMS)
@@ -102,13 +98,7 @@ def trace_origin(
             )
     rows: dict[str, Rows] = {table.name: [] for table in TABLES}
     if targets or wanted == "auto":
-        loaded = load_model(
-            Path(record["location"]),
-            dtype=dtype,
-            device=device,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        loaded = load_model(Path(record["location"]), **loading)
         tracer = _Tracer.of(loaded, corpus)
         for target in tqdm(tracer.complete(targets, max_dims), desc="trace dims", unit="dim", file=sys.stderr):
             spelling = token_text(spelled, corpus, target.sequence, target.token) or ""

@@ -1,7 +1,7 @@
 """Rule rerun_largest: the activations that hold a run's largest |x|, from another pass where they were not kept."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from outlier_features.files.artifacts import require_equal, require_same_run
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.forward_pass import run_blocks
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import load_model
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.surface.largest import find_largest
@@ -23,12 +24,7 @@ def rerun_largest(
     tokens: Path,
     statistics: Path,
     activations: Path,
-    *,
-    dtype: str,
-    device: str,
-    attention: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Run the sequence with the run's largest `abs(x)` (`largest.find_largest`) through the model once more, alone.
 
@@ -37,7 +33,6 @@ def rerun_largest(
     Writes `activations` as a chunk of that one sequence, `{site}.{layer}` float32 (1, T, H), which every value of a
     16-bit format is exactly. Raises `InputError` where a file is of another run or the model lacks the site.
     """
-    torch.set_num_threads(threads)
     run = Tokens.read(tokens)
     file = TensorFile(statistics)
     require_same_run(run.provenance, file.provenance, statistics)
@@ -48,13 +43,7 @@ def rerun_largest(
     if largest is None:
         write_tensors(activations, {}, provenance | {"start": 0, "stop": 0})
         return
-    loaded = load_model(
-        Path(record["location"]),
-        dtype=dtype,
-        device=device,
-        attention=attention,
-        trust_remote_code=trust_remote_code,
-    )
+    loaded = load_model(Path(record["location"]), **loading)
     blocks = find_sites(loaded)
     if largest.layer >= len(blocks) or largest.site not in blocks[largest.layer].sites:
         raise InputError(f"{statistics}: names {largest.site} of block {largest.layer}, which the model does not have")
