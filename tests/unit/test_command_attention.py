@@ -282,7 +282,7 @@ def test_an_image_without_kaleido_is_one_line(tmp_path):
     arguments = ["attention", "--run", run, "--layer", "1", "--format", "png", "--output-dir", tmp_path / "out"]
     done = subprocess.run([sys.executable, "-c", BLOCKED, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: format: 'png' needs the package kaleido and a Chrome, [^\n]*\n", done.stderr)
+    assert re.fullmatch(r"error: --format asks for png, which needs the package kaleido: [^\n]*\n", done.stderr)
     assert not list(tmp_path.glob("out/*"))
 
 

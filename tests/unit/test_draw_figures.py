@@ -99,6 +99,13 @@ def test_a_menu_leaves_its_choice_on_paper():
 
 
 @needs_browser
+def test_a_disk_that_refuses_an_image_is_not_blamed_on_the_browser(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        write_images([(tmp_path / "file/a.svg", go.Figure(layout={"height": 100}), 300)], "here")
+
+
+@needs_browser
 def test_images_have_the_size_and_the_marks_of_the_figure(tmp_path):
     figure = go.Figure(go.Scatter(x=[1, 2, 3], y=[3, 1, 2], mode="markers", marker={"color": "#D55E00"}))
     figure.update_layout(height=216, template="none")

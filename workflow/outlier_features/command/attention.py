@@ -198,7 +198,8 @@ def _location(options: argparse.Namespace) -> Path:
 def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespace) -> None:
     from outlier_features.attention.attention_maps import cropped
     from outlier_features.figures.attention_heatmaps import attention_grid
-    from outlier_features.figures.attention_page import write_image, write_page
+    from outlier_features.figures.attention_page import titled, write_page
+    from outlier_features.figures.images import write_images
 
     figures = []
     for one in shown:
@@ -217,11 +218,12 @@ def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespa
                 write_page(temporary, [(title, figure) for _, title, figure in figures])
             print(path)
             return
-        for sequence, title, figure in figures:
-            path = options.output_dir / f"{stem}-sequence-{sequence}.{options.format}"
-            with replacing(path) as temporary:
-                write_image(temporary, title, figure, options.format)
-            print(path, flush=True)
+        images = [
+            (options.output_dir / f"{stem}-sequence-{sequence}.{options.format}", titled(title, figure))
+            for sequence, title, figure in figures
+        ]
+        write_images([(path, figure, figure.layout.width) for path, figure in images], "--format")
+        print(*(path for path, _ in images), sep="\n")
     except OSError as error:
         raise InputError(f"{options.output_dir}: cannot be written, {error.strerror or error}") from error
 

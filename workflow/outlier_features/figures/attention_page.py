@@ -1,12 +1,10 @@
-"""Figures of attention as one page that needs no network, or as images."""
+"""Figures of attention as one page that needs no network, or each with its title."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-
-from outlier_features.errors import InputError
 
 # The page may run the scripts inside it, and load nothing.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -31,18 +29,10 @@ def write_page(path: Path, figures: Sequence[tuple[str, go.Figure]]) -> None:
     )
 
 
-def write_image(path: Path, title: str, figure: go.Figure, kind: str) -> None:
-    """Write a figure as `png` or `svg`; raises `InputError` where kaleido or its Chrome is missing."""
-    top = figure.layout.margin.t + 30
-    figure.update_layout(
+def titled(title: str, figure: go.Figure) -> go.Figure:
+    """The figure with its title above it, for an image."""
+    return go.Figure(figure).update_layout(
         title={"text": title, "x": 0.02, "font": {"size": 15}},
         height=figure.layout.height + 30,
-        margin={"t": top},
+        margin={"t": figure.layout.margin.t + 30},
     )
-    try:
-        figure.write_image(path, format=kind, scale=2 if kind == "png" else 1)
-    except (ValueError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"format: {kind!r} needs the package kaleido and a Chrome, and nothing was drawn: {reason}"
-        ) from error

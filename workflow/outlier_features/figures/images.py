@@ -56,7 +56,7 @@ def write_images(images: Iterable[tuple[Path, go.Figure, int]], asked: str) -> N
     except ImportError as error:
         raise InputError(f"{where} the package kaleido: pip install 'outlier-features[images]'") from error
     try:
-        asyncio.run(_write(kaleido.Kaleido, listed))
+        contents = asyncio.run(_draw(kaleido.Kaleido, listed))
     except (ChromeNotFoundError, FileNotFoundError) as error:
         raise InputError(
             f"{where} a Chrome or Chromium, and none was found: `apt-get install chromium` or `plotly_get_chrome` gets "
@@ -65,15 +65,18 @@ def write_images(images: Iterable[tuple[Path, go.Figure, int]], asked: str) -> N
     except (RuntimeError, OSError, TimeoutError) as error:
         said = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
         raise InputError(f"{where} a Chrome or Chromium that draws; the one that was found did not: {said}") from error
+    for (path, _, _), content in zip(listed, contents, strict=True):
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
 
-async def _write(kaleido: Any, images: list[tuple[Path, go.Figure, int]]) -> None:
+async def _draw(kaleido: Any, images: list[tuple[Path, go.Figure, int]]) -> list[bytes]:
     """One browser draws all."""
+    drawn = []
     async with kaleido(mathjax=False) as browser:  # the labels have none, and it would come from the network
         for path, figure, width in item_bar(images, "draw", "image"):
             form = path.suffix[1:]
             scale = _SHARPNESS if form == "png" else _FONT
             options = {"format": form, "width": width, "height": figure.layout.height, "scale": scale}
-            content = await browser.calc_fig(figure, opts=options)
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
+            drawn.append(await browser.calc_fig(figure, opts=options))
+    return drawn
