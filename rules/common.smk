@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
-from outlier_features.run.config import read_schema, require_files, resolve_config
-from outlier_features.run.config_files import require_config_file
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
+from outlier_features.run.config import read_schema, require_files, resolve_config
+from outlier_features.run.config_files import require_config_file
 from outlier_features.run.failure import failure_line
 from outlier_features.run.recovery import begin_run, require_working_directory
 
