@@ -4,7 +4,12 @@ rule draw_figures:
         template=f"{workflow.basedir}/workflow/report/figures.html.j2",
         shared=[
             f"{workflow.basedir}/workflow/report/{name}"
-            for name in ("views.html.j2", "data.js", "figure.js")
+            for name in (
+                "views.html.j2",
+                "data.js",
+                "figure.js",
+                "plotly-cartesian.min.js",
+            )
         ],
         summary=f"{RUN}/summary.json",
         tokens=f"{RUN}/tokens.safetensors",

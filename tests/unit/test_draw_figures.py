@@ -39,12 +39,12 @@ def test_every_figure_has_a_page_and_the_index_names_them(run, figures):
     index = (figures / "index.html").read_text()
     assert {path.stem for path in figures.glob("*.html")} == {"index", *FIGURES}
     assert re.findall(r'<h2><a href="([^"]+)\.html">', index) == list(FIGURES)
-    assert [path.name for path in figures.glob("*.js")] == ["plotly.min.js"]
+    assert [path.name for path in figures.glob("*.js")] == ["plotly-cartesian.min.js"]
     for drawing in run_figures(Run.read(run)):
         page = (figures / f"{drawing.name}.html").read_text()
         assert re.findall(r'id="view-(\w+)"', page) == list(drawing.views)
         assert len(re.findall('type="radio"', page)) == (len(drawing.views) if len(drawing.views) > 1 else 0)
-        assert page.count('<script src="plotly.min.js">') == 1
+        assert page.count('<script src="plotly-cartesian.min.js">') == 1
         require_page(figures / f"{drawing.name}.html")
 
 

@@ -1,18 +1,18 @@
 """Rule draw_figures: the figures of a run as files: a page each, the drawn data, and images for a paper."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from outlier_features.figures.images import for_paper, paper_pixels, write_images
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import replacing_directory, write_page
 from outlier_features.files.export_tables import write_csv
-from outlier_features.report.page_template import page_environment
+from outlier_features.report.page_template import PLOTLY, page_environment
 from outlier_features.summary.report_run import Run
 
 SCRIPTS = ("data.js", "figure.js")  # of the report, beside the template
@@ -25,8 +25,8 @@ def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequenc
     <name>.csv                    what is drawn, where that is a table
     <name>.<population>.<format>  for each of `formats` (svg, pdf, png), to be read at `width_mm` or at a page's width
 
-    and `index.html`, a list of them, and `plotly.min.js`, which the pages share. Raises `InputError` where an image is
-    asked for and cannot be drawn.
+    and `index.html`, a list of them, and `plotly-cartesian.min.js`, which the pages share. Raises `InputError` where an
+    image is asked for and cannot be drawn.
     """
     read = Run.read(run)
     drawings = run_figures(read)
@@ -46,7 +46,7 @@ def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequenc
             if not drawing.data.is_empty():
                 with (temporary / f"{drawing.name}.csv").open("wb") as file:
                     write_csv(drawing.data, file, header=True)
-        (temporary / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+        shutil.copyfile(template.parent / PLOTLY, temporary / PLOTLY)
         _write_pages(name, drawings, template, temporary)
 
 

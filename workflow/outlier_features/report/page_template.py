@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 from outlier_features.visible_text import visible
 
+PLOTLY = "plotly-cartesian.min.js"  # beside the templates
+
 
 def page_environment(folder: Path) -> Environment:
     """Templates from `folder`; what they are given is text and escaped."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import polars as pl
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from outlier_features.errors import InputError
 from outlier_features.figures.dimension_map import TWO_RULES
@@ -22,7 +21,7 @@ from outlier_features.published import published_facts
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed
-from outlier_features.report.page_template import json_script, page_environment
+from outlier_features.report.page_template import PLOTLY, json_script, page_environment
 from outlier_features.report.report_browser import browsed_tables
 from outlier_features.report.report_tables import (
     ablations,
@@ -48,7 +47,7 @@ DIM_ROWS = 20
 PAGE_BYTES = 11_500_000
 LEAST_TABLE_BYTES = 200_000
 FIRST_SCRIPT = "theme.js"
-SCRIPTS = ("data.js", "figure.js", "table.js", "report.js")
+SCRIPTS = (PLOTLY, "data.js", "figure.js", "table.js", "report.js")
 
 
 def render_report(
@@ -89,10 +88,7 @@ def render_report(
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
         "style": Markup((folder / "report.css").read_text(encoding="utf-8")),
         "first_script": Markup((folder / FIRST_SCRIPT).read_text(encoding="utf-8")),
-        "scripts": [
-            Markup(get_plotlyjs()),
-            *(Markup((folder / name).read_text(encoding="utf-8")) for name in SCRIPTS),
-        ],
+        "scripts": [Markup((folder / name).read_text(encoding="utf-8")) for name in SCRIPTS],
     }
     bare = len(template.render(sections=sections, **facts).encode())
     budget = max((PAGE_BYTES - bare) // len(read), LEAST_TABLE_BYTES)
