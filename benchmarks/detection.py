@@ -20,7 +20,8 @@ import numpy as np
 
 from outlier_features.detect.detect_outliers import HitsWriter
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
-from outlier_features.scan.scan import Hits, SiteTensors, pilot_means, scan
+from outlier_features.scan.scan import Hits, pilot_means, scan
+from outlier_features.scan.site_tensors import SiteTensors
 
 LAYERS, TOKENS, DIMS = 24, 16, 384
 PROVENANCE = {"start": 0}

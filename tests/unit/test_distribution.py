@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from outlier_features.detect.distribution import distribution_rows
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS
-from outlier_features.scan.scan import SiteTensors, pilot_means, scan
+from outlier_features.scan.scan import pilot_means, scan
+from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import merge
 from test_scan import DTYPES, activations, parts_of
 

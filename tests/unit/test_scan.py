@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan import scan_kernel
-from outlier_features.scan.scan import SiteTensors, pilot_means, runs_of, scan
+from outlier_features.scan.scan import pilot_means, runs_of, scan
+from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import merge
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

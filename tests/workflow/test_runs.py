@@ -252,6 +252,7 @@ MESSAGES = {
         ("locate/count_locations", ["locate_outliers"]),
         ("detect/summarize_layers", ["summarize_layers"]),
         ("rules", ["filter_systematic", "locate_outliers"]),
+        ("dims/pairs", ["filter_systematic"]),
         ("attention/attention_patterns", ["map_attention"]),
         ("tokens/token_text", ["filter_systematic"]),
         ("dims/analyze_emergence", ["analyze_emergence"]),

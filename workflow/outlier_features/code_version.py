@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def code_version(script: Path) -> str:
@@ -40,12 +41,16 @@ def _imports(path: Path) -> tuple[str, ...]:
 
 def _modules(tree: ast.AST) -> Iterator[str]:
     """Names that may be modules: what stands after `from x import` may be one too."""
-    for node in ast.walk(tree):
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        # Statements alone: no expression imports, and there are ten times as many.
+        waiting += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, _STATEMENTS)]
 
 
 def _files(module: str) -> Iterator[str]:

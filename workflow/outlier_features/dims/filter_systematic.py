@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features import rules
+from outlier_features.dims.pairs import dettmers_passes, massive_in, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
 from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.files.tables import HITS, MASSIVE, PAIRS, POSITIONS, SENSITIVITY, read_table, write_table
@@ -59,7 +60,7 @@ def filter_systematic(
             sites = [site for site in wanted if site in facts.tensors and site in hits]
             if sites:
                 found = _read_hits(hits, sites, chunk, file.provenance)
-                passes = rules.dettmers_passes(dettmers)
+                passes = dettmers_passes(dettmers)
                 for number, site in enumerate(sites):
                     of = HitsOfSite(site, rule, dettmers["threshold"])
                     here = found.filter(site=number)
@@ -124,7 +125,7 @@ class _Facts:
         members = hits.filter((pl.col("value").abs() >= threshold) & _in_population(population, hits))
         tensors = sum(self.tensors[site] for site in sites)
         return (
-            rules.pairs_of(members, self.positions[population], self.blocks, tensors)
+            pairs_of(members, self.positions[population], self.blocks, tensors)
             .with_columns(
                 population=pl.lit(population), rule=pl.lit(rule), sites=pl.lit("+".join(sites)), passes=passes
             )
@@ -169,7 +170,7 @@ def _with_medians(hits: pl.DataFrame, statistics: SiteStatistics, rule: Mapping[
     medians = statistics.median[rows, hits["sequence"].to_numpy()]
     magnitude = pl.col("value").abs().cast(pl.Float64)
     massive = {
-        population: rules.massive_in(magnitude, pl.col(column), rule)
+        population: massive_in(magnitude, pl.col(column), rule)
         for population, column in (("all", "median"), ("without_first", "median_without_first"))
     }
     return (

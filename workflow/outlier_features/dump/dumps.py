@@ -11,7 +11,7 @@ from typing import Any
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.norms.gains_in_file import PREFIX
-from outlier_features.scan.scan import SiteTensors
+from outlier_features.scan.site_tensors import SiteTensors
 
 CORPUS = "dump"  # what a dump was made from is not known; its runs bear this name
 MAX_LAYERS = 65535  # layers that hit a location are counted in 16 bits

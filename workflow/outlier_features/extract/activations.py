@@ -7,7 +7,7 @@ from typing import Any
 from outlier_features.dump.dumps import Dump, DumpRange
 from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.scan.scan import SiteTensors
+from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.tokens.tokens import Tokens
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from outlier_features.scan.scan import SiteTensors, itemsize
+from outlier_features.scan.site_tensors import SiteTensors, itemsize
 
 Array = np.ndarray[Any, Any]
 State = TypeVar("State")

@@ -12,7 +12,7 @@ from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.locate.count_document import COMPARISON, comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.progress import byte_bar
-from outlier_features.scan.scan import SiteTensors, itemsize
+from outlier_features.scan.site_tensors import SiteTensors, itemsize
 
 
 def count_dump(

@@ -24,7 +24,8 @@ from outlier_features.locate.quantiles import (
     quartiles_of_values,
     sample_sites,
 )
-from outlier_features.scan.scan import SiteTensors, itemsize, require_finite, widened
+from outlier_features.scan.scan import require_finite
+from outlier_features.scan.site_tensors import SiteTensors, itemsize, widened
 
 Array = np.ndarray[Any, Any]
 

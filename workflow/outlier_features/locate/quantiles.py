@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from outlier_features.scan.scan import SiteTensors, itemsize, widened
+from outlier_features.scan.site_tensors import SiteTensors, itemsize, widened
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int], object]

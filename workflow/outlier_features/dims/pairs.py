@@ -1,0 +1,60 @@
+"""What the selection rules ask: hits as (sequence, dim) pairs, with every reading of layer share and position share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+
+def pairs_of(hits: pl.DataFrame, positions: pl.DataFrame, blocks: int, site_tensors: int) -> pl.DataFrame:
+    """One row for each (sequence, dim) with a hit.
+
+    hits           sequence, layer, site (index), token, dim, value: the rule's hits of one population
+    positions      sequence, positions: of the population
+    blocks         of the model
+    site_tensors   (site, block) tensors that the model has, over the rule's sites
+
+    `affected` needs no loop over tensors: the shares of the tensors with a hit add up to occurrences / positions.
+    """
+    tensor = pl.col("layer").cast(pl.UInt32) * 16 + pl.col("site").cast(pl.UInt32)
+    grouped = hits.group_by("sequence", "dim").agg(
+        blocks_hit=pl.col("layer").n_unique(),
+        tensors_hit=tensor.n_unique(),
+        positions_hit=pl.col("token").n_unique(),
+        occurrences=pl.len(),
+        positive=(pl.col("value") > 0).sum(),
+        first_layer=pl.col("layer").min(),
+        last_layer=pl.col("layer").max(),
+        max_abs=pl.col("value").abs().max(),
+    )
+    return (
+        grouped.join(positions, on="sequence", how="left")
+        .select(
+            "sequence",
+            "dim",
+            blocks=pl.col("blocks_hit") / blocks,
+            sites_share=pl.col("tensors_hit") / site_tensors,
+            union=pl.col("positions_hit") / pl.col("positions"),
+            pooled=pl.col("occurrences") / (pl.col("positions") * site_tensors),
+            affected=pl.col("occurrences") / (pl.col("positions") * pl.col("tensors_hit")),
+            occurrences=pl.col("occurrences").cast(pl.Int64),
+            locations=pl.col("positions_hit").cast(pl.Int64),
+            positive=pl.col("positive").cast(pl.Int64),
+            first_layer="first_layer",
+            last_layer="last_layer",
+            max_abs=pl.col("max_abs").cast(pl.Float64),
+        )
+        .sort("sequence", "dim")
+    )
+
+
+def dettmers_passes(rule: Mapping[str, Any]) -> pl.Expr:
+    """Whether a pair's shares meet the criteria."""
+    return (pl.col(rule["layer_reading"]) >= rule["layer_share"]) & (
+        pl.col(rule["position_reading"]) >= rule["position_share"]
+    )
+
+
+def massive_in(magnitude: pl.Expr, median: pl.Expr, rule: Mapping[str, Any]) -> pl.Expr:
+    """Whether an activation is massive by the median of its layer and sequence."""
+    return (magnitude > rule["threshold"]) & (magnitude >= rule["ratio"] * median)
