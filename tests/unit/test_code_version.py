@@ -23,9 +23,14 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("from outlier_features.a import run\n")
     (tmp_path / "other.py").write_text("from outlier_features.d import late\n")
     monkeypatch.setattr(module, "PACKAGE", folder)
-    module._imports.cache_clear()
+    forget()
     yield tmp_path
+    forget()
+
+
+def forget():
     module._imports.cache_clear()
+    module._files.cache_clear()
 
 
 def test_closure(package):
@@ -50,7 +55,7 @@ def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script
     before = [module.code_version(package / name) for name in ("script.py", "other.py")]
     with (package / "outlier_features" / f"{edited}.py").open("a") as file:
         file.write("# edited\n")
-    module._imports.cache_clear()
+    forget()
     after = [module.code_version(package / name) for name in ("script.py", "other.py")]
     assert [one != two for one, two in zip(before, after, strict=True)] == [script, other]
 

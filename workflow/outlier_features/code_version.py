@@ -53,14 +53,15 @@ def _modules(tree: ast.AST) -> Iterator[str]:
         waiting += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, _STATEMENTS)]
 
 
-def _files(module: str) -> Iterator[str]:
+@cache
+def _files(module: str) -> tuple[str, ...]:
     """What importing a module runs: of `package.a.b` the package, `a` and `b`."""
     package, *parts = module.split(".")
-    if package == PACKAGE.name:
-        for depth in range(len(parts) + 1):
-            folder = "/".join(parts[:depth])
-            names = (f"{folder}/__init__.py".lstrip("/"), f"{folder}.py")
-            yield from (name for name in names if (PACKAGE / name).is_file())
+    if package != PACKAGE.name:
+        return ()
+    paths = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+    names = [name for path in paths for name in (f"{path}/__init__.py".lstrip("/"), f"{path}.py")]
+    return tuple(name for name in names if (PACKAGE / name).is_file())
 
 
 def _text(path: Path) -> str:
