@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,10 +98,11 @@ class Run:
 
 @dataclass
 class Project:
-    """A copy of the workflow and a config that selects the tiny Llama."""
+    """A copy of the workflow and a config that selects the tiny Llama; `first` has what its first run left."""
 
     folder: Path
     config: dict
+    first: Path
 
     def run(self, *arguments: str, **changes: object) -> Run:
         """Run Snakemake on the config with keys set, given as section__key."""
@@ -165,7 +167,9 @@ def project(tmp_path_factory) -> Project:
             "corpora": {"text": {"files": ["text.txt"]}},
         },
     }
-    project = Project(folder, config)
-    first = project.run("--skip-script-cleanup")
-    assert first.status == 0, first.output
+    project = Project(folder, config, tmp_path_factory.mktemp("first"))
+    run = project.run("--skip-script-cleanup")
+    assert run.status == 0, run.output
+    for name in ("results", "resources"):
+        shutil.copytree(folder / name, project.first / name, copy_function=os.link)
     return project

@@ -122,12 +122,12 @@ def artifacts_of(folder: Path) -> list[Path]:
 def test_every_artifact_is_read_by_a_stage_or_is_the_last(project, jobs):
     read = {path for job in jobs for path in job.snakemake.input}
     written = {path for job in jobs for path in job.snakemake.output}
-    unread = {str(path.relative_to(project.folder)) for path in artifacts_of(project.folder)} - read
+    unread = {str(path.relative_to(project.first)) for path in artifacts_of(project.first)} - read
     assert unread == {"results/report.html", "results/tiny/text/mask.json"} and len(written) > 15
 
 
 def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tmp_path, capfd):
-    undisturbed = cache(lambda path: content(project.folder / path))
+    undisturbed = cache(lambda path: content(project.first / path))
     tried = refused = 0
 
     def runs_on(job: Job, case: str) -> bool:
@@ -147,11 +147,11 @@ def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tm
             assert not differing or "another run's" in case, f"{case}: made another {differing}"
         return not status
 
-    for path in artifacts_of(project.folder):
-        name = str(path.relative_to(project.folder))
+    for path in artifacts_of(project.first):
+        name = str(path.relative_to(project.first))
         readers = [job for job in jobs if name in job.snakemake.input]
-        for what, damaged in damages(path, project.folder, another):
-            with copy_of(project.folder, tmp_path / "copy"):
+        for what, damaged in damages(path, project.first, another):
+            with copy_of(project.first, tmp_path / "copy"):
                 Path(name).unlink()
                 Path(name).write_bytes(damaged)
                 went_on = [job for job in readers if runs_on(job, f"{name}, {what}, read by {job.snakemake.rule}")]
@@ -171,10 +171,10 @@ def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tm
 
 
 def test_a_bit_flipped_in_the_data_is_found_by_verify(project, tmp_path):
-    for path in artifacts_of(project.folder):
+    for path in artifacts_of(project.first):
         whole = path.read_bytes()
-        with copy_of(project.folder, tmp_path / "copy"):
-            name = path.relative_to(project.folder)
+        with copy_of(project.first, tmp_path / "copy"):
+            name = path.relative_to(project.first)
             assert all(verdict.found is None for verdict in verify_artifacts(map(Path, ("results", "resources"))))
             name.unlink()
             name.write_bytes(flipped(whole, (len(whole) // 2 if path.suffix != ".safetensors" else len(whole) - 1)))
@@ -192,6 +192,7 @@ def test_a_bit_flipped_in_the_data_is_found_by_verify(project, tmp_path):
 def test_a_deleted_artifact_is_made_again(project, name, rule, log):
     """What the message says to do helps."""
     whole = (project.folder / name).read_bytes()
+    (project.folder / name).unlink()  # another name of it is kept
     (project.folder / name).write_bytes(whole[:-9])
     failed = project.run()
     assert failed.status == 1 and f"\nerror: {name}: expected " in failed.output
@@ -205,9 +206,9 @@ def test_a_deleted_artifact_is_made_again(project, name, rule, log):
 
 
 def test_verify_says_a_line_for_each_bad_file(project, tmp_path, capsys):
-    with copy_of(project.folder, tmp_path / "copy"):
+    with copy_of(project.first, tmp_path / "copy"):
         assert main(["verify", "results", "resources"]) == 0
-        assert capsys.readouterr().out == f"{len(artifacts_of(project.folder))} files checked, 0 bad\n"
+        assert capsys.readouterr().out == f"{len(artifacts_of(project.first))} files checked, 0 bad\n"
         Path("results/report.html").unlink()
         Path("results/report.html").write_text("<html></html>")
         (tmp_path / "copy/results/tiny/text/.layers.parquet.node7-1-01234567.tmp").write_bytes(b"PAR1")

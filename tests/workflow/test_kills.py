@@ -15,6 +15,6 @@ def test_a_killed_run_is_resumed_to_the_same_results(project, tmp_path):
     aside = shutil.ignore_patterns("results", "resources", "another", "other", "bert", ".snakemake")
     shutil.copytree(project.folder, folder, ignore=aside, symlinks=True)
     (folder / "soak.yaml").write_text(yaml.safe_dump(project.config))
-    soak = Soak(folder, project.folder / "results", seconds=25.0, seed=2)
+    soak = Soak(folder, project.first / "results", seconds=25.0, seed=2)
     soak.kill(["Snakemake -9", "a job -9", "Ctrl-C"])
     assert soak.completed >= 1
