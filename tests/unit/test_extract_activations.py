@@ -16,6 +16,7 @@ from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.extract_activations import _Chunk, extract_activations
 from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.model.loading import Loading
 from outlier_features.model.sites import SITES
 from outlier_features.tokens.tokens import tokens_digest
 
@@ -275,10 +276,12 @@ def test_rotary_positions_have_no_end(tmp_path):
 def test_the_script_passes_the_rules_values_on(tmp_path):
     run = Run(tmp_path, "llama")
     outputs = {kind: str(tmp_path / "out" / f"{kind}.safetensors") for kind in ("activations", "losses")}
+    loading = {key: SETTINGS[key] for key in Loading.__annotations__}
+    others = {key: value for key, value in SETTINGS.items() if key not in loading}
     rule = SimpleNamespace(
         input=SimpleNamespace(source=str(run.source), tokens=str(run.tokens)),
         output=SimpleNamespace(**outputs),
-        params=SimpleNamespace(start=0, stop=2, sample=None, **SETTINGS),
+        params=SimpleNamespace(start=0, stop=2, sample=None, loading=loading, **others),
         log=[str(tmp_path / "log.txt")],
     )
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"
