@@ -188,3 +188,24 @@ def test_runs_cover_every_position_once():
         for first, last, part in runs[starts[sequence] : starts[sequence + 1]]:
             rebuilt[sequence, first:last] = part
     np.testing.assert_array_equal(rebuilt, parts)
+
+
+@pytest.mark.parametrize("dims", [1, 7, 32, 33, 100, 576])
+@pytest.mark.parametrize("rows", [1, 8, 13, 16])
+def test_every_sum_has_the_order_that_the_source_gives_it(rows, dims):
+    """Compiled or interpreted, bit for bit: so no compiler, CPU or cache of compiled code changes a number."""
+    random = np.random.default_rng(rows * dims)
+    x = (random.standard_normal(rows * dims) * 10.0 ** random.integers(-3, 4, rows * dims)).astype(np.float32)
+    pilot = random.standard_normal(dims).astype(np.float32)
+    found = []
+    for sum_tile, describe_rows in (
+        (scan_kernel._sum_tile, scan_kernel._describe_rows),
+        (scan_kernel._sum_tile.py_func, scan_kernel._describe_rows.py_func),
+    ):
+        scratch = scan_kernel.new_scratch(rows, dims)
+        sums, low, high = np.zeros((4, dims)), np.zeros(dims, np.float32), np.zeros(dims, np.float32)
+        kurtosis, magnitudes = np.zeros(2), np.zeros(rows * dims, np.float32)
+        infinite = sum_tile(x, rows, pilot, sums, low, high, scratch)
+        totals = np.array(describe_rows(x, rows, dims, kurtosis, magnitudes, scratch.lanes))
+        found.append([bool(infinite), *(array.tobytes() for array in (sums, low, high, kurtosis, magnitudes, totals))])
+    assert found[0] == found[1]

@@ -3,7 +3,9 @@
 A sequence's positions are cut into runs of one part (excluded or rest; padding is skipped) and runs into tiles of
 `TILE` positions. Per tile a vectorized loop takes power sums about a pilot mean, minimum and maximum of each dim; only
 dims whose extremes cross a threshold are looked at again, value by value. Sums are taken in float32 within a tile and
-added up in float64, so they do not depend on how sequences are grouped into chunks.
+added up in float64, so they do not depend on how sequences are grouped into chunks. Every sum has one order, written
+here, and nothing is compiled with fastmath: machine code that reorders sums is not the same code in every process (two
+that fill numba's cache at once inline differently), on every CPU, in every version of LLVM.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +22,7 @@ BINS = 1 << 16
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 
-# No `nnan` or `ninf`: a NaN must come through, to be reported.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+_LANES = 32  # sums over a row that go on side by side
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
@@ -59,6 +60,7 @@ class Scratch(NamedTuple):
     dims: Any  # int32 (H + 2,): those dims
     magnitudes: Any  # float32 (T * H,): abs(x) of a sequence, rest first
     selected: Any  # uint32 (T * H,): candidates for the median
+    lanes: Any  # float64 (2, _LANES): sums over a row
 
 
 def new_layers(count: int, dims: int) -> Layers:
@@ -97,6 +99,7 @@ def new_scratch(tokens: int, dims: int) -> Scratch:
         dims=np.empty(dims + 2, np.int32),
         magnitudes=np.empty(tokens * dims, np.float32),
         selected=np.empty(tokens * dims, np.uint32),
+        lanes=np.empty((2, _LANES)),
     )
 
 
@@ -164,7 +167,7 @@ def _add_to_histogram_overload(raw, histogram):
     return by_bits
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+@njit(nogil=True, cache=True, error_model="numpy")
 def _sum_tile(x, rows, pilot, sums, layer_low, layer_high, scratch):
     """Add the power sums of a tile x (rows * H,) to `sums` (4, H), its extremes to the layer's and to the scratch.
 
@@ -234,32 +237,53 @@ def _insert_top(top, magnitude):
     top[k] = magnitude
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
-def _describe_rows(x, rows, dims, layer_kurtosis, magnitudes):
+@njit(nogil=True, cache=True, error_model="numpy")
+def _folded(lanes):
+    """The sum of `lanes` (_LANES,), whose content it spoils: neighbours at half the distance each time."""
+    width = _LANES // 2
+    while width > 0:
+        for j in range(width):
+            lanes[j] += lanes[j + width]
+        width //= 2
+    return lanes[0]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _describe_rows(x, rows, dims, layer_kurtosis, magnitudes, lanes):
     """Sums of abs(x) and x**2 of a tile; adds each row's kurtosis over dims; writes abs(x) to `magnitudes`."""
+    first, second = lanes[0], lanes[1]
     absolute = 0.0
     square = 0.0
     for row in range(rows):
-        values = x[row * dims : (row + 1) * dims]
-        out = magnitudes[row * dims : (row + 1) * dims]
-        total = 0.0
-        total_abs = 0.0
-        for h in range(dims):
-            magnitude = abs(values[h])
-            out[h] = magnitude
-            total += np.float64(values[h])
-            total_abs += np.float64(magnitude)
+        first[:] = 0.0
+        second[:] = 0.0
+        for begin in range(0, dims, _LANES):
+            place = row * dims + begin
+            count = min(_LANES, dims - begin)
+            values, out = x[place : place + count], magnitudes[place : place + count]
+            for j in range(count):
+                magnitude = abs(values[j])
+                out[j] = magnitude
+                first[j] += np.float64(values[j])
+                second[j] += np.float64(magnitude)
+        total = _folded(first)
+        absolute += _folded(second)
         mean = total / dims
-        second = 0.0
-        fourth = 0.0
-        for h in range(dims):
-            d2 = (np.float64(values[h]) - mean) ** 2
-            second += d2
-            fourth += d2 * d2
-        absolute += total_abs
-        square += second + mean * total
-        if second > 0.0:
-            layer_kurtosis[0] += dims * fourth / (second * second)
+        first[:] = 0.0
+        second[:] = 0.0
+        for begin in range(0, dims, _LANES):
+            place = row * dims + begin
+            values = x[place : place + min(_LANES, dims - begin)]
+            for j in range(values.size):
+                d = np.float64(values[j]) - mean
+                d2 = d * d
+                first[j] += d2
+                second[j] += d2 * d2
+        squares = _folded(first)
+        fourths = _folded(second)
+        square += squares + mean * total
+        if squares > 0.0:
+            layer_kurtosis[0] += dims * fourths / (squares * squares)
             layer_kurtosis[1] += 1.0
     return absolute, square
 
@@ -464,8 +488,9 @@ def scan_layer(
                 if profile:
                     filled = filled_rest if part == REST else filled_all
                     absolute, square = _describe_rows(
-                        x, rows, dims, layers.kurtosis[layer, part], scratch.magnitudes[filled : filled + size]
-                    )
+                        x, rows, dims, layers.kurtosis[layer, part], scratch.magnitudes[filled : filled + size],
+                        scratch.lanes,
+                    )  # fmt: skip
                     sequences.absolute[b, layer, part] += absolute
                     sequences.square[b, layer, part] += square
                     if part == REST:
