@@ -19,10 +19,7 @@ rule map_attention:
         gpu=GPUS,
     params:
         **CONFIG["attention_maps"],
-        dtype=of_model("dtype"),
-        device=CONFIG["extract"]["device"],
-        threads=CONFIG["extract"]["threads"],
-        trust_remote_code=of_model("trust_remote_code"),
+        loading=loading,
         code=code_version("map_attention"),
     message:
         "Map the attention of {wildcards.model} on {wildcards.corpus}"

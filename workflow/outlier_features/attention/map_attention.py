@@ -4,7 +4,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.populations import PADDING
 from outlier_features.tokens.tokens import Tokens
@@ -32,17 +33,14 @@ def map_attention(
     tokens: Path,
     layers: Path,
     sinks: Path,
-    attention: Path,
+    maps: Path,
     *,
     sequences: int,
     positions: int,
     threshold: float,
     kept_sequences: int,
     kept_layers: Sequence[int],
-    dtype: str,
-    device: str,
-    threads: int,
-    trust_remote_code: bool,
+    **loading: Unpack[Loading],
 ) -> None:
     """Run the beginnings of a run's first sequences through the model with eager attention.
 
@@ -53,22 +51,16 @@ def map_attention(
     kept_sequences   the first so many leave their patterns
     kept_layers      the layers that leave their patterns; if empty, `attention_maps.layers_of_interest`
 
-    Writes the table `sinks`, and `attention` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
+    Writes the table `sinks`, and `maps` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
     (n, heads, T, T + 1) where the last column is a learned sink. A model without attention leaves both empty. One
     layer's patterns of one sequence are in memory at a time.
     """
-    torch.set_num_threads(threads)
     corpus = Tokens.read(tokens)
     layer_rows, made_by = read_table(layers, LAYERS)
     require_equal(corpus.provenance, made_by, ("tokens_sha256",), layers)
     model_source = source_of(source)
-    loaded = load_model(
-        Path(model_source["location"]),
-        dtype=dtype,
-        device=device,
-        attention="eager",
-        trust_remote_code=trust_remote_code,
-    )
+    loading["attention"] = "eager"  # no other hands out its patterns
+    loaded = load_model(Path(model_source["location"]), **loading)
     found = find_attention(loaded)
     require_layers(kept_layers, [at.layer for at in found])
     parts = corpus.parts[:sequences, :positions]
@@ -104,7 +96,7 @@ def map_attention(
         "transformers": transformers.__version__,
     }
     write_table(sinks, table, SINKS, provenance)
-    write_tensors(attention, patterns, provenance)
+    write_tensors(maps, patterns, provenance)
 
 
 def _count(
