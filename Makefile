@@ -19,7 +19,7 @@ resume: $(VENV)/installed
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder tests/workflow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/workflow $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
 
 # Kills the default run at 50 random moments: about an hour. SOAK_ARGS="--kills 5 --seed 1"

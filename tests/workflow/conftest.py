@@ -20,12 +20,6 @@ from planted_experts import planted_moe
 from soak import copy_project
 
 PERSISTENT, MASSIVE = 5, 7  # planted dims
-LONGEST = {"test_mistakes.py", "test_same_numbers.py"}
-
-
-def pytest_collection_modifyitems(items):
-    """The files that take longest go first, so that no core waits for one at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def byte_tokenizer(path: Path, template: bool) -> None:
