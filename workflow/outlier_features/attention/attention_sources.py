@@ -47,9 +47,8 @@ class Model:
     device: str
 
     def patterns(self, sequences: Sequence[Array], layer: int) -> tuple[list[Array], int | None]:
-        from outlier_features.attention.attention_from_model import (
-            attention_from_model,  # importing torch takes seconds
-        )
+        # Not at the top: importing torch takes seconds.
+        from outlier_features.attention.attention_from_model import attention_from_model
 
         return attention_from_model(self.location, sequences, layer, dtype=self.dtype, device=self.device)
 

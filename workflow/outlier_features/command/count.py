@@ -75,9 +75,8 @@ _threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number",
 
 def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     _require_usable(options, parser)
-    from outlier_features.locate.count_dump import (
-        count_dump,  # with numba, half a second, which a usage mistake is spared
-    )
+    # With numba, half a second, which a usage mistake is spared.
+    from outlier_features.locate.count_dump import count_dump
     from outlier_features.locate.count_locations import LocationRule
 
     keys = [key for key in (options.key, options.compare_key) if key is not None]

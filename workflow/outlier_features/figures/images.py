@@ -65,6 +65,7 @@ def write_images(images: Iterable[tuple[Path, go.Figure, int]], asked: str) -> N
     except (RuntimeError, OSError, TimeoutError) as error:
         said = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
         raise InputError(f"{where} a Chrome or Chromium that draws; the one that was found did not: {said}") from error
+    # After the drawing: what the disk refuses is no fault of the browser.
     for (path, _, _), content in zip(listed, contents, strict=True):
         with replacing(path) as temporary:
             temporary.write_bytes(content)
