@@ -348,7 +348,7 @@ def _heat(grid: SurfaceGrid, colours: tuple[float, float]) -> go.Heatmap:
         colorbar={
             "orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom", "ypad": 4,
             "len": 0.78, "thickness": 10, "xpad": 0, "tickfont": {"size": 11},
-            "tickvals": [float(np.log10(tick)) for tick in ticks], "ticktext": [f"{tick:,.4g}" for tick in ticks],
+            "tickvals": [float(np.log10(tick)) for tick in ticks], "ticktext": [*map(number, ticks)],
             "title": {"text": "|x| (activation)", "side": "bottom", "font": {"size": 12}},
         },
     )  # fmt: skip
