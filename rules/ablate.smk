@@ -18,11 +18,11 @@ rule find_super_weights:
         runtime=lambda wildcards, attempt: 60 * attempt,
         gpu=GPUS,
     params:
-        sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],
         threshold=CONFIG["rules"]["super_weight"]["threshold"],
         rounds=CONFIG["rules"]["super_weight"]["rounds"],
         loading=loading,
+        off=off("super_weights"),
         code=code_version("find_super_weights"),
     message:
         "Search {wildcards.model} for super weights on {wildcards.corpus}"
@@ -56,6 +56,7 @@ rule ablate_dims:
         seeds=CONFIG["ablate"]["seeds"],
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
+        off=off("ablation"),
         code=code_version("ablate_dims"),
     message:
         "Ablate outlier dims and super weights of {wildcards.model} on {wildcards.corpus}"

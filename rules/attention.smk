@@ -20,6 +20,7 @@ rule map_attention:
     params:
         **CONFIG["attention_maps"],
         loading=loading,
+        off=off("attention_maps"),
         code=code_version("map_attention"),
     message:
         "Map the attention of {wildcards.model} on {wildcards.corpus}"

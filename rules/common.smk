@@ -8,9 +8,14 @@ from outlier_features.code_version import code_version as version_of
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
-from outlier_features.run.config import read_schema, require_files, resolve_config
+from outlier_features.run.config import (
+    read_schema,
+    require_files,
+    resolve_config,
+    turned_off,
+)
 from outlier_features.run.config_files import require_config_file
-from outlier_features.run.failure import failure_line
+from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
 
 ROOT = Path(workflow.basedir)
@@ -53,6 +58,11 @@ TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
 
 def code_version(script):
     return version_of(ROOT / "scripts" / f"{script}.py")
+
+
+def off(analysis):
+    """Why an analysis is left out, or None."""
+    return turned_off(CONFIG, analysis)
 
 
 def sites(wildcards):
@@ -111,6 +121,8 @@ def all_activations(wildcards):
 
 def surface_activations(wildcards):
     """The files that hold a run's activations; of a run that keeps none, its one sequence that is run again."""
+    if off("surface"):
+        return []
     if wildcards.model in DUMPS or CONFIG["extract"]["keep_activations"]:
         return all_activations(wildcards)
     return [f"{RUN}/largest.safetensors"]
@@ -265,8 +277,12 @@ def begin():
 
 
 def outcome():
-    """Where a run's end product is."""
+    """What runs are missing, and where the end product is."""
     made = {job.rule.name for job in workflow.dag.jobs}
+    for job in workflow.dag.jobs:
+        if job.rule.name == "summarize_run":
+            for line in missing_lines(Path(job.output.summary)):
+                print(line, file=sys.stderr)
     if "render_report" in made:
         return f"The report is {RESULTS}/report.html"
     if "draw_figures" in made:

@@ -22,6 +22,7 @@ rule rank_experts:
     params:
         sequences=CONFIG["experts"]["sequences"],
         loading=loading,
+        off=off("experts"),
         code=code_version("rank_experts"),
     message:
         "Rank the experts of {wildcards.model} on {wildcards.corpus}"

@@ -14,6 +14,7 @@ rule measure_loss:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
+        off=off("loss"),
         code=code_version("measure_loss"),
     message:
         "Measure the loss of {wildcards.model} on {wildcards.corpus}"

@@ -17,6 +17,7 @@ rule check_norms:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         trust_remote_code=of_model("trust_remote_code"),
+        off=off("norms"),
         code=code_version("check_norms"),
     message:
         "Check the norms of {wildcards.model} on {wildcards.corpus}"

@@ -26,6 +26,7 @@ rule trace_origin:
         dims=CONFIG["trace_origin"]["dims"],
         max_dims=CONFIG["trace_origin"]["max_dims"],
         loading=loading,
+        off=off("origin"),
         code=code_version("trace_origin"),
     message:
         "Trace the massive activations of {wildcards.model} on {wildcards.corpus} to their origin"

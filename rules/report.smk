@@ -19,6 +19,7 @@ rule summarize_run:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
+        strict=CONFIG["strict"],
         code=code_version("summarize_run"),
     message:
         "Summarize {wildcards.model} on {wildcards.corpus}"

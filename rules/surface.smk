@@ -18,6 +18,7 @@ rule rerun_largest:
         gpu=GPUS,
     params:
         loading=loading,
+        off=off("surface"),
         code=code_version("rerun_largest"),
     message:
         "Run the sequence with the largest |x| of {wildcards.model} on {wildcards.corpus} again"
@@ -43,6 +44,7 @@ rule record_surface:
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
         dump=dump_ranges,
+        off=off("surface"),
         code=code_version("record_surface"),
     message:
         "Record the surface of the largest |x| of {wildcards.model} on {wildcards.corpus}"

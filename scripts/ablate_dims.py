@@ -2,10 +2,12 @@ from pathlib import Path
 
 from outlier_features.ablate.ablate_dims import ablate_dims
 from outlier_features.errors import stage
+from outlier_features.files.missing import optional
 
 params = snakemake.params
 with stage(snakemake.log[0]):
-    ablate_dims(
+    run = optional(ablate_dims, "ablation", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
+    run(
         source=Path(snakemake.input.source),
         tokens=Path(snakemake.input.tokens),
         dims=Path(snakemake.input.dims),

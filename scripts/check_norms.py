@@ -1,10 +1,14 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
+from outlier_features.files.missing import optional
 from outlier_features.norms.check_norms import check_norms
 
 with stage(snakemake.log[0]):
-    check_norms(
+    run = optional(
+        check_norms, "norms", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=snakemake.params.off
+    )
+    run(
         source=Path(snakemake.input.source),
         dims=Path(snakemake.input.dims),
         norms=Path(snakemake.output.norms),

@@ -2,10 +2,14 @@ from pathlib import Path
 
 from outlier_features.attention.map_attention import map_attention
 from outlier_features.errors import stage
+from outlier_features.files.missing import optional
 
 params = snakemake.params
 with stage(snakemake.log[0]):
-    map_attention(
+    run = optional(
+        map_attention, "attention_maps", snakemake.output, snakemake.log[0], of=snakemake.input.layers, off=params.off
+    )
+    run(
         source=Path(snakemake.input.source),
         tokens=Path(snakemake.input.tokens),
         layers=Path(snakemake.input.layers),

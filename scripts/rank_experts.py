@@ -2,10 +2,12 @@ from pathlib import Path
 
 from outlier_features.errors import stage
 from outlier_features.experts.rank_experts import rank_experts
+from outlier_features.files.missing import optional
 
 params = snakemake.params
 with stage(snakemake.log[0]):
-    rank_experts(
+    run = optional(rank_experts, "experts", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
+    run(
         **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
         experts=Path(snakemake.output.experts),
         routing=Path(snakemake.output.routing),

@@ -3,8 +3,6 @@ from pathlib import Path
 from outlier_features.errors import stage
 from outlier_features.summary.summarize_run import summarize_run
 
-TABLES = ("tokens", "layers", "dims", "pairs", "massive", "loss", "experts", "routing")
-
 with stage(snakemake.log[0]):
     files = {name: Path(path) for name, path in snakemake.input.items() if path}
     summarize_run(
@@ -13,4 +11,5 @@ with stage(snakemake.log[0]):
         corpus_source=files.pop("corpus_source", None),
         tables=files,
         summary=Path(snakemake.output.summary),
+        strict=snakemake.params.strict,
     )

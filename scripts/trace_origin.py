@@ -1,11 +1,13 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
+from outlier_features.files.missing import optional
 from outlier_features.origin.trace_origin import trace_origin
 
 params = snakemake.params
 with stage(snakemake.log[0]):
-    trace_origin(
+    run = optional(trace_origin, "origin", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
+    run(
         **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "texts", "dims", "massive")},
         **{name: Path(path) for name, path in snakemake.output.items()},
         wanted=params.dims,

@@ -1,25 +1,39 @@
-"""The error classes for mistakes outside the code, and how a stage ends on one."""
+"""The error classes for mistakes outside the code, how a stage ends on one, and what is said of other errors."""
 
+import platform
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from outlier_features import __version__
 from outlier_features.machine_limits import refusal
 from outlier_features.stage_log import StderrCopy, logging_stderr
 
 INTERRUPTED, TERMINATED = 130, 143
 INTERRUPTED_LINE, TERMINATED_LINE = "interrupted", "terminated"
+_PACKAGES = ("torch", "transformers", "snakemake", "numpy", "polars")  # whose versions a report of a fault names
+_MOST_TEXT = 300  # characters of an error that nobody foresaw
 
 
 class InputError(Exception):
     """A config, model, corpus or file is not what it must be.
 
-    The message is one sentence: what was found, where (key or file), what was expected.
+    The message is one sentence: what was `found`, where (key or file), what was expected; and at its end a `hint`, what
+    the user can change, if there is one.
     """
+
+    def __init__(self, found: str, hint: str = ""):
+        super().__init__(f"{found}; {hint}" if hint else found)
+        self.found = found
+
+
+class ConfigError(InputError):
+    """A key of the configuration asks for what cannot be: a mistake, whichever analysis comes upon it."""
 
 
 class DamagedFile(InputError):
@@ -34,8 +48,8 @@ class DamagedFile(InputError):
 def stage(log: str | Path) -> Iterator[None]:
     """Run the body of a rule's script: an `InputError`, or what the machine refuses, becomes one `error:` line.
 
-    The exit status is then 1. What the body writes to stderr (progress, warnings), the line, and the traceback of any
-    other error go to `log` too.
+    The exit status is then 1. Any other error is a fault of this program, whose line says so under the traceback. What
+    the body writes to stderr (progress, warnings), the line and the traceback go to `log` too.
     SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
     log = Path(log)
@@ -46,21 +60,54 @@ def stage(log: str | Path) -> Iterator[None]:
             stderr.say(INTERRUPTED_LINE)
             sys.exit(INTERRUPTED)
         except Exception as error:
-            sentence = _with_remedy(error, log) if isinstance(error, InputError) else refusal(error, _place(log))
+            sentence = _with_remedy(error, log) if isinstance(error, InputError) else refusal(error, place_of(log))
             if sentence is None:
                 traceback.print_exc()
-            else:
-                stderr.say(f"error: {' '.join(sentence.split())}")
+                sentence = fault_sentence(error_in_short(error), f"{log}, the configuration")
+            stderr.say(f"error: {' '.join(sentence.split())}")
             sys.exit(1)
 
 
-def _place(log: Path) -> str:
+def fault_sentence(found: str, evidence: str) -> str:
+    """What to say of an error that nobody foresaw: it is not the user's.
+
+    found      the error, as `error_in_short` says it
+    evidence   what is to be sent with it
+    """
+    return (
+        f"{found}; this is a fault of outlier-features, not of your configuration, model or text: "
+        f"please report it with {evidence} and these versions: {', '.join(_versions())}"
+    )
+
+
+def error_in_short(error: BaseException) -> str:
+    """The kind of an error, what it says, and the line that it comes from."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+
+
+def _versions() -> Iterator[str]:
+    yield f"outlier-features {__version__}"
+    for package in _PACKAGES:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+    yield f"Python {platform.python_version()}"
+    yield platform.platform()
+
+
+def place_of(log: Path) -> str:
     """The directory of results and the rule that a log is of."""
-    results = _results(log)
+    results = results_of(log)
     return f"{results}, rule {log.absolute().relative_to(results / 'logs').parts[0]}" if results else str(log)
 
 
-def _results(log: Path) -> Path | None:
+def results_of(log: Path) -> Path | None:
+    """The directory of results that a log is in."""
     return next((parent.parent for parent in log.absolute().parents if parent.name == "logs"), None)
 
 
@@ -69,7 +116,7 @@ def _with_remedy(error: InputError, log: Path) -> str:
 
     Such a file lies in the directory of results, where the log is in `logs/`; nobody is told to delete their own.
     """
-    results = _results(log)
+    results = results_of(log)
     if results and isinstance(error, DamagedFile) and error.path.absolute().is_relative_to(results):
         return f"{error}; delete it to have it made again"
     return str(error)

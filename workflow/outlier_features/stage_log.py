@@ -38,6 +38,14 @@ def logging_stderr(log: Path) -> Iterator["StderrCopy"]:
             file.close()
 
 
+def say(sentence: str) -> None:
+    """Write a line of its own to stderr, also where a progress bar stands."""
+    if isinstance(sys.stderr, StderrCopy):
+        sys.stderr.say(sentence)
+    else:
+        print(sentence, file=sys.stderr)
+
+
 def _opened(log: Path) -> TextIO:
     """`log`; where it cannot be written, such as on a full disk, no file: the body's own files tell the reason."""
     try:

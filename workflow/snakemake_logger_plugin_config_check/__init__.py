@@ -1,9 +1,11 @@
-"""A Snakemake logger plugin that logs nothing of a run: it looks at the configuration before Snakemake reads it.
+"""A Snakemake logger plugin that logs nothing of a run: it looks at the configuration before Snakemake reads it, and at
+what Snakemake says when it cannot go on.
 
 `profiles/default` turns it on. Snakemake makes its log handlers first, so this is where a file that Snakemake would
 meet with a traceback, or would run code from, can be refused in one line.
 """
 
+import builtins
 import re
 import sys
 from logging import LogRecord
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from outlier_features.errors import InputError
+from outlier_features.errors import InputError, fault_sentence
 from outlier_features.run.config_files import require_arguments
 from outlier_features.run.recovery import require_nothing_left
 
@@ -24,7 +26,7 @@ class LogHandler(LogHandlerBase):
             sys.exit(f"error: {error}")
 
     def emit(self, record: LogRecord) -> None:
-        """Of a target that no rule makes, and of a lock, say in one line what Snakemake says in several."""
+        """Of an unknown target, a lock and a fault of the rules say in one line what Snakemake says in several."""
         raised = getattr(record, "exception", None)
         if raised == "MissingRuleException":
             found = re.search(r"No rule to produce (.*?) \(if ", record.getMessage())
@@ -38,6 +40,9 @@ class LogHandler(LogHandlerBase):
                 require_nothing_left(Path.cwd())
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
+        elif raised and _is_fault(raised):
+            sentence = fault_sentence(f"{raised} in the rules", "what stands above, the configuration")
+            print(f"error: {sentence}", file=sys.stderr)
 
     @property
     def writes_to_stream(self) -> bool:
@@ -58,3 +63,11 @@ class LogHandler(LogHandlerBase):
     @property
     def needs_rulegraph(self) -> bool:
         return False
+
+
+def _is_fault(raised: str) -> bool:
+    """Whether an exception of that name comes from the rules' code: Python's own, but for what a machine refuses."""
+    kind = getattr(builtins, raised, None)
+    if isinstance(kind, type):
+        return issubclass(kind, Exception) and not issubclass(kind, OSError | MemoryError)
+    return raised == "InputFunctionException"

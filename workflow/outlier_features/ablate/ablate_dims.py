@@ -24,9 +24,11 @@ from outlier_features.ablate.ablation_targets import (
     selected_targets,
 )
 from outlier_features.ablate.super_weights import down_projection
+from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder
-from outlier_features.extract.measure_loss import loss_rows
+from outlier_features.extract.measure_loss import loss_rows, why_no_loss
 from outlier_features.files.artifacts import require_equal
+from outlier_features.files.missing import MISSING
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import ABLATION, ABLATION_SEQUENCES, DIMS, SUPER_WEIGHTS, read_table, write_table
 from outlier_features.model.interventions import Edit, edited, zeroing
@@ -60,7 +62,9 @@ def ablate_dims(
 
     The sample is the first `length` tokens of the run's first `sequences` sequences. The provenance has `ablate`: the
     sample, the seeds, whether each sequence's first position is the only excluded one (`only_first_excluded`), and
-    `reason`, why there is no row, or null.
+    whether super weights were searched (`weights_searched`).
+
+    Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
     corpus = Tokens.read(tokens)
     dim_rows, provenance = read_table(dims, DIMS)
@@ -73,18 +77,15 @@ def ablate_dims(
         "tokens": sample.tokens.shape[1],
         "seeds": seeds,
         "only_first_excluded": bool((sample.parts[:, 1:] != EXCLUDED_PART).all()),
-        "reason": None if sequences else "ablate.sequences is 0",
+        "weights_searched": MISSING not in found,
     }
-    if not provenance["causal_head"]:
-        facts["reason"] = "the model does not predict the next token"
-    by_sequence = pl.DataFrame(schema=ABLATION_SEQUENCES.schema)
-    variants: list[Variant] = []
-    if not facts["reason"]:
-        loaded = load_model(Path(source_of(source)["location"]), **loading)
-        run = AblationRun(loaded, sample, batch_size)
-        targets = selected_targets(dim_rows, weight_rows)
-        variants = run.variants([*targets, *random_targets(targets, loaded.d_model, run.neurons, seeds)])
-        by_sequence = run.scores(variants)
+    if reason := why_no_loss(provenance):
+        raise InputError(reason)
+    loaded = load_model(Path(source_of(source)["location"]), **loading)
+    run = AblationRun(loaded, sample, batch_size)
+    targets = selected_targets(dim_rows, weight_rows)
+    variants = run.variants([*targets, *random_targets(targets, loaded.d_model, run.neurons, seeds)])
+    by_sequence = run.scores(variants)
     provenance |= {"ablate": facts}
     write_table(ablation, ablation_rows(variants, by_sequence), ABLATION, provenance)
     write_table(ablation_sequences, by_sequence, ABLATION_SEQUENCES, provenance)

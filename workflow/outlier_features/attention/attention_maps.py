@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.errors import DamagedFile, InputError
+from outlier_features.errors import ConfigError, DamagedFile
+from outlier_features.files.missing import require_had
 from outlier_features.files.tensorfile import TensorFile
 
 Array = np.ndarray[Any, Any]
@@ -36,6 +37,7 @@ class AttentionMaps:
     @classmethod
     def read(cls, path: str | Path) -> "AttentionMaps":
         file = TensorFile(path)
+        require_had(file.provenance)
         try:
             maps = file.provenance["maps"]
             layers = {int(layer["layer"]): layer for layer in maps["layers"]}
@@ -89,10 +91,10 @@ def first_key_by_layer(sinks: pl.DataFrame) -> pl.DataFrame:
 
 
 def require_layers(wanted: Sequence[int], have: Sequence[int]) -> None:
-    """Raise `InputError` where a configured layer has no patterns."""
+    """Raise `ConfigError` where a configured layer has no patterns."""
     missing = sorted(set(wanted) - set(have))
     if missing:
-        raise InputError(
+        raise ConfigError(
             f"attention_maps.kept_layers: found {missing[0]}, expected layers with attention patterns, which this "
             f"model has in {', '.join(map(str, have)) or 'none'}"
         )

@@ -16,6 +16,7 @@ from outlier_features import __version__
 from outlier_features.attention.attention_maps import KEY, largest_by_layer, layers_of_interest, require_layers
 from outlier_features.attention.attention_patterns import Attention, LayerPatterns, find_attention, run_patterns
 from outlier_features.attention.attention_sinks import SinkCounter
+from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
@@ -52,8 +53,10 @@ def map_attention(
     kept_layers      the layers that leave their patterns; if empty, `attention_maps.layers_of_interest`
 
     Writes the table `sinks`, and `maps` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
-    (n, heads, T, T + 1) where the last column is a learned sink. A model without attention leaves both empty. One
-    layer's patterns of one sequence are in memory at a time.
+    (n, heads, T, T + 1) where the last column is a learned sink. One layer's
+    patterns of one sequence are in memory at a time.
+
+    Raises `InputError` where the files are of another run, or the model has no attention patterns.
     """
     corpus = Tokens.read(tokens)
     layer_rows, made_by = read_table(layers, LAYERS)
@@ -62,6 +65,8 @@ def map_attention(
     loading["attention"] = "eager"  # no other hands out its patterns
     loaded = load_model(Path(model_source["location"]), **loading)
     found = find_attention(loaded)
+    if not found:
+        raise InputError("no layer of this model has attention by softmax weights")
     require_layers(kept_layers, [at.layer for at in found])
     parts = corpus.parts[:sequences, :positions]
     inputs = [corpus.tokens[n, : len(part)][part != PADDING] for n, part in enumerate(parts)]

@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from outlier_features.errors import InputError
+from outlier_features.errors import InputError, error_in_short, fault_sentence
 from outlier_features.machine_limits import refusal
 
 BAD_DATA, INTERRUPTED = 1, 130
@@ -23,7 +24,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status: 0, or 1 with one `error:` line. A usage mistake exits with 2."""
+    """Run a subcommand; returns the exit status: 0, or 1 with one `error:` line. A usage mistake exits with 2.
+
+    Of a fault of the program itself the traceback stands above that line.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(given[0] if given else "")
     options = parser.parse_args(given)
@@ -37,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_DATA
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         sentence = refusal(error, given[0])
         if sentence is None:
-            raise
+            traceback.print_exc()
+            sentence = fault_sentence(error_in_short(error), "what stands above, the command")
         print(f"error: {sentence}", file=sys.stderr)
         return BAD_DATA
     return 0

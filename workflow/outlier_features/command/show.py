@@ -24,7 +24,7 @@ _DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", 
 def add_show(show: argparse.ArgumentParser) -> None:
     show.description = (
         "Print what runs found: by population and rule how many dims, pairs, locations and occurrences, the selected "
-        "dims, the largest values, the loss, and what was not found."
+        "dims, the largest values, the loss, what was not found and what is missing."
     )
     show.set_defaults(run=_show)
     show.add_argument("results", type=Path, metavar="RESULTS", help="a directory of results, or one run's directory")
@@ -76,10 +76,12 @@ def _parts(summaries: Mapping[str, Part]) -> Iterator[Any]:
         for population, positions in summary["corpus"]["positions"].items():
             yield f"\nPopulation {population}, {count(positions, 'position')}"
             yield from _tables(summary, population)
-        yield "\n" + _loss(summary["loss"])
-        missing = [f"- {visible(one.text)}" for one in findings(summary) if one.topic == "not found"]
-        if missing:
-            yield "\n".join(["Not found:", *missing])
+        if summary["loss"]:
+            yield "\n" + _loss(summary["loss"])
+        for topic in ("not found", "missing"):
+            said = [f"- {visible(one.text)}" for one in findings(summary) if one.topic == topic]
+            if said:
+                yield "\n".join([f"{topic.capitalize()}:", *said])
 
 
 def _shape(summary: Part) -> str:
@@ -143,8 +145,6 @@ def _dim(rule: str, dim: Part, summary: Part) -> tuple[str, ...]:
     )
 
 
-def _loss(loss: Part | None) -> str:
-    if loss is None:
-        return "Loss: none, there is no causal language model."
+def _loss(loss: Part) -> str:
     bits = "" if loss["bits_per_byte"] is None else f", {number(loss['bits_per_byte'])} bits per byte"
     return f"Loss: perplexity {number(loss['perplexity'])}{bits}, over {count(loss['tokens'], 'predicted token')}."

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features import __version__
+from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
@@ -40,14 +41,14 @@ def rank_experts(
     **loading: Unpack[Loading],
 ) -> None:
     """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
-    of the largest massive activation of each dim. Both are empty where the model has no experts or they cannot be
-    recorded; the provenance then says why (`absent`).
+    of the largest massive activation of each dim. Both are empty where the model has no experts (`has_experts` in the
+    provenance).
 
     source      the model's source.json
     published   CSV of super experts that were published, by the model's hub id
 
-    Raises `InputError` where the files belong to different runs, the model cannot be used, or the parts of an
-    activation do not sum to it.
+    Raises `InputError` where the files belong to different runs, the model cannot be used, what its experts write
+    cannot be recorded, or the parts of an activation do not sum to it.
     """
     run = Tokens.read(tokens)
     model = source_of(source)
@@ -72,11 +73,10 @@ def rank_experts(
             locations=[target.location for target in targets],
             **loading,
         )
-    absent = "the model has no experts" if recorded is None else recorded.absent
-    provenance |= {**facts, "has_experts": recorded is not None} | (
-        {"absent": {**provenance["absent"], "expert_out": absent}} if absent else {}
-    )
-    if recorded is None or absent:
+    if recorded and recorded.absent:
+        raise InputError(recorded.absent)
+    provenance |= {**facts, "has_experts": recorded is not None}
+    if recorded is None:
         ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)
     else:
         parts = routing_of(recorded.parts, targets)

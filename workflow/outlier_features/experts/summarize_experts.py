@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from outlier_features.visible_text import quoted, visible
+from outlier_features.visible_text import quoted
 from outlier_features.wording import count, layers, listing, number, percent
 
 IN_FULL = 4
@@ -21,8 +21,7 @@ def experts_summary(
 ) -> dict[str, Any] | None:
     """What was found of the experts; None for a model without any.
 
-    absent     why nothing was, if they could not be recorded
-    massive    the run's massive activations, for the text of their tokens
+    massive   the run's massive activations, for the text of their tokens
     """
     if not provenance["has_experts"]:
         return None
@@ -32,7 +31,6 @@ def experts_summary(
     routed = experts.filter(part="expert")
     known = experts.filter("published") if experts["published"].null_count() < len(experts) else None
     return {
-        "absent": provenance["absent"].get("expert_out"),
         "sequences": provenance["experts_sequences"],
         "layers": sorted(set(experts["layer"].to_list())),
         "routed": len(routed),
@@ -60,9 +58,6 @@ def _largest_parts(routing: pl.DataFrame, massive: pl.DataFrame) -> list[dict[st
 def experts_in_words(found: Part | None) -> Iterator[Said]:
     """Topic (`found` or `not found`), sentence and details, from `experts_summary`."""
     if found is None:
-        return
-    if found["absent"]:
-        yield "not found", f"Nothing is said of single experts: {visible(found['absent'])}.", ()
         return
     yield _super_experts(found)
     if found["routing"]:

@@ -1,12 +1,13 @@
 """Rule measure_loss: how well the model predicts the run's text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal, require_same_run
 from outlier_features.files.tables import LOSS, write_table
 from outlier_features.files.tensorfile import TensorFile
@@ -16,8 +17,9 @@ from outlier_features.tokens.tokens import Tokens
 def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
     """Write `loss`: per sequence the predicted tokens, the bytes of their text and their negative log-likelihood.
 
-    chunks   files with `nll` (n, T), nats of each token given what precedes; without it for a model that has no
-             causal head
+    chunks   files with `nll` (n, T), nats of each token given what precedes
+
+    Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
     run = Tokens.read(tokens)
     frames, covered = [], 0
@@ -28,13 +30,23 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
         require_same_run(run.provenance, provenance, path)
         require_equal({"start": covered}, provenance, ("start",), path)
         covered = provenance["stop"]
-        nll = file.array("nll") if "nll" in file.entries else None
-        frames.append(loss_rows(run, provenance["start"], provenance["stop"], nll))
+        if reason := why_no_loss(provenance):
+            raise InputError(reason)
+        frames.append(loss_rows(run, provenance["start"], provenance["stop"], file.array("nll")))
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), chunks[-1])
     write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0, "stop": provenance["sequences"]})
 
 
-def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any] | None) -> pl.DataFrame:
+def why_no_loss(provenance: Mapping[str, Any]) -> str | None:
+    """Why a run's model has no loss on its text; None where it has one. From what the extraction recorded."""
+    if provenance["causal_head"]:
+        return None
+    if not provenance["causal"]:
+        return "the model does not predict the next token, since its positions see later ones"
+    return "the checkpoint has no weights of its own for a head that predicts the next token"
+
+
+def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any]) -> pl.DataFrame:
     predicted = run.mask[start:stop].copy()
     predicted[:, 0] = False
     offsets = run.offsets[start:stop]
@@ -45,7 +57,7 @@ def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any] | No
             "sequence": np.arange(start, stop),
             "tokens": predicted.sum(axis=1),
             "bytes": np.where(predicted.any(axis=1), np.maximum(last - np.minimum(first, last), 0), 0),
-            "nll": None if nll is None else np.where(predicted, nll, 0).sum(axis=1, dtype=np.float64),
+            "nll": np.where(predicted, nll, 0).sum(axis=1, dtype=np.float64),
         },
         schema=LOSS.schema,
         strict=False,

@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     panels,
     power,
 )
+from outlier_features.summary.findings_ablation import nothing_to_ablate
 from outlier_features.wording import count, number, percent
 
 Part = Mapping[str, Any]
@@ -52,10 +53,8 @@ def ablation(results: Part) -> Drawing:
         "dimensions in the same layers, or random weights in the same matrices, treated alike.",
         min_width=900,
     )
-    if results["reason"]:
-        return drawing.empty(f"Nothing is drawn: {results['reason']}.")
     if not effects:
-        return drawing.empty("Nothing is drawn: no dimension is selected in population all and no super weight found.")
+        return drawing.empty(f"Nothing is drawn. {nothing_to_ablate(results)}.")
     figure = _figure(results["effects"][0], effects, results["only_first_excluded"])
     return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
 

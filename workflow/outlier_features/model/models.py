@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from outlier_features.errors import InputError
+from outlier_features.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
     if not present[device]:
-        raise InputError(f"device: found {device!r}, but torch sees no such device here, expected 'auto' or 'cpu'")
+        raise ConfigError(f"device: found {device!r}, but torch sees no such device here, expected 'auto' or 'cpu'")
     return torch.device(device)
 
 

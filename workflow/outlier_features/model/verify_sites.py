@@ -72,11 +72,11 @@ def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str])
                 for site in identity.sites:
                     held[site][identity.text] += 1
             elif doubtful := [site for site in identity.sites if site in requested]:
-                raise InputError(_failure(doubtful[0], index, block, identity))
+                raise InputError(_failure(doubtful[0], index, block, identity), f"leave {doubtful[0]} out")
         for site in requested:
             if site in block.sites and site not in proven:
                 raise InputError(
-                    f"sites: found no identity that proves {site} of block {index}, expected one; leave {site} out"
+                    f"sites: found no identity that proves {site} of block {index}, expected one", f"leave {site} out"
                 )
     return {
         site: [f"{text} ({n} of {len(blocks)} blocks)" for text, n in texts.items()] for site, texts in held.items()
@@ -87,7 +87,7 @@ def _failure(site: str, index: int, block: Block, identity: Identity) -> str:
     multiple, difference = identity.worst()
     return (
         f"sites: {site} of block {index} was found at {block.sites[site].path} ({block.sites[site].side}), but "
-        f"{identity.text} fails by {difference:.3g}, {multiple:.3g} times what rounding allows; leave {site} out"
+        f"{identity.text} fails by {difference:.3g}, {multiple:.3g} times what rounding allows"
     )
 
 

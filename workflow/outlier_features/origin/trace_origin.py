@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from outlier_features import __version__
 from outlier_features.dims.steps import steps
-from outlier_features.errors import InputError
+from outlier_features.errors import ConfigError, InputError
 from outlier_features.files.artifacts import replacing, require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import (
@@ -92,7 +92,7 @@ def trace_origin(
     targets = recorded_targets(wanted, max_dims, massive_rows, dim_rows)
     for dim in targets:
         if dim >= provenance["d_model"]:
-            raise InputError(
+            raise ConfigError(
                 f"trace_origin.dims: found {dim}, expected dims below {provenance['d_model']}, the width of "
                 f"{provenance['model']}"
             )

@@ -108,7 +108,7 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     return {
         "id": name,
         "file": name.replace("/", "-"),
-        "contents": _contents(drawings, short=short, published=bool(known)),
+        "contents": _contents(drawings, short=short, published=bool(known), missing=bool(summary["missing"])),
         "summary": summary,
         "short": short,
         "headline": headline(summary),
@@ -172,9 +172,10 @@ class PlacedFigure:
         )
 
 
-def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool) -> list[tuple[str, str]]:
+def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool, missing: bool) -> list[tuple[str, str]]:
     """The sections of a run's page, their names and titles."""
     return [
+        *([("missing", "What is missing")] if missing else []),
         *([("dimensions", "What stands out")] if short.profiles else []),
         ("not-found", "What was not found"),
         ("limits", "What the numbers do not mean"),

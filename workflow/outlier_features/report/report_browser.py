@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from outlier_features.files.missing import missing_sentence
 from outlier_features.files.tables import PUBLIC
 from outlier_features.report.page_data import described, fair_shares, packed, packed_within
 from outlier_features.summary.report_run import Run
@@ -9,13 +10,17 @@ from outlier_features.summary.report_run import Run
 
 @dataclass(frozen=True)
 class BrowsedTable:
-    """The first `kept` of the `in_all` rows of a table, packed; `row` says what a row is."""
+    """The first `kept` of the `in_all` rows of a table, packed; `row` says what a row is.
+
+    missing   why there is none, if it stands in the place of a missing analysis
+    """
 
     name: str
     row: str
     in_all: int
     kept: int
     packed: str
+    missing: str | None
 
 
 def browsed_tables(run: Run, budget: int) -> list[BrowsedTable]:
@@ -24,9 +29,14 @@ def browsed_tables(run: Run, budget: int) -> list[BrowsedTable]:
     frames |= {table: run.tables[table.name] for table in PUBLIC if table.name in run.tables}
     texts = {table.name: packed(frame, described(table)) for table, frame in frames.items()}
     shares = fair_shares({name: len(text) for name, text in texts.items()}, budget)
+    missing = {
+        name: missing_sentence(analysis, facts)
+        for analysis, facts in run.summary["missing"].items()
+        for name in facts["tables"]
+    }
     found = []
     for table in sorted(frames, key=PUBLIC.index):
         text, kept = packed_within(frames[table], texts[table.name], shares[table.name], described(table))
         in_all = run.rows_in_all.get(table.name, len(frames[table]))
-        found.append(BrowsedTable(table.name, table.row, in_all, kept, text))
+        found.append(BrowsedTable(table.name, table.row, in_all, kept, text, missing.get(table.name)))
     return found

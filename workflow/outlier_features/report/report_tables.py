@@ -12,7 +12,7 @@ from outlier_features.report.page_data import described, packed
 from outlier_features.summary.findings import Finding, applied_sites, is_dump
 from outlier_features.tokens.token_context import MassiveSpan
 from outlier_features.visible_text import visible
-from outlier_features.wording import DASH, count, number, percent
+from outlier_features.wording import DASH, count, listing, number, percent
 
 Part = Mapping[str, Any]
 NAMES_IN_OVERVIEW = 4
@@ -61,7 +61,7 @@ def _largest(summary: Part) -> tuple[str, str]:
 def _loss_fact(summary: Part) -> tuple[str, str, str]:
     loss = summary["loss"]
     if loss is None:
-        return DASH, "perplexity", "no causal language-model head, so there is no loss"
+        return DASH, "perplexity", summary["missing"].get("loss", {"reason": "no token has one before it"})["reason"]
     bits = "" if loss["bits_per_byte"] is None else f"; {number(loss['bits_per_byte'])} bits per byte"
     return number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}{bits}"
 
@@ -94,15 +94,16 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
         ("Rules", rules(summary)),
         ("Ablations", _ablation_sample(summary["ablation"])),
+        ("Missing", ", ".join(f"{name} ({why['cause']})" for name, why in summary["missing"].items()) or "none"),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
                       f"transformers {run['transformers']}"),
     ]  # fmt: skip
     return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
 
 
-def _ablation_sample(ablation: Part) -> str:
-    if ablation["reason"]:
-        return f"none: {ablation['reason']}"
+def _ablation_sample(ablation: Part | None) -> str:
+    if ablation is None:
+        return "none"
     return (
         f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
         f"{count(ablation['seeds'], 'random draw')}"
@@ -257,6 +258,10 @@ def overview_words(summaries: Sequence[Part]) -> list[str]:
             f"Rule {rule} selects at least one dimension, in population all, in {len(selecting)} of the "
             f"{count(len(applied), 'run')} that it was applied to."
         )
+    missing = [one for one in summaries if one["missing"]]
+    if missing:
+        names = listing(f"{one['model']['name']} on {one['corpus']['name']}" for one in missing)
+        sentences.append(f"An analysis or more is missing from {names}; the page of each says which and why.")
     known = [(row, one) for one in summaries for row in one["populations"]["all"]["largest"]]
     if known:
         row, one = max(known, key=lambda pair: pair[0]["max"])

@@ -54,6 +54,17 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return complete
 
 
+def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
+    """Why the configuration leaves out an analysis, one of `missing.ANALYSES`; None if it does not."""
+    if analysis in config["skip"]:
+        return f"`skip` names {analysis}"
+    if analysis in ("super_weights", "ablation") and not config["ablate"]["sequences"]:
+        return "`ablate.sequences` is 0"
+    if analysis == "origin" and config["trace_origin"]["dims"] == []:
+        return "`trace_origin.dims` is empty"
+    return None
+
+
 def require_files(config: Mapping[str, Any]) -> None:
     """Raise `InputError` where a selected model's directory or corpus's file is not there, or results cannot be."""
     for key in _PLACES:

@@ -1,10 +1,12 @@
-"""How a job failed, in a line that names its log."""
+"""How a job failed, in a line that names its log, and what a run that did not fail is missing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from outlier_features.errors import INTERRUPTED_LINE, TERMINATED_LINE
+from outlier_features.files.artifacts import read_json
+from outlier_features.files.missing import missing_sentence
 
 _LAST = 5  # lines in which a job's last word stands: a progress bar may be drawn once more after it
 
@@ -28,6 +30,14 @@ def failure_line(rule: str, logs: Sequence[str | Path], since: float) -> str:
         elif not _is_writable(log):
             return f"rule {rule} failed, and its log could not be written; {where}"
     return f"error: rule {rule} ended without a word: killed, or out of memory; {where}"
+
+
+def missing_lines(summary: Path) -> Iterator[str]:
+    """A line for each analysis of a run that could not be had, from its summary.json."""
+    found = read_json(summary, "model", "corpus", "missing")
+    for analysis, facts in found["missing"].items():
+        if facts["cause"] != "off":
+            yield f"{found['model']['name']} on {found['corpus']['name']}: {missing_sentence(analysis, facts)}"
 
 
 def _is_writable(log: Path) -> bool:

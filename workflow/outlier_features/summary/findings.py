@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from outlier_features.experts.summarize_experts import experts_in_words
+from outlier_features.files.missing import missing_sentence
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 from outlier_features.summary.findings_ablation import ablation_sentences, super_weight_sentences
@@ -12,7 +13,7 @@ from outlier_features.summary.meaning import meaning
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
-Topic = Literal["found", "not found", "prediction", "effect", "meaning"]
+Topic = Literal["found", "not found", "missing", "prediction", "effect", "meaning"]
 Part = Mapping[str, Any]
 
 RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
@@ -31,8 +32,9 @@ class Finding:
 
 
 def findings(summary: Part) -> list[Finding]:
-    """What was found and what was not, in each population, the model's loss, and what the numbers mean."""
+    """What was found and what was not, what is missing, the model's loss, and what the numbers mean."""
     return [
+        *(Finding("missing", visible(missing_sentence(*one))) for one in summary["missing"].items()),
         *(finding for population in summary["populations"] for finding in _of_population(summary, population)),
         *_located(summary),
         *(Finding(topic, text, details) for topic, text, details in experts_in_words(summary["experts"])),
@@ -44,9 +46,11 @@ def findings(summary: Part) -> list[Finding]:
     ]
 
 
-def _of_model(summary: Part) -> list[Finding]:
-    """What only a model that was run here can tell."""
-    return [_super_weights(summary["super_weights"]), _prediction(summary["loss"]), _effect(summary["ablation"])]
+def _of_model(summary: Part) -> Iterator[Finding]:
+    """What only a model that was run here can tell, as far as it is not missing."""
+    for analysis, finding in (("super_weights", _super_weights), ("loss", _prediction), ("ablation", _effect)):
+        if analysis not in summary["missing"]:
+            yield finding(summary[analysis])
 
 
 def is_dump(summary: Part) -> bool:
@@ -265,8 +269,7 @@ def _norm_gains(norms: Part | None) -> Iterator[Finding]:
 
 def _prediction(loss: Part | None) -> Finding:
     if loss is None:
-        reason = "the model does not predict the next token (it has no causal language-model head)"
-        return Finding("not found", f"There is no loss: {reason}.")
+        return Finding("not found", "There is no loss: no token of the text has one before it.")
     bits = "" if loss["bits_per_byte"] is None else f" and {number(loss['bits_per_byte'])} bits per byte"
     return Finding(
         "prediction",
@@ -278,7 +281,7 @@ def _prediction(loss: Part | None) -> Finding:
 
 def _effect(ablation: Part) -> Finding:
     text, details = ablation_sentences(ablation)
-    return Finding("not found" if ablation["reason"] else "effect", text, tuple(details))
+    return Finding("effect", text, tuple(details))
 
 
 def _super_weights(search: Part) -> Finding:

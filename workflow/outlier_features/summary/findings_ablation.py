@@ -14,8 +14,6 @@ PUBLISHED_IN_FULL = 8
 
 def super_weight_sentences(search: Part) -> tuple[bool, str, list[str]]:
     """Whether any was found, a sentence on the search, and one for each of the first weights and on what is left."""
-    if search["unsearched"]:
-        return False, f"Super weights were not searched: {visible(search['unsearched'])}.", []
     found = search["found"]
     rule = (
         f"rule super_weight on mlp_act and mlp_down (|x| > {number(search['threshold'])} on both), over the first "
@@ -73,8 +71,6 @@ def _published(search: Part) -> Iterator[str]:
 
 def ablation_sentences(ablation: Part) -> tuple[str, list[str]]:
     """A sentence on the unchanged model, and one for each target on what happens without it."""
-    if ablation["reason"]:
-        return f"Nothing was ablated: {visible(ablation['reason'])}.", []
     base, *effects = ablation["effects"]
     text = (
         f"Over the first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')} "
@@ -83,16 +79,19 @@ def ablation_sentences(ablation: Part) -> tuple[str, list[str]]:
         f"probability {percent(base['top1_probability'])}."
     )
     if not effects:
-        nothing = (
-            "No dimension is selected by rule massive or dettmers in population all, and no super weight was found"
-        )
-        return f"{text} {nothing}, so nothing was ablated.", []
+        return f"{text} {nothing_to_ablate(ablation)}, so nothing was ablated.", []
     targets: dict[tuple[str, str | None], list[Part]] = {}
     for effect in effects:
         targets.setdefault((target_name(effect), effect["rule"]), []).append(effect)
     return text, [
         _target(name, rule, treated, ablation["only_first_excluded"]) for (name, rule), treated in targets.items()
     ]
+
+
+def nothing_to_ablate(ablation: Part) -> str:
+    """Why an ablation has the unchanged model alone."""
+    weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
+    return f"No dimension is selected by rule massive or dettmers in population all, and {weights}"
 
 
 def _target(name: str, rule: str | None, treated: Sequence[Part], only_first: bool) -> str:

@@ -184,7 +184,7 @@ def _origin(dim: int, lifecycle: pl.DataFrame | None) -> Iterator[Fact]:
 
 def _effect(ablation: Part | None, dim: int) -> Iterator[Fact]:
     """Of the ablations of this dim alone the one whose zero does most, with its mean beside it."""
-    if not ablation or ablation["reason"]:
+    if not ablation:
         return
     base, *effects = ablation["effects"]
     alone = [

@@ -73,7 +73,7 @@ class Run:
             tokens,
             read_texts(directory / "texts.parquet", tokens),
             _locations(directory / "locations.json", provenance) if summary["location"] else None,
-            _maps(directory) if "sinks" in tables else None,
+            _maps(directory) if "sinks" in tables and "attention_maps" not in summary["missing"] else None,
         )
 
     @property

@@ -9,8 +9,10 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.ablate.ablation_effects import ablation_effects
+from outlier_features.errors import InputError
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run, write_json
+from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
 from outlier_features.files.tables import (
     ABLATION,
@@ -23,27 +25,39 @@ from outlier_features.files.tables import (
     MASSIVE,
     NORMS,
     PAIRS,
+    PUBLIC,
     ROUTING,
     SUPER_WEIGHTS,
     Table,
+    provenance_of,
     read_table,
 )
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.populations import population_sizes, populations_of
 from outlier_features.tokens.tokens import Tokens
 
-SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "populations")
+SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
 LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
 TOP = 5  # dims of rule `location`
 
 
 def summarize_run(
-    tokens: Path, model_source: Path, corpus_source: Path | None, tables: Mapping[str, Path], summary: Path
+    tokens: Path,
+    model_source: Path,
+    corpus_source: Path | None,
+    tables: Mapping[str, Path],
+    summary: Path,
+    *,
+    strict: bool = False,
 ) -> None:
     """Write `summary`: model, corpus, sites, and for each population and rule its counts, dims and extremes.
 
     corpus_source   None for a dump
     tables          the run's tables by name; a run of a dump lacks those that need the model
+
+    `missing` has the analyses that could not be had or were left out, and why (`missing.Missing`); the parts of the
+    summary that are theirs are null. Raises `InputError` where files belong to different runs, and with `strict` where
+    an analysis could not be had.
     """
     run = Tokens.read(tokens)
     _, provenance = read_table(tables["pairs"], PAIRS)
@@ -57,12 +71,16 @@ def summarize_run(
     def rows(table: Table) -> pl.DataFrame:
         return checked(table)[0]
 
+    missing = _missing(tables, provenance)
+    if strict:
+        _require_none(missing, provenance)
+    had = [name for name in tables if name not in missing]
     layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
     experts = ablation = None
-    if "experts" in tables:
+    if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
         experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
-    if "ablation" in tables:
+    if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
@@ -94,11 +112,12 @@ def summarize_run(
             "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
             "rules": provenance["rules"],
             "tables": sorted(tables),
+            "missing": missing,
             "location": located and location_summary(located),
-            "loss": loss_summary(rows(LOSS)) if "loss" in tables else None,
-            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in tables else None,
+            "loss": loss_summary(rows(LOSS)) if "loss" in had else None,
+            "norms": gain_summary(rows(NORMS), rows(GAINS)) if "norms" in had else None,
             "experts": experts,
-            "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in tables else None,
+            "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in had else None,
             "ablation": ablation,
             "populations": {
                 population: {
@@ -118,6 +137,29 @@ def summarize_run(
             },
         },
     )  # fmt: skip
+
+
+def _missing(tables: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By analysis, the `cause`, `reason` and `log` that its `tables` have in their provenance."""
+    found: dict[str, dict[str, Any]] = {}
+    for table in PUBLIC:
+        if table.name in tables:
+            provenance = provenance_of(tables[table.name], table)
+            require_same_run(run, provenance, tables[table.name])
+            if MISSING in provenance:
+                facts = dict(provenance[MISSING])
+                found.setdefault(facts.pop("analysis"), facts | {"tables": []})["tables"].append(table.name)
+    return {analysis: found[analysis] for analysis in ANALYSES if analysis in found}
+
+
+def _require_none(missing: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> None:
+    wanted = [analysis for analysis, facts in missing.items() if facts["cause"] != "off"]
+    if wanted:
+        sentences = " ".join(missing_sentence(analysis, missing[analysis]) for analysis in wanted)
+        raise InputError(
+            f"strict: {run['model']} on {run['corpus']}: {sentences.rstrip('.')}",
+            f"expected all analyses that `skip: [{', '.join(wanted)}]` does not leave out",
+        )
 
 
 def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +184,8 @@ def _applied(present: list[str]) -> dict[str, str]:
 
 
 def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
-    """Perplexity exp(mean nll) and bits per UTF-8 byte; None for a model without a causal head."""
-    if loss["nll"].is_null().all() or not loss["tokens"].sum():
+    """Perplexity exp(mean nll) and bits per UTF-8 byte; None where no token has one before it."""
+    if not loss["tokens"].sum():
         return None
     nll, tokens, size = (float(loss[name].sum()) for name in ("nll", "tokens", "bytes"))
     return {
@@ -157,7 +199,7 @@ def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
 
 def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> dict[str, Any]:
     """The weights in the order in which they were found, the rule's numbers, and what was published for the model."""
-    search = ("unsearched", "not_searched", "published")
+    search = ("not_searched", "published")
     return {**provenance["super_weight"], **{key: provenance[key] for key in search}, "found": found.to_dicts()}
 
 

@@ -11,9 +11,10 @@ import polars as pl
 
 from outlier_features import __version__
 from outlier_features.dump.dumps import DumpRange
-from outlier_features.errors import DamagedFile
+from outlier_features.errors import DamagedFile, InputError
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_same_run
+from outlier_features.files.missing import require_had
 from outlier_features.files.tables import DIMS, SURFACE, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import EXCLUDED, PADDING, REST
@@ -49,8 +50,9 @@ def record_surface(
     statistics, tokens, texts, dims   of the run
     dump          where in a dump the files lie
 
-    Raises `InputError` where a file is of another run, none holds the sequence, or the sequence's largest `abs(x)` is
-    not the one that the statistics have (run again, up to 0.1 % in float32; 16-bit products differ by more).
+    Raises `InputError` where a file is of another run, none holds the sequence, it could not be run again, or the
+    sequence's largest `abs(x)` is not the one that the statistics have (run again, up to 0.1 % in float32; 16-bit
+    products differ by more).
     """
     run, file = Tokens.read(tokens), TensorFile(statistics)
     spelled = read_texts(texts, run)
@@ -65,7 +67,7 @@ def record_surface(
         tensors = chunk.sites[largest.site]
         values = tensors.sequence(tensors.layers.index(largest.layer), largest.sequence - chunk.provenance["start"])
         parts = run.parts[largest.sequence]
-        _require_largest(values[parts != PADDING], largest, AGAIN[file.provenance["dtype"]] if rerun else 0.0, path)
+        _require_largest(values[parts != PADDING], largest, path, AGAIN[file.provenance["dtype"]] if rerun else None)
         frame = pool_surface(values, parts, selected_dims(dim_rows, largest.site)).with_columns(
             pl.lit(largest.site).alias("site"),
             pl.lit(largest.layer).alias("layer"),
@@ -89,19 +91,21 @@ def _holding(
     for path, where in zip(activations, dump or repeat(None), strict=False):
         if where is None or where.start <= sequence < where.stop:
             chunk = Activations.open(path, run, where)
+            require_had(chunk.provenance)
             if chunk.provenance["start"] <= sequence < chunk.provenance["stop"]:
                 return path, chunk
     raise DamagedFile(activations[-1], f"expected sequence {sequence} in it or in a file before it")
 
 
-def _require_largest(values: Array, largest: Largest, tolerance: float, path: Path) -> None:
+def _require_largest(values: Array, largest: Largest, path: Path, tolerance: float | None) -> None:
+    """`tolerance` is for a sequence that was run again: there it is the model that differs, not the file."""
     found = float(np.abs(values).max())
-    if not abs(found - largest.max_abs) <= tolerance * largest.max_abs:
-        raise DamagedFile(
-            path,
+    if not abs(found - largest.max_abs) <= (tolerance or 0.0) * largest.max_abs:
+        text = (
             f"the largest |x| of {largest.site} in layer {largest.layer}, sequence {largest.sequence}, is {found:.6g}, "
-            f"expected {largest.max_abs:.6g} as in the run's statistics",
+            f"expected {largest.max_abs:.6g} as in the run's statistics"
         )
+        raise DamagedFile(path, text) if tolerance is None else InputError(f"{text}, though it was run again")
 
 
 def selected_dims(dims: pl.DataFrame, site: str) -> list[int]:

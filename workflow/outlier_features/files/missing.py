@@ -1,0 +1,160 @@
+"""Analyses that a run can do without: what stands in the place of one that is missing, and why it is missing.
+
+A stage whose analysis cannot be had leaves all its outputs all the same: tables without rows, files without tensors,
+whose provenance has `missing`. So the run goes on, and whoever reads them can say the reason.
+"""
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
+
+import polars as pl
+
+from outlier_features import __version__
+from outlier_features.errors import (
+    ConfigError,
+    DamagedFile,
+    InputError,
+    error_in_short,
+    fault_sentence,
+    place_of,
+    results_of,
+)
+from outlier_features.files.artifacts import Provenance, replacing
+from outlier_features.files.tables import PUBLIC, provenance_of, write_table
+from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.machine_limits import refusal
+from outlier_features.stage_log import say
+
+MISSING = "missing"
+# Every analysis that a run can do without, in the order of the report, and what it is called in a sentence.
+ANALYSES = {
+    "surface": "The surface of the largest value",
+    "norms": "The check of the norms' gains",
+    "origin": "The tracing of massive activations to their origin",
+    "experts": "The ranking of experts",
+    "attention_maps": "The map of attention sinks and patterns",
+    "loss": "The loss",
+    "super_weights": "The search for super weights",
+    "ablation": "The ablation of dimensions and weights",
+}
+_TABLES = {f"{table.name}.parquet": table for table in PUBLIC}
+_OF_THE_CHUNK = ("start", "stop", "job", MISSING)  # not to be inherited from an input
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why an analysis is missing.
+
+    cause    off: the config leaves it out; model: it cannot be had for this model; fault: this program failed
+    reason   for the end of a sentence
+    log      of the job, in the directory of results
+    """
+
+    analysis: str
+    cause: Literal["off", "model", "fault"]
+    reason: str
+    log: str
+
+    @property
+    def sentence(self) -> str:
+        return missing_sentence(self.analysis, asdict(self))
+
+
+class MissingInput(InputError):
+    """A stage reads what another could not make."""
+
+    def __init__(self, record: Mapping[str, Any]):
+        self.missing = Missing(**record)
+        super().__init__(self.missing.sentence)
+
+
+def missing_sentence(analysis: str, record: Mapping[str, Any]) -> str:
+    """One sentence, from the `cause`, `reason` and `log` of `missing` in summary.json."""
+    name, reason = ANALYSES[analysis], record["reason"].rstrip(".")
+    if record["cause"] == "off":
+        return f"{name} is turned off: {reason}."
+    if record["cause"] == "fault":
+        return (
+            f"{name} is missing by a fault of outlier-features ({reason}): please report it with the configuration and "
+            f"{record['log']} of the results, which has the details."
+        )
+    return f"{name} cannot be had: {reason}."
+
+
+def require_had(provenance: Mapping[str, Any]) -> None:
+    """Raise `MissingInput` where a file stands in the place of what could not be made."""
+    if MISSING in provenance:
+        raise MissingInput(provenance[MISSING])
+
+
+def optional(
+    function: Callable[P, None], analysis: str, outputs: Iterable[str], log: str, *, of: str, off: str | None = None
+) -> Callable[P, None]:
+    """`function`, after which `outputs` are there even if it cannot make them.
+
+    analysis   one of `ANALYSES`
+    log        of the job
+    of         a table or tensor file of the same run: what stands in for the outputs has its provenance
+    off        why the config leaves the analysis out; `function` is not called then
+
+    What stops a run all the same: a damaged file or one of another run, a mistake in the config, and what the machine
+    refuses.
+    """
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        where = _within_results(Path(log))
+        missing = Missing(analysis, "off", off, where) if off else None
+        if not missing:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                missing = _missing(error, analysis, Path(log))
+        provenance = _provenance(Path(of))
+        for output in map(Path, outputs):
+            _write_instead(output, missing, provenance)
+        say(f"missing: {missing.sentence}")
+        return None
+
+    return run
+
+
+def _missing(error: Exception, analysis: str, log: Path) -> Missing:
+    """Why an analysis is missing that failed with `error`; raises it again where the run must not go on."""
+    if isinstance(error, DamagedFile | ConfigError) or refusal(error, place_of(log)):
+        raise error
+    if isinstance(error, MissingInput):
+        return Missing(analysis, error.missing.cause, error.missing.reason, error.missing.log)
+    where = _within_results(log)
+    if isinstance(error, InputError):
+        return Missing(analysis, "model", " ".join(error.found.split()), where)
+    traceback.print_exception(error)
+    say(fault_sentence(error_in_short(error), f"{log}, the configuration"))
+    return Missing(analysis, "fault", error_in_short(error), where)
+
+
+def _within_results(log: Path) -> str:
+    results = results_of(log)
+    return str(log.absolute().relative_to(results)) if results else log.name
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    found: Provenance
+    found = TensorFile(path).provenance if path.suffix == ".safetensors" else provenance_of(path, _TABLES[path.name])
+    return {key: value for key, value in found.items() if key not in _OF_THE_CHUNK}
+
+
+def _write_instead(output: Path, missing: Missing, provenance: Mapping[str, Any]) -> None:
+    marked = {**provenance, "package_version": __version__, MISSING: asdict(missing)}
+    if output.suffix == ".safetensors":
+        write_tensors(output, {}, marked)
+    elif output.suffix == ".parquet":
+        table = _TABLES[output.name]
+        write_table(output, pl.DataFrame(schema=table.schema), table, marked)
+    else:
+        with replacing(output) as temporary:
+            temporary.write_text(f"{missing.sentence}\n", encoding="utf-8")
