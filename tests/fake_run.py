@@ -12,6 +12,7 @@ import pyarrow as pa
 from outlier_features.dims.analyze_emergence import dims_of
 from outlier_features.files import tables
 from outlier_features.files.artifacts import PROVENANCE, write_json
+from outlier_features.files.missing import optional
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
@@ -58,10 +59,35 @@ KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
 
 
+OUTPUTS = {
+    "surface": ["surface.parquet"],
+    "norms": ["norms.parquet", "gains.parquet"],
+    "origin": ["lifecycle.parquet", "origin.parquet", "origin_neurons.parquet"],
+    "experts": ["experts.parquet", "routing.parquet"],
+    "attention_maps": ["sinks.parquet", "attention.safetensors"],
+    "loss": ["loss.parquet"],
+    "super_weights": ["super_weights.parquet"],
+    "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
+}
+
+
+def leave_out(analysis: str, why: BaseException | str, directory: Path) -> None:
+    """Make an analysis end with an error, or not begin for a reason."""
+
+    def fail() -> None:
+        assert isinstance(why, BaseException)
+        raise why
+
+    outputs = [str(directory / name) for name in OUTPUTS[analysis]]
+    off = why if isinstance(why, str) else None
+    optional(fail, analysis, outputs, f"results/logs/{analysis}.log", of=str(directory / "dims.parquet"), off=off)()
+
+
 @dataclass
 class FakeRun:
     """What the run holds. `outliers` and `massive`: dims that rule dettmers and rule massive select; `hits`: further
-    dims with a hit. By default every massive activation is at position 0."""
+    dims with a hit. By default every massive activation is at position 0. `missing`: by analysis, the error that it
+    ended with, or why the config leaves it out."""
 
     model: str = "tiny"
     origin: str = "a wheel"
@@ -74,7 +100,7 @@ class FakeRun:
     pieces: tuple[str, ...] = PIECES
     position: int = 0
     rest: bool = True
-    loss: bool = True
+    missing: dict[str, Exception | str] = field(default_factory=dict)
     attention: bool = True
     sequences: int = 2
     norms: bool = True
@@ -87,6 +113,8 @@ class FakeRun:
         self._write_tokens(directory)
         self._write_tables(directory)
         self._write_attention(directory)
+        for analysis, why in self.missing.items():
+            leave_out(analysis, why, directory)
         self._write_summary(directory)
         return directory
 
@@ -119,10 +147,10 @@ class FakeRun:
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
             "rules": RULES, "special_tokens": {},
-            "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "unsearched": None, "not_searched": {},
+            "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "not_searched": {},
             "published": self.published,
             "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
-                       "reason": None if self.loss else "the model does not predict the next token"},
+                       "weights_searched": "super_weights" not in self.missing},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -379,8 +407,7 @@ class FakeRun:
 
     def _loss(self) -> pl.DataFrame:
         rows = [
-            {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0 if self.loss else None}
-            for n in range(self.sequences)
+            {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0} for n in range(self.sequences)
         ]
         return pl.DataFrame(rows, schema=tables.LOSS.schema)
 
@@ -473,11 +500,11 @@ class FakeRun:
         each = [
             {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
              "nll": 5 * math.log(self.perplexity(n, sequence))}
-            for n in range(len(variants) if self.loss else 0)
+            for n in range(len(variants))
             for sequence in range(self.sequences)
         ]  # fmt: skip
         rows = []
-        for n, variant in enumerate(variants if self.loss else []):
+        for n, variant in enumerate(variants):
             nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
             scores = {
                 "nll": nll,

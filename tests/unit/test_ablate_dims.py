@@ -11,10 +11,12 @@ import torch
 from torch.nn import functional
 
 import zoo
+from fake_run import leave_out
 from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
 from outlier_features.ablate.ablation_targets import Target, random_targets, selected_targets
 from outlier_features.ablate.find_super_weights import find_super_weights
+from outlier_features.errors import InputError
 from outlier_features.files.tables import (
     ABLATION,
     ABLATION_SEQUENCES,
@@ -258,7 +260,7 @@ def test_every_dim_can_be_drawn_and_none_where_there_are_too_few():
 class Files:
     """A model's directory and what earlier rules leave of a run on it."""
 
-    def __init__(self, folder, name="llama", tokens=None, dims=None, causal_head=True):
+    def __init__(self, folder, name="llama", tokens=None, dims=None, causal=True, causal_head=True):
         self.folder = folder
         location = zoo.save(name, folder / "model")
         files = {path.name: {"bytes": path.stat().st_size} for path in location.iterdir()}
@@ -270,6 +272,7 @@ class Files:
         self.provenance = self.tokens.provenance | {
             "model_revision": "0",
             "dtype": "float32",
+            "causal": causal,
             "causal_head": causal_head,
         }
         write_table(folder / "loss.parquet", pl.DataFrame(schema=LOSS.schema), LOSS, self.provenance)
@@ -278,10 +281,10 @@ class Files:
     def path(self, name):
         return self.folder / name
 
-    def search(self, sequences=2, length=T, published=PUBLISHED):
+    def search(self, length=T, published=PUBLISHED):
         find_super_weights(
             self.path("source.json"), self.path("tokens.safetensors"), self.path("loss.parquet"), published,
-            self.path("super_weights.parquet"), sequences=sequences, length=length, threshold=50.0, rounds=20,
+            self.path("super_weights.parquet"), length=length, threshold=50.0, rounds=20,
             dtype="float32", device="cpu", attention="eager", threads=1, trust_remote_code=False,
         )  # fmt: skip
         return read_table(self.path("super_weights.parquet"), SUPER_WEIGHTS)
@@ -304,9 +307,9 @@ SELECTED = dims_table(("massive", 5, 900.0, 1, True, "all"), ("dettmers", 9, 12.
 def test_the_tables_say_what_was_run(tmp_path):
     files = Files(tmp_path, dims=SELECTED)
     found, searched = files.search()
-    assert found.is_empty() and searched["unsearched"] is None and searched["published"] == []
+    assert found.is_empty() and searched["not_searched"] == {} and searched["published"] == []
     rows, by_sequence, facts = files.ablate(length=10)
-    assert facts == {"sequences": 2, "tokens": 10, "seeds": 2, "only_first_excluded": True, "reason": None}
+    assert facts == {"sequences": 2, "tokens": 10, "seeds": 2, "only_first_excluded": True, "weights_searched": True}
     assert rows["variant"].to_list() == list(range(1 + (4 + 4 + 1) * 3))
     columns = ("target", "rule", "site", "layers", "dims", "positions", "value")
     described = rows.filter(pl.col("target") != "random").select(columns).rows()
@@ -349,25 +352,32 @@ def test_padding_and_special_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "head", "reason"),
-    [({}, False, "the model does not predict the next token"), ({"sequences": 0}, True, "ablate.sequences is 0")],
+    ("causal", "reason"),
+    [(True, "the checkpoint has no weights of its own for a head"), (False, "its positions see later ones")],
 )
-def test_nothing_is_run_and_the_reason_is_said(tmp_path, options, head, reason):
-    files = Files(tmp_path, dims=SELECTED, causal_head=head)
-    _, searched = files.search(**options)
-    assert searched["unsearched"] == (reason if options else None)  # the search needs no head
-    rows, by_sequence, facts = files.ablate(**options)
-    assert rows.is_empty() and by_sequence.is_empty() and facts["reason"] == reason
-    assert ablation_effects(rows, by_sequence) == []
+def test_a_model_that_predicts_no_next_token_has_nothing_to_ablate(tmp_path, causal, reason):
+    files = Files(tmp_path, dims=SELECTED, causal=causal, causal_head=False)
+    found, _ = files.search()  # the search needs no head
+    assert found.is_empty()
+    with pytest.raises(InputError, match=reason):
+        files.ablate()
+
+
+def test_a_search_needs_no_loss_and_ablations_need_no_search(tmp_path):
+    files = Files(tmp_path, dims=SELECTED)
+    leave_out("loss", InputError("there is none"), tmp_path)
+    _, searched = files.search()
+    assert "missing" not in searched
+    leave_out("super_weights", "`skip` names super_weights", tmp_path)
+    rows, _, facts = files.ablate()
+    assert facts["weights_searched"] is False and len(rows) > 1
 
 
 def test_a_mixture_of_experts_is_not_searched(tmp_path):
-    found, provenance = Files(tmp_path, "olmoe").search()
-    assert found.is_empty()
-    assert provenance["unsearched"] == "the MLP routes tokens to experts"
+    with pytest.raises(InputError, match="the MLP routes tokens to experts"):
+        Files(tmp_path, "olmoe").search()
     (tmp_path / "part").mkdir()
     _, partly = Files(tmp_path / "part", "glm4_moe").search()
-    assert partly["unsearched"] is None
     assert partly["not_searched"] == {"the MLP routes tokens to experts": [1, 2, 3]}
 
 

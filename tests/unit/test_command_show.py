@@ -15,6 +15,7 @@ import pytest
 import outlier_features
 from fake_run import FakeRun
 from outlier_features.command.main import main
+from outlier_features.errors import InputError
 
 PACKAGE = Path(outlier_features.__file__).parent.parent
 
@@ -23,7 +24,9 @@ PACKAGE = Path(outlier_features.__file__).parent.parent
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     FakeRun().write(folder / "tiny/text")
-    FakeRun(model="second", massive=(), loss=False).write(folder / "second/text")
+    FakeRun(model="second", massive=(), missing={"loss": InputError("it predicts nothing")}).write(
+        folder / "second/text"
+    )
     return folder
 
 
@@ -47,7 +50,8 @@ def test_every_run_is_shown_with_its_counts_dims_loss_and_what_was_not_found(res
     row = dims.filter(rule="massive", dim=7).row(0, named=True)
     assert any(line.split("│")[1:2] == [" 7   "] and f"{row['max_abs']:,.0f}" in line for line in first.splitlines())
     assert "Loss: perplexity 7.389" in first  # exp(10 / 5)
-    assert "Loss: none" in second and "There is no massive activation in population all" in second
+    assert "Loss:" not in second and "\n- The loss cannot be had: it predicts nothing." in second
+    assert "There is no massive activation in population all" in second
 
 
 def test_one_run_is_shown_by_its_directory(results, capsys):

@@ -102,7 +102,7 @@ def row(layer, expert, **changes):
 
 
 NOTHING = {
-    "absent": None, "sequences": 1, "layers": [1, 2, 3], "routed": 9, "never_chosen": 2, "shared": 0, "forming": [],
+    "sequences": 1, "layers": [1, 2, 3], "routed": 9, "never_chosen": 2, "shared": 0, "forming": [],
     "super_experts": [], "elsewhere": [], "published": None, "routing": [],
 }  # fmt: skip
 
@@ -110,7 +110,6 @@ NOTHING = {
 @pytest.mark.parametrize(
     ("changes", "sentences"),
     [
-        ({"absent": "they are hidden"}, [("not found", "Nothing is said of single experts: they are hidden.")]),
         (
             {},
             [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "

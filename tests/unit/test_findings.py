@@ -84,11 +84,12 @@ def summary():
                   "gains_exactly_one": 0, "dims": []},
         "location": None,
         "experts": None,
+        "missing": {},
         "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
                  "bits_per_byte": 1.011047},
-        "super_weights": {"threshold": 50.0, "rounds": 20, "tokens": 96, "unsearched": None, "not_searched": {},
+        "super_weights": {"threshold": 50.0, "rounds": 20, "tokens": 96, "not_searched": {},
                           "published": [], "found": []},
-        "ablation": {"sequences": 2, "tokens": 96, "seeds": 3, "only_first_excluded": True, "reason": None,
+        "ablation": {"sequences": 2, "tokens": 96, "seeds": 3, "only_first_excluded": True, "weights_searched": True,
                      "effects": [effect("baseline", perplexity=31.0, ratio=1.0, sequences=[20.0, 48.0])]},
         "populations": {
             "all": population(
@@ -188,10 +189,30 @@ def test_a_loss_that_is_not_finite_is_said(summary):
     assert said(summary, "effect")[1].endswith("set at the first position to zero, perplexity –.")
 
 
-def test_why_nothing_was_ablated(summary):
-    summary["ablation"] |= {"reason": "the model does not predict the next token", "effects": []}
-    assert said(summary, "effect") == []
-    assert "Nothing was ablated: the model does not predict the next token." in said(summary, "not found")
+def test_what_is_missing_is_said_and_nothing_is_said_of_it(summary):
+    """Nor is it said that nothing was found where nothing was looked for."""
+    log = {"log": "logs/rule/tiny/text.log", "tables": []}
+    summary["missing"] = {
+        "norms": {"cause": "off", "reason": "`skip` names norms", **log},
+        "loss": {"cause": "model", "reason": "positions see\u202e later ones.", **log},
+        "super_weights": {"cause": "fault", "reason": "KeyError: 'x'", **log},
+        "ablation": {"cause": "model", "reason": "the head is lost", **log},
+    }
+    summary |= dict.fromkeys(summary["missing"])
+    off, loss, weights, ablation = said(summary, "missing")
+    assert off == "The check of the norms' gains is turned off: `skip` names norms."
+    assert loss == "The loss cannot be had: positions see‹U+202E› later ones."
+    assert "by a fault of outlier-features (KeyError: 'x')" in weights and "logs/rule/tiny/text.log" in weights
+    assert ablation.endswith("cannot be had: the head is lost.")
+    assert said(summary, "prediction") == said(summary, "effect") == []
+    others = [*said(summary, "found"), *said(summary, "not found")]
+    assert not [line for line in others if "super weight" in line or "loss" in line or "ablated" in line]
+
+
+def test_weights_that_were_not_searched_are_not_said_to_be_none(summary):
+    assert "no super weight was found, so nothing was ablated" in said(summary, "effect")[0]
+    summary["ablation"]["weights_searched"] = False
+    assert "super weights were not searched, so nothing was ablated" in said(summary, "effect")[0]
 
 
 def test_super_weights_in_their_order(summary):
@@ -224,8 +245,6 @@ def test_published_super_weights_are_compared(summary):
 def test_layers_that_were_not_searched(summary):
     summary["super_weights"] |= {"not_searched": {"the MLP routes tokens to experts": [1, 2, 3]}}
     assert "Layers 1 to 3 were not searched: the MLP routes tokens to experts." in said(summary, "not found")
-    summary["super_weights"] |= {"unsearched": "the MLP routes tokens to experts"}
-    assert "Super weights were not searched: the MLP routes tokens to experts." in said(summary, "not found")
 
 
 def test_hits_that_do_not_pass_are_counted(summary):
@@ -265,9 +284,7 @@ def test_an_encoder_without_a_norm_before_attention(summary):
         "Site attn_norm is absent from this model: no norm‹U+202E› of the block. Rule dettmers was applied to mlp_norm "
         "alone."
     ) in lines
-    assert (
-        "There is no loss: the model does not predict the next token (it has no causal language-model head)." in lines
-    )
+    assert "There is no loss: no token of the text has one before it." in lines
     assert said(summary, "found")[0].startswith("Rule dettmers on mlp_norm selects")
 
 

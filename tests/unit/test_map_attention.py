@@ -214,8 +214,7 @@ def test_layers_can_be_chosen(run, tmp_path):
         map_run(tmp_path, kept_layers=[7])
 
 
-def test_a_model_without_attention_leaves_an_empty_table(run, tmp_path):
+def test_a_model_without_attention_has_nothing_to_map(run, tmp_path):
     run("qwen3_next", layer_types=["linear_attention"] * 4)
-    (table, provenance), maps = map_run(tmp_path)
-    assert len(table) == 0 and maps.patterns == {}
-    assert provenance["layers_without_patterns"] == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="no layer of this model has attention"):
+        map_run(tmp_path)

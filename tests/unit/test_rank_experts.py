@@ -122,7 +122,7 @@ def test_a_dense_model_leaves_empty_tables_and_is_not_loaded(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "outlier_features.experts.record_experts", None)  # importing it fails
     experts, routing, provenance = Run(tmp_path, tmp_path / "model", [location()]).write()
     assert experts.is_empty() and routing.is_empty()
-    assert provenance["absent"] == {"expert_out": "the model has no experts"}
+    assert not provenance["has_experts"] and "missing" not in provenance
 
 
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss", "deepseek_v3", "granitemoeshared", "llama4_text"])
@@ -141,13 +141,10 @@ def test_dense_models_name_no_experts(name, tmp_path):
     assert not module.names_experts(zoo.save(name, tmp_path))
 
 
-def test_experts_that_cannot_be_recorded_are_absent(tmp_path):
+def test_experts_that_cannot_be_recorded_are_refused(tmp_path):
     zoo.save("llama4_text", tmp_path / "model")
-    experts, routing, provenance = Run(tmp_path, tmp_path / "model", [location()]).write(attention="eager")
-    assert experts.is_empty() and routing.is_empty()
-    assert provenance["absent"]["expert_out"].startswith(
-        "the experts of block 0 (Llama4TextExperts) are not one module"
-    )
+    with pytest.raises(InputError, match=r"^the experts of block 0 \(Llama4TextExperts\) are not one module"):
+        Run(tmp_path, tmp_path / "model", [location()]).write(attention="eager")
 
 
 def test_files_of_another_run_are_refused(tmp_path):

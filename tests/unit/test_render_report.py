@@ -40,6 +40,7 @@ PUBLISHED = FOLDER.parent / "published"
 DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
 SCRIPT = "</script><script>alert(1)</script>"
 SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
+HEADLESS = dict.fromkeys(("loss", "ablation"), InputError("it predicts nothing"))
 OURS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "nav", "a", "span", "div",
     "main", "noscript", "section", "ul", "li", "b", "small", "figure", "script", "figcaption", "dl", "dt", "dd",
@@ -459,12 +460,12 @@ def test_nothing_found_is_said(page):
 def test_an_encoder_with_one_population_and_an_absent_site(page):
     parsed = page(
         FakeRun(sites=("mlp_norm", "resid_post"), absent={"attn_norm": "no norm of the block feeds attention"},
-                rest=False, loss=False)
+                rest=False, missing=HEADLESS)
     )  # fmt: skip
     for text in (
         "Population without_first has no positions, so nothing is said about it.",
         "Site attn_norm is absent from this model: no norm of the block feeds attention.",
-        "no causal language-model head",
+        "The loss cannot be had: it predicts nothing.",
         "1 dimension of 64 in population all",
         "no positions in without_first",
     ):
@@ -539,8 +540,35 @@ def test_context_of_special_tokens_and_of_parts_of_a_character(tmp_path):
     assert context(texts, tokens, 0, 2) == ("aéb", "", "")
 
 
+def test_what_is_missing_is_said_in_its_place(page):
+    why = {
+        "surface": "`skip` names surface",
+        "origin": InputError("<b>no\u202e stream"),
+        "attention_maps": KeyError("heads"),
+        "super_weights": InputError("no MLP"),
+    }
+    parsed = page(FakeRun(experts=4, missing=why))
+    assert {"tiny/text/missing", "tiny/text/attention-sinks", "tiny/text/lifecycle"} <= {
+        attrs["id"] for _, attrs in parsed.tags if "id" in attrs
+    }
+    surface, origin, maps, weights = (
+        "The surface of the largest value is turned off: `skip` names surface.",
+        "The tracing of massive activations to their origin cannot be had: <b>no‹U+202E› stream.",
+        "The map of attention sinks and patterns is missing by a fault of outlier-features (KeyError: 'heads'",
+        "The search for super weights cannot be had: no MLP.",
+    )
+    listed = parsed.shown[parsed.shown.rindex("What is missing") : parsed.shown.rindex("What was not found")]
+    for sentence, places in ((surface, 3), (origin, 5), (maps, 3), (weights, 2)):
+        # In the list, in the place of the figure if there is one, and in that of each table.
+        assert sentence in listed and parsed.shown.count(sentence) == places
+    for drawn in ("surface/all", "attention-maps/all", "origin/all"):
+        assert f"tiny/text/{drawn}" not in parsed.figures
+    assert "There is no super weight" not in parsed.shown and "tiny/text/ablation/all" in parsed.figures
+
+
 def test_several_runs_are_compared(page):
-    runs = [FakeRun(), FakeRun(model="encoder", sites=("mlp_norm",), loss=False), FakeRun(model="quiet", outliers=())]
+    encoder = FakeRun(model="encoder", sites=("mlp_norm",), missing=HEADLESS)
+    runs = [FakeRun(), encoder, FakeRun(model="quiet", outliers=())]
     parsed = page(*runs)
     assert "3 runs compared" in parsed.shown
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
@@ -551,6 +579,7 @@ def test_several_runs_are_compared(page):
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
     assert "in population all, in 2 of the 3 runs that it was applied to" in overview
     assert "The largest |x| of all is 6,000, of tiny on text: on resid_post in layer 3" in overview
+    assert "An analysis or more is missing from encoder on text" in overview
     for text in ("1: 5 on attn_norm + mlp_norm", "2: 7, 5 on resid_post 0 on resid_post", "1: 5 on mlp_norm",
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",
                  "7.389 0.7213"):  # fmt: skip

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -84,9 +85,15 @@ def test_the_last_word_has_a_line_of_its_own_under_a_progress_bar(tmp_path):
     assert (tmp_path / "x.log").read_text() == "work: 5%\nerror: x: found this\n"
 
 
-def test_any_other_error_leaves_its_traceback(tmp_path):
-    status, text = run(tmp_path / "x.log", lambda: [][1])
-    assert status == 1 and text.startswith("Traceback") and text.endswith("IndexError: list index out of range\n")
+def test_any_other_error_leaves_its_traceback_and_is_said_to_be_ours(tmp_path):
+    log = tmp_path / "x.log"
+    status, text = run(log, lambda: [][1])
+    assert status == 1 and text.startswith("Traceback") and "\nIndexError: list index out of range\n" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("error: IndexError: list index out of range at line ") and "of test_stage.py; " in last
+    assert "a fault of outlier-features" in last and str(log) in last
+    assert all(f"{name} {version(name)}" in last for name in ("outlier-features", "torch", "transformers", "snakemake"))
+    assert failure_line("detect", [log], 0.0) == f"rule detect failed: {last.removeprefix('error: ')}; log: {log}"
 
 
 WAITS = """

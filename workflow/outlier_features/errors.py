@@ -85,7 +85,7 @@ def error_in_short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    where = f" at line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
