@@ -126,8 +126,6 @@ def test_a_place_that_cannot_be_written_stops_the_stage(tmp_path):
         optional(fail, "loss", [str(run / "dims.parquet/not/loss.parquet")], str(log), of=str(run / "dims.parquet"))()
     assert ended.value.code == 1
     assert log.read_text().splitlines()[-1].endswith("not a directory; expected a path that can be used")
-        "not a directory; expected a path that can be used"
-    )
 
 
 def test_the_log_has_the_traceback_of_a_fault_and_what_to_send(tmp_path):
