@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import zoo
 from outlier_features.errors import InputError
+from outlier_features.figures.lifecycle import lifecycle
+from outlier_features.figures.origin import origin
 from outlier_features.files.artifacts import PROVENANCE
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import DIMS, MASSIVE, write_table
@@ -159,10 +161,14 @@ def test_parts_sum_to_what_each_block_returns_on_every_architecture(name, tmp_pa
             assert {"attn_out", "mlp_out"} <= set(values)
 
 
-def test_a_block_that_adds_more_than_attention_and_mlp_is_refused(tmp_path):
-    """Granite's shared experts stand beside the MLP; the message says how to do without the tracing."""
-    with pytest.raises(InputError, match=r"trace_origin\.dims"):
-        Run(tmp_path, "granitemoeshared").trace([3])
+def test_a_block_that_adds_more_than_attention_and_mlp_is_traced_as_a_whole(tmp_path):
+    """Granite's shared experts stand beside the MLP."""
+    run = Run(tmp_path, "granitemoeshared")
+    life = run.trace([3])["lifecycle"]
+    assert set(life["part"]) == {"resid_pre", "block", "resid_post"}
+    n, t = where(life, 3)
+    after = run.outputs(run.model())[:, n, t, 3]
+    assert life.filter(part="resid_post")["value"].to_list() == pytest.approx(after.tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -217,18 +223,61 @@ def test_sums_hold_in_16_bit_formats(name, dtype, tmp_path):
         assert rows["share"].sum() == pytest.approx(1, abs=0.3)
 
 
-def test_a_sum_that_does_not_hold_is_refused():
+def test_parts_that_do_not_sum_to_the_whole_are_one_part():
     blocks = find_sites(zoo.loaded("llama"))
     rows = {name: torch.randn(zoo.D_MODEL) for name in ("resid_pre", "attn_out", "mlp_out")}
     rows["resid_mid"] = rows["resid_pre"] + rows["attn_out"]
     rows["resid_post"] = rows["resid_mid"] + rows["mlp_out"]
-    assert [part.name for part in block_parts(0, blocks[0], rows)] == ["resid_pre", "attn_out", "mlp_out"]
+    assert [part.name for part in block_parts(blocks[0], rows)] == ["resid_pre", "attn_out", "mlp_out"]
     for site in rows:
         wrong = {**rows, site: rows[site] + torch.linspace(0, 1e-3, zoo.D_MODEL)}
-        with pytest.raises(
-            InputError, match=r"resid_pre \+ attn_out \+ mlp_out of block 0 differs from its resid_post"
-        ):
-            block_parts(0, blocks[0], wrong)
+        before, block = block_parts(blocks[0], wrong)
+        assert (before.name, block.name) == ("resid_pre", "block")
+        assert torch.equal(block.value, wrong["resid_post"].double() - wrong["resid_pre"].double())
+
+
+def test_a_block_of_one_sublayer_has_its_output_as_its_part():
+    block = find_sites(zoo.loaded("llama"))[0]
+    rows = {name: torch.randn(zoo.D_MODEL) for name in ("resid_pre", "mixer_out")}
+    rows["resid_post"] = rows["resid_pre"] + rows["mixer_out"]
+    assert [part.name for part in block_parts(block, rows)] == ["resid_pre", "mixer_out"]
+    del rows["mixer_out"]
+    assert [part.name for part in block_parts(block, rows)] == ["resid_pre", "block"]
+
+
+def test_a_residual_after_the_norm_is_traced_by_whole_blocks(tmp_path, monkeypatch):
+    """In BLOOM's variant the sublayers' outputs are not added to resid_pre; what a block adds is known all the same."""
+    bloom = {"vocab_size": zoo.VOCABULARY, "hidden_size": zoo.D_MODEL, "n_layer": zoo.BLOCKS, "n_head": zoo.HEADS,
+             "apply_residual_connection_post_layernorm": True}  # fmt: skip
+    monkeypatch.setitem(zoo.CONFIGS, "bloom", bloom)
+    run = Run(tmp_path, "bloom")
+    life = run.trace([7])["lifecycle"]
+    n, t = where(life, 7)
+    after = run.outputs(run.model())[:, n, t, 7]
+    assert life.filter(part="resid_post")["value"].to_list() == pytest.approx(after.tolist(), rel=1e-4)
+    added = life.filter(part="block")
+    assert len(added) == zoo.BLOCKS and life["part"].n_unique() == 3
+    assert added["value"].to_list()[1:] == pytest.approx(np.diff(after).tolist(), rel=1e-3, abs=1e-6)
+    said = "Of layers 0 to 3 only what the whole block adds is known"
+    assert said in run.text and said in lifecycle(life).text
+
+
+def test_a_block_without_an_mlp_has_no_ladder(tmp_path, monkeypatch):
+    nemotron = {
+        "vocab_size": zoo.VOCABULARY, "hidden_size": zoo.D_MODEL, "num_hidden_layers": zoo.BLOCKS, "head_dim": 16,
+        "layers_block_type": ["mamba", "mamba", "mlp", "mamba"], "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": zoo.D_MLP, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 8, "n_groups": 2,
+    }  # fmt: skip
+    monkeypatch.setitem(zoo.CONFIGS, "nemotron_h", nemotron)
+    tables = Run(tmp_path, "nemotron_h").trace([3, 7, 40])
+    life, rows = tables["lifecycle"], tables["origin"]
+    assert life.filter(part="resid_post")["layer"].n_unique() == zoo.BLOCKS
+    without = rows.filter(pl.col("layer") != 2)
+    assert len(without) and without["max_abs"].is_null().all() and without["absent"].is_not_null().all()
+    drawing = origin(rows, tables["origin_neurons"])
+    for layer in without["layer"].unique():
+        assert f"In layer {layer} mlp_norm, mlp_pre, mlp_act and mlp_down are absent" in drawing.text
+        assert f"In the MLP of layer {layer} " not in drawing.text
 
 
 @pytest.mark.parametrize("name", DENSE)

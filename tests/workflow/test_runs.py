@@ -1,5 +1,7 @@
 """Reruns do what changed and nothing else, and the tables are those of plain transformers on the run's own tokens."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -355,7 +357,10 @@ def test_documents_bert_and_a_site_that_is_absent(project):
         x = [states[row["layer"] + 1][n][mask[n]].abs() for n in range(2)]
         assert row["top1"] == pytest.approx(np.mean([float(one.max()) for one in x]), rel=1e-5)
         assert row["positions"] == 78
-    assert pl.read_parquet(folder / "loss.parquet")["nll"].is_null().all()
+    assert pl.read_parquet(folder / "loss.parquet").is_empty()
+    missing = json.loads((folder / "summary.json").read_text())["missing"]
+    assert set(missing) == {"loss", "ablation"} and {facts["cause"] for facts in missing.values()} == {"model"}
+    assert all("positions see later ones" in facts["reason"] for facts in missing.values())
     norms = pl.read_parquet(folder / "norms.parquet")
     assert len(norms) == 7 and norms["all_one"].all() and norms["bias_max_abs"].to_list() == [0.0] * 7
     assert set(norms["site"]) == {None, "resid_mid+mlp_norm", "resid_post"}

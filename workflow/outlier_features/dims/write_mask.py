@@ -10,6 +10,7 @@ import polars as pl
 from jsonschema import Draft202012Validator
 
 from outlier_features.files.artifacts import require_same_run, write_json
+from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import DIMS, MASSIVE, SUPER_WEIGHTS, Table, read_table
 from outlier_features.populations import EXCLUDED, REST, populations_of
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
@@ -107,6 +108,6 @@ def _massive(activations: pl.DataFrame) -> dict[str, Any]:
 
 
 def _super_weights(found: pl.DataFrame, provenance: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    if provenance["unsearched"]:
+    if MISSING in provenance:
         return None
     return found.select("layer", "module", "row", "col", "value").to_dicts()

@@ -146,7 +146,7 @@ def find_moe_layers(loaded: LoadedModel, blocks: list[Block]) -> Routed:
     except _Unproven as error:
         return Routed((), str(error))
     except InputError as error:  # of verify_sites
-        return Routed((), f"mlp_out is not proven: {error}".partition("; leave")[0])
+        return Routed((), f"mlp_out is not proven: {error.found}")
 
 
 class _Unproven(Exception):

@@ -53,10 +53,13 @@ def record_model(
     ranked: Sequence[int],
     locations: Sequence[Location],
     **loading: Unpack[Loading],
-) -> Recorded:
-    """`record_experts` on the model in the directory `location`."""
+) -> Recorded | None:
+    """`record_experts` on the model in the directory `location`; None where no block routes tokens to experts."""
     loaded = load_model(location, **loading)
-    found = find_moe_layers(loaded, find_sites(loaded))
+    blocks = find_sites(loaded)
+    if not any(block.routed for block in blocks):
+        return None
+    found = find_moe_layers(loaded, blocks)
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)
         return Recorded(pl.DataFrame(schema=MAXIMA), pl.DataFrame(schema=PARTS), found.absent)

@@ -17,13 +17,19 @@ from outlier_features.figures.style import (
     panels,
     set_layer_axis,
 )
-from outlier_features.origin.origin_findings import lifecycle_sentences, traced_population, traced_rule
+from outlier_features.origin.origin_findings import (
+    lifecycle_sentences,
+    traced_population,
+    traced_rule,
+    whole_blocks,
+)
 from outlier_features.wording import count
 
 MAX_DIMS = 6
 _PARTS = {
     "attn_out": ("attention adds", BLUE, ""),
     "norm_after_attn": ("the norm after attention changes", SKY, "/"),
+    "mixer_out": ("the mixer adds", BLUE, "x"),
     "mlp_out": ("the MLP adds", ORANGE, ""),
     "norm_after_mlp": ("the norm after the MLP changes", VERMILLION, "\\"),
     "block": ("the block adds", GREY, "."),
@@ -43,6 +49,7 @@ def lifecycle(rows: pl.DataFrame) -> Drawing:
         "none. Bars: what the parts of a layer add to it, signed; they sum to the change of the line, the value after "
         "the layer. "
         + " ".join(text for dim in dims[:MAX_DIMS] for text in lifecycle_sentences(rows.filter(target_dim=dim)))
+        + (f" {whole}" if (whole := whole_blocks(rows)) else "")
         + (f" {count(len(dims) - MAX_DIMS, 'more dim')} in the table." if len(dims) > MAX_DIMS else ""),
     )
     if not dims:

@@ -47,7 +47,9 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame) -> Drawing:
     """For each traced dim and each layer where it steps: the MLP's checkpoints, and the neurons that feed the dim."""
     dims = rows["target_dim"].unique(maintain_order=True).to_list()
     every: list[Ladder] = [(dim, *ladder) for dim in dims for ladder in ladders(rows, dim)]
-    shown = every[:MAX_LADDERS]
+    told = every[:MAX_LADDERS]
+    shown = [ladder for ladder in told if not all(row["absent"] for row in ladder[-1])]
+    sentences = " ".join(dict.fromkeys(text for ladder in told for text in _sentences(ladder, neurons)))
     sites = [name for name in rows["checkpoint"].unique(maintain_order=True) if name not in _FACTORS]
     drawing = Drawing(
         "origin",
@@ -59,11 +61,13 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame) -> Drawing:
         "open marks are the two factors of a gated MLP, beside the way through. Right: activation x weight of the "
         "neurons that write most into the dimension at the token; with the bias and all others they sum to what the "
         "MLP's last linear writes. "
-        + " ".join(dict.fromkeys(text for ladder in shown for text in _sentences(ladder, neurons)))
+        + sentences
         + (f" {count(len(every) - MAX_LADDERS, 'more layer')} in the tables." if len(every) > MAX_LADDERS else ""),
     )
     if not every:
         return drawing.empty("Nothing is drawn: no dimension was traced.")
+    if not shown:
+        return drawing.empty(f"Nothing is drawn. {sentences}")
     return replace(drawing, views={"all": _figure(shown, neurons)}, data=rows, min_width=800)
 
 

@@ -1,7 +1,8 @@
 """What makes a dim of the residual stream, block by block: what was there, what each part adds, what is left.
 
 The parts of a block add up to its output. Where a norm closes a sum (post-LN), what the norm changes is a part of its
-own; where a block multiplies what attention and the MLP return before it adds them, the parts are what it adds.
+own; where a block multiplies what attention and the MLP return before it adds them, the parts are what it adds. Of a
+block that does yet something else, all that it adds is one part.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,51 +10,53 @@ from dataclasses import dataclass
 
 import torch
 
-from outlier_features.errors import InputError
 from outlier_features.model.sites import Block
 from outlier_features.model.verify_sites import TOLERANCE
 
 Tensor = torch.Tensor
-SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+OUTPUTS = ("attn_out", "mixer_out", "mlp_out")  # of the sublayers, in the order in which a block adds them
+SITES_POST_NORM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+SITES = (*SITES_POST_NORM, "mixer_out")
 
 
 @dataclass(frozen=True)
 class Part:
     """What a part of a block adds to the residual stream at a token, float64 (H,).
 
-    name   resid_pre, attn_out, norm_after_attn, mlp_out, norm_after_mlp; `block` is all that a block adds whose
-           attn_out or mlp_out was not found
+    name   resid_pre, one of `OUTPUTS`, norm_after_attn, norm_after_mlp; `block` is all that a block adds whose parts
+           were not found, or do not sum to its output
     """
 
     name: str
     value: Tensor
 
 
-def block_parts(index: int, block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
+def block_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
     """The parts of a block at one token, the first of them `resid_pre`; they sum to `resid_post`.
 
     rows   the block's sites of `SITES`, (H,) each, in the model's dtype and on its device
 
-    Raises `InputError` where they do not sum to it within rounding.
+    Where the outputs of its sublayers do not sum to `resid_post` within rounding, since the block does something else
+    with them or adds what is no output of theirs, the parts are `resid_pre` and `block`.
     """
-    pre, post = rows["resid_pre"], rows["resid_post"]
-    if "attn_out" not in rows or "mlp_out" not in rows:
-        return [Part("resid_pre", _exact(pre)), Part("block", _exact(post) - _exact(pre))]
-    if block.closing_norm is not None and "mlp_norm" in block.sites:
-        parts, expected = _post_norm_parts(block, rows), _exact(post)
-        allowed = TOLERANCE[pre.dtype] * (expected.abs() + expected.square().mean().sqrt())
-    else:
-        parts, exactly = _added_parts(block, rows)
-        size = torch.stack([part.value.abs() for part in parts]).sum(0)
-        allowed = (2 * torch.finfo(pre.dtype).eps if exactly else TOLERANCE[pre.dtype]) * size
-    difference = (torch.stack([part.value for part in parts]).sum(0) - _exact(post)).abs()
-    if not bool((difference <= allowed).all()):
-        raise InputError(
-            f"sites: {' + '.join(part.name for part in parts)} of block {index} differs from its resid_post by "
-            f"{float(difference.max()):.3g}, expected equality within rounding; what else {block.path} adds to the "
-            "residual stream is not known, set `trace_origin.dims: []` to trace nothing"
-        )
-    return parts
+    pre, post = _exact(rows["resid_pre"]), _exact(rows["resid_post"])
+    parts, allowed = _sublayers(block, rows)
+    if len(parts) > 1:
+        difference = (torch.stack([part.value for part in parts]).sum(0) - post).abs()
+        if bool((difference <= allowed).all()):
+            return parts
+    return [Part("resid_pre", pre), Part("block", post - pre)]
+
+
+def _sublayers(block: Block, rows: Mapping[str, Tensor]) -> tuple[list[Part], Tensor]:
+    """`resid_pre` and what the sublayers that were found add to it, and by how much that may differ from the whole."""
+    dtype = rows["resid_pre"].dtype
+    if block.closing_norm is not None and rows.keys() >= set(SITES_POST_NORM) and "mlp_norm" in block.sites:
+        post = _exact(rows["resid_post"])
+        return _post_norm_parts(block, rows), TOLERANCE[dtype] * (post.abs() + post.square().mean().sqrt())
+    parts, exactly = _added_parts(rows)
+    size = torch.stack([part.value.abs() for part in parts]).sum(0)
+    return parts, (2 * torch.finfo(dtype).eps if exactly else TOLERANCE[dtype]) * size
 
 
 def _post_norm_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
@@ -73,15 +76,17 @@ def _post_norm_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
     ]
 
 
-def _added_parts(block: Block, rows: Mapping[str, Tensor]) -> tuple[list[Part], bool]:
-    """The parts where the outputs are added as they are, or multiplied by a number of the block; and whether as is."""
-    pre, attn, mlp, post = (_exact(rows[name]) for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
-    if "resid_mid" not in rows:
-        return [Part("resid_pre", pre), Part("attn_out", attn), Part("mlp_out", mlp)], True
-    mid, eps = _exact(rows["resid_mid"]), 2 * torch.finfo(rows["resid_pre"].dtype).eps
-    scales = [_scale(before, out, after, eps) for before, out, after in ((pre, attn, mid), (mid, mlp, post))]
-    parts = [Part("resid_pre", pre), Part("attn_out", scales[0] * attn), Part("mlp_out", scales[1] * mlp)]
-    return parts, scales == [1.0, 1.0]
+def _added_parts(rows: Mapping[str, Tensor]) -> tuple[list[Part], bool]:
+    """The outputs as they are added, or two of them multiplied by a number of the block; and whether as they are."""
+    pre, post = _exact(rows["resid_pre"]), _exact(rows["resid_post"])
+    outputs = {name: _exact(rows[name]) for name in OUTPUTS if name in rows}
+    scales = dict.fromkeys(outputs, 1.0)
+    if "resid_mid" in rows and len(outputs) == 2:
+        mid, eps = _exact(rows["resid_mid"]), 2 * torch.finfo(rows["resid_pre"].dtype).eps
+        for (name, output), (before, after) in zip(outputs.items(), ((pre, mid), (mid, post)), strict=True):
+            scales[name] = _scale(before, output, after, eps)
+    parts = [Part("resid_pre", pre), *(Part(name, scales[name] * output) for name, output in outputs.items())]
+    return parts, set(scales.values()) <= {1.0}
 
 
 def _scale(before: Tensor, out: Tensor, after: Tensor, eps: float) -> float:
@@ -103,7 +108,7 @@ def lifecycle_rows(
     `share` is a part's share of what the block changes: attn_out, mlp_out and the norms sum to 1.
     """
     for layer, (block, tensors) in enumerate(zip(blocks, rows, strict=True)):
-        pre, *added = block_parts(layer, block, tensors)
+        pre, *added = block_parts(block, tensors)
         post = _exact(tensors["resid_post"])
         change = torch.stack([part.value for part in added]).sum(0)
         for dim in dims:

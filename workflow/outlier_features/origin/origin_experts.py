@@ -1,4 +1,4 @@
-"""What the ladder says of an MLP that has no neurons of its own, since it hands each token to some of its experts."""
+"""What the ladder says of an MLP that has no neurons of its own, as one of experts, and of a block without an MLP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,7 @@ def where_the_ladder_stops(layer: int, rows: Sequence[dict[str, Any]]) -> str | 
     absent = {row["checkpoint"]: row["absent"] for row in rows if row["absent"]}
     if not absent:
         return None
-    left = listing(row["checkpoint"] for row in rows if not row["absent"]) or "nothing"
+    left = [row["checkpoint"] for row in rows if not row["absent"]]
     verb, reasons = "is" if len(absent) == 1 else "are", "; ".join(dict.fromkeys(absent.values()))
-    return f"In layer {layer} {listing(absent)} {verb} absent ({reasons}), so the ladder has {left} alone."
+    has = f"the ladder has {listing(left)} alone" if left else "there is no ladder"
+    return f"In layer {layer} {listing(absent)} {verb} absent ({reasons}), so {has}."

@@ -8,7 +8,7 @@ import polars as pl
 
 from outlier_features.origin.origin_experts import where_the_ladder_stops
 from outlier_features.visible_text import quoted
-from outlier_features.wording import count, listing, number, percent
+from outlier_features.wording import count, layers, listing, number, percent
 
 Row = dict[str, Any]
 
@@ -16,6 +16,7 @@ PARTS = {
     "resid_pre": "what was there before",
     "attn_out": "attention",
     "norm_after_attn": "the norm after attention",
+    "mixer_out": "the mixer",
     "mlp_out": "the MLP",
     "norm_after_mlp": "the norm after the MLP",
     "block": "the block",
@@ -76,6 +77,17 @@ def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
     return [_maker(life), _changes(life)]
 
 
+def whole_blocks(life: pl.DataFrame) -> str | None:
+    """A sentence on the layers whose parts are not known; rows of any dims."""
+    found = life.filter(part="block")["layer"].unique().sort().to_list()
+    if not found:
+        return None
+    return (
+        f"Of {layers(found)} only what the whole block adds is known: its sublayers were not found, or their outputs "
+        "do not sum to what it adds."
+    )
+
+
 def _maker(life: pl.DataFrame) -> str:
     after = {row["layer"]: row["value"] for row in life.filter(part="resid_post").iter_rows(named=True)}
     peak = max(after.values(), key=abs)
@@ -120,6 +132,8 @@ def _changes(life: pl.DataFrame) -> str:
 def explosion_sentence(layer: int, ladder: Sequence[Row]) -> str:
     """The explosion point of a layer's ladder, and where the ladder stops."""
     stops = where_the_ladder_stops(layer, ladder)
+    if stops and all(row["absent"] for row in ladder):
+        return stops
     found = [row for row in ladder if row["explosion"]]
     if found:
         row = found[0]

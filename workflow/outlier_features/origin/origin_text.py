@@ -15,6 +15,7 @@ from outlier_features.origin.origin_findings import (
     place,
     selection,
     signed,
+    whole_blocks,
 )
 from outlier_features.tokens.token_text import token_text
 from outlier_features.tokens.tokens import Tokens
@@ -92,6 +93,8 @@ def _dim(tables: Mapping[str, pl.DataFrame], dim: int, texts: list[bytes], run: 
     yield from lifecycle_sentences(life)
     yield from _heading(f"Lifecycle of dim {dim} at the token, signed: what was there, what is added, what is left")
     yield from _lifecycle(life)
+    if whole := whole_blocks(life):
+        yield whole
     for layer, step, ladder in ladders(tables["origin"], dim):
         where = {"target_dim": dim, "layer": layer}
         neurons, weights = (tables[name].filter(**where) for name in ("origin_neurons", "origin_weights"))

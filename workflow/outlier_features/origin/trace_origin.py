@@ -45,9 +45,9 @@ from outlier_features.tokens.tokens import Tokens
 Rows = list[dict[str, Any]]
 Key = TypeVar("Key")
 TABLES = (LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS)
-STREAM = ("resid_pre", "resid_mid", "resid_post")
-# That the parts of a block sum to its output is checked on each traced token, so attn_out and mlp_out need no probe.
-PROVEN_ALONE = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
+STREAM = ("resid_pre", "resid_post")
+# That the parts of a block sum to its output is checked on each traced token, so its outputs need no probe.
+PROVEN_ALONE = ("resid_mid", "mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
 
 
 def trace_origin(
@@ -79,7 +79,7 @@ def trace_origin(
     activations does not say where an extreme is.
 
     Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
-    those of the run, or parts do not sum to the whole.
+    those of the run, or the stream between its blocks is not found.
     """
     corpus = Tokens.read(tokens)
     spelled = read_texts(texts, corpus)
@@ -122,7 +122,7 @@ def trace_origin(
 class _Tracer:
     """A model with its sites proven, and the sequences to run.
 
-    unproven   sites of the ladder that no identity proves on this model, and why; they are left out
+    unproven   sites inside of blocks that no identity proves on this model, and why; they are left out
     spectra    of W_down, by layer, as they are made
     """
 
@@ -190,7 +190,7 @@ class _Tracer:
             (index, name): block.sites[name]
             for index, block in enumerate(self.blocks)
             for name in LIFECYCLE_SITES
-            if name in block.sites
+            if name in block.sites and name not in self.unproven
         }
         found = self._run(target.sequence, sites, lambda value: value[target.token].clone())
         return [
@@ -259,7 +259,7 @@ class _Tracer:
 
 
 def _unproven(loaded: LoadedModel, blocks: list[Block]) -> dict[str, str]:
-    """The sites of the ladder that no identity proves on this model, and why. The residual stream must be proven."""
+    """The sites that no identity proves on this model, and why. The stream between the blocks must be proven."""
     try:
         verify_sites(loaded, blocks, [*STREAM, *PROVEN_ALONE])
     except InputError:
@@ -271,7 +271,7 @@ def _unproven(loaded: LoadedModel, blocks: list[Block]) -> dict[str, str]:
         try:
             verify_sites(loaded, blocks, [site])
         except InputError as error:
-            unproven[site] = f"not proven: {error}"
+            unproven[site] = f"not proven: {error.found}"
     return unproven
 
 
