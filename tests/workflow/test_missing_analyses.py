@@ -1,4 +1,4 @@
-"""Runs of models for which an analysis truly cannot be had: they reach their report, which says what is missing and why."""
+"""Runs of models for which an analysis truly cannot be had reach their report, which says what is missing and why."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,22 @@ from outlier_features.command.main import main
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
 
-MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+MAMBA = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 CONFIG = {
     "models": ["tiny-mamba"],
     "results": "missing",
     "catalog__models__tiny-mamba": {"path": "mamba"},
     "sample": {"sequences": 3, "tokens": 32},
+    "extract__attention": "eager",
     "skip": ["surface"],
-    # What Mamba's stream holds is written in float32 beside the blocks; attention is what is looked for here.
     "trace_origin__dims": [],
 }
 WITHOUT = {"attention_maps", "super_weights"}  # neither attention nor MLPs
