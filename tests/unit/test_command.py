@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 import outlier_features
 from outlier_features.command.main import main
+from outlier_features.files.artifacts import write_json
+from outlier_features.summary.summarize_run import SUMMARY_KEYS
 
 KEY_FIELDS = [
     "shape", "dtype", "threshold", "min_layer_fraction", "elements_over_threshold", "occurrences", "occurrence_rate",
@@ -232,3 +234,13 @@ def test_the_input_is_not_overwritten(dump, capsys):
 def test_a_process_in_a_pipe(dump):
     done = process(["-m", "outlier_features.command.main", "count", "--input", dump, "--key", "attn_norm"])
     assert "\x1b" not in done.stdout and "│ Mean layer-hit fraction (outliers) │" in done.stdout
+
+
+def test_a_fault_of_the_program_is_said_to_be_one(tmp_path, capsys):
+    """A summary that is whole and yet is none: no reader foresaw it."""
+    write_json(tmp_path / "summary.json", {key: {"name": "x"} for key in SUMMARY_KEYS})
+    assert main(["show", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert not out and err.startswith("Traceback") and last.startswith("error: KeyError: ")
+    assert "a fault of outlier-features" in last and f"torch {torch.__version__}" in last

@@ -208,6 +208,16 @@ def test_the_default_configuration_is_checked_too(place):
         path.write_text(before)
 
 
+def test_a_fault_of_the_rules_is_not_the_user_s(place):
+    path = place.folder / "rules/common.smk"
+    before = path.read_text()
+    path.write_text(before + '\n{}["gone"]\n')
+    try:
+        require_one_line(place.snakemake("--dry-run"), "KeyError in the rules", "a fault of outlier-features", "torch")
+    finally:
+        path.write_text(before)
+
+
 class Payload:
     """Creates a file when it is unpickled."""
 
