@@ -106,7 +106,7 @@ class AblationRun:
         self._loaded = loaded
         self._sample = sample
         self._blocks = find_sites(loaded)
-        self._recorder = LossRecorder(loaded, self._blocks)
+        self._recorder = LossRecorder(loaded)
         self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(loaded.device)
         self._mask = torch.from_numpy(sample.mask.copy()).to(loaded.device)
         self._where = {
