@@ -114,7 +114,9 @@ def test_a_module_that_several_blocks_share_is_told_by_its_call():
     verify_sites(loaded, blocks, ["mlp_pre"])
     found, expected = {}, {}
     hand = [
-        layer.mlp.gate_proj.register_forward_hook(lambda module, args, output, n=n: expected.update({n: output.clone()}))
+        layer.mlp.gate_proj.register_forward_hook(
+            lambda module, args, output, n=n: expected.update({n: output.clone()})
+        )
         for n, layer in enumerate(layers)
     ]
     with hooked(

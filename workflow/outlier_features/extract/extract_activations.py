@@ -67,7 +67,9 @@ def extract_activations(
         require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
     loaded = load_model(Path(model_source["location"]), **loading)
     _check_fit(corpus, loaded, tokens, model_source["location"])
-    print(f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr)
+    print(
+        f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
+    )
     blocks = find_sites(loaded)
     proof = prove_sites(loaded, blocks)
     keep_proven(blocks, proof)

@@ -158,6 +158,7 @@ def _describe(place: BlockCall, calls: list[Call], loaded: LoadedModel) -> Block
     draft.add("resid_post", whole, "out")
     parts = sublayers(inner, loaded.config)
     draft.block.nested = any(part.nested for part in parts)
+    draft.block.routed = any(part.is_mlp and part.routed for part in parts)
     mixers = [part for part in parts if part.kind in ("attention", "mixer", "cross")]
     _describe_mixers(draft, inner, parts)
     _describe_mlp(draft, inner, parts, mixers)
@@ -177,7 +178,7 @@ class _Draft:
         path = f"{self.block.path}.{call.name}".rstrip(".")
         time_major = value.ndim == 3 and value.shape[:2] == shape[::-1]
         width = value.numel() // shape.numel()
-        return Site(path, call.module, side, width, call.number, self._calls[call.module], time_major)
+        return Site(path, call.module, side, width, call.number, self._calls.get(call.module, 1), time_major)
 
     def add(self, name: str, call: Call, side: Side) -> bool:
         """Whether the tensor is the site `name`; where it is not, it lacks with a reason."""
@@ -312,7 +313,6 @@ def _describe_residual(draft: _Draft, inner: list[Call], mlp: Sublayer, mixers: 
 
 
 def _describe_routed_mlp(draft: _Draft, inner: list[Call], mlp: Sublayer) -> None:
-    draft.block.routed = True
     draft.lack("the MLP routes tokens to experts", *NEURON_SITES)
     if mlp.whole and mlp.whole.output.shape[-1] == draft.whole.output.shape[-1]:
         draft.add("mlp_out", _last_in_chain(inner, mlp.whole), "out")
