@@ -8,7 +8,6 @@ import zoo
 from outlier_features.errors import InputError
 from outlier_features.extract import losses
 from outlier_features.extract.losses import LossRecorder
-from outlier_features.model.sites import find_sites
 
 N, T = 3, 20
 

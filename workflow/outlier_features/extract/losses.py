@@ -83,7 +83,9 @@ class LossRecorder:
 
     def _run(self, ids: Tensor) -> Tensor:
         """The logits of the whole model; a decoder reads its own ids, and its encoder those after the start token."""
-        given = {"input_ids": ids[:, 1:], "decoder_input_ids": ids} if self._part else {"input_ids": ids}
+        given: dict[str, Any] = {"input_ids": ids}
+        if self._part:
+            given = {"input_ids": ids[:, 1:], "decoder_input_ids": ids}
         if self._part and "forward" in vars(self._body):  # the decoder's states are there, so the encoder need not run
             given |= {"input_ids": None, "encoder_outputs": (torch.zeros(1, 1, 1, device=ids.device),)}
         logits: Tensor = self._model(**given).logits

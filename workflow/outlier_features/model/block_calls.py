@@ -96,7 +96,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Mixing:
-    """tokens: the output at a token depends on the module's input at others; softmax: it took softmax weights of keys."""
+    """What a module's output at a token depends on.
+
+    tokens    the module's input at other tokens
+    softmax   softmax weights of keys
+    """
 
     tokens: bool
     softmax: bool

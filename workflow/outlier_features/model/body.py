@@ -1,7 +1,6 @@
 """The body of a model: the module from token ids to last hidden states, which holds the blocks and not the head.
 
-In a vision-language model it is what runs on text alone, wherever that lies; of an encoder-decoder model, the one or the
-other.
+In a vision-language model it is what runs on text alone, wherever that lies; of an encoder-decoder model, one of the two.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +33,8 @@ def find_body(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> t
         if _gives_states(module, ids):
             return module, find_stack(model, _run_of(module, ids), len(stack), path)
     raise InputError(
-        f"{model.config.model_type}: found no module of {type(model).__name__} that holds the blocks and gives last hidden "
-        "states of token ids, expected one"
+        f"{model.config.model_type}: found no module of {type(model).__name__} that holds the blocks and gives "
+        "last hidden states of token ids, expected one"
     )
 
 

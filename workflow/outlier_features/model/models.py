@@ -30,7 +30,7 @@ from outlier_features.errors import InputError
 from outlier_features.model.body import Part, find_body, run_decoder
 from outlier_features.model.stack import Stack
 
-# Classes whose head gives logits of tokens; those of masked models are loaded without it, since they predict no next one.
+# Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
 _HEADS = (
     auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -320,8 +320,8 @@ def _weights(
 
 def _cannot_make(model_class: Any, location: Path, error: Exception) -> str:
     return (
-        f"{location}: transformers {transformers.__version__} cannot make a {model_class.__name__} of its config.json and "
-        f"weights: {type(error).__name__}: {_sentence(error)}"
+        f"{location}: transformers {transformers.__version__} cannot make a {model_class.__name__} of its config.json "
+        f"and weights: {type(error).__name__}: {_sentence(error)}"
     )
 
 

@@ -61,8 +61,8 @@ class Block:
     follows        it reads what the block before it wrote
     parallel       attention (or the mixer) and the MLP both read the block's input
     closing_norm   the norm that makes the block's output from the residual sum (post-LN models)
-    inputs         by the site of a norm, the inputs of the linear layers of the sublayer after it, in the order of calls
-    mixed          what the block's sublayers that mix tokens add to the stream, by name; None if one of them is not known
+    inputs         by the site of a norm, the inputs of the linear layers of the sublayer after it, in order
+    mixed          by name, what the block's sublayers that mix tokens add to the stream; None if one is not known
     next_norms     of each sublayer that mixes tokens but the first: the output of the norm that feeds it, if one does
     later          inputs of the modules that run after the MLP
     mlp_linears    outputs of a dense MLP's linear layers, in the order of calls
@@ -219,7 +219,7 @@ def _describe_mixers(draft: _Draft, inner: list[Call], parts: list[Sublayer]) ->
     mixing = [part for part in parts if part.kind in ("attention", "mixer", "cross")]
     for part in mixing[1:]:
         norm = _norm_before(inner, part.matrices[0]) if part.matrices else None
-        draft.block.next_norms.append(norm and draft.site(norm, "out"))
+        draft.block.next_norms.append(draft.site(norm, "out") if norm else None)
 
 
 def _none_or_many(kind: str, found: list[Sublayer], parts: list[Sublayer]) -> str:

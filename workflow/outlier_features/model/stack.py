@@ -84,8 +84,8 @@ def find_stack(model: PreTrainedModel, run: Callable[[], Any], expected: int | N
     width = {call.path: call.read.shape[-1] for call in recorded if call.read is not None}
     if not chains:
         raise InputError(
-            f"{model.config.model_type}: found no list of modules of {type(model).__name__} of which each reads what the "
-            "one before it returns, expected the model's blocks"
+            f"{model.config.model_type}: found no list of modules of {type(model).__name__} of which each reads what "
+            "the one before it returns, expected the model's blocks"
         )
     blocks = max(chains, key=lambda chain: _weight(chain, expected))
     return Stack(blocks, dict(calls), width[blocks[0].path])

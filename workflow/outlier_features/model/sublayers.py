@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+
 from outlier_features.model.activation import configured_activation
 from outlier_features.model.block_calls import Call, is_linear, multiplies
 from outlier_features.model.models import holds_experts

@@ -261,7 +261,7 @@ def _has(block: Block, *sites: str) -> bool:
 
 
 def _stream(blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
-    """The stream goes from block to block as it is; where a round of blocks begins or ends, something outside has it."""
+    """The stream goes from block to block as it is; where a round of blocks begins or ends, it is seen outside."""
     tensors = probe.tensors(index)
     if "resid_pre" in blocks[index].sites:
         pre = tensors["resid_pre"].flat
@@ -451,7 +451,7 @@ def _again(text: str, sites: tuple[str, ...], found: Tensor, site: Site, value: 
 
 
 def _again_after(text: str, sites: tuple[str, ...], found: Tensor, chain: list[Site], value: _Seen) -> Identity:
-    """That the modules, one after the other, make `found` of a value; where one cannot be run alone, nothing is proven."""
+    """That the modules, one after the other, make `found` of a value; nothing is proven where one cannot be run alone."""
     made: Any = value.value
     try:
         for site in chain:
