@@ -1,6 +1,6 @@
 """The body of a model: the module from token ids to last hidden states, which holds the blocks and not the head.
 
-In a vision-language model it is what runs on text alone, wherever that lies; of an encoder-decoder model, one of the two.
+In a vision-language model it is what runs on text alone, wherever that lies; of an encoder-decoder model, either half.
 """
 
 from collections.abc import Callable, Iterator

@@ -358,7 +358,8 @@ def _head_weights(model: PreTrainedModel) -> set[str]:
 def _is_causal(model: PreTrainedModel, body: Any, part: Part | None) -> bool:
     """Whether the first position stays the same when all later tokens change.
 
-    Where tokens are routed to experts, other tokens beside it change the order of additions.
+    Where tokens are routed to experts, other tokens beside it change the order of additions. A random model may move
+    by little, so that nothing but rounding is let pass.
     """
     ids = probe_ids(model)
     ids, changed = ids[:1], torch.cat([ids[:1, :1], ids[1:, 1:]], dim=1)
@@ -366,7 +367,8 @@ def _is_causal(model: PreTrainedModel, body: Any, part: Part | None) -> bool:
     before, after = (run(tokens).last_hidden_state[0, 0].float() for tokens in (ids, changed))
     moved = (before - after).abs() / (before.abs() + before.square().mean().sqrt())
     routed = any(holds_experts(module) for module in model.modules())
-    return bool(moved.max() <= (5e-2 if routed and model.dtype != torch.float32 else 1e-3))
+    allowed = {True: 1e-4, False: 1e-5} if model.dtype == torch.float32 else {True: 5e-2, False: 1e-3}
+    return bool(moved.max() <= allowed[routed])
 
 
 def _sentence(error: Exception) -> str:

@@ -451,7 +451,7 @@ def _again(text: str, sites: tuple[str, ...], found: Tensor, site: Site, value: 
 
 
 def _again_after(text: str, sites: tuple[str, ...], found: Tensor, chain: list[Site], value: _Seen) -> Identity:
-    """That the modules, one after the other, make `found` of a value; nothing is proven where one cannot be run alone."""
+    """That the modules make `found` of a value, one after the other; if one cannot be run alone, nothing is proven."""
     made: Any = value.value
     try:
         for site in chain:
