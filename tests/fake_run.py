@@ -403,7 +403,7 @@ class FakeRun:
         self.provenance |= {
             "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
             "layers_without_patterns": [] if self.attention else list(range(self.layers)),
-            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "kv_heads": [0, 0]} for layer in kept], "sequences": [0],
                      "positions": [length]},
         }  # fmt: skip
         patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}

@@ -297,7 +297,7 @@ SINKS = Table(
     (
         _LAYER,
         Column("head", pl.UInt16, "attention head of the queries, from 0"),
-        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where attention has no groups"),
+        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where each head has its own"),
         Column("token", pl.UInt32, "position of the key in the sequence, from 0; null for a learned sink"),
         Column("learned", pl.Boolean, "the key is a learned sink, which has no position"),
         Column("alpha", pl.Float64, "mean probability that the queries that can see the key give it, averaged over "
