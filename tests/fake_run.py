@@ -403,8 +403,8 @@ class FakeRun:
         self.provenance |= {
             "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
             "layers_without_patterns": [] if self.attention else list(range(self.layers)),
-            "maps": {"layers": [{"layer": layer, "why": "chosen", "kv_heads": [0, 0]} for layer in kept], "sequences": [0],
-                     "positions": [length]},
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "kv_heads": [0, 0]} for layer in kept],
+                     "sequences": [0], "positions": [length]},
         }  # fmt: skip
         patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
         write_tensors(directory / "attention.safetensors", patterns, self.provenance)

@@ -37,8 +37,9 @@ def test_llama_with_grouped_queries_and_a_rotary_embedding(kv_heads, bias):
     x, expected = inputs_and_patterns(model, layer.input_layernorm, layer.self_attn)
     q, k = layer.self_attn.q_proj, layer.self_attn.k_proj
     projections = Projections(
-        q=array(q.weight), k=array(k.weight), n_heads=4, n_kv_heads=kv_heads, scale=0.25, causal=True, head_groups="consecutive",
-        rotary_base=model.config.rope_parameters["rope_theta"], q_bias=array(q.bias) if bias else None,
+        q=array(q.weight), k=array(k.weight), n_heads=4, n_kv_heads=kv_heads, scale=0.25, causal=True,
+        head_groups="consecutive", rotary_base=model.config.rope_parameters["rope_theta"],
+        q_bias=array(q.bias) if bias else None,
         k_bias=array(k.bias) if bias else None,
     )  # fmt: skip
     check(projections, x, expected)

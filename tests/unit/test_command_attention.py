@@ -141,8 +141,8 @@ def test_heads_read_the_kv_heads_that_are_named(groups, tmp_path, capsys, monkey
     pattern = torch.cat([pattern, 1 - pattern.sum(-1, keepdim=True)], dim=-1).numpy()
     attention = layer.self_attn
     tensors = {
-        "norm.2": seen["x"], "q": attention.q_proj.weight, "k": attention.k_proj.weight, "q_bias": attention.q_proj.bias,
-        "k_bias": attention.k_proj.bias, "sinks": attention.sinks,
+        "norm.2": seen["x"], "q": attention.q_proj.weight, "k": attention.k_proj.weight,
+        "q_bias": attention.q_proj.bias, "k_bias": attention.k_proj.bias, "sinks": attention.sinks,
     }  # fmt: skip
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, tmp_path / "dump.safetensors")
     facts = ["--n-heads", 4, "--n-kv-heads", 2, "--scale", 0.25, "--causal", "--rotary-base", 500, "--no-avg"]

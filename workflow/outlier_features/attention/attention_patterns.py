@@ -28,7 +28,7 @@ from outlier_features.model.sites import find_sites
 Tensor = torch.Tensor
 Calls = dict[tuple[nn.Module, int], int]  # the layer of each call, from 0, of each block in a pass
 HIDDEN = 5000.0  # masks in use put a score 10,000 or more below the others
-FUTURE = 1e-6  # the most that a causal query gives to later keys in all, by rounding
+FUTURE = 1e-6  # the most that all heads of a causal query give to later keys, by rounding
 _SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
 _PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.mm, torch.ops.aten.baddbmm)
 
@@ -85,7 +85,7 @@ class _Weighting:
     hides: Tensor
 
     def sees_future(self) -> bool:
-        return float(self.weights.triu(1).sum(dim=-1, dtype=torch.float32).max()) > FUTURE
+        return float(self.weights.sum(dim=0, dtype=torch.float32).triu(1).sum(dim=-1).max()) > FUTURE
 
 
 def find_attention(loaded: LoadedModel) -> list[Attention]:
@@ -136,7 +136,7 @@ def run_patterns(
 
 def _patterns(at: Attention, seen: _Weighting, loaded: LoadedModel) -> LayerPatterns:
     pattern = seen.weights if seen.sink is None else torch.cat([seen.weights, seen.sink], dim=-1)
-    if not pattern.isfinite().all():
+    if not pattern.sum(dtype=torch.float32).isfinite():  # without a copy as large as the pattern
         raise InputError(
             f"dtype: {loaded.dtype} gives attention weights that are not finite in {at.name}, expected finite ones"
             f"{overflow_hint(loaded.dtype)}"
@@ -240,7 +240,7 @@ class _Watch(TorchDispatchMode):
             return
         if shape[-1] in (length, length + 1):
             by_head = scores.reshape(-1, length, shape[-1]).float()
-            hides = (by_head <= by_head.amax(dim=-1, keepdim=True) - HIDDEN).all(dim=0)
+            hides = (by_head - by_head.amax(dim=-1, keepdim=True)).amax(dim=0) <= -HIDDEN
             self._softmaxes.append(_Softmax(self._running[-1], output.reshape(by_head.shape), hides))
 
     def _compare(self, left: Tensor, right: Tensor) -> None:
@@ -259,10 +259,17 @@ class _Watch(TorchDispatchMode):
         weights = weights.reshape(heads, length, length)
         for first in range(columns - length + 1):
             keys = slice(first, first + length)
-            if torch.equal(softmax.output[..., keys].to(weights.dtype).nan_to_num(2), weights.nan_to_num(2)):
+            if _same(softmax.output[..., keys].to(weights.dtype), weights):
                 sink = None if columns == length else softmax.output[..., [-1 if first == 0 else 0]].to(weights.dtype)
                 # Heads of one KV head may be rows of one product.
                 each = values.reshape(-1, *values.shape[-2:])
                 each = each.repeat_interleave(heads // len(each), dim=0)
                 return _Weighting(self._layer, softmax.path, weights, each, sink, softmax.hides[:, keys])
         return None
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Bit by bit; what is not a number is not equal to itself."""
+    if torch.equal(left, right):
+        return True
+    return bool(left.isnan().any()) and torch.equal(left.nan_to_num(2), right.nan_to_num(2))
