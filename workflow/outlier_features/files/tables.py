@@ -426,7 +426,14 @@ EXPERTS = Table(
         Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),
         Column("first_three_quarters", pl.Boolean, "layer < 0.75 x blocks of the model"),
-        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (Su et al. 2025)"),
+        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (the text of Su et al. "
+               "2025)"),
+        Column("above_percentile_code", pl.Boolean, "max_abs > 99.5th percentile (linear) of all experts, shared ones "
+               "too, of the layers of `first_three_quarters_code`, where one that no token chose counts as 0"),
+        Column("above_tenth_code", pl.Boolean, "max_abs > the largest of these // 10 (rounded down)"),
+        Column("first_three_quarters_code", pl.Boolean, "layer < 0.75 x blocks of the model, rounded half to even"),
+        Column("super_expert_code", pl.Boolean, "above_percentile_code, above_tenth_code and first_three_quarters_code "
+               "(the code of Su et al. 2025)"),
         Column("published", pl.Boolean, "published as a super expert of this model (workflow/published); null if "
                "nothing was published of it"),
     ),
