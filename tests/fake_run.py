@@ -403,8 +403,8 @@ class FakeRun:
         self.provenance |= {
             "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
             "layers_without_patterns": [] if self.attention else list(range(self.layers)),
-            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
-                     "positions": [length]},
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "kv_heads": [0, 0]} for layer in kept],
+                     "sequences": [0], "positions": [length]},
         }  # fmt: skip
         patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
         write_tensors(directory / "attention.safetensors", patterns, self.provenance)
@@ -424,7 +424,9 @@ class FakeRun:
              "sequence": 0, "token": self.position, "dim": 7, "tokens_routed": 3, "mean_weight": 0.5,
              "above_percentile": (layer, expert) == (1, 1), "above_tenth": (layer, expert) == (1, 1),
              "forms_massive": layer == 1, "first_three_quarters": layer < 3,
-             "super_expert": (layer, expert) == (1, 1), "published": None}
+             "super_expert": (layer, expert) == (1, 1), "above_percentile_code": (layer, expert) == (1, 1),
+             "above_tenth_code": (layer, expert) == (1, 1), "first_three_quarters_code": layer < 3,
+             "super_expert_code": (layer, expert) == (1, 1), "published": None}
             for layer in range(1, self.layers)
             for expert in (*range(self.experts), None)
             if self.experts

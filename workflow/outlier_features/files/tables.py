@@ -297,7 +297,7 @@ SINKS = Table(
     (
         _LAYER,
         Column("head", pl.UInt16, "attention head of the queries, from 0"),
-        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where attention has no groups"),
+        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where each head has its own"),
         Column("token", pl.UInt32, "position of the key in the sequence, from 0; null for a learned sink"),
         Column("learned", pl.Boolean, "the key is a learned sink, which has no position"),
         Column("alpha", pl.Float64, "mean probability that the queries that can see the key give it, averaged over "
@@ -426,7 +426,14 @@ EXPERTS = Table(
         Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),
         Column("first_three_quarters", pl.Boolean, "layer < 0.75 x blocks of the model"),
-        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (Su et al. 2025)"),
+        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (the text of Su et al. "
+               "2025)"),
+        Column("above_percentile_code", pl.Boolean, "max_abs > 99.5th percentile (linear) of all experts, shared ones "
+               "too, of the layers of `first_three_quarters_code`, where one that no token chose counts as 0"),
+        Column("above_tenth_code", pl.Boolean, "max_abs > the largest of these // 10 (rounded down)"),
+        Column("first_three_quarters_code", pl.Boolean, "layer < 0.75 x blocks of the model, rounded half to even"),
+        Column("super_expert_code", pl.Boolean, "above_percentile_code, above_tenth_code and first_three_quarters_code "
+               "(the code of Su et al. 2025)"),
         Column("published", pl.Boolean, "published as a super expert of this model (workflow/published); null if "
                "nothing was published of it"),
     ),
