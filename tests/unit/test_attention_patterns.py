@@ -3,6 +3,7 @@
 import gc
 import math
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 import zoo
-from outlier_features.attention import attention_patterns
 from outlier_features.attention.attention_patterns import Attention, find_attention, run_patterns
 from outlier_features.attention.attention_sinks import alpha
 from outlier_features.errors import InputError
 from outlier_features.model.models import LoadedModel
-from outlier_features.model.sites import Block
 
 IDS = torch.arange(20, 32)
 _GPT2 = dict(zoo.CONFIGS["gpt2"], pad_token_id=0)
@@ -55,7 +54,7 @@ def loaded(name, dtype="float32", **changes):
     config.use_cache = False
     causal = name not in ENCODERS
     model = (AutoModelForCausalLM if causal else AutoModel).from_config(config, attn_implementation="eager").eval()
-    return LoadedModel(model, torch.device("cpu"), "eager", causal, causal)
+    return LoadedModel.of(model, torch.device("cpu"), "eager")
 
 
 def collect(model, attention, ids=IDS):
@@ -177,14 +176,12 @@ def test_16_bit_patterns_are_the_weights_that_multiply_the_values(name, dtype):
         torch.testing.assert_close(pattern.float().sum(-1), torch.ones(4, 12), rtol=0, atol=8e-3)
 
 
-def test_a_block_that_stands_for_several_layers_has_a_pattern_for_each_call(monkeypatch):
+def test_a_block_that_stands_for_several_layers_has_a_pattern_for_each_call():
     """ALBERT runs one block four times."""
     model = AutoModel.from_config(
         AutoConfig.for_model("albert", **zoo.CONFIGS["bert"], embedding_size=64), attn_implementation="eager"
     ).eval()
-    shared = LoadedModel(model, torch.device("cpu"), "eager", causal=False, has_causal_head=False)
-    path = "encoder.albert_layer_groups.0.albert_layers.0"
-    monkeypatch.setattr(attention_patterns, "find_sites", lambda loaded: [Block(path)] * 4)
+    shared = LoadedModel.of(model, torch.device("cpu"), "eager")
     found = collect(shared, find_attention(shared))
     assert list(found) == [0, 1, 2, 3]
     for expected, (pattern, _) in zip(attentions(shared), found.values(), strict=True):
@@ -193,7 +190,7 @@ def test_a_block_that_stands_for_several_layers_has_a_pattern_for_each_call(monk
 
 
 @pytest.mark.parametrize("cross_first", [False, True])
-def test_cross_attention_is_no_self_attention(cross_first, monkeypatch):
+def test_cross_attention_is_no_self_attention(cross_first):
     """The decoder of an encoder-decoder model, whose encoder reads as many tokens as it does."""
     sizes = {f"{side}_{what}": size for side in ("encoder", "decoder")
              for what, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 96))}  # fmt: skip
@@ -201,9 +198,9 @@ def test_cross_attention_is_no_self_attention(cross_first, monkeypatch):
         "bart", vocab_size=128, d_model=64, max_position_embeddings=64, use_cache=False, **sizes
     )
     model = AutoModel.from_config(config, attn_implementation="eager").eval()
-    decoder = LoadedModel(model, torch.device("cpu"), "eager", causal=True, has_causal_head=False)
+    decoder = LoadedModel.of(model, torch.device("cpu"), "eager", "decoder")
     with torch.inference_mode():
-        expected = model(IDS[None], output_attentions=True)
+        expected = model(IDS[None, 1:], decoder_input_ids=IDS[None], output_attentions=True)
 
     def across(layer, args, kwargs):
         layer.encoder_attn(args[0], key_value_states=expected.encoder_last_hidden_state.clone()[:, : args[0].shape[1]])
@@ -211,8 +208,6 @@ def test_cross_attention_is_no_self_attention(cross_first, monkeypatch):
     if cross_first:
         for layer in model.decoder.layers:
             layer.register_forward_pre_hook(across, with_kwargs=True)
-    blocks = [Block(f"decoder.layers.{index}") for index in range(2)]
-    monkeypatch.setattr(attention_patterns, "find_sites", lambda loaded: blocks)
     attention = find_attention(decoder)
     assert [at.path for at in attention] == ["decoder.layers.0.self_attn", "decoder.layers.1.self_attn"]
     for own, (pattern, _) in zip(expected.decoder_attentions, collect(decoder, attention).values(), strict=True):
@@ -256,7 +251,7 @@ def test_a_recurrent_model_has_none():
 
 def test_sdpa_is_refused():
     model = loaded("llama")
-    model = type(model)(model.model, model.device, "sdpa", True, True)
+    model = replace(model, attention="sdpa")
     with pytest.raises(InputError, match=r"attention: found 'sdpa', which leaves no patterns, expected 'eager'"):
         find_attention(model)
 

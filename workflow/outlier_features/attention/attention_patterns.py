@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_features.errors import InputError
 from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
-from outlier_features.model.sites import find_sites
 
 Tensor = torch.Tensor
 Calls = dict[tuple[nn.Module, int], int]  # the layer of each call, from 0, of each block in a pass
@@ -96,10 +95,7 @@ def find_attention(loaded: LoadedModel) -> list[Attention]:
     """
     if loaded.attention != "eager":
         raise InputError(f"attention: found {loaded.attention!r}, which leaves no patterns, expected 'eager'")
-    calls: Calls = {}
-    for layer, block in enumerate(find_sites(loaded)):
-        module = loaded.model.get_submodule(block.path)
-        calls[module, sum(earlier is module for earlier, _ in calls)] = layer
+    calls = {(block.module, block.call): layer for layer, block in enumerate(loaded.stack.blocks)}
     call_of = {layer: call for call, layer in calls.items()}
     found: dict[int, Attention] = {}
 
