@@ -39,7 +39,8 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
 
 def stored_floats(file: TensorFile, name: str) -> Array:
     """The values of a tensor of floats, none of them rounded: bfloat16 is widened to float32."""
-    dtype, values = file.entry(name).dtype, file.array(name)
+    dtype = file.entry(name).dtype
     if dtype not in DTYPES:
         raise InputError(f"{file.path}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+    values = file.array(name)
     return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
