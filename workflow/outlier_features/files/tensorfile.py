@@ -16,6 +16,7 @@ import mmap
 import os
 import weakref
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ _MAX_HEADER = 100_000_000
 _CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
 _NO_CHECKSUM = "0" * 8
 _AT_ONCE = 1 << 22
+_MOST_OPEN = 256  # at a time; each takes two descriptors, of which a process may often have no more than 1,024
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,57 @@ class Entry:
     nbytes: int
 
 
-class TensorFile:
-    """A safetensors file, mapped into memory and checked against its own header.
+class _Opened:
+    """The map and the descriptor of a file; both are closed when nobody refers to them any more."""
 
-    Raises `InputError` where the file is missing, truncated or not safetensors, or its header is not as it was written.
+    def __init__(self, path: Path, identity: tuple[int, ...]):
+        with path.open("rb") as file:
+            if _identity(file.fileno()) != identity:
+                raise DamagedFile(path, "has changed since its header was read")
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+class TensorFile:
+    """A safetensors file, checked against its own header, and mapped into memory when its values are asked for.
+
+    Any number of them may be at hand: only the last 256 that were opened are open. Raises `InputError` where the file
+    is missing, truncated or not safetensors, or its header is not as it was written.
     """
+
+    _open_files: "deque[weakref.ref[TensorFile]]" = deque()
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
+                self._identity = _identity(file.fileno())
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._descriptor = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._descriptor)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
+        self._opened: _Opened | None = None
+
+    def _open(self) -> _Opened:
+        """Who uses what this returns must hold on to it: another thread may open a file for which this one is closed."""
+        opened = self._opened
+        if opened is None:
+            try:
+                self._opened = opened = _Opened(self.path, self._identity)
+            except OSError as error:
+                raise DamagedFile(self.path, f"could be read before, and now cannot: {error.strerror}") from error
+            self._open_files.append(weakref.ref(self))
+            while len(self._open_files) > _MOST_OPEN:
+                oldest = self._open_files.popleft()()
+                if oldest is not None and oldest is not self:
+                    oldest._opened = None
+        return opened
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The whole file."""
+        return self._open().map
 
     @property
     def provenance(self) -> Provenance:
@@ -135,9 +171,9 @@ class TensorFile:
 
         Where bytes are looked at once, copying them is cheaper than mapping their pages and giving them back.
         """
-        view = target.data.cast("B")
+        view, opened = target.data.cast("B"), self._open()
         while len(view):
-            count = os.preadv(self._descriptor, [view], offset)
+            count = os.preadv(opened.descriptor, [view], offset)
             if not count:
                 raise DamagedFile(self.path, f"found its end at byte {offset}, expected {self.size} bytes as before")
             view, offset = view[count:], offset + count
@@ -151,19 +187,27 @@ class TensorFile:
             self._advise(mmap.MADV_WILLNEED, offset, offset + length)
 
     def _is_cached(self, offset: int) -> bool:
+        opened = self._open()
         try:
-            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            return os.preadv(opened.descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
         except OSError:  # it would wait, or the file system cannot say
             return False
 
     def drop(self, offset: int, length: int) -> None:
         """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
-        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
+        if self._opened is not None:
+            self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
         if stop > start:
             self.map.madvise(advice, start, min(stop, self.size) - start)
+
+
+def _identity(descriptor: int) -> tuple[int, ...]:
+    """What tells an open file from one that took its name, or was written anew."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from outlier_features.errors import InputError
+from outlier_features.files.layer_keys import LAYER, layer_names, nearest_keys
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.norms.describe_gains import Array, Gain
 
@@ -14,10 +15,11 @@ PREFIX = "rmsnorm_gammas/"
 def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:
     """The gains under `keys`, by key; without keys those under `rmsnorm_gammas/<module>`, by module.
 
-    A tensor (H,) is one norm; (L, H) is one a layer, named `<name>.<layer>`. A dump holds gains as they are applied.
+    A tensor (H,) is one norm; (L, H) is one a layer, named `<name>.<layer>`; a key with `{layer}` stands for a tensor a
+    layer, each under its own name. A dump holds gains as they are applied.
     Raises `InputError` where there is no such key, or a tensor is of another rank or not of floats.
     """
-    names = {key: key for key in keys} or {
+    names = {name: name for key in keys for name in tensors_of(file, key).values()} or {
         name.removeprefix(PREFIX): name for name in sorted(file.entries) if name.startswith(PREFIX)
     }
     if not names:
@@ -35,6 +37,16 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
         if not stored.size:
             raise InputError(f"{file.path}: {key} of shape {list(stored.shape)} is empty, expected gains")
     return gains
+
+
+def tensors_of(file: TensorFile, key: str) -> dict[int | None, str]:
+    """The tensors that a key stands for, by layer where it has `{layer}`."""
+    if LAYER not in key:
+        return {None: key}
+    found = layer_names(file.entries, key, file.path)
+    if not found:
+        raise InputError(f"{file.path}: has no tensor {key!r}{nearest_keys(file.entries, key)}")
+    return {layer: name for layer, name in found.items()}
 
 
 def stored_floats(file: TensorFile, name: str) -> Array:
