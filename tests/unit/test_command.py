@@ -36,7 +36,8 @@ def dump(tmp_path_factory):
     save_file(
         {
             "attn_norm": x, "mlp_input": x.roll(3, dims=3).contiguous(), "narrow": x[..., :7].contiguous(),
-            "flat": x[0].clone(), "whole": x.int(), "large": x.double() * (1 + 1e300 * (x == 7.0)), "quiet": x * 0, "bad": bad,
+            "flat": x[0].clone(), "whole": x.int(),
+            "large": torch.where(x == 7.0, 1e300, x.double()), "quiet": x * 0, "bad": bad,
             "empty": torch.zeros(0, 4, 3, 8),
         },
         path,

@@ -58,7 +58,8 @@ def write(folder, layout, x, dtype=torch.float32):
 
     def put(name, **tensors):
         files[str(folder / name)] = {
-            key: (value.to(dtype) if value.is_floating_point() else value).contiguous() for key, value in tensors.items()
+            key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            for key, value in tensors.items()
         }
 
     lengths = torch.tensor(LENGTHS)
@@ -301,7 +302,12 @@ def test_what_is_unclear_or_does_not_fit_is_one_sentence(tmp_path):
     save_file({"c.0": torch.zeros(3, 5, 8)}, tmp_path / "c-1.safetensors")
     save_file({"c.5": torch.zeros(2, 4, 8)}, tmp_path / "c-2.safetensors")
     for files, key, how, sentence in [
-        ("a", "hidden", {}, "hidden has shape .4, 4, 8., whose axes may be TLH or LTH .*, expected layout to say which"),
+        (
+            "a",
+            "hidden",
+            {},
+            "hidden has shape .4, 4, 8., whose axes may be TLH or LTH .*, expected layout to say which",
+        ),
         ("a", "flat", {}, "whose axes may be TH .*, expected layout"),
         ("a", "deep", {}, "expected .N, L, T, H., or other axes as layout says"),
         ("a", "hidden", {"layout": "TH"}, "expected 2 axes as layout TH says"),
@@ -326,12 +332,16 @@ def test_what_is_unclear_or_does_not_fit_is_one_sentence(tmp_path):
         (["d-*"], "c", {}, r"d-\*.safetensors: expected a whole safetensors file"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            Dump.open({"dump": [str(tmp_path / f"{one}.safetensors") for one in files], "keys": {"resid_post": key}, **how})
+            Dump.open(
+                {"dump": [str(tmp_path / f"{one}.safetensors") for one in files], "keys": {"resid_post": key}, **how}
+            )
 
 
 def test_a_plain_stem_where_nothing_else_could_be_meant(tmp_path):
     x = torch.randn(2, 3, 4)
-    save_file({"blocks.3.hook_resid_post": x, "blocks.9.hook_resid_post": x * 2, "b.1.w": x + 1, "x": x + 2}, tmp_path / "a")
+    save_file(
+        {"blocks.3.hook_resid_post": x, "blocks.9.hook_resid_post": x * 2, "b.1.w": x + 1, "x": x + 2}, tmp_path / "a"
+    )
     for key in ("hook_resid_post", "blocks.hook_resid_post", "blocks.{layer}.hook_resid_post"):
         site = Dump.open({"dump": str(tmp_path / "a"), "keys": {"resid_post": key}}).sites["resid_post"]
         assert site.layers == (3, 9)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -135,7 +134,11 @@ def test_what_does_not_fit_is_one_sentence(tmp_path):
     cut.write_bytes(good.read_bytes()[:-10])
     for files, keys, sentence in [
         (["good"], {"attn_norm": "act"}, "has no tensor 'act', nearest: acts"),
-        (["good"], {"attn_norm": "flat"}, "flat has shape \\[3, 4, 8\\], whose axes may be TLH or LTH or NTH .*, expected layout"),
+        (
+            ["good"],
+            {"attn_norm": "flat"},
+            "flat has shape \\[3, 4, 8\\], whose axes may be TLH or LTH or NTH .*, expected layout",
+        ),
         (
             ["good"],
             {"attn_norm": "acts", "mlp_norm": "short"},

@@ -132,9 +132,7 @@ def recorded(tmp_path):
 
     def record(activations):
         named = {name: tmp_path / f"{name}.parquet" for name in ("texts", "dims", "surface")}
-        record_surface(
-            activations, tmp_path / "statistics.safetensors", tmp_path / "tokens.safetensors", **named
-        )
+        record_surface(activations, tmp_path / "statistics.safetensors", tmp_path / "tokens.safetensors", **named)
         return pl.read_parquet(named["surface"])
 
     return SimpleNamespace(prepare=prepare, record=record)

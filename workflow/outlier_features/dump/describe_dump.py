@@ -127,7 +127,7 @@ def _runs(dump: Dump) -> Iterator[tuple[TensorFile, int, int]]:
 
 
 def _from_key(file: TensorFile, key: str, lengths: Array) -> list[Array]:
-    """For each sequence its integers: of a tensor with as many for each, cut to its length, or of one without padding."""
+    """For each sequence its integers, of a tensor without padding, or of one with padding at the ends."""
     entry = file.entry(key)
     found, shape = int(np.prod(entry.shape, dtype=object)), (len(lengths), int(lengths.max()))
     padded = entry.shape[:1] == shape[:1] and found % shape[0] == 0 and found // shape[0] >= shape[1]
@@ -137,7 +137,9 @@ def _from_key(file: TensorFile, key: str, lengths: Array) -> list[Array]:
         wanted = f"{shape[1]} for each of {shape[0]} sequences"
         if lengths.min() < shape[1]:
             wanted = f"{int(lengths.sum())} in all for {shape[0]} sequences"
-        raise InputError(f"{file.path}: labels {key} is {entry.dtype} {list(entry.shape)}, expected integers with {wanted}")
+        raise InputError(
+            f"{file.path}: labels {key} is {entry.dtype} {list(entry.shape)}, expected integers with {wanted}"
+        )
     ids = file.array(key).reshape(-1)
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) > np.iinfo(np.int32).max):
         raise InputError(f"{file.path}: labels {key} has values outside 0..2147483647")

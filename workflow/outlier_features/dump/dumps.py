@@ -146,7 +146,7 @@ def _by_numbers(text: str) -> list[Any]:
 
 
 def find_sites(source: Mapping[str, Any]) -> dict[str, SiteTensors]:
-    """The activations of each of the `keys` of a catalog entry; every file has some of them, or `InputError` is raised."""
+    """The activations of each of the `keys` of a catalog entry. Raises `InputError`, also on a file without any."""
     files = [DumpFile(TensorFile(path), layer) for path, layer in _paths(source["dump"])]
     how = {key: source.get(key) for key in ("layout", "lengths", "layers")}
     sites = {site: find_site(files, key, **how) for site, key in source["keys"].items()}
@@ -281,8 +281,8 @@ def _axes(found: Found, by_layer: bool, layout: str | None, lengths: Lengths) ->
     fitting = [axes for axes in candidates if _fits(found, axes, lengths)]
     if len(fitting) != 1:
         raise InputError(
-            f"{where}, whose axes may be {' or '.join(fitting or candidates)} (N sequences, L layers, T tokens, H dims), "
-            f"expected layout to say which, or lengths how many tokens each sequence has"
+            f"{where}, whose axes may be {' or '.join(fitting or candidates)} (N sequences, L layers, T tokens, "
+            f"H dims), expected layout to say which, or lengths how many tokens each sequence has"
         )
     return fitting[0]
 

@@ -1,4 +1,4 @@
-"""How activations of layers are named and laid out: `{layer}` in a key or a path is a layer's number, wherever it is."""
+"""How activations of layers are named and laid out: `{layer}` in a key or a path stands for a layer's number."""
 
 import difflib
 import re
@@ -84,7 +84,7 @@ def keys_of_stem(keys: Iterable[str], stem: str) -> list[str]:
 
 
 def nearest_keys(names: Iterable[str], key: str) -> str:
-    """`, nearest: ...` with the names most like `key`, tensors of several layers as one; empty where there is no name."""
+    """`, nearest: ...` with the names most like `key`, tensors of several layers as one; empty without names."""
     names = list(names)
     by_layer: Mapping[str, set[int]] = {key: layers for key, layers in layer_keys(names).items() if len(layers) > 1}
     patterns = [layer_pattern(one) for one in by_layer]

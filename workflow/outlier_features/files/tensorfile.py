@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class TensorFile:
     is missing, truncated or not safetensors, or its header is not as it was written.
     """
 
-    _open_files: "deque[weakref.ref[TensorFile]]" = deque()
+    _open_files: ClassVar["deque[weakref.ref[TensorFile]]"] = deque()
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -96,7 +96,7 @@ class TensorFile:
         self._opened: _Opened | None = None
 
     def _open(self) -> _Opened:
-        """Who uses what this returns must hold on to it: another thread may open a file for which this one is closed."""
+        """Who uses what this returns must hold on to it: this file may be closed for one that another thread opens."""
         opened = self._opened
         if opened is None:
             try:

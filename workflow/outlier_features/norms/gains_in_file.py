@@ -46,7 +46,7 @@ def tensors_of(file: TensorFile, key: str) -> dict[int | None, str]:
     found = layer_names(file.entries, key, file.path)
     if not found:
         raise InputError(f"{file.path}: has no tensor {key!r}{nearest_keys(file.entries, key)}")
-    return {layer: name for layer, name in found.items()}
+    return dict(found)
 
 
 def stored_floats(file: TensorFile, name: str) -> Array:

@@ -103,7 +103,8 @@ def scan(
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
         scratch = scratches.get()
         hits: tuple[Array, ...] = kernel.scan_layer(
-            *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer], floors[layer], profile, histogram, states,
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer],
+            floors[layer], profile, histogram, states,
             kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
         )  # fmt: skip
         scratches.put(scratch)

@@ -56,8 +56,8 @@ class SiteTensors:
         """The activations in a file, in one tensor or in one for each layer.
 
         names     the tensor, or by layer the tensors, which are all alike
-        axes      of a tensor: letters of `AXES`, such as NLTH; the last is H. Without N, the sequences follow one another
-                  along T.
+        axes      of a tensor: letters of `AXES`, such as NLTH; the last is H. Without N,
+                  sequences follow one another along T
         lengths   tokens of each sequence, which fit the axes; None: as many as there are along T
         layers    their numbers, in the order of L; None: from 0
 
@@ -77,7 +77,9 @@ class SiteTensors:
             if entry.offset % itemsize(entry.dtype):
                 raise InputError(f"{file.path}: {name} does not start at a multiple of its item size")
             if 0 in entry.shape:
-                raise InputError(f"{file.path}: {name} of shape {list(entry.shape)} is empty, expected a value at least")
+                raise InputError(
+                    f"{file.path}: {name} of shape {list(entry.shape)} is empty, expected a value at least"
+                )
         size = dict(zip(axes, first.shape, strict=True))
         steps = np.cumprod([1, *first.shape[:0:-1]])[::-1]
         step = {axis: int(distance) for axis, distance in zip(axes, steps, strict=True)}
@@ -341,7 +343,7 @@ def _sequences_text(site: SiteTensors) -> str:
     return f"{len(site.lengths)} sequences of {low if low == high else f'{low} to {high}'} tokens"
 
 
-def _cell_at(cell: Any, dims: int, stride: int) -> Any:
+def _cell_at(cell: Any, dims: int, stride: Any) -> Any:
     """How many values after a sequence's first one a cell of T * H lies."""
     return cell // dims * stride + cell % dims
 
@@ -378,7 +380,7 @@ def _convert(values: Array, stored: str, out: Array) -> None:
 
 
 def _eight_bits(exponent: int, has_infinity: bool) -> Array:
-    """The bfloat16 bits of all 256 floats with so many bits of exponent (OCP's 8-bit formats, v1.0), which hold them."""
+    """The bfloat16 bits of all 256 floats with so many bits of exponent (OCP's 8-bit formats v1.0)."""
     code = np.arange(256)
     mantissa_bits = 7 - exponent
     bias = (1 << exponent - 1) - 1
