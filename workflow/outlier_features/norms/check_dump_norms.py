@@ -30,7 +30,7 @@ def _gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str, str
     if not keys:
         yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
     for name, key in keys.items():
-        for layer, tensor in tensors_of(file, key).items():
+        for layer, tensor in tensors_of(file, key):
             own = name if layer is None else f"{name}.{layer}"
             for found, gain in gains_in_file(file, [tensor]).items():
                 yield own + found.removeprefix(tensor), tensor, gain

@@ -19,7 +19,7 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
     layer, each under its own name. A dump holds gains as they are applied.
     Raises `InputError` where there is no such key, or a tensor is of another rank or not of floats.
     """
-    names = {name: name for key in keys for name in tensors_of(file, key).values()} or {
+    names = {name: name for key in keys for _, name in tensors_of(file, key)} or {
         name.removeprefix(PREFIX): name for name in sorted(file.entries) if name.startswith(PREFIX)
     }
     if not names:
@@ -39,14 +39,14 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
     return gains
 
 
-def tensors_of(file: TensorFile, key: str) -> dict[int | None, str]:
-    """The tensors that a key stands for, by layer where it has `{layer}`."""
+def tensors_of(file: TensorFile, key: str) -> Sequence[tuple[int | None, str]]:
+    """The tensors that a key stands for, each with its layer where the key has `{layer}`."""
     if LAYER not in key:
-        return {None: key}
+        return [(None, key)]
     found = layer_names(file.entries, key, file.path)
     if not found:
         raise InputError(f"{file.path}: has no tensor {key!r}{nearest_keys(file.entries, key)}")
-    return dict(found)
+    return tuple(found.items())
 
 
 def stored_floats(file: TensorFile, name: str) -> Array:
