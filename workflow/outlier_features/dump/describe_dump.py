@@ -67,6 +67,7 @@ def describe_dump(
         "architecture": "activation dump",
         **dict.fromkeys(("parameters", "vocab_size", "device", "attention", "torch", "transformers")),
         "blocks": dump.blocks,
+        "layers_saved": dump.layers_saved,
         "d_model": _width(dump, keys),
         "causal_head": False,
         "dtype": dump.dtype,

@@ -100,6 +100,11 @@ class Dump:
         return 1 + max(one.layers[-1] for one in self.sites.values())
 
     @property
+    def layers_saved(self) -> int:
+        """How many layers some site has: shares are of these, since of others nothing is known."""
+        return len({layer for one in self.sites.values() for layer in one.layers})
+
+    @property
     def dtype(self) -> str:
         return "+".join(sorted({FLOATS[one.stored] for one in self.sites.values()}))
 
