@@ -33,7 +33,7 @@ try:
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
     DUMPS = {
-        name: Dump.open(dump_files(source), source["keys"])
+        name: Dump.open(source)
         for name, source in MODELS.items()
         if "dump" in source
     }
@@ -89,17 +89,17 @@ def dump_range(wildcards):
     return vars(DUMPS[wildcards.model].chunks()[index])
 
 
-def dump_ranges(wildcards):
-    """Where the sequences of a dump lie; None for other runs."""
-    if wildcards.model not in DUMPS:
-        return None
-    return [vars(part) for part in DUMPS[wildcards.model].ranges()]
+def whole_dump(wildcards):
+    """All sequences of a dump; None for other runs."""
+    return vars(DUMPS[wildcards.model].whole) if wildcards.model in DUMPS else None
 
 
 def activations(wildcards):
-    """The file that holds a chunk's activations."""
+    """The file, or of a dump the files, that hold a chunk's activations."""
     found = dump_range(wildcards)
-    return found["file"] if found else f"{RUN}/activations/{{chunk}}.safetensors"
+    if found:
+        return DUMPS[wildcards.model].files_of(found["start"], found["stop"])
+    return f"{RUN}/activations/{{chunk}}.safetensors"
 
 
 def all_activations(wildcards):
@@ -117,9 +117,9 @@ def surface_activations(wildcards):
 
 
 def first_activations(wildcards):
-    """The file that holds the first sequence of a run."""
+    """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
-        return str(DUMPS[wildcards.model].files[0])
+        return DUMPS[wildcards.model].files_of(0, 1)
     return f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors"
 
 

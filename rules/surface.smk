@@ -42,7 +42,7 @@ rule record_surface:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        dump=dump_ranges,
+        dump=whole_dump,
         code=code_version("record_surface"),
     message:
         "Record the surface of the largest |x| of {wildcards.model} on {wildcards.corpus}"

@@ -7,8 +7,7 @@ from outlier_features.surface.record_surface import record_surface
 with stage(snakemake.log[0]):
     dump = snakemake.params.dump
     record_surface(
-        activations=[Path(path) for path in snakemake.input.activations],
+        activations=[DumpRange(**dump)] if dump else [Path(path) for path in snakemake.input.activations],
         **{name: Path(snakemake.input[name]) for name in ("statistics", "tokens", "texts", "dims")},
         surface=Path(snakemake.output.surface),
-        dump=dump and [DumpRange(**where) for where in dump],
     )

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from outlier_features.tokens.tokens import Tokens
 
 
 def detect_outliers(
-    activations: Path,
-    first_chunk: Path,
+    activations: Path | DumpRange,
+    first_chunk: Path | DumpRange,
     tokens: Path,
     hits: Mapping[str, Path],
     statistics: Path,
@@ -33,13 +32,11 @@ def detect_outliers(
     floors: Mapping[str, float],
     max_density: float,
     threads: int,
-    dump: DumpRange | None = None,
 ) -> None:
     """Scan the activations of a chunk, site by site.
 
-    activations   a file with tensors `{site}.{layer}` of shape (n, T, H), or one of a dump
-    first_chunk   the run's first such file: the mean of its first sequence is the pilot of all chunks
-    dump          where in a dump the chunk lies
+    activations   a file with tensors `{site}.{layer}` of shape (n, T, H), or sequences of a dump
+    first_chunk   the run's first such file or sequences: the mean of the first sequence is the pilot of all chunks
     hits          the Parquet file to write for each site; empty where the model lacks the site
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a site's values that may be hits
@@ -47,12 +44,11 @@ def detect_outliers(
     Raises `InputError` on activations that are not finite, too dense, or of another run.
     """
     run = Tokens.read(tokens)
-    chunk = Activations.open(activations, run, dump)
-    first = Activations.open(first_chunk, run, dump and replace(dump, row=0, start=0, stop=1))
+    chunk, first = Activations.open(activations, run), Activations.open(first_chunk, run)
     provenance = chunk.provenance
-    require_same_run(provenance, first.provenance, first_chunk)
-    require_equal({"start": 0}, first.provenance, ("start",), first_chunk)
-    if dump is None:
+    require_same_run(provenance, first.provenance, str(first_chunk))
+    require_equal({"start": 0}, first.provenance, ("start",), str(first_chunk))
+    if isinstance(activations, Path):
         require_sequences(provenance, activations)
     parts = run.parts
     arrays: dict[str, np.ndarray[Any, Any]] = {}

@@ -116,7 +116,7 @@ class _Facts:
         }
         tensors = {site: len(file.array(f"{site}.layers")) for site in provenance["sites"]}
         dims = max((file.array(f"{site}.pilot").shape[1] for site in tensors), default=0)
-        return cls(provenance["blocks"], dims, tensors, positions)
+        return cls(provenance.get("layers_saved", provenance["blocks"]), dims, tensors, positions)
 
     def pairs(
         self, hits: pl.DataFrame, population: str, rule: str, sites: list[str], threshold: float, passes: pl.Expr

@@ -66,9 +66,9 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
 
 
 def _from_dump(source: dict[str, Any]) -> _Model:
+    Dump.open(source)
     files = [Path(file).absolute() for file in dump_files(source)]
-    Dump.open(files, source["keys"])
-    origin = ", ".join(file.name for file in files)
+    origin = ", ".join(file.name for file in files[:4]) + (f" and {len(files) - 4} more files" if files[4:] else "")
     return _Model("dump", files[0].parent, str(files[0].parent), origin, None, None, [str(file) for file in files])
 
 

@@ -52,7 +52,7 @@ _TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
 _DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
 
 READINGS = {
-    "blocks": "blocks with a hit at any of the sites / blocks of the model",
+    "blocks": "blocks with a hit at any of the sites / blocks of the model; of a dump, the blocks it has",
     "sites_share": "site tensors with a hit / site tensors that the model has",
     "union": "positions with a hit at any site tensor / positions of the population",
     "pooled": "hits / (positions x site tensors)",

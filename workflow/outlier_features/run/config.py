@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
+from outlier_features.files.layer_keys import LAYER
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
 Schema = Mapping[str, Any]
@@ -61,7 +62,8 @@ def require_files(config: Mapping[str, Any]) -> None:
     for name, model in config["catalog"]["models"].items():
         for file in dump_files(model) if "dump" in model else []:
             if not Path(file).is_file():
-                raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
+                what = "matches no file" if any(sign in file for sign in ("*", "?", LAYER)) else "is not a file"
+                raise InputError(f"config: catalog.models.{name}.dump: {file} {what}")
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
         if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from queue import SimpleQueue
 from typing import Any
 
@@ -96,28 +97,28 @@ def scan(
     scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
     for _ in range(threads):
         scratches.put(kernel.new_scratch(t, h))
-    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
+    blocks = list(tensors.blocks(_BLOCK_VALUES))
     found = 0
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
         scratch = scratches.get()
         hits: tuple[Array, ...] = kernel.scan_layer(
-            tensors.raw, KINDS[tensors.dtype], tensors.starts[layer] + first * tensors.stride, tensors.stride, layer,
-            runs, run_starts, pilot[layer], floors[layer], profile, histogram, states,
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer],
+            floors[layer], profile, histogram, states,
             kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
         )  # fmt: skip
         scratches.put(scratch)
         return hits
 
     with ThreadPoolExecutor(threads) as pool:
-        tensors.advise(tensors.file.will_need, 0, block)
-        for first in range(0, n, block):
-            last = min(first + block, n)
-            tensors.advise(tensors.file.will_need, last, min(last + block, n))
+        tensors.will_need(*blocks[0])
+        for (first, last), following in zip_longest(blocks, blocks[1:]):
+            if following:
+                tensors.will_need(*following)
             runs, run_starts = runs_of(parts[first:last])
             work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
             hits = list(pool.map(work, range(layers)))
-            tensors.advise(tensors.file.drop, first, last)
+            tensors.drop(first, last)
             found += sum(len(values) for *_, values in hits)
             _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
@@ -140,20 +141,21 @@ def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Ar
 
 def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
     """Raise `InputError` where some of the counts (L,) of NaN or infinite values are not zero."""
+    hint = "float16 overflows above 65504; try bfloat16 or float32"
+    if tensors.stored == "F64":
+        hint = "float64 is read as float32, which ends at 3.4e38"
     for layer, count in zip(tensors.layers, nonfinite, strict=True):
         if count:
             raise InputError(
-                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
-                f"expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
+                f"{tensors.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
+                f"expected finite ones ({hint})"
             )
 
 
 def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor: float | Array) -> None:
-    n, t, h = tensors.shape
-    values = n * t * h * len(tensors.layers)
-    if found > max_density * values:
+    if found > max_density * tensors.values:
         raise InputError(
-            f"{tensors.file.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
+            f"{tensors.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
             f"its floor {np.min(floor):g}; raise detect.floors.{tensors.site}, or detect.max_density if you mean it"
         )
 

@@ -434,12 +434,12 @@ def _room_for(more, values, count):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def scan_layer(
-    raw, kind, start, stride, layer, runs, run_starts, pilot, floor, profile, histogram, layers, sequences, scratch
+    raw, places, kind, layer, runs, run_starts, pilot, floor, profile, histogram, layers, sequences, scratch
 ):
     """Scan one layer of a block of sequences and return its hits.
 
-    raw         uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat; sequence b lies at
-                start + b * stride as (T, H)
+    raw         uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat
+    places      int64 (B,): sequence b lies in `raw` from places[b] on, as (T, H)
     runs        int64 (R, 3): first position, one past the last, part; those of sequence b are
                 runs[run_starts[b]:run_starts[b + 1]]
     pilot       float32 (H,)
@@ -455,7 +455,7 @@ def scan_layer(
     dims = pilot.size
     count = 0
     for b in range(run_starts.size - 1):
-        base, count_before = start + b * stride, count
+        base, count_before = places[b], count
         rest = 0
         for r in range(run_starts[b], run_starts[b + 1]):
             if runs[r, 2] == REST:
