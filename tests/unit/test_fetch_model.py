@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save
 from hub_server import Hub, running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch import hub as hub_module
+from outlier_features.fetch.archive import Archive
 from outlier_features.fetch.fetch_model import _blob_sha256, fetch_model
-from outlier_features.fetch.wheel import Wheel
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from rule_process import finish, run_rule, run_rules, start_rule
@@ -396,7 +396,7 @@ def test_wheel_with_a_member_outside_is_refused(index, tmp_path):
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "..\\evil", "/evil"])
 def test_members_outside_are_found(tmp_path, name):
     build_wheel(tmp_path, {f"inside/{name}": b"evil", "elsewhere/../fine": b""})
-    wheel = Wheel(next(tmp_path.glob("*.whl")))
+    wheel = Archive(next(tmp_path.glob("*.whl")))
     assert wheel.below("elsewhere/..") == ["fine"]
     with pytest.raises(InputError, match="evil"):
         wheel.below("inside")
