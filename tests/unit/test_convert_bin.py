@@ -149,9 +149,10 @@ class Payload:
 
 
 PICKLES = {
-    "code in a pickle": (lambda ran: pickle.dumps({"a": Payload(ran)}), r"a pickle that asks for (posix|os)\.mkdir"),
+    "code in a pickle": (lambda ran: pickle.dumps({"a": Payload(ran)}, 2), r"a pickle that asks for (posix|os)\.mkdir"),
+    "code in a newer pickle": (lambda ran: pickle.dumps({"a": Payload(ran)}, 4), "a pickle of other things"),
     "nothing": (lambda ran: b"", "none that torch can read"),
-    "no pickle": (lambda ran: b"GGUF" + bytes(100), "none that torch can read"),
+    "no pickle": (lambda ran: b"GGUF" + bytes(100), "a pickle of other things"),
 }
 
 

@@ -66,9 +66,12 @@ def _refused(path: Path, found: str) -> InputError:
 
 def _found(error: Exception) -> str:
     """What is wrong with the file; torch's own advice, to read it with less care, is not passed on."""
-    if asked := re.search(r"GLOBAL (\S+)", str(error)):
+    text = str(error)
+    if asked := re.search(r"GLOBAL (\S+)", text):
         return f"a pickle that asks for {asked[1]}"
-    return f"none that torch can read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    if unknown := re.search(r"WeightsUnpickler error: (.*)", text):
+        return f"a pickle of other things ({unknown[1].strip()})"
+    return f"none that torch can read ({type(error).__name__})"
 
 
 def _plain(name: object, value: Any, path: Path) -> torch.Tensor:

@@ -64,17 +64,20 @@ def require_files(config: Mapping[str, Any]) -> None:
                 raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
-        if "path" in model and not {"pypi", "hub"} & model.keys():
-            _require_model(name, Path(model["path"]))
+        if "path" in model:
+            _require_model(name, model)
     for name, corpus in config["catalog"]["corpora"].items():
         for file in corpus.get("files", []):
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
 
 
-def _require_model(name: str, path: Path) -> None:
-    if not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
-        raise InputError(f"config: catalog.models.{name}.path: {path} is not a directory and no .gguf file")
+def _require_model(name: str, model: Mapping[str, Any]) -> None:
+    key, path = f"config: catalog.models.{name}.path", Path(model["path"])
+    if "hub" in model and path.suffix != ".gguf":
+        raise InputError(f"{key}: {path} is no .gguf file, expected one of the repository, or no path for all of it")
+    if not {"hub", "pypi"} & model.keys() and not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
+        raise InputError(f"{key}: {path} is not a directory and no .gguf file")
 
 
 def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:
