@@ -74,8 +74,8 @@ MISTAKES = {
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},
     "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
-    "catalog.models.smollm2-135m has the keys path, pypi": {
-        "catalog__models__smollm2-135m": {"path": "x", "pypi": "a==1"}
+    "catalog.models.smollm2-135m has the keys keys, path": {
+        "catalog__models__smollm2-135m": {"keys": {"resid_post": "x"}, "path": "x"}
     },
     "catalog.models.smollm2-135m.pypi is ['a==1'], expected string": {
         "catalog__models__smollm2-135m": {"pypi": ["a==1"], "path": "x", "sha256": "0" * 64}

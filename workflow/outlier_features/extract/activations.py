@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.dump.dumps import Dump, DumpRange
-from outlier_features.files.artifacts import require_same_run
+from outlier_features.files.artifacts import holds_sequences, require_same_run
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.tokens.tokens import Tokens
@@ -28,5 +28,6 @@ class Activations:
             return cls(tensors, {**run.provenance, "start": dump.start, "stop": dump.stop})
         file = TensorFile(path)
         require_same_run(run.provenance, file.provenance, path)
-        found = {site: SiteTensors.per_layer(file, site) for site in file.provenance["sites"]}
+        names = file.provenance["sites"] if holds_sequences(file.provenance) else []
+        found = {site: SiteTensors.per_layer(file, site) for site in names}
         return cls({site: one for site, one in found.items() if one is not None}, file.provenance)

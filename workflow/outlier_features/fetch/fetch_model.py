@@ -104,7 +104,7 @@ def _from_path(source: dict[str, Any]) -> _Model:
         return _Model("path", path.parent, [path.name], source["path"], None, [])
     if not path.is_dir():
         raise InputError(
-            f"path: {path} is not a directory and no .gguf file, expected a model in transformers' format or one as GGUF"
+            f"path: {path} is not a directory and no .gguf file, expected a model in transformers' format or GGUF"
         )
     trust_remote_code, weights = source.get("trust_remote_code", False), source.get("weights", "safetensors")
     names = [file.name for file in path.iterdir() if file.is_file()]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import InputError
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import require_equal, require_same_run, write_json
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, write_json
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.populations import POPULATIONS, populations_of
@@ -39,10 +39,11 @@ def locate_outliers(
     """
     run = Tokens.read(tokens)
     ranges = dump or [None for _ in chunks]
-    opened = [Activations.open(path, run, where) for path, where in zip(chunks, ranges, strict=True)]
+    every = [Activations.open(path, run, where) for path, where in zip(chunks, ranges, strict=True)]
+    opened = [chunk for chunk in every if holds_sequences(chunk.provenance)]
     provenance = opened[0].provenance
     covered = 0
-    for path, chunk in zip(chunks, opened, strict=True):
+    for path, chunk in zip(chunks, opened, strict=False):
         require_same_run(provenance, chunk.provenance, path)
         require_equal(provenance, chunk.provenance, ("attention",), path)
         require_equal({"start": covered}, chunk.provenance, ("start",), path)

@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
+from outlier_features.fetch.documents import file_kind
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
 Schema = Mapping[str, Any]
@@ -68,6 +69,10 @@ def require_files(config: Mapping[str, Any]) -> None:
             _require_model(name, model)
     for name, corpus in config["catalog"]["corpora"].items():
         for file in corpus.get("files", []):
+            try:
+                file_kind(file)
+            except InputError as error:
+                raise InputError(f"config: catalog.corpora.{name}.{error}") from error
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
 
