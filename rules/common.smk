@@ -296,6 +296,7 @@ def local_files(source):
         str(path)
         for path in folder.glob("*")
         if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
+        and not set("{}") & set(path.name)
         and path.is_file()  # an input that is missing would have Snakemake go on with what was fetched before
     )
 

@@ -121,6 +121,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {TEXT: {"files": ["folder.txt"]}},
         ("catalog.corpora.text.files: folder.txt is not a file",),
     ),
+    "braces in the path of a text": ({TEXT: {"files": ["a{b}.txt"]}}, ("files: 'a{b}.txt' has braces",)),
+    "braces in the path of a model": ({LLAMA: {"path": "my{model}"}}, ("path: 'my{model}' has braces",)),
     "a text of another kind": (
         {TEXT: {"files": ["text.docx"]}},
         ("files: text.docx is of no known kind, expected .txt",),

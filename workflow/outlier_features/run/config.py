@@ -60,6 +60,7 @@ def require_files(config: Mapping[str, Any]) -> None:
     for key in _PLACES:
         _require_directory(key, Path(config[key]))
     for name, model in config["catalog"]["models"].items():
+        _require_no_braces(f"catalog.models.{name}", model)
         for file in dump_files(model) if "dump" in model else []:
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
@@ -68,6 +69,7 @@ def require_files(config: Mapping[str, Any]) -> None:
         if "path" in model:
             _require_model(name, model)
     for name, corpus in config["catalog"]["corpora"].items():
+        _require_no_braces(f"catalog.corpora.{name}", corpus)
         for file in corpus.get("files", []):
             try:
                 file_kind(file)
@@ -75,6 +77,17 @@ def require_files(config: Mapping[str, Any]) -> None:
                 raise InputError(f"config: catalog.corpora.{name}.{error}") from error
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
+
+
+def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
+    """Snakemake takes a brace in the path of an input for a wildcard, and has no way to write one that is none."""
+    for name in ("path", "files", "dump", "labels"):
+        paths = source.get(name, [])
+        for path in [paths] if isinstance(paths, str) else paths:
+            if "{" in path or "}" in path:
+                raise InputError(
+                    f"config: {key}.{name}: {_shown(path)} has braces, expected a path without (a link will do)"
+                )
 
 
 def _require_model(name: str, model: Mapping[str, Any]) -> None:
