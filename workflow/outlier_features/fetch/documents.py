@@ -22,6 +22,7 @@ from outlier_features.errors import InputError
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet")
 _PAGES = 1 << 20
 _BATCH = 256
+_FIELD = 2**31 - 1  # characters of a field in CSV; the default is shorter than many a document
 
 
 def read_stdlib(module: str) -> Generator[str]:
@@ -81,6 +82,7 @@ def read_text(file: Iterable[bytes], where: str) -> str:
 
 def read_csv(file: Iterable[bytes], column: str, where: str) -> Iterator[str]:
     """Texts of one column of a CSV file whose first row names the columns."""
+    csv.field_size_limit(_FIELD)
     rows = csv.DictReader(io.StringIO(read_text(file, where), newline=""), strict=True)
     try:
         if column not in (rows.fieldnames or ()):
