@@ -289,10 +289,14 @@ def local_files(source):
         return []
     if "files" in source:
         return source["files"]
+    folder = Path(source["path"])
+    if folder.is_file():
+        return [str(folder)]
     return sorted(
         str(path)
-        for path in Path(source["path"]).glob("*")
-        if path.suffix in (".json", ".safetensors", ".model", ".txt")
+        for path in folder.glob("*")
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
+        and not set("{}") & set(path.name)
         and path.is_file()  # an input that is missing would have Snakemake go on with what was fetched before
     )
 

@@ -74,8 +74,11 @@ MISTAKES = {
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},
     "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
-    "catalog.models.smollm2-135m has the keys hub, path": {
-        "catalog__models__smollm2-135m": {"hub": "a/b", "path": "x"}
+    "catalog.models.smollm2-135m has the keys keys, path": {
+        "catalog__models__smollm2-135m": {"keys": {"resid_post": "x"}, "path": "x"}
+    },
+    "catalog.models.smollm2-135m.pypi is ['a==1'], expected string": {
+        "catalog__models__smollm2-135m": {"pypi": ["a==1"], "path": "x", "sha256": "0" * 64}
     },
     "rules.dettmers.threshold is 3, below detect.floors.attn_norm: 4": {"rules__dettmers__threshold": 3.0},
     "sensitivity.thresholds is 2, below detect.floors.attn_norm: 4": {"sensitivity__thresholds": [2.0, 6.0]},

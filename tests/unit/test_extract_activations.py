@@ -249,9 +249,15 @@ def test_padding_must_follow_the_tokens(tmp_path):
         run.extract()
 
 
-def test_sequences_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match="has 5 sequences, expected to find 4 to 6 in it"):
-        Run(tmp_path, "llama").extract(4, 6)
+def test_a_chunk_has_the_sequences_that_there_are(tmp_path):
+    """Of a text that is shorter than the sample: the last chunk is cut, and those after it are empty."""
+    run = Run(tmp_path, "llama")
+    expected = bits(*run.extract(4, 5))
+    for found in run.extract(4, 9):
+        assert [found.provenance[key] for key in ("start", "stop", "sequences")] == [4, 5, 5]
+        assert bits(found).items() <= expected.items() and found.entries
+    for found in run.extract(9, 13):
+        assert found.entries == {} and (found.provenance["start"], found.provenance["stop"]) == (5, 5)
 
 
 def test_an_unknown_site(tmp_path):

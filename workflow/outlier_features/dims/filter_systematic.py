@@ -12,7 +12,7 @@ import polars as pl
 from outlier_features import rules
 from outlier_features.dims.pairs import dettmers_passes, massive_in, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
-from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
 from outlier_features.files.tables import HITS, MASSIVE, PAIRS, POSITIONS, SENSITIVITY, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
@@ -157,7 +157,9 @@ def _read_hits(hits: HitFiles, sites: Sequence[str], chunk: int, provenance: Map
         frame, found = read_table(path, HITS)
         require_same_run(provenance, found, path)
         require_sequences(found, path)
-        exactly = {"site": site, "floor": provenance["floors"][site], "attention": provenance["attention"]}
+        exactly = {"site": site, "floor": provenance["floors"][site]}
+        if holds_sequences(found):
+            exactly["attention"] = provenance["attention"]
         require_equal(exactly, found, tuple(exactly), path)
         frames.append(frame.with_columns(site=pl.lit(number, pl.UInt8)))
     return pl.concat(frames)

@@ -6,7 +6,7 @@ from typing import Any
 
 from outlier_features.dump.dumps import Dump, DumpRange
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import require_same_run
+from outlier_features.files.artifacts import holds_sequences, require_same_run
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.tokens.tokens import Tokens
@@ -31,5 +31,6 @@ class Activations:
             return cls(sites, {**run.provenance, "start": where.start, "stop": where.stop})
         file = TensorFile(where)
         require_same_run(run.provenance, file.provenance, where)
-        found = {site: SiteTensors.per_layer(file, site) for site in file.provenance["sites"]}
+        names = file.provenance["sites"] if holds_sequences(file.provenance) else []
+        found = {site: SiteTensors.per_layer(file, site) for site in names}
         return cls({site: one for site, one in found.items() if one is not None}, file.provenance)

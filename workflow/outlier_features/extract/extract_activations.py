@@ -19,7 +19,7 @@ from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder, loss_recorder
 from outlier_features.files.artifacts import require_equal, require_same_run
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tensorfile import TensorFileWriter
+from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
@@ -52,6 +52,9 @@ def extract_activations(
     batch_size   sequences in a pass on a GPU; a CPU takes one at a time
     sample       how the tokens must have been sampled, as the config says it; any way will do if None
 
+    A chunk that begins after the last sequence, of a text shorter than the sample, gets files without tensors and costs
+    no pass.
+
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
     that has it, and `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next
     token. Both carry the same provenance. Memory does not grow with the number of sequences.
@@ -60,11 +63,18 @@ def extract_activations(
     not what its name says, or an activation is not finite.
     """
     corpus = Tokens.read(tokens)
-    _check_request(corpus, tokens, start, stop, sites)
+    sequences = len(corpus.tokens)
+    start, stop = min(start, sequences), min(stop, sequences)
+    _check_request(corpus, tokens, sites)
     model_source = source_of(source)
     require_same_run({"model_revision": model_source["revision"]}, corpus.provenance, tokens)
     if sample is not None:
         require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
+    if start == stop:
+        print(f"the text has {sequences} sequences, none is left for this chunk", file=sys.stderr)
+        for path in (activations, losses):
+            write_tensors(path, {}, {**corpus.provenance, "start": start, "stop": stop, "sequences": sequences})
+        return
     loaded = load_model(Path(model_source["location"]), **loading)
     _check_fit(corpus, loaded, tokens, model_source["location"])
     print(
@@ -89,7 +99,7 @@ def extract_activations(
         "no_loss": no_loss,
         "start": start,
         "stop": stop,
-        "sequences": len(corpus.tokens),
+        "sequences": sequences,
         "sites": [site for site in sites if any(site in block.sites for block in blocks)],
         "absent": absent,
         "job": uuid.uuid4().hex,
@@ -185,9 +195,7 @@ def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _check_request(corpus: Tokens, path: Path, start: int, stop: int, sites: list[str]) -> None:
-    if not 0 <= start < stop <= len(corpus.tokens):
-        raise InputError(f"{path}: has {len(corpus.tokens)} sequences, expected to find {start} to {stop} in it")
+def _check_request(corpus: Tokens, path: Path, sites: list[str]) -> None:
     if (corpus.mask[:, 1:] > corpus.mask[:, :-1]).any():
         raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
     if unknown := sorted(set(sites) - set(SITES)):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
 from outlier_features.files.tables import LOSS, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.tokens import Tokens
@@ -22,9 +22,8 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
     run = Tokens.read(tokens)
     frames, covered = [], 0
     provenance: dict[str, Any] = {}
-    for path in chunks:
-        file = TensorFile(path)
-        provenance = file.provenance
+    for file in filter(lambda file: holds_sequences(file.provenance), map(TensorFile, chunks)):
+        path, provenance = file.path, file.provenance
         require_same_run(run.provenance, provenance, path)
         require_equal({"start": covered}, provenance, ("start",), path)
         covered = provenance["stop"]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import InputError
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import require_equal, require_same_run, write_json
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, write_json
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.populations import POPULATIONS, populations_of
@@ -36,10 +36,11 @@ def locate_outliers(
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
     run = Tokens.read(tokens)
-    opened = [Activations.open(chunk, run) for chunk in chunks]
+    every = [Activations.open(chunk, run) for chunk in chunks]
+    opened = [chunk for chunk in every if holds_sequences(chunk.provenance)]
     provenance = opened[0].provenance
     covered = 0
-    for path, chunk in zip(chunks, opened, strict=True):
+    for path, chunk in zip(chunks, opened, strict=False):  # the last may hold no sequence
         require_same_run(provenance, chunk.provenance, str(path))
         require_equal(provenance, chunk.provenance, ("attention",), str(path))
         require_equal({"start": covered}, chunk.provenance, ("start",), str(path))

@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
+from outlier_features.fetch.documents import file_kind
 from outlier_features.files.layer_keys import LAYER
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
@@ -60,18 +61,43 @@ def require_files(config: Mapping[str, Any]) -> None:
     for key in _PLACES:
         _require_directory(key, Path(config[key]))
     for name, model in config["catalog"]["models"].items():
+        _require_no_braces(f"catalog.models.{name}", model)
         for file in dump_files(model) if "dump" in model else []:
             if not Path(file).is_file():
                 what = "matches no file" if any(sign in file for sign in ("*", "?", LAYER)) else "is not a file"
                 raise InputError(f"config: catalog.models.{name}.dump: {file} {what}")
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
-        if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():
-            raise InputError(f"config: catalog.models.{name}.path: {model['path']} is not a directory")
+        if "path" in model:
+            _require_model(name, model)
     for name, corpus in config["catalog"]["corpora"].items():
+        _require_no_braces(f"catalog.corpora.{name}", corpus)
         for file in corpus.get("files", []):
+            try:
+                file_kind(file)
+            except InputError as error:
+                raise InputError(f"config: catalog.corpora.{name}.{error}") from error
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
+
+
+def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
+    """Snakemake takes a brace in the path of an input for a wildcard, and has no way to write one that is none."""
+    for name in ("path", "files", "dump", "labels"):
+        paths = source.get(name, [])
+        for path in [paths] if isinstance(paths, str) else paths:
+            if "{" in path or "}" in path:
+                raise InputError(
+                    f"config: {key}.{name}: {_shown(path)} has braces, expected a path without (a link will do)"
+                )
+
+
+def _require_model(name: str, model: Mapping[str, Any]) -> None:
+    key, path = f"config: catalog.models.{name}.path", Path(model["path"])
+    if "hub" in model and path.suffix != ".gguf":
+        raise InputError(f"{key}: {path} is no .gguf file, expected one of the repository, or no path for all of it")
+    if not {"hub", "pypi"} & model.keys() and not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
+        raise InputError(f"{key}: {path} is not a directory and no .gguf file")
 
 
 def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:

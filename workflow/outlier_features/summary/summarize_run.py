@@ -87,6 +87,7 @@ def summarize_run(
                 "sha256": provenance["corpus_sha256"],
                 "sample": provenance["sample"],
                 "sequences": provenance["sequences"],
+                "notes": provenance.get("notes", []),
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
             },
             "run": {key: provenance[key]
