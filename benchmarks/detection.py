@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from outlier_features.detect.detect_outliers import HitsWriter
+from outlier_features.detect.detect_outliers import TableWriter, hits_frame
+from outlier_features.files.tables import HITS
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.site_tensors import SiteTensors
@@ -49,9 +50,10 @@ def detector(threads: int, profile: bool, histogram: bool = True, write: bool = 
     def detect(path: Path, folder: Path) -> None:
         tensors = SiteTensors.stacked(TensorFile(path), "acts")
         parts = np.ones((tensors.shape[0], TOKENS), np.uint8)
-        with HitsWriter(folder / "hits.parquet", PROVENANCE) as writer:
+        with TableWriter(folder / "hits.parquet", HITS, PROVENANCE) as writer:
             scan(
-                tensors, parts, pilot_means(tensors, parts[0]), 6.0, on_hits=writer.write if write else keep,
+                tensors, parts, pilot_means(tensors, parts[0]), 6.0,
+                on_hits=(lambda hits: writer.write(hits_frame(hits, 0))) if write else keep,
                 threads=threads, profile=profile, histogram=histogram,
             )  # fmt: skip
 

@@ -59,8 +59,10 @@ def detected(folder, dump, floor=4.0):
     for index, where in enumerate(dump.chunks()):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
-            Path(where.file), dump.files[0], folder / "tokens.safetensors", {"attn_norm": hits}, path,
-            floors={"attn_norm": floor}, max_density=1.0, threads=2, dump=where,
+            Path(where.file), dump.files[0], folder / "tokens.safetensors", {"attn_norm": hits},
+            folder / "pairs.parquet", folder / "positions.parquet", path, floors={"attn_norm": floor},
+            max_density=1.0, counted={"thresholds": [6.0], "massive": {"threshold": 100.0, "ratio": 1000.0}},
+            threads=2, dump=where,
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         statistics.append(SiteStatistics.read(TensorFile(path), "attn_norm"))

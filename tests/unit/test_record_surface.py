@@ -26,6 +26,8 @@ from test_extract_activations import SETTINGS, Run
 
 SELECTED = ([], [0, 1, 4, 511, 512, 513, 599])
 
+COUNTED = {"thresholds": [6.0], "massive": {"threshold": 100.0, "ratio": 1000.0}}
+
 
 def parts_of(t, specials=(), padding=0):
     parts = np.full(t, REST, np.uint8)
@@ -113,8 +115,10 @@ def recorded(tmp_path):
             parts.append(tmp_path / f"statistics{n}.safetensors")
             detect_outliers(
                 activations=path, first_chunk=activations[0], tokens=tmp_path / "tokens.safetensors",
-                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites}, statistics=parts[-1],
-                floors=dict.fromkeys(sites, 4.0), max_density=1.0, threads=1, dump=where,
+                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites},
+                pairs=tmp_path / f"pairs{n}.parquet", positions=tmp_path / f"positions{n}.parquet",
+                statistics=parts[-1], floors=dict.fromkeys(sites, 4.0), max_density=1.0, counted=COUNTED, threads=1,
+                dump=where,
             )  # fmt: skip
         summarized = (
             tmp_path / "statistics.safetensors",
