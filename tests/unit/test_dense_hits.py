@@ -1,4 +1,4 @@
-"""Sequences with too many hits are counted instead of listed: every table is the same, whatever the limit and chunks."""
+"""Sequences with too many hits are counted instead of listed: every table is the same, for any limit and chunks."""
 
 import itertools
 from pathlib import Path
@@ -115,7 +115,9 @@ class Case:
 def require_equal(found: dict[str, pl.DataFrame], expected: dict[str, pl.DataFrame]) -> None:
     for name, table in expected.items():
         close = name == "layers"  # its moments are sums, in the order of the chunks
-        sort = [c for c in table.columns if not table[c].dtype.is_float()] + ["threshold"] * ("threshold" in table.columns)
+        sort = [c for c in table.columns if not table[c].dtype.is_float()] + ["threshold"] * (
+            "threshold" in table.columns
+        )
         one, other = (frame.sort(sort) if name == "sensitivity" else frame for frame in (found[name], table))
         assert_frame_equal(one, other, check_exact=not close, rel_tol=1e-9)
 

@@ -61,8 +61,8 @@ def detected(folder, dump, floor=4.0):
         detect_outliers(
             Path(where.file), dump.files[0], folder / "tokens.safetensors", {"attn_norm": hits},
             folder / "pairs.parquet", folder / "positions.parquet", path, floors={"attn_norm": floor},
-            max_density=1.0, counted={"thresholds": [6.0], "massive": {"threshold": 100.0, "ratio": 1000.0}},
-            threads=2, dump=where,
+            max_density=1.0, threads=2, dump=where,
+            counted={"pairs": {}, "thresholds": [], "massive": {"site": "resid_post"}},
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         statistics.append(SiteStatistics.read(TensorFile(path), "attn_norm"))

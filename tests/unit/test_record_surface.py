@@ -25,8 +25,9 @@ from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
 
 SELECTED = ([], [0, 1, 4, 511, 512, 513, 599])
-
-COUNTED = {"thresholds": [6.0], "massive": {"threshold": 100.0, "ratio": 1000.0}}
+COUNTED = {
+    "pairs": {}, "thresholds": [], "massive": {"site": "resid_post", "threshold": 100.0, "ratio": 1000.0}
+}  # fmt: skip
 
 
 def parts_of(t, specials=(), padding=0):

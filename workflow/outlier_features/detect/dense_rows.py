@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, Table
 from outlier_features.populations import EXCLUDED, PADDING
-from outlier_features.rules import DETTMERS_SITES
 from outlier_features.scan.dense import DenseCounts, count_dense
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import Array
@@ -24,13 +24,13 @@ class Group:
     thresholds: Sequence[float]
 
 
-def groups_of(sites: Sequence[str], floors: Mapping[str, float], thresholds: Sequence[float]) -> list[Group]:
-    """`thresholds` are those that the dettmers rules need."""
+def groups_of(sites: Sequence[str], floors: Mapping[str, float], counted: Mapping[str, Any]) -> list[Group]:
+    """`counted`: as `scan.counted_at.counted_at` has it."""
     by_rule = [
-        Group(rule, tuple(site for site in wanted if site in sites), thresholds)
-        for rule, wanted in DETTMERS_SITES.items()
+        Group(rule, tuple(site for site in wanted if site in sites), counted["thresholds"])
+        for rule, wanted in counted["pairs"].items()
     ]
-    alone = [site for site in sites if site not in chain(*DETTMERS_SITES.values())]
+    alone = [site for site in sites if site not in chain(*counted["pairs"].values())]
     return [group for group in by_rule if group.sites] + [Group(None, (site,), [floors[site]]) for site in alone]
 
 

@@ -21,8 +21,6 @@ from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, HITS
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import EXCLUDED, populations_of
 from outlier_features.progress import item_bar
-from outlier_features.rules import MASSIVE_SITE
-from outlier_features.scan.counted_at import CountedAt
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.statistics import SiteStatistics
 from outlier_features.tokens.tokens import Tokens
@@ -39,7 +37,7 @@ def detect_outliers(
     *,
     floors: Mapping[str, float],
     max_density: float,
-    counted: CountedAt,
+    counted: Mapping[str, Any],
     threads: int,
     dump: DumpRange | None = None,
 ) -> None:
@@ -53,7 +51,7 @@ def detect_outliers(
     positions     the table `counted_positions` to write
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a sequence's values at a site that may be hits and listed
-    counted       at which thresholds hits are counted where they are more, see `counted_at`
+    counted       at which thresholds hits are counted where they are more, see `scan.counted_at.counted_at`
 
     Raises `InputError` on activations that are not finite or of another run.
     """
@@ -83,7 +81,7 @@ def detect_outliers(
                     floors[site],
                     on_hits=lambda hits, writer=writer: writer.write(hits_frame(hits, provenance["start"])),  # type: ignore[misc]
                     max_density=max_density,
-                    massive=counted["massive"] if site == MASSIVE_SITE else None,
+                    massive=counted["massive"] if site == counted["massive"]["site"] else None,
                     threads=threads,
                     progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
                 )
@@ -91,7 +89,7 @@ def detect_outliers(
             {site: chunk.sites[site] for site in found},
             parts,
             {site: one.listed.astype(bool) for site, one in found.items()},
-            groups_of(list(found), floors, counted["thresholds"]),
+            groups_of(list(found), floors, counted),
             floors,
             populations_of(run.parts),
         )

@@ -46,8 +46,12 @@ class PositionProfile:
         largest_only   what is a hit is another question
         """
         if not largest_only:
-            counts = rows.group_by("token").agg((pl.col("occurrences") > 0).sum(), pl.col("occurrences").sum().alias("n"))
-            self._counts[population, of][:, counts["token"].to_numpy()] += counts.select("occurrences", "n").to_numpy().T
+            counts = rows.group_by("token").agg(
+                (pl.col("occurrences") > 0).sum(), pl.col("occurrences").sum().alias("n")
+            )
+            self._counts[population, of][:, counts["token"].to_numpy()] += (
+                counts.select("occurrences", "n").to_numpy().T
+            )
         self._raise(of, population, rows.group_by("token").agg(pl.col("max_abs").max()))
 
     def _raise(self, of: HitsOfSite, population: str, largest: pl.DataFrame) -> None:

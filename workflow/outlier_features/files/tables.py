@@ -61,8 +61,8 @@ READINGS = {
 
 HITS = Table(
     "hits",
-    "a value at or above the site's floor; of a sequence in which these are more than `detect.max_density` of the values, "
-    "none, but on resid_post those that are massive in either population",
+    "a value at or above the site's floor; of a sequence in which these are more than `detect.max_density` of the "
+    "values, none, but on resid_post those that rule massive may select",
     (
         _SEQUENCE, _LAYER, _TOKEN, _DIM,
         Column("value", pl.Float32, "the value itself, signed", "activation"),
@@ -84,7 +84,8 @@ PAIR_COUNTS = {
 
 COUNTED_PAIRS = Table(
     "counted_pairs",
-    "population, rule, sites, threshold, sequence, dim: every pair with a hit, in sequences whose hits are not all listed",
+    "population, rule, sites, threshold, sequence, dim: every pair with a hit, in sequences whose hits at one of the "
+    "sites are not listed",
     (
         _POPULATION, _RULE, _SITES, _COUNTED_AT, _SEQUENCE, _DIM,
         *(Column(name, dtype, meaning, unit) for name, (dtype, meaning, unit) in PAIR_COUNTS.items()),
@@ -93,8 +94,8 @@ COUNTED_PAIRS = Table(
 
 COUNTED_POSITIONS = Table(
     "counted_positions",
-    "site, threshold, sequence, token: every position with a value at or above the floor, in sequences whose hits at the "
-    "site are not listed",
+    "site, threshold, sequence, token: every position with a value at or above the floor, in sequences whose hits at "
+    "the site are not listed",
     (
         _SITE, _COUNTED_AT, _SEQUENCE, _TOKEN,
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),

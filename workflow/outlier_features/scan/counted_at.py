@@ -12,12 +12,19 @@ CountedAt = Mapping[str, Any]
 
 
 def counted_at(dettmers: Mapping[str, Any], massive: Mapping[str, Any], grid: Mapping[str, Any]) -> CountedAt:
-    """What the rules need: `thresholds` of rule dettmers, ascending, and `massive`, of which values are listed always.
+    """What the rules need.
+
+    pairs        the sites of each rule whose pairs are counted, jointly
+    thresholds   at which they are, ascending
+    massive      site, threshold and ratio of the rule whose values are listed all the same
 
     The arguments are the configuration's `rules.dettmers`, `rules.massive` and `sensitivity`.
     """
-    thresholds = sorted({float(dettmers["threshold"]), *map(float, grid["thresholds"])})
-    return {"thresholds": thresholds, "massive": {key: float(massive[key]) for key in ("threshold", "ratio")}}
+    return {
+        "pairs": {rule: list(sites) for rule, sites in DETTMERS_SITES.items()},
+        "thresholds": sorted({float(dettmers["threshold"]), *map(float, grid["thresholds"])}),
+        "massive": {"site": MASSIVE_SITE, **{key: float(massive[key]) for key in ("threshold", "ratio")}},
+    }
 
 
 def uncounted(found: CountedAt, wanted: CountedAt, dense: Collection[str]) -> str | None:
@@ -26,19 +33,19 @@ def uncounted(found: CountedAt, wanted: CountedAt, dense: Collection[str]) -> st
     A list for rule massive also serves a larger threshold and a larger ratio.
     """
     for site in sorted(dense):
-        if any(site in sites for sites in DETTMERS_SITES.values()):
+        if any(site in sites for sites in wanted["pairs"].values()):
             missing = [f"{threshold:g}" for threshold in wanted["thresholds"] if threshold not in found["thresholds"]]
             if missing:
                 return f"hits of {site} at the threshold {', '.join(missing)}"
-        if site == MASSIVE_SITE:
-            lower = [key for key, value in wanted["massive"].items() if value < found["massive"][key]]
+        if site == wanted["massive"]["site"]:
+            lower = [key for key in ("threshold", "ratio") if wanted["massive"][key] < found["massive"][key]]
             if lower:
                 return f"massive activations by the {lower[0]} {wanted['massive'][lower[0]]:g}"
     return None
 
 
 def serving(wanted: CountedAt, statistics: Path) -> CountedAt:
-    """`wanted`, or what a chunk was counted at before by its `statistics`, if that serves: then nothing need be redone."""
+    """What to count a chunk at: `wanted`, or what it was counted at by its `statistics`, where that still serves."""
     try:
         recorded = TensorFile(statistics).provenance["counted"]
         missing = uncounted(recorded["at"], wanted, recorded["dense"])
