@@ -282,6 +282,7 @@ def test_sites_whose_hits_are_counted(summary):
     summary["sites"]["dense"] = {"attn_norm": {"floor": 4.0, "share": 0.12345, "sequences": 3}}
     lines = [line for line in said(summary, "found") if "not listed" in line]
     assert len(lines) == 1
+    assert "resid_post" not in lines[0]
     for words in ("12.3 % of the values on attn_norm are at or above 4", "3 of 16 sequences", "counted exactly"):
         assert words in lines[0]
 

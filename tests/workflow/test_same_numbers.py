@@ -100,7 +100,7 @@ def test_neither_do_chunks_of_four(project, runs):
 
 
 def test_neither_does_counting_the_hits(project):
-    """Where hits are too many to be listed: all of them here. What was counted serves other rules, as far as it goes."""
+    """Of all sequences here. What was counted serves other rules, as far as it goes."""
     counting = {"detect__max_density": 0.0, "models": ["tiny"], "results": "same-dense"}
     run = project.run("tables", extract={"chunk_sequences": 1}, **counting)
     assert run.status == 0, run.output

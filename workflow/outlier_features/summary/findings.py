@@ -252,13 +252,14 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
 
 
 def _dense_sites(summary: Part) -> Iterator[Finding]:
-    for site, found in summary["sites"]["dense"].items():
-        yield Finding(
-            "found",
-            f"{percent(found['share'])} of the values on {visible(site)} are at or above {number(found['floor'])}; in "
-            f"{found['sequences']:,} of {count(summary['corpus']['sequences'], 'sequence')} hits there are counted "
-            "exactly but not listed, so a rule with another threshold than those of this run takes a new pass.",
-        )
+    sequences = count(summary["corpus"]["sequences"], "sequence")
+    sites = [
+        f"{percent(found['share'])} of the values on {visible(site)} are at or above {number(found['floor'])} (too many "
+        f"in {found['sequences']:,} of {sequences})"
+        for site, found in summary["sites"]["dense"].items()
+    ]
+    if sites:
+        yield Finding("found", f"{listing(sites)}; in these sequences hits are counted exactly but not listed.")
 
 
 def _norm_gains(norms: Part | None) -> Iterator[Finding]:
