@@ -1,6 +1,6 @@
 """The rows of the tables of counted hits, for a sequence whose hits are too many to be listed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, Table
-from outlier_features.populations import EXCLUDED, PADDING
-from outlier_features.scan.dense import DenseCounts, count_dense
+from outlier_features.scan.dense import count_dense
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import Array
 
@@ -34,6 +32,9 @@ def groups_of(sites: Sequence[str], floors: Mapping[str, float], counted: Mappin
     return [group for group in by_rule if group.sites] + [Group(None, (site,), [floors[site]]) for site in alone]
 
 
+Rows = dict[str, Array]  # columns by name; `label` is an index into the labels, which hold the text of the rows
+
+
 @dataclass(frozen=True)
 class DenseRows:
     """Counts the sequences of a chunk that are dense at some site."""
@@ -50,51 +51,46 @@ class DenseRows:
         """Those whose hits are not listed at some site."""
         return np.flatnonzero(~np.all(list(self.listed.values()), axis=0)).tolist() if self.listed else []
 
-    def of(self, sequence: int, name: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    @property
+    def pair_labels(self) -> pl.DataFrame:
+        """Of `COUNTED_PAIRS`."""
+        labels = [
+            {"population": population, "rule": group.rule, "sites": "+".join(group.sites)}
+            for group in self.groups
+            for population in self.populations
+        ]
+        return pl.DataFrame(labels)
+
+    @property
+    def position_labels(self) -> pl.DataFrame:
+        """Of `COUNTED_POSITIONS`."""
+        return pl.DataFrame({"site": list(self.tensors)})
+
+    def of(self, sequence: int, name: int) -> tuple[list[Rows], list[Rows]]:
         """Rows of `COUNTED_PAIRS` and of `COUNTED_POSITIONS` of a sequence, which the run calls `name`."""
-        pairs, positions = [pl.DataFrame(schema=COUNTED_PAIRS.schema)], [pl.DataFrame(schema=COUNTED_POSITIONS.schema)]
-        for group in self.groups:
+        pairs: list[Rows] = []
+        positions: list[Rows] = []
+        for number, group in enumerate(self.groups):
             dense = [site for site in group.sites if not self.listed[site][sequence]]
-            if dense:
-                sites = {site: self.tensors[site] for site in group.sites}
-                counts = count_dense(sites, self.parts[sequence], sequence, group.thresholds)
-                pairs += self._pairs(group, counts, name) if group.rule else []
-                positions += [self._positions(site, group, counts, name) for site in dense]
-        return pl.concat(pairs), pl.concat(positions)
-
-    def _pairs(self, group: Group, counts: DenseCounts, name: int) -> Iterator[pl.DataFrame]:
-        for population in self.populations:
-            for k, threshold in enumerate(group.thresholds):
-                yield _rows(
-                    COUNTED_PAIRS,
-                    counts.pairs(population, k),
-                    population=population,
-                    rule=group.rule,
-                    sites="+".join(group.sites),
-                    threshold=threshold,
-                    sequence=name,
-                )
-
-    def _positions(self, site: str, group: Group, counts: DenseCounts, name: int) -> pl.DataFrame:
-        largest = counts.token_largest[site]
-        tokens = np.flatnonzero((counts.parts != PADDING) & (largest >= np.float32(self.floors[site])))
-        columns = {
-            "token": tokens,
-            "excluded": counts.parts[tokens] == EXCLUDED,
-            "max_abs": largest[tokens],
-        }
-        return pl.concat(
-            _rows(
-                COUNTED_POSITIONS,
-                {**columns, "occurrences": counts.token_counts[site][k, tokens]},
-                site=site,
-                threshold=threshold,
-                sequence=name,
-            )
-            for k, threshold in enumerate(group.thresholds)
-        )
+            if not dense:
+                continue
+            sites = {site: self.tensors[site] for site in group.sites}
+            counts = count_dense(sites, self.parts[sequence], sequence, group.thresholds)
+            for p, population in enumerate(self.populations if group.rule else ()):
+                label = number * len(self.populations) + p
+                pairs.append(_rows(*counts.pairs(population), group.thresholds, label, name))
+            for site in dense:
+                label = list(self.tensors).index(site)
+                positions.append(_rows(*counts.positions(site, self.floors[site]), group.thresholds, label, name))
+        return pairs, positions
 
 
-def _rows(table: Table, columns: Mapping[str, Array], **constants: str | float | None) -> pl.DataFrame:
-    frame = pl.DataFrame(dict(columns)).with_columns(**{name: pl.lit(value) for name, value in constants.items()})
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in table.schema.items())
+def _rows(k: Array, columns: Rows, thresholds: Sequence[float], label: int, sequence: int) -> Rows:
+    threshold = np.asarray(thresholds, float)[k]
+    return columns | {"threshold": threshold, "label": np.full(len(k), label), "sequence": np.full(len(k), sequence)}
+
+
+def rows_frame(rows: Sequence[Rows], labels: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a table, with their labels; made of many at once, since each frame costs more than what it holds."""
+    together = {name: np.concatenate([one[name] for one in rows]) for name in rows[0]}
+    return pl.concat([pl.DataFrame(together), labels[together["label"]]], how="horizontal")

@@ -1,7 +1,7 @@
 """Rule detect_outliers: hits and statistics of one chunk of activations."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from outlier_features.detect.dense_rows import DenseRows, groups_of
+from outlier_features.detect.dense_rows import DenseRows, Rows, groups_of, rows_frame
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
@@ -24,6 +24,8 @@ from outlier_features.progress import item_bar
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.statistics import SiteStatistics
 from outlier_features.tokens.tokens import Tokens
+
+_ROWS_AT_ONCE = 1 << 18
 
 
 def detect_outliers(
@@ -99,21 +101,31 @@ def detect_outliers(
         }
         pair_writer = outputs.enter_context(TableWriter(pairs, COUNTED_PAIRS, {**provenance, **facts}))
         position_writer = outputs.enter_context(TableWriter(positions, COUNTED_POSITIONS, {**provenance, **facts}))
-        for pair_rows, position_rows in _in_turn(dense, provenance["start"], threads):
-            pair_writer.write(pair_rows)
-            position_writer.write(position_rows)
+        _write_counts(dense, provenance["start"], threads, pair_writer, position_writer)
         # By the dtype alone nobody could read the histogram of a site: a dump's sites may differ in theirs.
         stored_as = {site: tensors.dtype for site, tensors in chunk.sites.items() if site in hits}
         arrays = {name: array for site, one in found.items() for name, array in one.arrays(site).items()}
         write_tensors(statistics, arrays, {**provenance, **facts, "stored_as": stored_as})
 
 
-def _in_turn(dense: DenseRows, start: int, threads: int) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The rows of each dense sequence, some sequences at a time."""
+def _write_counts(dense: DenseRows, start: int, threads: int, pairs: "TableWriter", positions: "TableWriter") -> None:
+    """Write the rows of each dense sequence, in order, many at a time; `start` is the chunk's first sequence."""
     sequences = dense.sequences
+    tables: list[tuple[TableWriter, pl.DataFrame, list[Rows]]] = [
+        (pairs, dense.pair_labels, []),
+        (positions, dense.position_labels, []),
+    ]
     with ThreadPoolExecutor(threads) as pool:
-        for first in item_bar(range(0, len(sequences), threads), "count dense sequences", "step"):
-            yield from pool.map(lambda n: dense.of(n, start + n), sequences[first : first + threads])
+        for first in item_bar(range(0, len(sequences), threads), "count hits", "step"):
+            batch = sequences[first : first + threads]
+            for made in pool.map(lambda n: dense.of(n, start + n), batch):
+                for (_, _, waiting), rows in zip(tables, made, strict=True):
+                    waiting += rows
+            last = batch[-1] == sequences[-1]
+            for writer, labels, waiting in tables:
+                if waiting and (last or sum(len(rows["label"]) for rows in waiting) >= _ROWS_AT_ONCE):
+                    writer.write(rows_frame(waiting, labels))
+                    waiting.clear()
 
 
 def hits_frame(hits: Hits, start: int) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outlier_features.populations import POPULATIONS
+from outlier_features.populations import EXCLUDED, PADDING, POPULATIONS
 from outlier_features.scan import dense_kernel
 from outlier_features.scan.scan import KINDS, runs_of
 from outlier_features.scan.scan_kernel import TILE
@@ -26,28 +26,40 @@ class DenseCounts:
     token_counts: dict[str, Array]  # uint32 (K, T) by site: hits by threshold and position
     token_largest: dict[str, Array]  # float32 (T,) by site: largest abs(x) at each position
 
-    def pairs(self, population: str, k: int) -> dict[str, Array]:
-        """What `dims.pairs.counts_of` finds of the hits at threshold k: a column each, for every dim with a hit."""
+    def pairs(self, population: str) -> tuple[Array, dict[str, Array]]:
+        """A row for each threshold and dim with a hit: the index of the threshold; dim and `tables.PAIR_COUNTS`."""
         members = POPULATIONS[population]
         extremes = self.extremes[:, members].max(axis=1)
-        hit = extremes >= self.thresholds[k]
-        starts = np.flatnonzero(np.diff(self.blocks, prepend=-1))
-        in_block = np.logical_or.reduceat(hit, starts, axis=0)
-        blocks = self.blocks[starts]
-        positive, negative = self.signs[k][list(members)].sum(axis=0, dtype=np.int64)
-        columns = {
-            "dim": np.arange(hit.shape[1]),
-            "blocks_hit": in_block.sum(axis=0),
-            "tensors_hit": hit.sum(axis=0),
-            "positions_hit": (self.largest[np.isin(self.parts, members)] >= self.thresholds[k]).sum(axis=0),
+        hit = extremes >= self.thresholds[:, None, None]  # (K, S, H)
+        first_tensors = np.flatnonzero(np.diff(self.blocks, prepend=-1))
+        in_block = np.logical_or.reduceat(hit, first_tensors, axis=1)
+        blocks = self.blocks[first_tensors]
+        largest = self.largest[np.isin(self.parts, members)]
+        positive, negative = self.signs[:, members].sum(axis=1, dtype=np.int64).swapaxes(0, 1)
+        counts = {
+            "blocks_hit": in_block.sum(axis=1),
+            "tensors_hit": hit.sum(axis=1),
+            "positions_hit": np.stack([(largest >= threshold).sum(axis=0) for threshold in self.thresholds]),
             "occurrences": positive + negative,
             "positive": positive,
-            "first_layer": blocks[in_block.argmax(axis=0)],
-            "last_layer": blocks[::-1][in_block[::-1].argmax(axis=0)],
-            "max_abs": extremes.max(axis=0),
+            "first_layer": blocks[in_block.argmax(axis=1)],
+            "last_layer": blocks[::-1][in_block[:, ::-1].argmax(axis=1)],
+            "max_abs": np.broadcast_to(extremes.max(axis=0), positive.shape),
         }
-        dims = np.flatnonzero(hit.any(axis=0))
-        return {name: column[dims] for name, column in columns.items()}
+        k, dim = np.nonzero(hit.any(axis=1))
+        return k, {"dim": dim, **{name: count[k, dim] for name, count in counts.items()}}
+
+    def positions(self, site: str, floor: float) -> tuple[Array, dict[str, Array]]:
+        """A row for each threshold and position with a value at or above the floor: as `pairs`, see `tables`."""
+        largest = self.token_largest[site]
+        tokens = np.flatnonzero((self.parts != PADDING) & (largest >= np.float32(floor)))
+        each = np.tile(tokens, len(self.thresholds))
+        return np.repeat(np.arange(len(self.thresholds)), len(tokens)), {
+            "token": each,
+            "excluded": self.parts[each] == EXCLUDED,
+            "occurrences": self.token_counts[site][:, tokens].reshape(-1),
+            "max_abs": largest[each],
+        }
 
 
 def count_dense(

@@ -254,8 +254,8 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
 def _dense_sites(summary: Part) -> Iterator[Finding]:
     sequences = count(summary["corpus"]["sequences"], "sequence")
     sites = [
-        f"{percent(found['share'])} of the values on {visible(site)} are at or above {number(found['floor'])} (too many "
-        f"in {found['sequences']:,} of {sequences})"
+        f"{percent(found['share'])} of the values on {visible(site)} are at or above {number(found['floor'])} "
+        f"(too many in {found['sequences']:,} of {sequences})"
         for site, found in summary["sites"]["dense"].items()
     ]
     if sites:
