@@ -20,8 +20,8 @@ from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.scan.counted_at import counted_at, serving, uncounted
 from outlier_features.tokens.tokens import tokens_digest
 
-SITES = ("attn_heads", "attn_norm", "mlp_norm", "mlp_out", "resid_post")
-FLOORS = {"attn_heads": 3.0, "attn_norm": 0.7, "mlp_norm": 0.5, "mlp_out": 1.5, "resid_post": 2.0}
+SITES = ("attn_heads", "attn_norm", "mixer_norm", "mlp_norm", "mlp_out", "resid_post")
+FLOORS = {"attn_heads": 3.0, "attn_norm": 0.7, "mixer_norm": 0.7, "mlp_norm": 0.5, "mlp_out": 1.5, "resid_post": 2.0}
 DETTMERS = {
     "threshold": 4.1, "layer_share": 0.3, "position_share": 0.2, "layer_reading": "blocks", "position_reading": "union",
 }  # fmt: skip
@@ -51,6 +51,7 @@ class Case:
             x[exact] = rng.choice(edges, exact.sum()) * rng.choice([-1, 1], exact.sum())
             self.x[site] = x.astype(np.float32).astype(dtype)
         self.blocks = {site: range(self.layers) for site in SITES} | {"mlp_norm": range(1, self.layers)}
+        self.blocks |= {"attn_norm": range(0, self.layers, 2), "mixer_norm": range(1, self.layers, 2)}
         special, mask = rng.random((self.n, self.t)) < 0.1, np.ones((self.n, self.t), bool)
         for row in range(1, self.n, 2):
             mask[row, self.t - rng.integers(0, self.t) :] = False
@@ -146,7 +147,7 @@ def test_a_model_sized_run(tmp_path, dtype):
     expected = case.tables(6, 1.0)
     listed = sum(len(read_table(tmp_path / f"{site}0", HITS)[0]) for site in SITES)
     require_equal(case.tables(2, 0.15), expected)
-    assert 5 < case.unlisted < 5 * 6
+    assert 5 < case.unlisted < 6 * 6
     require_equal(case.tables(6, 0.02), expected)
     assert case.unlisted > 20
     dense = sum(len(read_table(tmp_path / f"{site}0", HITS)[0]) for site in SITES)
@@ -208,7 +209,7 @@ def test_a_chunk_is_counted_again_only_where_what_was_counted_does_not_serve(tmp
 @pytest.mark.parametrize("dense", [s for k in range(3) for s in itertools.combinations(SITES, k)])
 def test_only_what_a_dense_site_is_asked_for_can_be_lacking(dense):
     found, wanted = counted_at(DETTMERS, MASSIVE, GRID), counted_at(DETTMERS | {"threshold": 9.0}, MASSIVE, GRID)
-    assert (uncounted(found, wanted, dense) is None) == (not {"attn_heads", "attn_norm", "mlp_norm"} & set(dense))
+    assert (uncounted(found, wanted, dense) is None) == (not {*SITES[:4]} & set(dense))
     assert uncounted(found, counted_at(DETTMERS, {"threshold": 2.5, "ratio": 1}, GRID), dense) is None or (
         "resid_post" in dense
     )
