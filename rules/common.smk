@@ -12,6 +12,7 @@ from outlier_features.run.config import read_schema, require_files, resolve_conf
 from outlier_features.run.config_files import require_config_file
 from outlier_features.run.failure import failure_line
 from outlier_features.run.recovery import begin_run, require_working_directory
+from outlier_features.scan.counted_at import counted_at, serving
 
 ROOT = Path(workflow.basedir)
 START = time.time()
@@ -137,6 +138,15 @@ def hits(wildcards):
         site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
         for site in sites(wildcards)
     }
+
+
+def counted(wildcards):
+    """Where a chunk's hits are too many to be listed, they are counted for the rules; what was counted may serve."""
+    wanted = counted_at(
+        CONFIG["rules"]["dettmers"], CONFIG["rules"]["massive"], CONFIG["sensitivity"]
+    )
+    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
+    return serving(wanted, Path(statistics))
 
 
 def located_sites(wildcards):

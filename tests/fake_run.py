@@ -68,6 +68,7 @@ class FakeRun:
     layers: int = 4
     sites: tuple[str, ...] = BASIS
     absent: dict[str, str] = field(default_factory=dict)
+    dense: dict[str, dict[str, float]] = field(default_factory=dict)
     outliers: tuple[int, ...] = (5,)
     massive: tuple[int, ...] = (7, 5)
     hits: tuple[int, ...] = (1,)
@@ -118,7 +119,7 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
-            "rules": RULES, "special_tokens": {},
+            "rules": RULES, "special_tokens": {}, "dense": self.dense,
             "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "unsearched": None, "not_searched": {},
             "published": self.published,
             "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,

@@ -26,6 +26,9 @@ from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
 
 SELECTED = ([], [0, 1, 4, 511, 512, 513, 599])
+COUNTED = {
+    "pairs": {}, "thresholds": [], "massive": {"site": "resid_post", "threshold": 100.0, "ratio": 1000.0}
+}  # fmt: skip
 
 
 def parts_of(t, specials=(), padding=0):
@@ -114,8 +117,9 @@ def recorded(tmp_path):
             parts.append(tmp_path / f"statistics{n}.safetensors")
             detect_outliers(
                 activations=path, first_chunk=activations[0], tokens=tmp_path / "tokens.safetensors",
-                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites}, statistics=parts[-1],
-                floors=dict.fromkeys(sites, 4.0), max_density=1.0, threads=1,
+                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites},
+                pairs=tmp_path / f"pairs{n}.parquet", positions=tmp_path / f"positions{n}.parquet",
+                statistics=parts[-1], floors=dict.fromkeys(sites, 4.0), max_density=1.0, counted=COUNTED, threads=1,
             )  # fmt: skip
         summarized = (
             tmp_path / "statistics.safetensors",

@@ -351,9 +351,6 @@ JOBS: dict[str, Mistake] = {
         {TEXT: {"files": ["rows.parquet"]}},
         text("rows.parquet", b"PAR1"),
     ),
-    "too many hits": Mistake(
-        ("of the values of site ", "its floor", "detect.floors.", "detect.max_density"), {"detect__max_density": 0.0001}
-    ),
     "a GPU that is not there": Mistake(
         ("device: found 'mps', but torch sees no such device",), {"extract__device": "mps"}
     ),

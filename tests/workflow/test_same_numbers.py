@@ -99,6 +99,28 @@ def test_neither_do_chunks_of_four(project, runs):
     assert set(one) == {key for key in other if key.startswith("tiny/")}
 
 
+def test_neither_does_counting_the_hits(project):
+    """Of all sequences here. What was counted serves other rules, as far as it goes."""
+    counting = {"detect__max_density": 0.0, "models": ["tiny"], "results": "same-dense"}
+    run = project.run("tables", extract={"chunk_sequences": 1}, **counting)
+    assert run.status == 0, run.output
+    one, other = public(project.folder / "same-dense"), public(project.folder / "results")
+    hits = {key for key in one if {"hits", "counted_pairs", "counted_positions"} & {*key.split("/")}}
+    assert {key: found for key in one.keys() - hits if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
+    assert all(len(one[f"tiny/text/counted_{name}"]) for name in ("pairs", "positions"))
+    dense = json.loads((project.folder / "same-dense/tiny/text/summary.json").read_text())["sites"]["dense"]
+    assert {site: found["sequences"] for site, found in dense.items()} == dict.fromkeys(
+        ("attn_norm", "mlp_norm", "resid_post"), 6
+    )
+    counting["extract"] = {"chunk_sequences": 1}
+    assert project.planned(**counting, sensitivity__thresholds=[5.0, 6.0]).jobs_with_other_parameters() == {
+        "Select systematic"
+    }
+    for changes in ({"rules__dettmers__threshold": 5.5}, {"rules__massive__ratio": 500.0}):
+        jobs = project.planned(**counting, **changes).jobs_with_other_parameters()
+        assert jobs == {"Detect outliers", "Select systematic"}, changes
+
+
 def test_other_artifacts_are_the_same(project, runs):
     """Locations, attention patterns, and the origins in words."""
     places = [project.folder / "results/tiny/text", *(run / "tiny/text" for run in runs.values())]

@@ -30,6 +30,7 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
         require_equal({"start": covered}, file.provenance, ("start",), file.path)
         covered = file.provenance["stop"]
     provenance = {**provenance, "start": 0, "stop": covered}
+    del provenance["counted"]  # of the first chunk
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)
     merged = {
         site: merge(SiteStatistics.read(file, site) for file in files)

@@ -61,11 +61,46 @@ READINGS = {
 
 HITS = Table(
     "hits",
-    "a value at or above the site's floor",
+    "a value at or above the site's floor; of a sequence in which these are more than `detect.max_density` of the "
+    "values, none, but on resid_post those that rule massive may select",
     (
         _SEQUENCE, _LAYER, _TOKEN, _DIM,
         Column("value", pl.Float32, "the value itself, signed", "activation"),
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+    ),
+)  # fmt: skip
+
+_COUNTED_AT = Column("threshold", pl.Float64, "a hit's abs(x) is at least this (rounded to float32)", "activation")
+PAIR_COUNTS = {
+    "blocks_hit": (pl.Int64, "blocks with a hit at any of the sites", "blocks"),
+    "tensors_hit": (pl.Int64, "site tensors with a hit", "site tensors"),
+    "positions_hit": (pl.Int64, "positions with a hit of this dim at any site tensor", "positions"),
+    "occurrences": (pl.Int64, "hits (layer, site, token) of this dim in this sequence", "values"),
+    "positive": (pl.Int64, "hits above zero", "values"),
+    "first_layer": (pl.UInt16, "first block with a hit", ""),
+    "last_layer": (pl.UInt16, "last block with a hit", ""),
+    "max_abs": (pl.Float64, "largest abs(x) among the hits", "activation"),
+}
+
+COUNTED_PAIRS = Table(
+    "counted_pairs",
+    "population, rule, sites, threshold, sequence, dim: every pair with a hit, in sequences whose hits at one of the "
+    "sites are not listed",
+    (
+        _POPULATION, _RULE, _SITES, _COUNTED_AT, _SEQUENCE, _DIM,
+        *(Column(name, dtype, meaning, unit) for name, (dtype, meaning, unit) in PAIR_COUNTS.items()),
+    ),
+)  # fmt: skip
+
+COUNTED_POSITIONS = Table(
+    "counted_positions",
+    "site, threshold, sequence, token: every position with a value at or above the floor, in sequences whose hits at "
+    "the site are not listed",
+    (
+        _SITE, _COUNTED_AT, _SEQUENCE, _TOKEN,
+        Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+        Column("occurrences", pl.Int64, "hits (layer, dim) at this position", "values"),
+        Column("max_abs", pl.Float64, "largest abs(x) at this position, a hit or not", "activation"),
     ),
 )  # fmt: skip
 
@@ -561,7 +596,7 @@ COSTS = Table(
 PUBLIC = (
     LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, SURFACE, NORMS, GAINS, SINKS,
     LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES,
-    LOSS, HITS, COMPARISON, COMMON_DIMS, COSTS,
+    LOSS, HITS, COUNTED_PAIRS, COUNTED_POSITIONS, COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for key in _PLACES:
         complete[key] = _place(key, complete[key])
     _require_apart(complete)
-    _check_floors(complete)
+    _set_floors(complete, selected.get("detect", {}).get("floors", {}))
     _check_chunks(complete)
     return complete
 
@@ -86,7 +86,8 @@ def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
     for name in ("path", "files", "dump", "labels"):
         paths = source.get(name, [])
         for path in [paths] if isinstance(paths, str) else paths:
-            if "{" in path or "}" in path:
+            rest = path.replace(LAYER, "") if name == "dump" else path
+            if "{" in rest or "}" in rest:
                 raise InputError(
                     f"config: {key}.{name}: {_shown(path)} has braces, expected a path without (a link will do)"
                 )
@@ -280,7 +281,11 @@ def _kind(choice: Schema) -> str:
 
 def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
     """Every threshold that is applied to hits: its key, its value, the site."""
-    rules, sites = config["rules"], config["sites"]
+    rules = config["rules"]
+    sites = {
+        *config["sites"],
+        *(site for model in config["catalog"]["models"].values() for site in model.get("keys", {})),
+    }
     for rule_sites in DETTMERS_SITES.values():
         for site in rule_sites:
             if site in sites:
@@ -290,11 +295,14 @@ def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
         yield "rules.massive.threshold", rules["massive"]["threshold"], MASSIVE_SITE
 
 
-def _check_floors(config: Mapping[str, Any]) -> None:
+def _set_floors(config: dict[str, Any], chosen: Mapping[str, float]) -> None:
+    """Lower floors to the thresholds that are applied there; one that was `chosen` above a threshold is an error."""
+    floors = config["detect"]["floors"]
     for key, threshold, site in _thresholds(config):
-        floor = config["detect"]["floors"][site]
-        if threshold < floor:
-            raise InputError(
-                f"config: {key} is {threshold:g}, below detect.floors.{site}: {floor:g}; expected a floor at most "
-                f"every threshold used there"
-            )
+        if threshold < floors[site]:
+            if site in chosen:
+                raise InputError(
+                    f"config: {key} is {threshold:g}, below detect.floors.{site}: {chosen[site]:g}; expected a floor "
+                    f"at most every threshold used there, or none set"
+                )
+            floors[site] = float(threshold)

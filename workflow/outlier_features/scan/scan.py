@@ -1,17 +1,23 @@
-"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them."""
+"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them.
 
-from collections.abc import Callable, Sequence
+Its hits are listed, sequence by sequence. Where a sequence has too many, the list would grow with the activations: then
+its hits are left out and have to be counted, see `dense`. What is asked of one sequence alone depends on no chunks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from outlier_features.errors import InputError
 from outlier_features.populations import EXCLUDED, PADDING, REST
+from outlier_features.scan import dense_kernel
 from outlier_features.scan import scan_kernel as kernel
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import SiteStatistics, sparse_histogram
@@ -74,6 +80,7 @@ def scan(
     *,
     on_hits: Callable[[Hits], None],
     max_density: float = 1.0,
+    massive: Mapping[str, float] | None = None,
     threads: int = 1,
     profile: bool = True,
     histogram: bool = True,
@@ -81,14 +88,16 @@ def scan(
 ) -> SiteStatistics:
     """Scan a site's activations once.
 
-    parts      uint8 (N, T), see `populations`
-    pilot      float32 (L, H): power sums are taken about it
-    floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
-    on_hits    called with the hits of some sequences at a time, in order
-    profile    whether to take medians, mean abs(x), mean square and kurtosis per position
-    progress   called with the number of sequences done
+    parts         uint8 (N, T), see `populations`
+    pilot         float32 (L, H): power sums are taken about it
+    floor         abs(x) at or above it is a hit: a number, or float32 (L, H)
+    on_hits       called with the listed hits of some sequences at a time, in order
+    max_density   a sequence's hits are not listed if they are more than this share of its values
+    massive       `threshold` and `ratio` of rule massive: values that may meet it are listed all the same
+    profile       whether to take medians, mean abs(x), mean square and kurtosis per position
+    progress      called with the number of sequences done
 
-    Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
+    Raises `InputError` on NaN or infinite values.
     """
     n, t, h = tensors.shape
     layers = len(tensors.layers)
@@ -98,17 +107,38 @@ def scan(
     for _ in range(threads):
         scratches.put(kernel.new_scratch(t, h))
     blocks = list(tensors.blocks(_BLOCK_VALUES))
-    found = 0
+    limits = max_density * layers * h * (parts != PADDING).sum(axis=1)
+    hits_of, counting = np.zeros(n, np.int64), Lock()
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
         scratch = scratches.get()
-        hits: tuple[Array, ...] = kernel.scan_layer(
+        with counting:  # of a sequence that has too many hits already, no more are listed
+            most = np.maximum(limits[first:last] - hits_of[first:last], 0).astype(np.int64)
+        found, *listed = kernel.scan_layer(
             *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer],
-            floors[layer], profile, histogram, states,
+            floors[layer], most, profile, histogram, states,
             kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
         )  # fmt: skip
+        with counting:
+            hits_of[first:last] += found
         scratches.put(scratch)
-        return hits
+        return tuple(listed)
+
+    def cut_layer(layer: int, hits: tuple[Array, ...], first: int, last: int, runs: Array, run_starts: Array) -> Any:
+        """The listed hits of a layer, of dense sequences but those that may be massive."""
+        dense = hits_of[first:last] > limits[first:last]
+        if not dense.any():
+            return hits
+        bounds = np.full(last - first, np.inf)
+        if massive is not None:
+            bounds[dense] = massive["ratio"] * np.fmin(*per_sequence.median[first:last, layer].T)[dense]
+        scratch = scratches.get()
+        extreme = dense_kernel.list_above(
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], runs, run_starts, h,
+            massive["threshold"] if massive else np.inf, bounds, scratch.tile,
+        )  # fmt: skip
+        scratches.put(scratch)
+        return _instead(hits, extreme, dense)
 
     with ThreadPoolExecutor(threads) as pool:
         tensors.will_need(*blocks[0])
@@ -118,13 +148,13 @@ def scan(
             runs, run_starts = runs_of(parts[first:last])
             work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
             hits = list(pool.map(work, range(layers)))
+            cut = partial(cut_layer, first=first, last=last, runs=runs, run_starts=run_starts)
+            hits = list(pool.map(cut, range(layers), hits))
             tensors.drop(first, last)
-            found += sum(len(values) for *_, values in hits)
-            _require_sparse(tensors, found, max_density, floor)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
     require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
-    return _gather(tensors, parts, pilot, states, per_sequence)
+    return _gather(tensors, parts, pilot, states, per_sequence, hits_of, hits_of <= limits)
 
 
 def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
@@ -152,16 +182,24 @@ def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
             )
 
 
-def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor: float | Array) -> None:
-    if found > max_density * tensors.values:
-        raise InputError(
-            f"{tensors.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
-            f"its floor {np.min(floor):g}; raise detect.floors.{tensors.site}, or detect.max_density if you mean it"
-        )
+def _instead(hits: tuple[Array, ...], others: tuple[Array, ...], chosen: Array) -> tuple[Array, ...]:
+    """The hits of a layer with `others` in the place of those of the `chosen` sequences (B,), which they are all of."""
+    counts = np.where(chosen, 0, hits[0])
+    sequence = np.repeat(np.arange(len(chosen)), hits[0])
+    kept = ~chosen[sequence]
+    order = np.argsort(np.append(sequence[kept], np.repeat(np.arange(len(chosen)), others[0])), kind="stable")
+    columns = zip(hits[1:], others[1:], strict=True)
+    return (counts + others[0], *(np.append(one[kept], other)[order] for one, other in columns))
 
 
 def _gather(
-    tensors: SiteTensors, parts: Array, pilot: Array, states: kernel.Layers, per_sequence: kernel.Sequences
+    tensors: SiteTensors,
+    parts: Array,
+    pilot: Array,
+    states: kernel.Layers,
+    per_sequence: kernel.Sequences,
+    hits: Array,
+    listed: Array,
 ) -> SiteStatistics:
     bins, counts, offsets = sparse_histogram(states.histogram)
     return SiteStatistics(
@@ -171,6 +209,8 @@ def _gather(
         counts=counts,
         offsets=offsets,
         positions=np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64),
+        hits=hits,
+        listed=listed.astype(np.uint8),
         **{name: getattr(states, name)
            for name in ("sums", "low", "high", "positive", "negative", "positions_hit", "kurtosis")},
         **{name: np.ascontiguousarray(getattr(per_sequence, name).swapaxes(0, 1))

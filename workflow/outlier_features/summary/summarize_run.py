@@ -92,7 +92,8 @@ def summarize_run(
             },
             "run": {key: provenance[key]
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
-            "sites": {"present": provenance["sites"], "absent": provenance["absent"]},
+            "sites": {"present": provenance["sites"], "absent": provenance["absent"],
+                      "dense": provenance["dense"]},
             "rules": provenance["rules"],
             "tables": sorted(tables),
             "location": located and location_summary(located),
