@@ -3,7 +3,7 @@
 The data are planted: (N, 24, 16, 384) float32, two one-sided dims, 0.45 % of the values at or above 6. Every mode is a
 process of its own with compiled code warm, in which reading and detecting take turns, so that both find the caches in
 the same state; the ratio is that of the medians. Reading means: map the file and take numpy's maximum of all values.
-Hits stay in memory but for the mode that writes them to Parquet.
+Hits stay in memory but for the modes that write them to Parquet, and that count far more of them.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from outlier_features.detect.detect_outliers import HitsWriter
+from outlier_features.detect.dense_rows import DenseRows, groups_of
+from outlier_features.detect.detect_outliers import TableWriter, hits_frame
+from outlier_features.files.tables import HITS
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.site_tensors import SiteTensors
@@ -49,13 +51,27 @@ def detector(threads: int, profile: bool, histogram: bool = True, write: bool = 
     def detect(path: Path, folder: Path) -> None:
         tensors = SiteTensors.stacked(TensorFile(path), "acts")
         parts = np.ones((tensors.shape[0], TOKENS), np.uint8)
-        with HitsWriter(folder / "hits.parquet", PROVENANCE) as writer:
+        with TableWriter(folder / "hits.parquet", HITS, PROVENANCE) as writer:
             scan(
-                tensors, parts, pilot_means(tensors, parts[0]), 6.0, on_hits=writer.write if write else keep,
+                tensors, parts, pilot_means(tensors, parts[0]), 6.0,
+                on_hits=(lambda hits: writer.write(hits_frame(hits, 0))) if write else keep,
                 threads=threads, profile=profile, histogram=histogram,
             )  # fmt: skip
 
     return detect
+
+
+def count(path: Path, folder: Path) -> None:
+    """Half of all values are hits, too many to be listed."""
+    tensors = SiteTensors.stacked(TensorFile(path), "acts")
+    parts, floor = np.ones((tensors.shape[0], TOKENS), np.uint8), 0.5
+    pilot = pilot_means(tensors, parts[0])
+    statistics = scan(tensors, parts, pilot, floor, on_hits=keep, max_density=0.02, profile=False)
+    groups = groups_of(["attn_norm"], {}, {"pairs": {"dettmers": ["attn_norm"]}, "thresholds": [0.5, 4, 5, 6, 7, 8]})
+    sites, listed = {"attn_norm": tensors}, {"attn_norm": statistics.listed.astype(bool)}
+    rows = DenseRows(sites, parts, listed, groups, {"attn_norm": floor}, ["all"])
+    for sequence in rows.sequences:
+        rows.of(sequence, sequence)
 
 
 def keep(hits: Hits) -> None:
@@ -67,6 +83,7 @@ MODES = {
     "with histogram": detector(1, profile=False),
     "with histogram, 2 threads": detector(2, profile=False),
     "with histogram, hits written": detector(1, profile=False, write=True),
+    "with histogram, hits counted": count,
     "with medians and token kurtosis": detector(1, profile=True),
 }
 

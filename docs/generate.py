@@ -64,10 +64,11 @@ def tables_page() -> str:
         "Made from `workflow/outlier_features/files/tables.py` by `make docs`; do not edit. All lie under "
         "`<results>/<model>/<corpus>/`, those of a comparison and of costs under `<results>/`; the same meanings "
         "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n\n"
-        "`snakemake export` leaves every table of a run (but `hits`) as `export/<name>.csv` and `export/<name>.json` "
-        "beside them, and what their columns mean in `export/tables.json`. Numbers read back as they were; null is an "
-        "empty field in CSV, where a list is JSON text; JSON is an array of records, where a number that is not finite "
-        "is null. `pandas.read_json`, `polars.read_json` and DuckDB's `read_json` read it as it is.\n"
+        "`snakemake export` leaves every table of a run, but `hits` and those of `detect_outliers` beside it, as "
+        "`export/<name>.csv` and `export/<name>.json`, and what their columns mean in `export/tables.json`. Numbers "
+        "read back as they were; null is an empty field in CSV, where a list is JSON text; JSON is an array of "
+        "records, where a number that is not finite is null. `pandas.read_json`, `polars.read_json` and DuckDB's "
+        "`read_json` read it as it is.\n"
     ]
     for table in PUBLIC:
         name = PLACES.get(table.name, f"{table.name}.parquet")
@@ -124,6 +125,8 @@ def _kinds(schema: Mapping[str, Any]) -> str:
 
 PLACES = {
     "hits": "hits/<site>/<chunk>.parquet",
+    "counted_pairs": "counted_pairs/<chunk>.parquet",
+    "counted_positions": "counted_positions/<chunk>.parquet",
     "comparison": "comparison/dims.parquet",
     "common_dims": "comparison/common_dims.parquet",
     "costs": "costs.csv",

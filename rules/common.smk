@@ -17,6 +17,7 @@ from outlier_features.run.config import (
 from outlier_features.run.config_files import require_config_file
 from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
+from outlier_features.scan.counted_at import counted_at, serving
 
 ROOT = Path(workflow.basedir)
 START = time.time()
@@ -38,7 +39,7 @@ try:
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
     DUMPS = {
-        name: Dump.open(dump_files(source), source["keys"])
+        name: Dump.open(source)
         for name, source in MODELS.items()
         if "dump" in source
     }
@@ -99,17 +100,17 @@ def dump_range(wildcards):
     return vars(DUMPS[wildcards.model].chunks()[index])
 
 
-def dump_ranges(wildcards):
-    """Where the sequences of a dump lie; None for other runs."""
-    if wildcards.model not in DUMPS:
-        return None
-    return [vars(part) for part in DUMPS[wildcards.model].ranges()]
+def whole_dump(wildcards):
+    """All sequences of a dump; None for other runs."""
+    return vars(DUMPS[wildcards.model].whole) if wildcards.model in DUMPS else None
 
 
 def activations(wildcards):
-    """The file that holds a chunk's activations."""
+    """The file, or of a dump the files, that hold a chunk's activations."""
     found = dump_range(wildcards)
-    return found["file"] if found else f"{RUN}/activations/{{chunk}}.safetensors"
+    if found:
+        return DUMPS[wildcards.model].files_of(found["start"], found["stop"])
+    return f"{RUN}/activations/{{chunk}}.safetensors"
 
 
 def all_activations(wildcards):
@@ -129,9 +130,9 @@ def surface_activations(wildcards):
 
 
 def first_activations(wildcards):
-    """The file that holds the first sequence of a run."""
+    """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
-        return str(DUMPS[wildcards.model].files[0])
+        return DUMPS[wildcards.model].files_of(0, 1)
     return f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors"
 
 
@@ -149,6 +150,15 @@ def hits(wildcards):
         site: of_chunks(f"{RUN}/hits/{site}/{{chunk}}.parquet")(wildcards)
         for site in sites(wildcards)
     }
+
+
+def counted(wildcards):
+    """Where a chunk's hits are too many to be listed, they are counted for the rules; what was counted may serve."""
+    wanted = counted_at(
+        CONFIG["rules"]["dettmers"], CONFIG["rules"]["massive"], CONFIG["sensitivity"]
+    )
+    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
+    return serving(wanted, Path(statistics))
 
 
 def located_sites(wildcards):
@@ -305,10 +315,14 @@ def local_files(source):
         return []
     if "files" in source:
         return source["files"]
+    folder = Path(source["path"])
+    if folder.is_file():
+        return [str(folder)]
     return sorted(
         str(path)
-        for path in Path(source["path"]).glob("*")
-        if path.suffix in (".json", ".safetensors", ".model", ".txt")
+        for path in folder.glob("*")
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
+        and not set("{}") & set(path.name)
         and path.is_file()  # an input that is missing would have Snakemake go on with what was fetched before
     )
 

@@ -5,6 +5,8 @@ rule detect_outliers:
         tokens=f"{RUN}/tokens.safetensors",
     output:
         **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
+        counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
+        counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
         statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
@@ -18,6 +20,7 @@ rule detect_outliers:
         floors={site: CONFIG["detect"]["floors"][site] for site in SITES},
         dump=dump_range,
         max_density=CONFIG["detect"]["max_density"],
+        counted=counted,
         code=code_version("detect_outliers"),
     message:
         "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"

@@ -17,8 +17,7 @@ rule describe_dump:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        files=lambda wildcards: dump_files(MODELS[wildcards.model]),
-        site_keys=lambda wildcards: MODELS[wildcards.model]["keys"],
+        source=lambda wildcards: DUMPS[wildcards.model].source,
         first_token=lambda wildcards: MODELS[wildcards.model]["first_token"],
         labels=lambda wildcards: MODELS[wildcards.model].get("labels"),
         code=code_version("describe_dump"),
@@ -30,7 +29,7 @@ rule describe_dump:
 
 rule check_dump_norms:
     input:
-        dump=lambda wildcards: dump_files(MODELS[wildcards.model])[0],
+        dump=lambda wildcards: DUMPS[wildcards.model].files[0],
         dims=f"{RESULTS}/{{model}}/{DUMP}/dims.parquet",
     output:
         norms=f"{RESULTS}/{{model}}/{DUMP}/norms.parquet",

@@ -1,6 +1,8 @@
 rule filter_systematic:
     input:
         unpack(hits),
+        counted_pairs=of_chunks(f"{RUN}/counted_pairs/{{chunk}}.parquet"),
+        counted_positions=of_chunks(f"{RUN}/counted_positions/{{chunk}}.parquet"),
         statistics=f"{RUN}/statistics.safetensors",
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",

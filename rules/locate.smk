@@ -19,7 +19,7 @@ rule locate_outliers:
             for key, value in CONFIG["rules"]["location"].items()
             if key != "sites"
         },
-        dump=dump_ranges,
+        dump=whole_dump,
         code=code_version("locate_outliers"),
     message:
         "Locate outliers of {wildcards.model} on {wildcards.corpus}"

@@ -43,7 +43,7 @@ rule record_surface:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        dump=dump_ranges,
+        dump=whole_dump,
         off=off("surface"),
         code=code_version("record_surface"),
     message:

@@ -10,8 +10,7 @@ with stage(snakemake.log[0]):
         model_source=Path(snakemake.input.source),
         tokens=Path(snakemake.output.tokens),
         texts=Path(snakemake.output.texts),
-        files=[Path(file) for file in params.files],
-        keys=params.site_keys,
+        source=params.source,
         first_token=params.first_token,
         labels=params.labels,
     )

@@ -7,13 +7,15 @@ from outlier_features.errors import stage
 with stage(snakemake.log[0]):
     floors, dump = snakemake.params.floors, snakemake.params.dump
     detect_outliers(
-        activations=Path(snakemake.input.activations),
-        first_chunk=Path(snakemake.input.first_chunk),
+        activations=DumpRange(**dump) if dump else Path(snakemake.input.activations),
+        first_chunk=DumpRange(**{**dump, "start": 0, "stop": 1}) if dump else Path(snakemake.input.first_chunk),
         tokens=Path(snakemake.input.tokens),
         hits={site: Path(snakemake.output[site]) for site in floors},
+        pairs=Path(snakemake.output.counted_pairs),
+        positions=Path(snakemake.output.counted_positions),
         statistics=Path(snakemake.output.statistics),
         floors=floors,
         max_density=snakemake.params.max_density,
+        counted=snakemake.params.counted,
         threads=snakemake.threads,
-        dump=dump and DumpRange(**dump),
     )

@@ -6,6 +6,8 @@ from outlier_features.errors import stage
 with stage(snakemake.log[0]):
     filter_systematic(
         hits={site: [Path(path) for path in snakemake.input.get(site)] for site in snakemake.params.sites},
+        counted_pairs=[Path(path) for path in snakemake.input.get("counted_pairs")],
+        counted_positions=[Path(path) for path in snakemake.input.get("counted_positions")],
         statistics=Path(snakemake.input.statistics),
         tokens=Path(snakemake.input.tokens),
         texts=Path(snakemake.input.texts),

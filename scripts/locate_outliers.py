@@ -8,11 +8,10 @@ from outlier_features.locate.locate_outliers import locate_outliers
 with stage(snakemake.log[0]):
     rule, dump = snakemake.params.location, snakemake.params.dump
     locate_outliers(
-        chunks=[Path(path) for path in snakemake.input.chunks],
+        chunks=[DumpRange(**dump)] if dump else [Path(path) for path in snakemake.input.chunks],
         tokens=Path(snakemake.input.tokens),
         locations=Path(snakemake.output.locations),
         sites=list(snakemake.params.sites),
         rule=LocationRule(rule["threshold"], rule["inclusive"], rule["layer_share"]),
         threads=snakemake.threads,
-        dump=dump and [DumpRange(**where) for where in dump],
     )

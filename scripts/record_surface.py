@@ -11,8 +11,7 @@ with stage(snakemake.log[0]):
         record_surface, "surface", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=snakemake.params.off
     )
     run(
-        activations=[Path(path) for path in snakemake.input.activations],
+        activations=[DumpRange(**dump)] if dump else [Path(path) for path in snakemake.input.activations],
         **{name: Path(snakemake.input[name]) for name in ("statistics", "tokens", "texts", "dims")},
         surface=Path(snakemake.output.surface),
-        dump=dump and [DumpRange(**where) for where in dump],
     )

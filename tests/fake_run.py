@@ -94,6 +94,7 @@ class FakeRun:
     layers: int = 4
     sites: tuple[str, ...] = BASIS
     absent: dict[str, str] = field(default_factory=dict)
+    dense: dict[str, dict[str, float]] = field(default_factory=dict)
     outliers: tuple[int, ...] = (5,)
     massive: tuple[int, ...] = (7, 5)
     hits: tuple[int, ...] = (1,)
@@ -146,7 +147,7 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "architecture": "toy", "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
-            "rules": RULES, "special_tokens": {},
+            "rules": RULES, "special_tokens": {}, "dense": self.dense,
             "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "not_searched": {},
             "published": self.published,
             "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
@@ -430,8 +431,8 @@ class FakeRun:
         self.provenance |= {
             "job": "a", "threshold": 0.3, "positions": length, "short_sequences": 0,
             "layers_without_patterns": [] if self.attention else list(range(self.layers)),
-            "maps": {"layers": [{"layer": layer, "why": "chosen", "group": 2} for layer in kept], "sequences": [0],
-                     "positions": [length]},
+            "maps": {"layers": [{"layer": layer, "why": "chosen", "kv_heads": [0, 0]} for layer in kept],
+                     "sequences": [0], "positions": [length]},
         }  # fmt: skip
         patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
         write_tensors(directory / "attention.safetensors", patterns, self.provenance)
@@ -451,7 +452,9 @@ class FakeRun:
              "sequence": 0, "token": self.position, "dim": 7, "tokens_routed": 3, "mean_weight": 0.5,
              "above_percentile": (layer, expert) == (1, 1), "above_tenth": (layer, expert) == (1, 1),
              "forms_massive": layer == 1, "first_three_quarters": layer < 3,
-             "super_expert": (layer, expert) == (1, 1), "published": None}
+             "super_expert": (layer, expert) == (1, 1), "above_percentile_code": (layer, expert) == (1, 1),
+             "above_tenth_code": (layer, expert) == (1, 1), "first_three_quarters_code": layer < 3,
+             "super_expert_code": (layer, expert) == (1, 1), "published": None}
             for layer in range(1, self.layers)
             for expert in (*range(self.experts), None)
             if self.experts

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers.models.gpt_oss import modeling_gpt_oss
 
 import zoo
 from fake_run import FakeRun
@@ -98,13 +99,16 @@ def near(found, expected, atol=6e-5):
     np.testing.assert_allclose(np.nan_to_num(found), expected, atol=atol)
 
 
-FACTS = ("--n-heads", 4, "--n-kv-heads", 2, "--scale", 0.25, "--causal", "--rotary-base", 10000)
+FACTS = (
+    "--n-heads", 4, "--n-kv-heads", 2, "--head-groups", "consecutive", "--scale", 0.25, "--causal",
+    "--rotary-base", 10000,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        ("--patterns", "pattern", "--n-kv-heads", 2),
+        ("--patterns", "pattern", "--n-kv-heads", 2, "--head-groups", "consecutive"),
         ("--attn-norm", "attn_norm", "--q", "all_q", "--k", "all_k", *FACTS),
         ("--attn-norm", "norm_of", "--q", "layers.{layer}.q", "--k", "layers.{layer}.k", *FACTS),
     ],
@@ -121,6 +125,38 @@ def test_a_dump_gives_the_models_own_patterns(source, dump, tmp_path, capsys):
         near(values[1], patterns[n, 2, 3])
         near(values[2], patterns[n, 2, 1])
         assert np.isnan(values[1][np.triu_indices(12, 1)]).all()
+
+
+@pytest.mark.parametrize("groups", ["consecutive", "interleaved"])
+def test_heads_read_the_kv_heads_that_are_named(groups, tmp_path, capsys, monkeypatch):
+    """By a model that repeats its keys one after the other, or all of them in turn, and has learned sinks."""
+    if groups == "interleaved":
+        monkeypatch.setattr(modeling_gpt_oss, "repeat_kv", lambda kv, group: kv.repeat(1, group, 1, 1))
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    model = zoo.build("gpt_oss", rope_parameters=rope, sliding_window=64)
+    layer, ids, seen = model.model.layers[2], torch.arange(20, 32)[None], {}
+    layer.input_layernorm.register_forward_hook(lambda module, args, output: seen.update(x=output))
+    with torch.inference_mode():
+        pattern = model.base_model(ids, output_attentions=True).attentions[2][0]
+    pattern = torch.cat([pattern, 1 - pattern.sum(-1, keepdim=True)], dim=-1).numpy()
+    attention = layer.self_attn
+    tensors = {
+        "norm.2": seen["x"], "q": attention.q_proj.weight, "k": attention.k_proj.weight,
+        "q_bias": attention.q_proj.bias, "k_bias": attention.k_proj.bias, "sinks": attention.sinks,
+    }  # fmt: skip
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, tmp_path / "dump.safetensors")
+    facts = ["--n-heads", 4, "--n-kv-heads", 2, "--scale", 0.25, "--causal", "--rotary-base", 500, "--no-avg"]
+    keys = ["--q", "q", "--k", "k", "--q-bias", "q_bias", "--k-bias", "k_bias", "--sinks", "sinks"]
+    arguments = ["--input", tmp_path / "dump.safetensors", "--attn-norm", "norm", "--layer", 2, *keys, *facts]
+    (heads,), err = draw(capsys, tmp_path, *arguments, "--head-groups", groups)
+    read = (0, 1, 0, 1) if groups == "interleaved" else (0, 0, 1, 1)
+    assert [title for title, *_ in heads] == [f"head {head} (KV head {kv})" for head, kv in enumerate(read)]
+    assert heads[0][1][-1] == "learned sink" and err == ""
+    for (_, _, values), expected in zip(heads, pattern, strict=True):
+        near(values, expected)
+    other = {"consecutive": "interleaved", "interleaved": "consecutive"}[groups]
+    (wrong,), _ = draw(capsys, tmp_path, *arguments, "--head-groups", other)
+    assert np.nanmax(np.abs(wrong[1][2] - pattern[1])) > 1e-3
 
 
 def test_bfloat16_patterns_a_layer_each(dump, tmp_path, capsys):
@@ -211,6 +247,9 @@ def test_labels_from_files(dump, tmp_path, capsys):
          "--rotary-base or --no-rotary"),
         (["--layer", "0", "--input", "a", "--attn-norm", "b", "--q", "q", "--k", "k", "--q-norm", "n",
           *map(str, FACTS)], "required with --attn-norm: --norm-eps"),
+        (["--layer", "0", "--input", "a", "--attn-norm", "b", "--q", "q", "--k", "k", "--n-heads", "4",
+          "--n-kv-heads", "2", "--scale", "1", "--causal", "--no-rotary"], "required with --attn-norm: --head-groups"),
+        (["--layer", "0", "--input", "a", "--patterns", "b", "--sinks", "c"], "--sinks: expected with --attn-norm"),
         (["--layer", "-1", "--run", "a"], "argument --layer: -1 found, expected an index from 0"),
         (["--layer", "0", "--run", "a", "--heads", "x"], "argument --heads: invalid indices value: 'x'"),
     ],
@@ -233,7 +272,8 @@ def test_a_usage_mistake_ends_with_2(arguments, message, capsys):
         (["--patterns", "pattern", "--layer", "4"], "pattern has 4 layers, expected layer 4 among them"),
         (["--patterns", "pattern", "--sequences", "3"], "found 0 to 2, expected sequence 3"),
         (["--patterns", "pattern", "--heads", "4"], "heads: found 4, but layer 0 has 4, expected 0 to 3"),
-        (["--patterns", "pattern", "--n-kv-heads", "3"], "has 4 heads, expected a multiple of 3 KV heads"),
+        (["--patterns", "pattern", "--n-kv-heads", "3"], "found 4 heads and 3 KV heads, expected a multiple of them"),
+        (["--patterns", "pattern", "--n-kv-heads", "2"], "found 4 heads and 2 KV heads, expected --head-groups"),
         (["--patterns", "pattern", "--labels", "word"], "word has shape [3, 12], expected integers (N, T) or (T,)"),
         (["--patterns", "pattern", "--labels", "none"], "labels: none is neither a tensor in"),
         (["--attn-norm", "attn_norm", "--q", "layers.0.q", "--k", "layers.0.q", *map(str, FACTS)],

@@ -36,6 +36,33 @@ def test_defaults_at_every_level():
     assert "revision" not in config["catalog"]["corpora"]["c"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (4.0, 4.0, 100.0)),
+        ({"rules__dettmers__threshold": 3}, (3.0, 3.0, 100.0)),
+        ({"sensitivity__thresholds": [8, 2.5]}, (2.5, 2.5, 100.0)),
+        ({"sensitivity__thresholds": [8.0], "rules__massive__threshold": 20.0}, (4.0, 4.0, 20.0)),
+        ({"detect__floors__attn_norm": 1.0, "rules__dettmers__threshold": 3}, (1.0, 3.0, 100.0)),
+        ({"detect__floors__attn_norm": 5.0, "sensitivity__thresholds": [8.0]}, (5.0, 4.0, 100.0)),
+    ],
+)
+def test_floors_follow_from_the_thresholds(changes, expected):
+    """Only downwards: a threshold raised later is applied to what was recorded."""
+    floors = resolve_config(changed(**changes), SCHEMA)["detect"]["floors"]
+    assert tuple(floors[site] for site in ("attn_norm", "mlp_norm", "resid_post")) == expected
+    assert floors["mlp_act"] == 100.0
+
+
+def test_floors_of_a_dump_s_sites_follow_too():
+    dump = {"dump": ["acts.safetensors"], "keys": {"attn_heads": "z"}}
+    changes = {"models": ["saved"], "catalog__models__saved": dump, "rules__dettmers__threshold": 3.0}
+    assert resolve_config(changed(**changes), SCHEMA)["detect"]["floors"]["attn_heads"] == 3.0
+    with pytest.raises(InputError, match=r"below detect\.floors\.attn_heads: 4"):
+        resolve_config(changed(**changes, detect__floors__attn_heads=4.0), SCHEMA)
+    assert resolve_config(changed(detect__floors__attn_heads=40.0), SCHEMA)["detect"]["floors"]["attn_heads"] == 40.0
+
+
 def test_a_corpus_takes_the_sample_keys_it_lacks_from_the_top_level():
     config = changed(sample__tokens=99, catalog__corpora__mine={"files": ["a.txt"], "sample": {"pack": "documents"}})
     config["corpora"] = ["mine"]
@@ -74,13 +101,22 @@ MISTAKES = {
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},
     "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
-    "catalog.models.smollm2-135m has the keys hub, path": {
-        "catalog__models__smollm2-135m": {"hub": "a/b", "path": "x"}
+    "catalog.models.smollm2-135m has the keys keys, path": {
+        "catalog__models__smollm2-135m": {"keys": {"resid_post": "x"}, "path": "x"}
     },
-    "rules.dettmers.threshold is 3, below detect.floors.attn_norm: 4": {"rules__dettmers__threshold": 3.0},
-    "sensitivity.thresholds is 2, below detect.floors.attn_norm: 4": {"sensitivity__thresholds": [2.0, 6.0]},
+    "catalog.models.smollm2-135m.pypi is ['a==1'], expected string": {
+        "catalog__models__smollm2-135m": {"pypi": ["a==1"], "path": "x", "sha256": "0" * 64}
+    },
+    "rules.dettmers.threshold is 6, below detect.floors.attn_norm: 7": {
+        "detect__floors__attn_norm": 7, "sensitivity__thresholds": [8.0]
+    },
+    "sensitivity.thresholds is 2, below detect.floors.mlp_norm: 4": {
+        "detect__floors__mlp_norm": 4, "sensitivity__thresholds": [2.0, 6.0]
+    },
     "sensitivity.thresholds is [6.0, 6], expected each entry once": {"sensitivity__thresholds": [6.0, 6]},
-    "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {"rules__massive__threshold": 50.0},
+    "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {
+        "detect__floors__resid_post": 100.0, "rules__massive__threshold": 50.0
+    },
     "detect.threads is True, expected integer": {"detect__threads": True},
 }  # fmt: skip
 

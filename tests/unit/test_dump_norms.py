@@ -50,7 +50,7 @@ def test_gains_of_a_site_by_layer(tmp_path, dump):
 def test_gains_under_the_keys_of_a_module(tmp_path, dump):
     norms, _ = checked(tmp_path, dump[0], {})
     assert norms.select("module", "residual", "all_one").rows() == [("final", True, False), ("q_norm", False, True)]
-    assert Dump.open([dump[0]], {"attn_norm": "acts"}).has_gains
+    assert Dump.open({"dump": [dump[0]], "keys": {"attn_norm": "acts"}}).has_gains
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path, dump):

@@ -1,7 +1,7 @@
 """A dump's headers, rows and labels, and the outliers that are found in it, against numpy."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from outlier_features.detect.detect_outliers import detect_outliers
 from outlier_features.dump.describe_dump import describe_dump
-from outlier_features.dump.dumps import Dump, DumpRange
+from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
 from outlier_features.fetch.fetch_model import fetch_model
 from outlier_features.files.artifacts import write_json
@@ -44,11 +44,12 @@ def save(path, layout="stacked", dtype=torch.float32, **tensors):
     return path
 
 
-def described(folder, files, keys, first_token="ordinary", labels=None):
-    fetch_model({"dump": [str(file) for file in files], "keys": keys}, folder / "model")
+def described(folder, files, keys, first_token="ordinary", labels=None, **how):
+    source = {"dump": [str(file) for file in files], "keys": keys, **how}
+    fetch_model(source, folder / "model")
     describe_dump(
         "mine", folder / "model/source.json", folder / "tokens.safetensors", folder / "texts.parquet",
-        files=files, keys=keys, first_token=first_token, labels=labels,
+        source=source, first_token=first_token, labels=labels,
     )  # fmt: skip
     return Tokens.read(folder / "tokens.safetensors")
 
@@ -59,8 +60,9 @@ def detected(folder, dump, floor=4.0):
     for index, where in enumerate(dump.chunks()):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
-            Path(where.file), dump.files[0], folder / "tokens.safetensors", {"attn_norm": hits}, path,
-            floors={"attn_norm": floor}, max_density=1.0, threads=2, dump=where,
+            where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
+            folder / "pairs.parquet", folder / "positions.parquet", path, floors={"attn_norm": floor},
+            max_density=1.0, threads=2, counted={"pairs": {}, "thresholds": [], "massive": {"site": "resid_post"}},
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         statistics.append(SiteStatistics.read(TensorFile(path), "attn_norm"))
@@ -75,10 +77,10 @@ def test_shards_are_joined_along_n_and_read_in_row_ranges(tmp_path, monkeypatch,
     files = [save(tmp_path / f"{i}.safetensors", layout, dtype, acts=x) for i, x in enumerate(parts)]
     keys = {"attn_norm": "acts"}
     described(tmp_path, files, keys)
-    dump = Dump.open(files, keys)
-    one, other = map(str, files)
-    chunks = [(one, 0, 0, 2), (one, 2, 2, 4), (one, 4, 4, 5), (other, 0, 5, 7)]
-    assert dump.chunks() == [DumpRange(*chunk) for chunk in chunks]
+    dump = Dump.open({"dump": files, "keys": keys})
+    chunks = dump.chunks()
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert dump.files_of(2, 4) == [str(files[0])] and dump.files_of(4, 6) == [str(file) for file in files]
     x = torch.from_numpy(np.concatenate(parts)).to(dtype).float().numpy()
     hits, statistics = detected(tmp_path, dump)
     n, layer, t, h = np.nonzero(np.abs(x) >= 4)
@@ -95,7 +97,7 @@ def test_shards_are_joined_along_n_and_read_in_row_ranges(tmp_path, monkeypatch,
 def test_a_special_first_token_makes_a_population_of_the_rest(tmp_path):
     file = save(tmp_path / "d.safetensors", acts=values())
     run = described(tmp_path, [file], {"attn_norm": "acts"}, first_token="special")
-    hits, statistics = detected(tmp_path, Dump.open([file], {"attn_norm": "acts"}))
+    hits, statistics = detected(tmp_path, Dump.open({"dump": [file], "keys": {"attn_norm": "acts"}}))
     assert statistics.populations == ["all", "without_first"]
     assert statistics.count("without_first") == 5 * 3
     assert hits["excluded"].to_list() == (hits["token"] == 0).to_list()
@@ -133,7 +135,11 @@ def test_what_does_not_fit_is_one_sentence(tmp_path):
     cut.write_bytes(good.read_bytes()[:-10])
     for files, keys, sentence in [
         (["good"], {"attn_norm": "act"}, "has no tensor 'act', nearest: acts"),
-        (["good"], {"attn_norm": "flat"}, "flat has shape \\[3, 4, 8\\], expected \\(N, L, T, H\\)"),
+        (
+            ["good"],
+            {"attn_norm": "flat"},
+            "flat has shape \\[3, 4, 8\\], whose axes may be TLH or LTH or NTH .*, expected layout",
+        ),
         (
             ["good"],
             {"attn_norm": "acts", "mlp_norm": "short"},
@@ -144,7 +150,7 @@ def test_what_does_not_fit_is_one_sentence(tmp_path):
         (["none"], {"attn_norm": "acts"}, "none.safetensors: expected a whole safetensors file"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            Dump.open([tmp_path / f"{name}.safetensors" for name in files], keys)
+            Dump.open({"dump": [tmp_path / f"{name}.safetensors" for name in files], "keys": keys})
     with pytest.raises(InputError, match="wide \\(mlp_norm\\) has 16 dims, expected 8"):
         described(tmp_path, [good], {"attn_norm": "acts", "mlp_norm": "wide"})
     for labels, sentence in [

@@ -208,7 +208,8 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "tokens_sha256": TensorFile(run.tokens).provenance["tokens_sha256"],
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
-        "causal": True, "causal_head": True, "dtype": "float32", "device": "cpu", "attention": "eager",
+        "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
+        "attention": "eager",
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,
         "torch": torch.__version__, "transformers": sys.modules["transformers"].__version__,
     }  # fmt: skip
@@ -248,9 +249,15 @@ def test_padding_must_follow_the_tokens(tmp_path):
         run.extract()
 
 
-def test_sequences_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match="has 5 sequences, expected to find 4 to 6 in it"):
-        Run(tmp_path, "llama").extract(4, 6)
+def test_a_chunk_has_the_sequences_that_there_are(tmp_path):
+    """Of a text that is shorter than the sample: the last chunk is cut, and those after it are empty."""
+    run = Run(tmp_path, "llama")
+    expected = bits(*run.extract(4, 5))
+    for found in run.extract(4, 9):
+        assert [found.provenance[key] for key in ("start", "stop", "sequences")] == [4, 5, 5]
+        assert bits(found).items() <= expected.items() and found.entries
+    for found in run.extract(9, 13):
+        assert found.entries == {} and (found.provenance["start"], found.provenance["stop"]) == (5, 5)
 
 
 def test_an_unknown_site(tmp_path):

@@ -94,6 +94,48 @@ def test_files_are_read_in_the_order_given(tmp_path, monkeypatch):
     assert (record["kind"], record["documents"], record["bytes"]) == ("files", 8, len("".join(expected).encode()))
 
 
+ROWS = ['one, "two"\n', "Ünï", ""]
+KINDS = {
+    "a.md": b"# One\n", "README": b"# One\n", "a.TXT": b"# One\n", "a.txt.gz": gzip.compress(b"# One\n"),
+    "a.gz": gzip.compress(b"# One\n"),
+    "rows.csv": "n,text\r\n1,\"one, \"\"two\"\"\n\"\r\n2,Ünï\r\n3,\"\"\r\n".encode(),
+    "rows.json": json.dumps([{"text": text} for text in ROWS]).encode(),
+    "strings.json": json.dumps(ROWS).encode(),
+    "lines.json": "".join(json.dumps({"text": text}) + "\n" for text in ROWS).encode(),
+    "rows.jsonl.gz": gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in ROWS).encode()),
+    "rows.csv.gz": gzip.compress("text\n\"one, \"\"two\"\"\n\"\nÜnï\n\"\"\n".encode()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_texts(tmp_path, name):
+    (tmp_path / name).write_bytes(KINDS[name])
+    fetch_corpus({"files": [str(tmp_path / name)]}, tmp_path / "corpus")
+    found = pq.read_table(tmp_path / "corpus/documents.parquet")["text"].to_pylist()
+    assert found == (ROWS if name.partition(".")[0] in ("rows", "strings", "lines") else ["# One\n"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("a.docx", b"x", r"a\.docx is of no known kind, expected \.txt, \.md"),
+        ("a.parquet.gz", b"x", "of no known kind"),
+        ("a.txt.gz", b"x", "expected a whole gzip file"),
+        ("a.csv", b"n,body\n1,2\n", r"a\.csv: has no column 'text', found 'n', 'body'"),
+        ("a.csv", b"n,text\n1\n", r"a\.csv, line 2, column 'text': expected a string, found NoneType"),
+        ("a.csv", b'text\n"a\n', r"a\.csv, line 1: expected CSV"),
+        ("a.json", b"[1]", r"a\.json, row 0: expected a string, found int"),
+        ("a.json", b'[{"a": 1}]', r"a\.json, row 0: has no column 'text', found 'a'"),
+        ("a.json", b"[", r"a\.json: expected a JSON array, found no JSON"),
+        ("a.json", b'{"text": ', r"a\.json, line 1: expected a JSON object"),
+    ],
+)
+def test_texts_that_are_not_what_their_name_says(tmp_path, name, content, error):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=error):
+        fetch_corpus({"files": [str(tmp_path / name)]}, tmp_path / "corpus")
+
+
 def test_hash_tells_texts_apart_that_join_alike(tmp_path):
     hashes = set()
     for number, texts in enumerate([["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""]]):
@@ -144,7 +186,7 @@ FAULTS = {
     "empty text": ("a.txt", b"", r"a\.txt has 1 documents and no text"),
     "no rows": ("a.jsonl", b"\n", r"a\.jsonl has 0 documents and no text"),
     "too large": ("a.txt", b"x" * 101, r"^max_bytes: is 100, but document 1 of .*a\.txt has 101"),
-    "other kind": ("a.csv", b"x", r"a\.csv is of no known kind"),
+    "other kind": ("a.docx", b"x", r"a\.docx is of no known kind"),
     "not there": ("a.txt", None, r"a\.txt cannot be read: No such file"),
 }
 

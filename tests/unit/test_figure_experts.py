@@ -40,8 +40,10 @@ def test_the_map_shows_every_expert_of_every_layer(run):
                 assert values[layer] is None
             else:
                 assert 10 ** values[layer] == pytest.approx(plan.expert_max(layer, None if row == -2 else row))
-    circles = [(x, y) for mark in marks for x, y in zip(mark.x, mark.y, strict=True) if x is not None]
-    assert circles == [(1, 1)]
+    marked = [
+        (mark.marker.symbol, x, y) for mark in marks for x, y in zip(mark.x, mark.y, strict=True) if x is not None
+    ]
+    assert marked == [("square-open", 1, 1), ("circle-open", 1, 1)]
 
 
 def test_bars_split_the_mlps_output(run):
@@ -97,13 +99,13 @@ def row(layer, expert, **changes):
     return {
         "layer": layer, "part": "expert" if expert is not None else "shared", "expert": expert, "max_abs": 50.0,
         "max_abs_weighted": 5.0, "sequence": 0, "token": 1, "dim": 2, "tokens_routed": 1, "mean_weight": 0.25,
-        "first_three_quarters": layer < 3, "published": None,
+        "first_three_quarters_code": layer < 3, "published": None,
     } | changes  # fmt: skip
 
 
 NOTHING = {
     "sequences": 1, "layers": [1, 2, 3], "routed": 9, "never_chosen": 2, "shared": 0, "forming": [],
-    "super_experts": [], "elsewhere": [], "published": None, "routing": [],
+    "super_experts": [], "by_code": [], "elsewhere": [], "published": None, "routing": [],
 }  # fmt: skip
 
 
@@ -122,6 +124,12 @@ NOTHING = {
               "1 to 3, over 1 sequence (site expert_out, all positions). As large, but in layers that form no massive "
               "activation: expert 0 of layer 2 and the shared expert of layer 3 (1 of 2 in the first three quarters "
               "of the layers, the published code's condition).")],
+        ),
+        (
+            {"forming": [1], "by_code": [row(1, 3)]},
+            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
+              "1 to 3, over 1 sequence (site expert_out, all positions). The authors' code, which ranks the experts of "
+              "the first three quarters of the layers alone (super_expert_code), would find expert 3 of layer 1.")],
         ),
     ],
 )  # fmt: skip

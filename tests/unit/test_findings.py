@@ -74,7 +74,7 @@ def summary():
     return {
         "model": {"name": "tiny", "kind": "path", "d_model": 576, "blocks": 30},
         "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
-        "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}},
+        "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}, "dense": {}},
         "rules": {
             "dettmers": {"threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks",
                          "position_reading": "union"},
@@ -278,7 +278,8 @@ def test_the_loss_in_words(summary):
 
 def test_an_encoder_without_a_norm_before_attention(summary):
     summary["loss"] = None
-    summary["sites"] = {"present": ["mlp_norm", "resid_post"], "absent": {"attn_norm": "no norm\u202e of the block"}}
+    summary["sites"] = {"present": ["mlp_norm", "resid_post"], "absent": {"attn_norm": "no norm\u202e of the block"},
+                        "dense": {}}  # fmt: skip
     lines = said(summary, "not found")
     assert (
         "Site attn_norm is absent from this model: no norm‹U+202E› of the block. Rule dettmers was applied to mlp_norm "
@@ -293,8 +294,18 @@ def test_a_site_that_only_some_layers_lack(summary):
     assert "Site mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in said(summary, "not found")
 
 
+def test_sites_whose_hits_are_counted(summary):
+    assert not any("not listed" in line for line in said(summary, "found"))
+    summary["sites"]["dense"] = {"attn_norm": {"floor": 4.0, "share": 0.12345, "sequences": 3}}
+    lines = [line for line in said(summary, "found") if "not listed" in line]
+    assert len(lines) == 1
+    assert "resid_post" not in lines[0]
+    for words in ("12.3 % of the values on attn_norm are at or above 4", "3 of 16 sequences", "counted exactly"):
+        assert words in lines[0]
+
+
 def test_a_rule_whose_sites_are_missing_is_not_applied(summary):
-    summary["sites"] = {"present": ["resid_post"], "absent": {"attn_norm": "none"}}
+    summary["sites"] = {"present": ["resid_post"], "absent": {"attn_norm": "none"}, "dense": {}}
     del summary["populations"]["all"]["rules"]["dettmers"], summary["populations"]["without_first"]["rules"]["dettmers"]
     lines = said(summary, "not found")
     assert "Rule dettmers was not applied: attn_norm is absent (none) and mlp_norm was not recorded." in lines

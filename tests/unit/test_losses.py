@@ -8,7 +8,6 @@ import zoo
 from outlier_features.errors import InputError
 from outlier_features.extract import losses
 from outlier_features.extract.losses import LossRecorder
-from outlier_features.model.sites import find_sites
 
 N, T = 3, 20
 
@@ -24,7 +23,7 @@ def from_full_logits(model, ids):
 
 
 def recorded(loaded, ids, mask):
-    recorder = LossRecorder(loaded, find_sites(loaded))
+    recorder = LossRecorder(loaded)
     with recorder.states(), torch.inference_mode():
         loaded.base(ids)
     return recorder.token_losses(ids, mask)
@@ -46,7 +45,7 @@ def test_the_largest_probability_is_that_of_the_full_logits(name, monkeypatch):
     monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 7 * zoo.VOCABULARY)
     loaded, ids = zoo.loaded(name), some_ids()
     mask = torch.arange(T) < torch.tensor([[T], [5], [1]])
-    recorder = LossRecorder(loaded, find_sites(loaded))
+    recorder = LossRecorder(loaded)
     with recorder.states(), torch.inference_mode():
         loaded.base(ids)
     _, top1 = recorder.token_scores(ids, mask)
@@ -90,7 +89,7 @@ def test_a_head_that_looks_at_other_tokens_is_refused():
     loaded = zoo.loaded("llama")
     loaded.model.lm_head = Smearing(loaded.model.lm_head)
     with pytest.raises(InputError, match="differs from the plain model by"):
-        LossRecorder(loaded, find_sites(loaded))
+        LossRecorder(loaded)
 
 
 class Smearing(torch.nn.Module):

@@ -60,7 +60,7 @@ def test_planted_sinks_are_counted_over_sequences_and_padding_is_not():
             pattern[0, query, 0] = 1 if query == 0 else 0.5 if n < 2 else 0.0
             pattern[0, query, query] += 1 - pattern[0, query].sum()
             pattern[1, query, min(query, 2)] = 1
-        counter.add(4, 1, pattern, np.tril(np.ones((size, size), bool)))
+        counter.add(4, (0, 1), pattern, np.tril(np.ones((size, size), bool)))
     table = counter.table()
     assert table.schema == SINKS.schema and len(table) == 2 * 6
     rows = {(row["head"], row["token"]): row for row in table.iter_rows(named=True)}

@@ -124,7 +124,7 @@ def test_a_models_own_code_does_not_run(tmp_path):
 @pytest.mark.parametrize("name", sorted(zoo.EAGER_ONLY))
 def test_attention_that_the_model_refuses(name, tmp_path):
     zoo.save(name, tmp_path)
-    with pytest.raises(InputError, match=r"attention: found 'sdpa', .* set `attention: eager`"):
+    with pytest.raises(InputError, match=r"attention: found 'sdpa', .* set `attention: auto`"):
         load_model(tmp_path, **PLAIN)
     assert load_model(tmp_path, **PLAIN | {"attention": "eager"}).attention == "eager"
 

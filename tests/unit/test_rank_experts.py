@@ -67,19 +67,35 @@ def location(**changes):
     return {"sequence": 0, "layer": 2, "token": 5, "dim": 7, "value": -900.0} | changes
 
 
-def flags_by_hand(maxima, forming, blocks):
-    """With sorted lists and no percentile function."""
-    values = sorted(row["max_abs"] for row in maxima if row["part"] == "expert" and row["max_abs"] is not None)
+def percentile_by_hand(values):
+    """99.5 %, with a sorted list and no percentile function."""
+    values = sorted(values)
     rank = 0.995 * (len(values) - 1)
     below = int(rank)
-    above = min(below + 1, len(values) - 1)
-    percentile = values[below] + (rank - below) * (values[above] - values[below])
+    return values[below] + (rank - below) * (values[min(below + 1, len(values) - 1)] - values[below])
+
+
+def flags_by_hand(maxima, forming, blocks):
+    text = [row["max_abs"] for row in maxima if row["part"] == "expert" and row["max_abs"] is not None]
     for row in maxima:
         if row["max_abs"] is None:
             yield (None,) * 5
             continue
-        three = (row["max_abs"] > percentile, row["max_abs"] > values[-1] / 10, row["layer"] in forming)
+        three = (row["max_abs"] > percentile_by_hand(text), row["max_abs"] > max(text) / 10, row["layer"] in forming)
         yield (*three, 4 * row["layer"] < 3 * blocks, all(three))
+
+
+def flags_of_the_code(maxima, blocks):
+    """As `_super_experts_analysis` and `_identify_super_experts` of the authors' code go through their entries."""
+    include_layers = round(blocks * 0.75)
+    entries = [(row["max_abs"] or 0.0) for row in maxima if row["layer"] < include_layers]
+    for row in maxima:
+        if row["max_abs"] is None:
+            yield (None,) * 4
+            continue
+        above = bool(entries) and row["max_abs"] > percentile_by_hand(entries)
+        tenth = bool(entries) and row["max_abs"] > max(entries) // 10
+        yield above, tenth, row["layer"] < include_layers, above and tenth and row["layer"] < include_layers
 
 
 @pytest.mark.parametrize("count", [1, 8, 64, 300])
@@ -92,9 +108,64 @@ def test_flags_are_those_of_the_definition(count):
         for layer in range(5) for e in range(count + 1)
     ]  # fmt: skip
     found = with_flags(filled(maxima, MAXIMA), {1, 4}, blocks=5)
-    assert found.select(module.FLAGS).rows() == list(flags_by_hand(maxima, {1, 4}, blocks=5))
+    expected = zip(flags_by_hand(maxima, {1, 4}, blocks=5), flags_of_the_code(maxima, blocks=5), strict=True)
+    assert found.select(module.FLAGS).rows() == [(*text, *code) for text, code in expected]
     if count == 300:
         assert found["super_expert"].sum() > 0 and found.filter("above_percentile")["super_expert"].sum() < 8
+
+
+@pytest.mark.parametrize("blocks", range(1, 33))
+def test_three_quarters_round_half_to_even_in_the_code(blocks):
+    """2 blocks: 1.5 rounds to 2; 6: 4.5 to 4; 14: 10.5 to 10. 0.75 L as it stands has one more in the last two."""
+    maxima = [{"layer": layer, "part": "expert", "expert": 0, "max_abs": 1.0} for layer in range(blocks)]
+    found = with_flags(filled(maxima, MAXIMA), set(), blocks)
+    by_code, exact = found["first_three_quarters_code"].sum(), found["first_three_quarters"].sum()
+    whole, rest = divmod(3 * blocks, 4)
+    assert by_code == whole + (rest == 3 or (rest == 2 and whole % 2 == 1))
+    assert exact == whole + (rest > 0)
+    assert (exact != by_code) == (blocks % 4 == 3 or blocks % 8 == 6)
+
+
+def test_both_readings_of_a_planted_mixtral():
+    """8 blocks of 8 experts: the largest maximum lies in block 7, which the code does not rank; (1, 3) follows."""
+    maxima = [
+        {"layer": layer, "part": "expert", "expert": e, "max_abs": {(1, 3): 300.0, (7, 6): 900.0}.get((layer, e), 1.0)}
+        for layer in range(8) for e in range(8)
+    ]  # fmt: skip
+    found = with_flags(filled(maxima, MAXIMA), {1, 7}, blocks=8)
+    where = ("layer", "expert")
+    assert found.filter("super_expert").select(where).rows() == [(7, 6)]
+    assert found.filter("super_expert_code").select(where).rows() == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "others", "found"),
+    [
+        (29.0, 2.5, {0, 1}),  # 29 // 10 = 2: above a tenth by the code, not by the text
+        (29.0, 2.0, {0}),
+        (30.0, 2.5, {0}),
+    ],
+)
+def test_a_tenth_is_rounded_down_in_the_code(largest, others, found):
+    """1,000 experts, most of which no token chose: as 0 they make room above the percentile."""
+    maxima = [
+        {"layer": 0, "part": "expert", "expert": e, "max_abs": {0: largest, 1: others}.get(e)} for e in range(1000)
+    ]
+    flags = with_flags(filled(maxima, MAXIMA), {0}, blocks=4)
+    assert set(flags.filter("super_expert_code")["expert"]) == found
+    assert flags.filter("above_tenth")["expert"].to_list() == [0]
+    assert flags.filter("above_percentile")["expert"].to_list() == [0]
+
+
+def test_dense_blocks_count_as_blocks_and_are_not_ranked():
+    """Experts in blocks 3 to 7 of 8: the first three quarters are blocks 0 to 5, of which 3 to 5 are ranked."""
+    maxima = [
+        {"layer": layer, "part": "expert", "expert": e, "max_abs": 10.0 * layer + e} for layer in range(3, 8)
+        for e in range(4)
+    ]  # fmt: skip
+    flags = with_flags(filled(maxima, MAXIMA), set(), blocks=8)
+    assert set(flags.filter("first_three_quarters_code")["layer"]) == {3, 4, 5}
+    assert flags.filter("super_expert_code").select("layer", "expert").rows() == [(5, 3)]
 
 
 def test_a_planted_super_expert_is_found(tmp_path):

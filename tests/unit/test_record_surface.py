@@ -1,6 +1,7 @@
 """The surface's cells against brute force over planted activations; kept or run again, of a model or a dump."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,9 @@ from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
 
 SELECTED = ([], [0, 1, 4, 511, 512, 513, 599])
+COUNTED = {
+    "pairs": {}, "thresholds": [], "massive": {"site": "resid_post", "threshold": 100.0, "ratio": 1000.0}
+}  # fmt: skip
 
 
 def parts_of(t, specials=(), padding=0):
@@ -106,15 +110,16 @@ def test_selected_dims_are_those_of_the_sites_basis():
 def recorded(tmp_path):
     """Statistics and texts of a run's activations, and its surface from some files."""
 
-    def prepare(activations, sites, dumps=None):
+    def prepare(activations, sites):
         run = Tokens.read(tmp_path / "tokens.safetensors")
         parts = []
-        for n, (path, where) in enumerate(zip(activations, dumps or [None] * len(activations), strict=True)):
+        for n, path in enumerate(activations):
             parts.append(tmp_path / f"statistics{n}.safetensors")
             detect_outliers(
                 activations=path, first_chunk=activations[0], tokens=tmp_path / "tokens.safetensors",
-                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites}, statistics=parts[-1],
-                floors=dict.fromkeys(sites, 4.0), max_density=1.0, threads=1, dump=where,
+                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites},
+                pairs=tmp_path / f"pairs{n}.parquet", positions=tmp_path / f"positions{n}.parquet",
+                statistics=parts[-1], floors=dict.fromkeys(sites, 4.0), max_density=1.0, counted=COUNTED, threads=1,
             )  # fmt: skip
         summarized = (
             tmp_path / "statistics.safetensors",
@@ -129,11 +134,9 @@ def recorded(tmp_path):
             metadata = {"provenance": json.dumps(run.provenance)}
             write_parquet(tmp_path / "texts.parquet", texts.replace_schema_metadata(metadata))
 
-    def record(activations, dumps=None):
+    def record(activations):
         named = {name: tmp_path / f"{name}.parquet" for name in ("texts", "dims", "surface")}
-        record_surface(
-            activations, tmp_path / "statistics.safetensors", tmp_path / "tokens.safetensors", dump=dumps, **named
-        )
+        record_surface(activations, tmp_path / "statistics.safetensors", tmp_path / "tokens.safetensors", **named)
         return pl.read_parquet(named["surface"])
 
     return SimpleNamespace(prepare=prepare, record=record)
@@ -205,9 +208,10 @@ def test_a_dump_of_two_files(tmp_path, recorded, layout):
     labels = tmp_path / "names.json"
     labels.write_text('["a", "b", "c", "d"]')
     described(tmp_path, files, {"attn_norm": "acts"}, "special", str(labels))
-    dump = Dump.open(files, {"attn_norm": "acts"})
-    recorded.prepare(files, ["attn_norm"], dump.ranges())
-    surface = recorded.record(files, dump.ranges())
+    dump = Dump.open({"dump": files, "keys": {"attn_norm": "acts"}})
+    parts = [replace(dump.whole, stop=2), replace(dump.whole, start=2)]
+    recorded.prepare(parts, ["attn_norm"])
+    surface = recorded.record(parts)
     assert surface.select("site", "layer", "sequence").unique().rows() == [("attn_norm", 2, 4)]
     np.testing.assert_array_equal(surface["value"].to_numpy().reshape(4, 8), x[4, 2])
     top = surface.sort("max_abs").row(-1, named=True)

@@ -16,6 +16,7 @@ from outlier_features.dims.steps import steps
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import position_parts
+from outlier_features.scan.counted_at import counted_at
 from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_norm", "mlp_norm", "resid_post")
@@ -49,9 +50,11 @@ def planted(rng):
     return x
 
 
-@pytest.fixture(scope="module", params=[7, 3])
+# Sequences in a chunk, and max_density: all hits are listed, none, or those of a few sequences and sites.
+@pytest.fixture(scope="module", params=[(7, 0.5), (3, 0.5), (7, 0.0), (2, 0.0), (3, 0.07)], ids=str)
 def run(request, tmp_path_factory):
-    """A run in chunks of 7 or 3 sequences, some padded."""
+    """A run in chunks, some of its sequences padded."""
+    chunk, max_density = request.param
     rng = np.random.default_rng(0)
     x = planted(rng)
     special, mask = np.zeros((N, T), bool), np.ones((N, T), bool)
@@ -59,7 +62,7 @@ def run(request, tmp_path_factory):
     mask[2, 17:] = mask[6, 20:] = False
     ids = rng.integers(0, 99, (N, T)).astype(np.int32)
     offsets = np.stack([np.arange(T), np.arange(T) + 1], axis=1)[None].repeat(N, 0).astype(np.int32)
-    folder = tmp_path_factory.mktemp(f"chunks{request.param}")
+    folder = tmp_path_factory.mktemp(f"chunks{chunk}")
     digest = tokens_digest(ids, special, mask)
     provenance = {"model": "m", "corpus": "c", "special_tokens": {}, "tokens_sha256": digest,
                   "sequences": N, "blocks": L, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
@@ -67,9 +70,9 @@ def run(request, tmp_path_factory):
     write_tensors(folder / "tokens", {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}, provenance)
     texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N}).to_arrow()
     write_parquet(folder / "texts", texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}))
-    chunks = range(0, N, request.param)
+    chunks = range(0, N, chunk)
     for start in chunks:
-        stop = min(start + request.param, N)
+        stop = min(start + chunk, N)
         tensors = {
             f"{site}.{layer}": np.ascontiguousarray(x[site][start:stop, layer])
             for site, layer in itertools.product(SITES, range(L))
@@ -78,8 +81,9 @@ def run(request, tmp_path_factory):
         write_tensors(folder / f"activations{start}", tensors, {**provenance, "start": start, "stop": stop})
         detect_outliers(
             folder / f"activations{start}", folder / "activations0", folder / "tokens",
-            {site: folder / f"{site}{start}" for site in SITES}, folder / f"statistics{start}",
-            floors=FLOORS, max_density=0.5, threads=1,
+            {site: folder / f"{site}{start}" for site in SITES},
+            folder / f"pairs{start}", folder / f"positions{start}", folder / f"statistics{start}",
+            floors=FLOORS, max_density=max_density, counted=counted_at(DETTMERS, MASSIVE, GRID), threads=2,
         )  # fmt: skip
     summarize_layers(
         [folder / f"statistics{start}" for start in chunks],
@@ -87,6 +91,7 @@ def run(request, tmp_path_factory):
     )  # fmt: skip
     filter_systematic(
         {site: [folder / f"{site}{start}" for start in chunks] for site in SITES},
+        [folder / f"pairs{start}" for start in chunks], [folder / f"positions{start}" for start in chunks],
         folder / "statistics", folder / "tokens", folder / "texts",
         folder / "pairs", folder / "sensitivity", folder / "massive", folder / "positions",
         dettmers=DETTMERS, massive_rule=MASSIVE, grid=GRID,

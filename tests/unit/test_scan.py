@@ -171,11 +171,55 @@ def test_padding_may_hold_anything(tmp_path):
     assert statistics.count("all") == 30 and np.isfinite(hits["value"]).all()
 
 
-def test_too_many_hits_are_refused(tmp_path):
-    x = np.full((2, 2, 20, 24), 7, np.float32)
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_too_many_hits_of_a_sequence_are_not_listed(tmp_path, dtype, threads):
+    """But all of them are counted, and those that may be massive are listed all the same."""
+    rng = np.random.default_rng(5)
+    x = activations(rng, 6, 5, 40, 24)
+    x[1::2] *= 3
+    tensors, x = save(tmp_path / "x.safetensors", x, dtype, "per_layer")
+    parts = parts_of(rng, 6, 40)
+    members = parts != 2
+    hit = (np.abs(x) >= 4) & members[:, None, :, None]
+    dense = hit.sum(axis=(1, 2, 3)) > 0.12 * members.sum(axis=1) * 5 * 24
+    assert 0 < dense.sum() < 6
+    plain, every = run(tensors, parts)
+    for massive in (None, {"threshold": 100.0, "ratio": 30.0}):
+        expected = hit & ~dense[:, None, None, None]
+        if massive:
+            for n, layer in np.argwhere(dense[:, None] & np.ones(5, bool)):
+                one = np.abs(x[n, layer].astype(np.float64))
+                rest = one[parts[n] == 1]
+                median = min(np.median(one[members[n]]), np.median(rest) if rest.size else np.inf)
+                expected[n, layer] = ((one > 100) & (one >= 30 * median)) & members[n][:, None]
+            assert expected[dense].any()
+        statistics, hits = run(tensors, parts, max_density=0.12, massive=massive, threads=threads)
+        found = np.stack([hits["sequence"], hits["layer"], hits["token"], hits["dim"]], axis=1)
+        np.testing.assert_array_equal(found, np.argwhere(expected))
+        np.testing.assert_array_equal(hits["value"], x[expected])
+        np.testing.assert_array_equal(statistics.hits, hit.sum(axis=(1, 2, 3)))
+        np.testing.assert_array_equal(statistics.listed, ~dense)
+        for name in set(statistics.__dataclass_fields__) - {"listed"}:
+            np.testing.assert_array_equal(getattr(statistics, name), getattr(plain, name))
+    assert len(every["value"]) == hit.sum() and plain.listed.all()
+
+
+def test_lists_do_not_grow_with_the_hits(tmp_path, monkeypatch):
+    """What a layer lists of a sequence that has too many hits is bounded while it is scanned."""
+    x = np.full((3, 4, 160, 24), 7, np.float32)
     tensors, _ = save(tmp_path / "x.safetensors", x, "F32", "stacked")
-    with pytest.raises(InputError, match=r"more than 2\.00% of the values of site acts"):
-        run(tensors, np.ones((2, 20), np.uint8), max_density=0.02)
+    sizes, scan_layer = [], scan_kernel.scan_layer
+
+    def watched(*arguments):
+        found, *listed = scan_layer(*arguments)
+        sizes.append(len(listed[-1]))
+        return found, *listed
+
+    monkeypatch.setattr(scan_kernel, "scan_layer", watched)
+    statistics, hits = run(tensors, np.ones((3, 160), np.uint8), max_density=0.02, threads=1)
+    assert max(sizes) <= 3 * 0.02 * x[0].size + 3 * scan_kernel.TILE * 24 and not len(hits["value"])
+    assert statistics.hits.tolist() == [x[0].size] * 3 and not statistics.listed.any()
 
 
 def test_runs_cover_every_position_once():

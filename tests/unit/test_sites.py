@@ -6,11 +6,14 @@ from torch import nn
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.model.models import probe_ids
+from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.sites import SITES, find_sites, hooked
 
 NEURONS = {"mlp_pre", "mlp_act", "mlp_down"}
-EVERY = set(SITES)
+MIXER = {"mixer_norm", "mixer_out"}
+EVERY = set(SITES) - MIXER  # of blocks whose one mixer is attention
+ATTENTION = {"attn_norm", "attn_heads", "attn_out"}
+MLP = {"mlp_norm", "mlp_out", "mlp_pre", "mlp_act", "mlp_down"}
 ROUTED = EVERY - NEURONS
 PRESENT = {
     "gpt2": [EVERY] * 4,
@@ -20,7 +23,7 @@ PRESENT = {
     "gpt_oss": [ROUTED] * 4,
     "qwen3_moe": [ROUTED] * 4,
     "mixtral": [ROUTED] * 4,
-    "qwen3_next": [ROUTED] * 4,
+    "qwen3_next": [ROUTED - ATTENTION | MIXER] * 3 + [ROUTED],
     "glm4_moe": [EVERY] + [ROUTED] * 3,
     "gemma3_text": [EVERY] * 4,
     "opt": [EVERY] * 4,
@@ -36,7 +39,7 @@ PRESENT = {
     "granite": [EVERY] * 4,
     "qwen2_moe": [ROUTED] * 4,
     "flex_olmo": [ROUTED - {"attn_norm", "mlp_norm"}] * 4,
-    "granitemoeshared": [ROUTED] * 4,
+    "granitemoeshared": [EVERY - MLP - {"resid_mid"}] * 4,
     "llama4_text": [ROUTED] * 4,
 }
 
@@ -104,7 +107,7 @@ def test_each_architecture_has_these_sites(name):
     blocks = find_sites(zoo.loaded(name))
     assert [set(block.sites) for block in blocks] == PRESENT[name]
     for block in blocks:
-        assert set(block.absent) == EVERY - set(block.sites)
+        assert set(block.absent) == set(SITES) - set(block.sites)
         assert all(block.absent.values())
 
 
@@ -165,9 +168,10 @@ def test_norms_carry_their_gain():
 
 def test_absent_sites_say_why():
     neox, bert, olmoe = (find_sites(zoo.loaded(name))[0].absent for name in ("gpt_neox", "bert", "olmoe"))
-    assert neox == {"resid_mid": "attention and MLP are parallel"}
-    assert bert == {"attn_norm": "no norm of the block feeds attention"}
-    assert olmoe == dict.fromkeys(sorted(NEURONS), "the MLP routes tokens to experts")
+    no_mixer = dict.fromkeys(MIXER, "no part of the block mixes tokens in another way than by softmax attention")
+    assert neox == {"resid_mid": "attention and MLP are parallel"} | no_mixer
+    assert bert == {"attn_norm": "no norm of the block feeds attention"} | no_mixer
+    assert olmoe == dict.fromkeys(NEURONS, "the MLP routes tokens to experts") | no_mixer
 
 
 def test_sequential_gpt_neox_has_a_middle():
@@ -182,10 +186,11 @@ def test_lists_that_do_not_run_are_not_the_blocks():
 
 
 def test_a_model_without_blocks_is_refused():
-    loaded = zoo.loaded("llama")
-    loaded.config.num_hidden_layers = 3
-    with pytest.raises(InputError, match="no list of 3 modules"):
-        find_sites(loaded)
+    model = zoo.build("llama")
+    second = model.model.layers[1]
+    second.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))  # what it reads, nobody returned
+    with pytest.raises(InputError, match="found no list of modules of LlamaForCausalLM"):
+        LoadedModel.of(model, torch.device("cpu"), "eager")
 
 
 def test_activations_that_are_not_finite_are_refused():

@@ -59,13 +59,13 @@ def damaged(path, how):
     if how == "not safetensors":
         return b"PAR1" * 100
     header["a"]["shape"] = [64, 65] if how == "wrong shape" else header["a"]["shape"]
-    header["a"]["dtype"] = "Q9" if how == "unknown dtype" else header["a"]["dtype"]
+    header["a"]["dtype"] = 9 if how == "no dtype" else header["a"]["dtype"]
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[-4 * 64 * 64 :]
 
 
 @pytest.mark.parametrize(
-    "how", ["cut in half", "empty", "shorter than its header", "not safetensors", "wrong shape", "unknown dtype"]
+    "how", ["cut in half", "empty", "shorter than its header", "not safetensors", "wrong shape", "no dtype"]
 )
 def test_damaged_files_are_refused_by_name(tmp_path, how):
     path = tmp_path / "x.safetensors"
@@ -94,6 +94,54 @@ def test_bytes_of_no_tensor_or_of_two_are_refused(tmp_path, spans, message):
         TensorFile(path)
     with pytest.raises(Exception, match="Error while deserializing header"):
         load_file(path)
+
+
+def file_of(path, tensors, size=8):
+    """A safetensors file with `size` bytes of zeros for each of the tensors, of dtype and shape."""
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [size * i, size * (i + 1)]}
+        for i, (name, (dtype, shape)) in enumerate(tensors.items())
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size * len(tensors)))
+
+
+# Every dtype that the format has, with a shape that fills 24 bytes.
+FORMAT = {
+    "BOOL": [24], "F4": [6, 8], "F6_E2M3": [32], "F6_E3M2": [4, 8], "U8": [24], "I8": [24], "F8_E5M2": [24],
+    "F8_E4M3": [24], "F8_E8M0": [24], "F8_E4M3FNUZ": [24], "F8_E5M2FNUZ": [24], "I16": [12], "U16": [12],
+    "F16": [12], "BF16": [12], "I32": [6], "U32": [6], "F32": [6], "C64": [3], "F64": [3], "I64": [3], "U64": [3],
+}  # fmt: skip
+
+
+def test_every_dtype_of_the_format_is_read_from_a_header(tmp_path):
+    """And the library, which knows the same ones, finds these files whole."""
+    path = tmp_path / "x.safetensors"
+    file_of(path, {name: (name, shape) for name, shape in FORMAT.items()}, 24)
+    entries = TensorFile(path).entries
+    with safe_open(path, "np") as file:
+        for name, shape in FORMAT.items():
+            assert file.get_slice(name).get_dtype() == name and file.get_slice(name).get_shape() == shape
+            assert (entries[name].dtype, entries[name].shape, entries[name].nbytes) == (name, tuple(shape), 24)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in FORMAT if dtype not in ("U8", "I8", "BOOL")])
+def test_a_shape_that_does_not_fill_its_bytes_is_refused_for_each_dtype(tmp_path, dtype):
+    path = tmp_path / "x.safetensors"
+    *first, last = FORMAT[dtype]
+    file_of(path, {"a": (dtype, [*first, last + 1])}, 24)
+    with pytest.raises(InputError, match=f"'a' of {dtype} and shape"):
+        TensorFile(path)
+
+
+@pytest.mark.parametrize("dtype", ["Q9", "F4", "F6_E3M2"])
+def test_a_tensor_whose_values_cannot_be_had_does_not_cost_the_others(tmp_path, dtype):
+    path = tmp_path / "x.safetensors"
+    file_of(path, {"a": ("F32", [6]), "b": (dtype, FORMAT.get(dtype, [7])), "c": ("C64", [3])}, 24)
+    file = TensorFile(path)
+    assert file.array("a").dtype == np.float32 and file.array("c").dtype == np.complex64
+    with pytest.raises(InputError, match=rf"x\.safetensors: b is {dtype}, expected one of C64, F64, F32"):
+        file.array("b")
 
 
 def test_a_header_nested_beyond_reason_is_refused(tmp_path):

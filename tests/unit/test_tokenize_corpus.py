@@ -136,10 +136,56 @@ def test_bos_always_without_one_is_an_error(tmp_path, bpe):
         run(tmp_path, bpe, {"bos": "always"})
 
 
-@pytest.mark.parametrize("sample", [{"sequences": 500}, {"pack": "documents", "sequences": 4}])
-def test_a_corpus_that_is_too_short(tmp_path, bpe, sample):
-    with pytest.raises(InputError, match=rf"corpus 'c' yields \d+ sequences .* {sample['sequences']}"):
-        run(tmp_path, bpe, sample)
+@pytest.mark.parametrize(
+    ("sample", "hint"),
+    [({"sequences": 500}, "a longer text, or fewer"), ({"pack": "documents", "sequences": 4}, "more documents")],
+)
+def test_a_corpus_that_is_too_short_is_used_as_far_as_it_goes(tmp_path, bpe, capsys, sample, hint):
+    found, texts = run(tmp_path / "short", bpe, sample)
+    assert 1 < len(texts) == len(found.tokens) < sample["sequences"]
+    expected, same = run(tmp_path / "exact", bpe, sample | {"sequences": len(texts)})
+    assert texts == same
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    (note,) = found.provenance["notes"]
+    assert f"{len(texts)} of the {sample['sequences']} sequences" in note and hint in note
+    assert expected.provenance["notes"] == [] and note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sequences", [1, 16])
+def test_a_text_that_fills_no_window_makes_a_padded_one(tmp_path, bpe, sequences):
+    text = "The naïve café."
+    found, texts = run(tmp_path, with_template(bpe), {"tokens": 100, "sequences": sequences}, [text])
+    ids = bpe.encode(text, add_special_tokens=False).ids
+    end = bpe.token_to_id("<|end|>")
+    assert texts == [text] and found.tokens.shape == (1, 100)
+    assert found.tokens[found.mask].tolist() == [end, *ids, end] and found.mask.sum() == len(ids) + 2
+    check_offsets(bpe, found, texts)
+    assert "no full window of 100 tokens" in found.provenance["notes"][0]
+
+
+@pytest.mark.parametrize("pack", ["windows", "documents"])
+def test_a_corpus_without_a_token_is_an_error(tmp_path, bpe, pack):
+    with pytest.raises(InputError, match="corpus 'c' has no token, expected text"):
+        run(tmp_path, bpe, {"pack": pack}, [""])
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_flags_that_differ_from_the_template_are_named(tmp_path, bpe, flag):
+    run(tmp_path, bpe, {})
+    tokenizer = bpe if flag else with_template(bpe)
+    tokenizer.save(str(tmp_path / "model/tokenizer.json"))
+    for value in (flag, not flag):
+        (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({"add_bos_token": value}))
+        for bos in ("auto", "never"):
+            tokenize_corpus(
+                "m", "c", *(tmp_path / name for name in ("model.json", "documents", "corpus.json", "tokens", "texts")),
+                sample={"sequences": 3, "tokens": 16, "pack": "windows", "bos": bos},
+            )  # fmt: skip
+            found = Tokens.read(tmp_path / "tokens")
+            assert found.special.any() == (not flag and bos == "auto")  # the template is followed
+            expected = [f"add_bos_token: {str(flag).lower()}"] if bos == "auto" and value == flag else []
+            assert [note.rpartition("says ")[2].partition(";")[0] for note in found.provenance["notes"]] == expected
 
 
 def test_a_broken_tokenizer(tmp_path, bpe):

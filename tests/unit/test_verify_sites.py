@@ -7,7 +7,8 @@ import torch
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.model.sites import SITES, Site, find_sites
+from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.sites import SITES, Site, find_sites, hooked
 from outlier_features.model.verify_sites import verify_sites
 
 # A site of llama's block 1 put in another place of the same shape.
@@ -24,6 +25,7 @@ WRONG = {
     "mlp_act": ("mlp.act_fn", "out"),
     "mlp_down": ("self_attn.o_proj", "out"),
 }
+LLAMA_SITES = tuple(WRONG)
 
 
 def misplace(blocks, index, site, path, side):
@@ -50,7 +52,7 @@ def test_the_summary_names_the_identities():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", LLAMA_SITES)
 def test_a_wrong_site_is_refused(site, dtype):
     loaded = zoo.loaded("llama", dtype)
     blocks = find_sites(loaded)
@@ -102,13 +104,28 @@ def test_a_scaled_branch_is_not_what_is_added(dtype):
             verify_sites(loaded, blocks, [site])
 
 
-def test_a_module_that_runs_more_than_once_is_no_site():
-    loaded = zoo.loaded("llama")
-    layers = loaded.model.model.layers
-    layers[1].mlp.act_fn = layers[0].mlp.act_fn
+def test_a_module_that_several_blocks_share_is_told_by_its_call():
+    model = zoo.build("llama")
+    layers = model.model.layers
+    for layer in layers:
+        layer.mlp.act_fn = layers[0].mlp.act_fn
+    loaded = LoadedModel.of(model, torch.device("cpu"), "eager")
     blocks = find_sites(loaded)
-    with pytest.raises(InputError, match=r"mlp_pre of block 0 .* ran 2 times in a pass, expected once"):
-        verify_sites(loaded, blocks, ["mlp_pre"])
+    verify_sites(loaded, blocks, ["mlp_pre"])
+    found, expected = {}, {}
+    hand = [
+        layer.mlp.gate_proj.register_forward_hook(
+            lambda module, args, output, n=n: expected.update({n: output.clone()})
+        )
+        for n, layer in enumerate(layers)
+    ]
+    with hooked(
+        [(n, block.sites["mlp_pre"]) for n, block in enumerate(blocks)],
+        lambda n, value: found.update({n: value.clone()}),
+    ):
+        for _ in range(2):  # calls are counted from pass to pass
+            loaded.base(probe_ids(model))
+            assert len(hand) == zoo.BLOCKS and all(torch.equal(found[n], expected[n]) for n in range(zoo.BLOCKS))
 
 
 def test_another_number_format_inside_the_model_is_refused():

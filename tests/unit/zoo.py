@@ -85,8 +85,7 @@ def loaded(name: str, dtype: str = "float32", **changes: Any) -> LoadedModel:
     """The same as `load_model` would give it."""
     model = build(name, dtype, **changes)
     model.config.use_cache = False
-    causal = name not in ENCODERS
-    return LoadedModel(model, torch.device("cpu"), "eager", causal, causal)
+    return LoadedModel.of(model, torch.device("cpu"), "eager")
 
 
 def save(name: str, directory: Path, **changes: Any) -> Path:

@@ -105,3 +105,45 @@ def test_a_special_first_token_and_labels(project, shards):
         "all",
         "without_first",
     }
+
+
+@pytest.mark.parametrize("layout", ["a file a request", "a file a layer"])
+def test_requests_of_different_length_in_files_as_others_write_them(project, layout):
+    """A whole run: padding is in neither population, and a file of a chunk is an input of its job only."""
+    rng = np.random.default_rng(1)
+    lengths = [5, 2, 9]
+    folder = project.folder / layout.replace(" ", "-")
+    folder.mkdir(exist_ok=True)
+    x = [rng.standard_normal((3, length, 16)) for length in lengths]
+    for one in x:
+        one[:, :, 3] = 9
+        one[1, -1, 8] = -30
+    if layout == "a file a request":
+        for n, one in enumerate(x):
+            ids = np.arange(n, n + one.shape[1])
+            tensors = {"hidden_states": np.ascontiguousarray(one.transpose(1, 0, 2)), "token_ids": ids}
+            save_file(tensors, folder / f"req_{n}.safetensors")
+        entry = {"dump": f"{folder.name}/req_*.safetensors", "keys": {"attn_norm": "hidden_states"},
+                 "layers": [2, 5, 7], "labels": "token_ids"}  # fmt: skip
+    else:
+        for i, layer in enumerate((2, 5, 7)):
+            tensors = {"acts": np.concatenate(x, axis=1)[i].copy(), "n": np.array(lengths)}
+            save_file(tensors, folder / f"{layer}.safetensors")
+        entry = {"dump": f"{folder.name}/{{layer}}.safetensors", "keys": {"attn_norm": "acts"}, "lengths": "n"}
+    results = f"results-{folder.name}"
+    sources = {**catalog(), "models": {"saved": entry}}
+    run = project.run(models=["saved"], catalog=sources, results=results, detect={"max_density": 0.5})
+    assert run.status == 0, run.output
+    found = project.folder / results / "saved/dump"
+    layers = pl.read_parquet(found / "layers.parquet")
+    assert layers["layer"].to_list() == [2, 5, 7] and layers["positions"].to_list() == [16] * 3
+    flat = np.concatenate(x, axis=1).astype(np.float32)
+    assert layers["max"].to_list() == np.abs(flat).max(axis=(1, 2)).tolist()
+    dims = pl.read_parquet(found / "dims.parquet").filter("selected", rule="dettmers").sort("dim")
+    assert dims["dim"].to_list() == [3, 8]  # 8 in one of the three layers that were saved
+    located = json.loads((found / "locations.json").read_text())["populations"]["all"]["sites"]["attn_norm"]
+    assert located["positions"] == 16 and located["dtype"] == "float64"
+    assert located["elements_over_threshold"] == (np.abs(flat) > 6).sum()
+    positions = pl.read_parquet(found / "positions.parquet").sort("token")
+    assert positions["sequences"].to_list() == [sum(length > t for length in lengths) for t in range(9)]
+    assert (project.folder / results / "report.html").exists()

@@ -121,7 +121,12 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {TEXT: {"files": ["folder.txt"]}},
         ("catalog.corpora.text.files: folder.txt is not a file",),
     ),
-    "a text of another kind": ({TEXT: {"files": ["text.docx"]}}, ("files.0 is 'text.docx', expected a match",)),
+    "braces in the path of a text": ({TEXT: {"files": ["a{b}.txt"]}}, ("files: 'a{b}.txt' has braces",)),
+    "braces in the path of a model": ({LLAMA: {"path": "my{model}"}}, ("path: 'my{model}' has braces",)),
+    "a text of another kind": (
+        {TEXT: {"files": ["text.docx"]}},
+        ("files: text.docx is of no known kind, expected .txt",),
+    ),
     "a hub id that is a path": (
         {LLAMA: {"hub": "../../etc/passwd"}},
         ("catalog.models.tiny.hub is '../../etc/passwd'",),
@@ -338,14 +343,6 @@ JOBS: dict[str, Mistake] = {
     ),
     "a dim that is not there": Mistake(("trace_origin.dims", "99"), {"trace_origin__dims": [99]}),
     "a layer that is not there": Mistake(("attention_maps.kept_layers", "99"), {"attention_maps__kept_layers": [99]}),
-    "a corpus too short": Mistake(
-        ("corpus 'text' yields 248 sequences (windows of 48 tokens), expected sample.sequences: 5000",),
-        {"sample__sequences": 5000},
-    ),
-    "too few documents": Mistake(
-        ("corpus 'text' yields 1 sequences (documents of 48 tokens)", "sample.sequences: 6"),
-        {"sample__pack": "documents"},
-    ),
     "an empty corpus": Mistake(
         ("empty.txt has 1 documents and no text",), {TEXT: {"files": ["empty.txt"]}}, text("empty.txt", b"")
     ),
@@ -363,9 +360,6 @@ JOBS: dict[str, Mistake] = {
         ("rows.parquet: expected a whole Parquet file",),
         {TEXT: {"files": ["rows.parquet"]}},
         text("rows.parquet", b"PAR1"),
-    ),
-    "too many hits": Mistake(
-        ("of the values of site ", "its floor", "detect.floors.", "detect.max_density"), {"detect__max_density": 0.0001}
     ),
     "a GPU that is not there": Mistake(
         ("device: found 'mps', but torch sees no such device",), {"extract__device": "mps"}

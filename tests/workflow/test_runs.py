@@ -360,7 +360,7 @@ def test_documents_bert_and_a_site_that_is_absent(project):
     assert pl.read_parquet(folder / "loss.parquet").is_empty()
     missing = json.loads((folder / "summary.json").read_text())["missing"]
     assert set(missing) == {"loss", "ablation"} and {facts["cause"] for facts in missing.values()} == {"model"}
-    assert all("positions see later ones" in facts["reason"] for facts in missing.values())
+    assert all("a position sees later ones" in facts["reason"] for facts in missing.values())
     norms = pl.read_parquet(folder / "norms.parquet")
     assert len(norms) == 7 and norms["all_one"].all() and norms["bias_max_abs"].to_list() == [0.0] * 7
     assert set(norms["site"]) == {None, "resid_mid+mlp_norm", "resid_post"}

@@ -99,6 +99,28 @@ def test_neither_do_chunks_of_four(project, runs):
     assert set(one) == {key for key in other if key.startswith("tiny/")}
 
 
+def test_neither_does_counting_the_hits(project):
+    """Of all sequences here. What was counted serves other rules, as far as it goes."""
+    counting = {"detect__max_density": 0.0, "models": ["tiny"], "results": "same-dense"}
+    run = project.run("tables", extract={"chunk_sequences": 1}, **counting)
+    assert run.status == 0, run.output
+    one, other = public(project.folder / "same-dense"), public(project.folder / "results")
+    hits = {key for key in one if {"hits", "counted_pairs", "counted_positions"} & {*key.split("/")}}
+    assert {key: found for key in one.keys() - hits if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
+    assert all(len(one[f"tiny/text/counted_{name}"]) for name in ("pairs", "positions"))
+    dense = json.loads((project.folder / "same-dense/tiny/text/summary.json").read_text())["sites"]["dense"]
+    assert {site: found["sequences"] for site, found in dense.items()} == dict.fromkeys(
+        ("attn_norm", "mlp_norm", "resid_post"), 6
+    )
+    counting["extract"] = {"chunk_sequences": 1}
+    assert project.planned(**counting, sensitivity__thresholds=[5.0, 6.0]).jobs_with_other_parameters() == {
+        "Select systematic"
+    }
+    for changes in ({"rules__dettmers__threshold": 5.5}, {"rules__massive__ratio": 500.0}):
+        jobs = project.planned(**counting, **changes).jobs_with_other_parameters()
+        assert jobs == {"Detect outliers", "Select systematic"}, changes
+
+
 def test_other_artifacts_are_the_same(project, runs):
     """Locations, attention patterns, and the origins in words."""
     places = [project.folder / "results/tiny/text", *(run / "tiny/text" for run in runs.values())]
@@ -152,3 +174,27 @@ def test_the_order_of_the_sequences_changes_no_number(project):
         means |= OVER_SEQUENCES.get(table, set())
         assert set(differing(frame, straight, means, 1e-9)) <= MOMENTS, table
         assert differing(frame, straight, means | MOMENTS, 1e-6) == [], table
+
+
+def test_a_text_shorter_than_the_sample_changes_no_number(project):
+    """Chunks that are cut or empty, and hits, tables and the report as if the sample had been as long as the text."""
+    (project.folder / "short.txt").write_text("A zebra and a z. " * 19)  # 323 bytes, a token each
+    found = {}
+    for sequences in (6, 20):
+        run = project.run(
+            "tables", corpora=["short"], results=f"short-{sequences}", sample={"sequences": sequences, "tokens": 48},
+            catalog__corpora__short={"files": ["short.txt"]}, extract={"chunk_sequences": 4},
+        )  # fmt: skip
+        assert run.status == 0, run.output
+        found[sequences] = public(project.folder / f"short-{sequences}")
+    assert found[6].keys() == found[20].keys()
+    assert {key: names for key in found[6] if (names := differing(found[6][key], found[20][key], MOMENTS, 1e-9))} == {}
+    folders = {sequences: project.folder / f"short-{sequences}/tiny/short" for sequences in found}
+    located = [json.loads((folder / "locations.json").read_text())["populations"] for folder in folders.values()]
+    assert located[0] == located[1]
+    corpus = {n: json.loads((folder / "summary.json").read_text())["corpus"] for n, folder in folders.items()}
+    assert corpus[6]["sequences"] == corpus[20]["sequences"] == 6 and corpus[6]["notes"] == []
+    assert "6 of the 20 sequences" in corpus[20]["notes"][0] and "a longer text" in corpus[20]["notes"][0]
+    assert [len(TensorFile(path).entries) > 0 for path in sorted((folders[20] / "activations").iterdir())] == [
+        True, True, False, False, False,
+    ]  # fmt: skip

@@ -26,7 +26,7 @@ from outlier_features.ablate.ablation_targets import (
 from outlier_features.ablate.super_weights import down_projection
 from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder
-from outlier_features.extract.measure_loss import loss_rows, why_no_loss
+from outlier_features.extract.measure_loss import loss_rows
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
 from outlier_features.files.model_source import source_of
@@ -79,8 +79,8 @@ def ablate_dims(
         "only_first_excluded": bool((sample.parts[:, 1:] != EXCLUDED_PART).all()),
         "weights_searched": MISSING not in found,
     }
-    if reason := why_no_loss(provenance):
-        raise InputError(reason)
+    if provenance["no_loss"]:
+        raise InputError(provenance["no_loss"])
     loaded = load_model(Path(source_of(source)["location"]), **loading)
     run = AblationRun(loaded, sample, batch_size)
     targets = selected_targets(dim_rows, weight_rows)
@@ -107,7 +107,7 @@ class AblationRun:
         self._loaded = loaded
         self._sample = sample
         self._blocks = find_sites(loaded)
-        self._recorder = LossRecorder(loaded, self._blocks)
+        self._recorder = LossRecorder(loaded)
         self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(loaded.device)
         self._mask = torch.from_numpy(sample.mask.copy()).to(loaded.device)
         self._where = {

@@ -16,8 +16,8 @@ Array = np.ndarray[Any, Any]
 
 def attention_from_model(
     location: Path, sequences: Sequence[Array], layer: int, *, dtype: str, device: str
-) -> tuple[list[Array], int | None]:
-    """Patterns float32 (heads, T, T or T + 1) of each sequence, run by itself, and how many heads share a KV head."""
+) -> tuple[list[Array], tuple[int, ...] | None]:
+    """Patterns float32 (heads, T, T or T + 1) of each sequence, run by itself, and the KV head of each head."""
     loaded = load_model(location, dtype=dtype, device=device, attention="eager", trust_remote_code=False)
     attention = {at.layer: at for at in find_attention(loaded)}
     if layer not in attention:
@@ -26,10 +26,10 @@ def attention_from_model(
     patterns: list[Array] = []
 
     def keep(found: LayerPatterns) -> None:
-        patterns.append(found.pattern[0].float().cpu().numpy())
+        patterns.append(found.pattern.float().cpu().numpy())
 
     for ids in sequences:
         if ids.max() >= loaded.vocab_size:
             raise InputError(f"{location}: found token id {ids.max()}, expected ids below {loaded.vocab_size}")
-        run_patterns(loaded, [attention[layer]], torch.from_numpy(ids.astype(np.int64))[None].to(loaded.device), keep)
-    return patterns, attention[layer].group
+        run_patterns(loaded, [attention[layer]], torch.from_numpy(ids.astype(np.int64)).to(loaded.device), keep)
+    return patterns, attention[layer].kv_heads

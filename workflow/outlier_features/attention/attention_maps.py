@@ -24,14 +24,14 @@ class AttentionMaps:
                 has no position
     why         by layer, why it was kept
     sequences   indices of the n sequences in the corpus, and how many positions each has
-    groups      by layer, heads that share one KV head, or None
+    kv_heads    by layer, the KV head that each head reads, or None where each has its own
     """
 
     patterns: Mapping[int, Array]
     why: Mapping[int, str]
     sequences: tuple[int, ...]
     positions: tuple[int, ...]
-    groups: Mapping[int, int | None]
+    kv_heads: Mapping[int, Sequence[int] | None]
     provenance: Mapping[str, Any]
 
     @classmethod
@@ -43,12 +43,12 @@ class AttentionMaps:
             layers = {int(layer["layer"]): layer for layer in maps["layers"]}
             sequences, positions = tuple(maps["sequences"]), tuple(maps["positions"])
             why = {layer: str(facts["why"]) for layer, facts in layers.items()}
-            groups = {layer: facts["group"] for layer, facts in layers.items()}
+            kv_heads = {layer: facts["kv_heads"] for layer, facts in layers.items()}
         except (KeyError, TypeError, ValueError, DamagedFile) as error:
             found = str(error).removeprefix(f"{path}: ") if isinstance(error, DamagedFile) else repr(error)
             raise DamagedFile(path, f"expected the attention patterns of a run, found that {found}") from error
         patterns = {layer: file.array(f"{KEY}.{layer}") for layer in layers}
-        return cls(patterns, why, sequences, positions, groups, file.provenance)
+        return cls(patterns, why, sequences, positions, kv_heads, file.provenance)
 
 
 def cropped(pattern: Array, size: int) -> Array:

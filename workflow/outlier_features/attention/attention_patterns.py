@@ -1,41 +1,53 @@
-"""Attention patterns of a model that runs eager attention: found by structure, handed out one layer at a time.
+"""Attention patterns of a model that runs eager attention: found by what is computed, handed out a layer at a time.
 
-Which module of a block returns its patterns is seen on the probe: the innermost with weights whose output holds a
-tensor (B, heads, T, T), zero where a query cannot see a key, with rows that sum to 1. Where they sum to less and the
-module has a weight for each head (gpt-oss), the rest is the mass of a learned sink, which transformers cuts off: it
-becomes a last column.
+A pattern is a softmax over keys whose result multiplies values: (heads, T, T), queries in rows. Both are seen among
+torch's own operations while a block runs, so nothing depends on what modules return, on their names, or on a mask's
+convention:
+
+- the weights are what the product with the values reads, bit by bit what a softmax in the same block gave. A softmax
+  with one column more than there are keys (gpt-oss) has a learned sink, which the product leaves out;
+- a query cannot see a key whose score is `HIDDEN` below the largest of its row in every head: masks put it there;
+- heads that read the same KV head multiply the same values.
+
+In a causal model, weights above the diagonal are no self-attention (a decoder's cross-attention).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_features.errors import InputError
-from outlier_features.model.models import LoadedModel, probe_ids
-from outlier_features.model.sites import find_sites
+from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
 
 Tensor = torch.Tensor
+Calls = dict[tuple[nn.Module, int], int]  # the layer of each call, from 0, of each block in a pass
+HIDDEN = 5000.0  # masks in use put a score 10,000 or more below the others
+FUTURE = 1e-6  # the most that all heads of a causal query give to later keys, by rounding
+_SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
+_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.mm, torch.ops.aten.baddbmm)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Where a block's patterns are found: item `item` of what the module at `path` returns, for `heads` heads.
+    """The self-attention of a layer: where its softmax runs (the innermost module), and for how many heads.
 
-    group          heads that share one KV head, as the module itself has it; None if it has no such number
+    block, call    the layer is this call, from 0, of this module in a pass: several layers may share a block
+    kv_heads       for each head the KV head that it reads, in the order in which heads first read them; None where
+                   each head has its own
     learned_sink   whether its softmax has a learned logit beside those of the keys
     """
 
     layer: int
+    block: nn.Module
+    call: int
     path: str
-    module: nn.Module
-    item: int
     heads: int
-    group: int | None
+    kv_heads: tuple[int, ...] | None
     learned_sink: bool
 
     @property
@@ -47,7 +59,7 @@ class Attention:
 class LayerPatterns:
     """The patterns of one layer in one pass.
 
-    pattern   probabilities (B, heads, T, T), queries in rows; (B, heads, T, T + 1) with a learned sink
+    pattern   probabilities (heads, T, T), queries in rows; (heads, T, T + 1) with a learned sink
     visible   bool (T, T): which keys (columns) a query (row) can see
     """
 
@@ -56,123 +68,204 @@ class LayerPatterns:
     visible: Tensor
 
 
+@dataclass(frozen=True)
+class _Weighting:
+    """Weights (heads, T, T) that multiplied values (heads, T, width) in a layer, as they came from a softmax.
+
+    sink    the softmax's column that is no key, (heads, T, 1), or None
+    hides   bool (T, T): no head can give anything to this key
+    """
+
+    layer: int
+    path: str
+    weights: Tensor
+    values: Tensor
+    sink: Tensor | None
+    hides: Tensor
+
+    def sees_future(self) -> bool:
+        return float(self.weights.sum(dim=0, dtype=torch.float32).triu(1).sum(dim=-1).max()) > FUTURE
+
+
 def find_attention(loaded: LoadedModel) -> list[Attention]:
     """The layers that have patterns, in order; recurrent and linear attention have none.
 
-    Raises `InputError` where the model does not run eager attention, or what looks like patterns are none.
+    Where a block has several self-attentions, the first is meant. Raises `InputError` where the model does not run
+    eager attention.
     """
     if loaded.attention != "eager":
         raise InputError(f"attention: found {loaded.attention!r}, which leaves no patterns, expected 'eager'")
-    ids = probe_ids(loaded.model)
+    calls = {(block.module, block.call): layer for layer, block in enumerate(loaded.stack.blocks)}
+    call_of = {layer: call for call, layer in calls.items()}
     found: dict[int, Attention] = {}
-    lacking = []
 
-    def look(layer: int, path: str, module: nn.Module, args: list[Any], output: Any) -> None:
-        at = _describe(layer, path, module, output, ids.shape)
-        if at is not None and layer not in found:  # the modules around it may return it as well
-            found[layer] = at
-            lacking.append(at.learned_sink and _lacks_mass(_items(output)[at.item]))
+    def look(seen: _Weighting) -> None:
+        if seen.layer not in found and not (loaded.causal and seen.sees_future()):
+            kv_heads = _kv_heads(seen.values, loaded.model.get_submodule(seen.path))
+            heads, learned = len(seen.weights), seen.sink is not None
+            found[seen.layer] = Attention(seen.layer, *call_of[seen.layer], seen.path, heads, kv_heads, learned)
 
-    with ExitStack() as hooks, torch.inference_mode():
-        for layer, block in enumerate(find_sites(loaded)):
-            for name, module in loaded.model.get_submodule(block.path).named_modules():
-                hooks.enter_context(_hooked(module, partial(look, layer, f"{block.path}.{name}", module)))
-        loaded.base(ids)
-    attention = [replace(at, learned_sink=at.learned_sink and any(lacking)) for at in found.values()]
-    run_patterns(loaded, attention, ids, lambda patterns: None)  # checks them
-    return attention
-
-
-def _describe(layer: int, path: str, module: nn.Module, output: Any, shape: torch.Size) -> Attention | None:
-    """The attention at a module that returned a pattern's shape; `shape` is that of the probe's token ids."""
-    if next(module.parameters(), None) is None:
-        return None  # dropout, which passes a pattern on and knows no mask
-    batch, length = shape
-    for item, value in enumerate(_items(output)):
-        if not torch.is_tensor(value) or not value.is_floating_point() or value.ndim != 4:
-            continue
-        if (value.shape[0], *value.shape[2:]) == (batch, length, length):
-            heads = value.shape[1]
-            per_head = any(parameter.shape == (heads,) for parameter in module.parameters(recurse=False))
-            # The number by which the module repeats its keys: a config may have a number of KV heads that it ignores.
-            group = getattr(module, "num_key_value_groups", None)
-            return Attention(layer, path, module, item, heads, group if isinstance(group, int) else None, per_head)
-    return None
+    # One sequence, of a length that no number of heads or experts is likely to be.
+    _watch(loaded, calls, probe_ids(loaded.model).reshape(-1)[:11], look)
+    return [found[layer] for layer in sorted(found)]
 
 
 def run_patterns(
     loaded: LoadedModel, attention: Sequence[Attention], ids: Tensor, receive: Callable[[LayerPatterns], None]
 ) -> None:
-    """Run token ids (B, T), none of them padding, and hand out each layer's patterns while the pass goes on.
+    """Run one sequence of token ids (T,), none of them padding, and hand out each layer's patterns during the pass.
 
     `receive` copies what it keeps: then no more than one layer's patterns are in memory at a time. Raises `InputError`
-    where a pattern is not one: not finite or below zero, above zero where a query cannot see, or with rows that do not
-    sum to 1.
+    where a layer's attention does not run as it was found, or its weights are not finite.
     """
-    waiting = {at.layer for at in attention}
+    waiting = {at.layer: at for at in attention}
 
-    def hand_out(at: Attention, args: list[Any], output: Any) -> None:
-        waiting.discard(at.layer)
-        receive(_checked(at, _items(output)[at.item], _visible(args, ids.shape[1], loaded)))
+    def hand_out(seen: _Weighting) -> None:
+        at = waiting.get(seen.layer)
+        if at is not None and (at.path, at.heads) == (seen.path, len(seen.weights)):
+            receive(_patterns(waiting.pop(seen.layer), seen, loaded))
 
-    with ExitStack() as hooks, torch.inference_mode():
-        for at in attention:
-            hooks.enter_context(_hooked(at.module, partial(hand_out, at)))
-        loaded.base(ids)
+    _watch(loaded, {(at.block, at.call): at.layer for at in attention}, ids, hand_out)
     if waiting:
-        raise InputError(f"{loaded.model_type}: layer {min(waiting)} did not run, expected its attention in every pass")
+        raise InputError(f"{loaded.model_type}: {next(iter(waiting.values())).name} gave no attention pattern")
 
 
-@contextmanager
-def _hooked(module: nn.Module, receive: Callable[[list[Any], Any], None]) -> Iterator[None]:
-    """While the model runs, call `receive(arguments, output)` after each call of the module."""
-
-    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        receive([*args, *kwargs.values()], output)
-
-    handle = module.register_forward_hook(after, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _items(output: Any) -> list[Any]:
-    return list(output) if isinstance(output, (tuple, list)) else [output]
-
-
-def _visible(args: Sequence[Any], length: int, loaded: LoadedModel) -> Tensor:
-    """Bool (T, T), from whether the model is causal and the masks among attention's arguments (sliding windows)."""
-    visible = torch.ones(length, length, dtype=torch.bool, device=loaded.device)
-    if loaded.causal:
-        visible = visible.tril()
-    for mask in args:
-        if torch.is_tensor(mask) and mask.ndim == 4 and mask.shape[2:] == visible.shape:
-            seen = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
-            visible = visible & seen.flatten(0, 1).any(dim=0)
-    return visible
-
-
-def _checked(at: Attention, pattern: Tensor, visible: Tensor) -> LayerPatterns:
-    if not pattern.isfinite().all() or bool((pattern < 0).any()):
-        raise InputError(f"{at.name}: a tensor of a pattern's shape has values below 0 or not finite, expected shares")
-    hidden = float(pattern.masked_fill(visible, 0).max())
-    if hidden > 1e-6:
-        raise InputError(f"{at.name}: a query gives {hidden:.3g} to a key that it cannot see, expected 0")
-    total = pattern.sum(dim=-1, keepdim=True, dtype=torch.float32)
-    low, high = float(total.min()), float(total.max())
-    if high > 1 + _tolerance(pattern) or (_lacks_mass(pattern) and not at.learned_sink):
+def _patterns(at: Attention, seen: _Weighting, loaded: LoadedModel) -> LayerPatterns:
+    pattern = seen.weights if seen.sink is None else torch.cat([seen.weights, seen.sink], dim=-1)
+    if not pattern.sum(dtype=torch.float32).isfinite():  # without a copy as large as the pattern
         raise InputError(
-            f"{at.name}: rows of the pattern sum to {low:.4g} to {high:.4g}, expected 1, or less with a learned sink"
+            f"dtype: {loaded.dtype} gives attention weights that are not finite in {at.name}, expected finite ones"
+            f"{overflow_hint(loaded.dtype)}"
         )
-    if at.learned_sink:
-        pattern = torch.cat([pattern, (1 - total).clamp(min=0).to(pattern.dtype)], dim=-1)
-    return LayerPatterns(at, pattern, visible)
+    if loaded.causal and seen.sees_future():
+        raise InputError(f"{at.name}: a query gives weight to later keys, expected none in a causal model")
+    visible = ~seen.hides
+    return LayerPatterns(at, pattern, visible.tril() if loaded.causal else visible)
 
 
-def _lacks_mass(pattern: Tensor) -> bool:
-    return bool((pattern.sum(dim=-1, dtype=torch.float32) < 1 - _tolerance(pattern)).any())
+def _kv_heads(values: Tensor, module: nn.Module) -> tuple[int, ...] | None:
+    """The KV head of each head, from values (heads, T, width): heads of one KV head have the same.
+
+    None too where the module counts other groups (DiffLlama, where heads share values but not keys).
+    """
+    first: list[int] = []  # a head of each KV head
+    of_head = []
+    for head in range(len(values)):
+        same = next((n for n, other in enumerate(first) if torch.equal(values[head], values[other])), len(first))
+        if same == len(first):
+            first.append(head)
+        of_head.append(same)
+    group = getattr(module, "num_key_value_groups", None)
+    as_stated = not isinstance(group, int) or len(first) * group == len(values)
+    return tuple(of_head) if as_stated and len(first) < len(values) else None
 
 
-def _tolerance(pattern: Tensor) -> float:
-    return max(1e-5, 4 * torch.finfo(pattern.dtype).eps)
+def _watch(loaded: LoadedModel, calls: Calls, ids: Tensor, receive: Callable[[_Weighting], None]) -> None:
+    """Run token ids (T,) and hand out every weighting of values by a softmax over the T positions in these calls."""
+    watch = _Watch(len(ids), receive)
+    paths = {module: path for path, module in loaded.model.named_modules()}
+    # no_grad: in inference mode, composite operations would hide those that they are made of.
+    with watch.following(calls, paths), watch, torch.no_grad():
+        loaded.base(ids[None])
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """A softmax (heads, T, T or T + 1) in the block that runs, and which of its scores are too low in every head."""
+
+    path: str
+    output: Tensor
+    hides: Tensor
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operation of torch: softmax first, then the product that reads what it gave."""
+
+    def __init__(self, length: int, receive: Callable[[_Weighting], None]):
+        super().__init__()
+        self._length = length
+        self._receive = receive
+        self._layer: int | None = None
+        self._running: list[str] = []  # paths of the modules that run, outermost first
+        self._softmaxes: list[_Softmax] = []
+
+    @contextmanager
+    def following(self, calls: Calls, paths: Mapping[nn.Module, str]) -> Iterator[None]:
+        """Know which layer runs, and which module in it."""
+        blocks = list(dict.fromkeys(block for block, _ in calls))
+        ran = dict.fromkeys(blocks, 0)
+
+        def begin(module: nn.Module, args: Any) -> None:
+            if self._layer is None:
+                self._layer = calls.get((module, ran[module]))
+            ran[module] += 1
+
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            if not self._running:
+                self._layer = None
+                self._softmaxes.clear()
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._running.append(paths[module])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.callback(block.register_forward_pre_hook(begin).remove)
+            for module in {module for block in blocks for module in block.modules()}:
+                hooks.callback(module.register_forward_pre_hook(enter).remove)
+                hooks.callback(module.register_forward_hook(leave).remove)
+            for block in blocks:
+                hooks.callback(block.register_forward_hook(end).remove)
+            yield
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self._layer is not None:
+            if func.overloadpacket in _SOFTMAX:
+                self._note(args[0], args[1], output)
+            elif func.overloadpacket in _PRODUCTS and self._softmaxes:
+                self._compare(*args[-2:])
+        return output
+
+    def _note(self, scores: Tensor, dim: int, output: Tensor) -> None:
+        length, shape = self._length, output.shape
+        if len(shape) < 2 or dim % len(shape) != len(shape) - 1 or shape[-2] != length:
+            return
+        if shape[-1] in (length, length + 1):
+            by_head = scores.reshape(-1, length, shape[-1]).float()
+            hides = (by_head - by_head.amax(dim=-1, keepdim=True)).amax(dim=0) <= -HIDDEN
+            self._softmaxes.append(_Softmax(self._running[-1], output.reshape(by_head.shape), hides))
+
+    def _compare(self, left: Tensor, right: Tensor) -> None:
+        for weights, values in ((left, right), (right.mT, left.mT)):
+            for softmax in self._softmaxes if weights.shape[-1] == self._length else ():
+                seen = self._weighting(softmax, weights, values)
+                if seen is not None:
+                    self._softmaxes.remove(softmax)
+                    self._receive(seen)
+                    return
+
+    def _weighting(self, softmax: _Softmax, weights: Tensor, values: Tensor) -> _Weighting | None:
+        heads, length, columns = softmax.output.shape
+        if self._layer is None or weights.numel() != heads * length * length:
+            return None
+        weights = weights.reshape(heads, length, length)
+        for first in range(columns - length + 1):
+            keys = slice(first, first + length)
+            if _same(softmax.output[..., keys].to(weights.dtype), weights):
+                sink = None if columns == length else softmax.output[..., [-1 if first == 0 else 0]].to(weights.dtype)
+                # Heads of one KV head may be rows of one product.
+                each = values.reshape(-1, *values.shape[-2:])
+                each = each.repeat_interleave(heads // len(each), dim=0)
+                return _Weighting(self._layer, softmax.path, weights, each, sink, softmax.hides[:, keys])
+        return None
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Bit by bit; what is not a number is not equal to itself."""
+    if torch.equal(left, right):
+        return True
+    return bool(left.isnan().any()) and torch.equal(left.nan_to_num(2), right.nan_to_num(2))

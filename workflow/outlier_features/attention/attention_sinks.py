@@ -5,7 +5,7 @@ a head in a sequence if its alpha is above a threshold (0.3); its sink rate is t
 which it is one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Layer:
     """Sums over sequences of a layer; the last key is the learned sink, or nothing."""
 
     heads: int
-    group: int | None
+    kv_heads: Sequence[int] | None
     learned: bool
     alpha: Array  # float64 (heads, T + 1)
     sinks: Array  # int64 (heads, T + 1)
@@ -55,14 +55,18 @@ class SinkCounter:
         self._threshold = threshold
         self._layers: dict[int, _Layer] = {}
 
-    def add(self, layer: int, group: int | None, pattern: Array, visible: Array) -> None:
-        """Count one sequence's patterns of a layer, (heads, T, T or T + 1); `group` heads share a KV head."""
+    def add(self, layer: int, kv_heads: Sequence[int] | None, pattern: Array, visible: Array) -> None:
+        """Count one sequence's patterns of a layer, (heads, T, T or T + 1).
+
+        kv_heads   the KV head that each head reads, or None where each has its own
+        visible    bool (T, T): which keys (columns) a query (row) can see
+        """
         heads, size, keys = pattern.shape
         length = self._parts.shape[1]
         if layer not in self._layers:
             zeros, nowhere = np.zeros((heads, length + 1)), np.zeros((length, length), bool)
             self._layers[layer] = _Layer(
-                heads, group, keys > size, zeros, zeros.astype(np.int64), nowhere, nowhere.copy()
+                heads, kv_heads, keys > size, zeros, zeros.astype(np.int64), nowhere, nowhere.copy()
             )
         sums, found = self._layers[layer], alpha(pattern, visible)
         places = [*range(size), length][:keys]
@@ -100,7 +104,7 @@ class SinkCounter:
         columns: Mapping[str, Any] = {
             "layer": layer,
             "head": np.repeat(heads, len(keys)),
-            "kv_head": None if sums.group is None else np.repeat(heads // sums.group, len(keys)),
+            "kv_head": None if sums.kv_heads is None else np.repeat(np.asarray(sums.kv_heads), len(keys)),
             "token": np.tile(keys, sums.heads),
             "learned": np.tile(keys == length, sums.heads),
             "alpha": (sums.alpha[:, keys] / counted[keys]).reshape(-1),

@@ -9,7 +9,7 @@ import numpy as np
 
 from outlier_features.attention.attention_dump import LayerTensor, dump_pattern, layer_weight, read_labels
 from outlier_features.attention.attention_maps import AttentionMaps, cropped
-from outlier_features.attention.attention_projections import Projections
+from outlier_features.attention.attention_projections import HeadGroups, Projections, kv_heads_of
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.token_text import read_texts, token_text
@@ -17,6 +17,7 @@ from outlier_features.tokens.tokenize_corpus import Wrapped
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
+KvHeads = Sequence[int] | None  # the KV head that each head reads, or None where each has its own
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Model:
     dtype: str
     device: str
 
-    def patterns(self, sequences: Sequence[Array], layer: int) -> tuple[list[Array], int | None]:
+    def patterns(self, sequences: Sequence[Array], layer: int) -> tuple[list[Array], KvHeads]:
         # Not at the top: importing torch takes seconds.
         from outlier_features.attention.attention_from_model import attention_from_model
 
@@ -62,7 +63,7 @@ class Shown:
     labels: list[str]
 
 
-Source = tuple[list[Shown], int | None]  # with how many heads share a KV head
+Source = tuple[list[Shown], KvHeads]
 
 
 def from_texts(model: Model, texts: Sequence[str], wanted: Wanted) -> Source:
@@ -104,20 +105,26 @@ def from_run(run: Path, wanted: Wanted) -> Source:
         index = maps.sequences.index(n)
         size, pattern = maps.positions[index], maps.patterns[wanted.layer][index]
         shown.append(Shown(n, cropped(pattern, size), [token_text(texts, tokens, n, t) or "" for t in range(size)]))
-    return shown, maps.groups[wanted.layer]
+    return shown, maps.kv_heads[wanted.layer]
 
 
-def from_patterns(file: TensorFile, key: str, n_kv_heads: int | None, labels: str | None, wanted: Wanted) -> Source:
-    """Those that a dump holds; `n_kv_heads` only names the heads."""
+def from_patterns(
+    file: TensorFile,
+    key: str,
+    n_kv_heads: int | None,
+    head_groups: HeadGroups | None,
+    labels: str | None,
+    wanted: Wanted,
+) -> Source:
+    """Those that a dump holds; `n_kv_heads` and `head_groups` only name the heads."""
     tensor = LayerTensor.find(file, key, wanted.layer, ("heads", "T", "T"))
     heads = tensor.array.shape[1]
-    if n_kv_heads is not None and heads % n_kv_heads:
-        raise InputError(f"{file.path}: {tensor.name} has {heads} heads, expected a multiple of {n_kv_heads} KV heads")
+    kv_heads = None if n_kv_heads is None else kv_heads_of(heads, n_kv_heads, head_groups)
     shown = []
     for n in wanted.choose(range(len(tensor.array)), file.path):
         pattern = dump_pattern(tensor, n)
         shown.append(Shown(n, pattern, _labels(file, labels, n, pattern.shape[1])))
-    return shown, None if n_kv_heads is None else heads // n_kv_heads
+    return shown, kv_heads
 
 
 def from_projections(
@@ -131,7 +138,7 @@ def from_projections(
 ) -> Source:
     """Those that follow from the input of the Q and K projections.
 
-    keys    of the weights: `q` and `k`, and `q_bias`, `k_bias`, `q_norm`, `k_norm`, which may be None
+    keys    of the weights: `q` and `k`, and `q_bias`, `k_bias`, `q_norm`, `k_norm`, `sinks`, which may be None
     facts   the other fields of `Projections`
     """
     tensor = LayerTensor.find(file, key, wanted.layer, ("T", "H"))
@@ -147,14 +154,14 @@ def from_projections(
         if projections.causal:
             x, names = x[: wanted.positions], names[: wanted.positions]  # later positions change nothing
         shown.append(Shown(n, projections.pattern(x), names))
-    return shown, projections.n_heads // projections.n_kv_heads
+    return shown, projections.kv_heads
 
 
 def _from_model(
     model: Model, chosen: Sequence[int], ids: Sequence[Array], labels: Sequence[list[str]], wanted: Wanted
 ) -> Source:
-    patterns, group = model.patterns(ids, wanted.layer)
-    return [Shown(*one) for one in zip(chosen, patterns, labels, strict=True)], group
+    patterns, kv_heads = model.patterns(ids, wanted.layer)
+    return [Shown(*one) for one in zip(chosen, patterns, labels, strict=True)], kv_heads
 
 
 def _tokens(run: Path) -> tuple[Tokens, list[bytes]]:

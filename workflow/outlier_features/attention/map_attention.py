@@ -75,6 +75,7 @@ def map_attention(
     why = why or layers_of_interest(table, largest_by_layer(layer_rows))
     kept = [at for at in found if at.layer in why]
     patterns = _keep(loaded, kept, inputs[:kept_sequences], parts.shape[1])
+    shared = {at.block for at in found if at.call > 0}  # blocks that stand for several layers
     provenance = corpus.provenance | {
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
@@ -89,9 +90,11 @@ def map_attention(
         "sequences": len(parts),
         "short_sequences": sum(len(ids) < parts.shape[1] for ids in inputs),
         "layers_without_patterns": sorted(set(range(loaded.blocks)) - {at.layer for at in found}),
-        "patterns_from": sorted({at.path.replace(f".{at.layer}.", ".{layer}.") for at in found}),
+        "patterns_from": sorted(
+            {at.path if at.block in shared else at.path.replace(f".{at.layer}.", ".{layer}.") for at in found}
+        ),
         "maps": {
-            "layers": [{"layer": at.layer, "why": why[at.layer], "group": at.group} for at in kept],
+            "layers": [{"layer": at.layer, "why": why[at.layer], "kv_heads": at.kv_heads} for at in kept],
             "sequences": list(range(len(inputs[:kept_sequences]))),
             "positions": [len(ids) for ids in inputs[:kept_sequences]],
         },
@@ -111,10 +114,10 @@ def _count(
 
     def count(patterns: LayerPatterns) -> None:
         at = patterns.attention
-        counter.add(at.layer, at.group, _array(patterns.pattern)[0], patterns.visible.cpu().numpy())
+        counter.add(at.layer, at.kv_heads, _array(patterns.pattern), patterns.visible.cpu().numpy())
 
     for ids in tqdm(inputs, desc="attention sinks", unit="sequence", file=sys.stderr):
-        run_patterns(loaded, found, _batch(ids, loaded), count)
+        run_patterns(loaded, found, _tensor(ids, loaded), count)
     if loaded.dtype != torch.float16:
         counter.require_seen()
     return counter.table()
@@ -128,16 +131,16 @@ def _keep(loaded: LoadedModel, kept: Sequence[Attention], inputs: Sequence[Array
     for n, ids in enumerate(inputs):
 
         def keep(patterns: LayerPatterns, n: int = n, size: int = len(ids)) -> None:
-            place, values = arrays[f"{KEY}.{patterns.attention.layer}"][n], _array(patterns.pattern)[0]
+            place, values = arrays[f"{KEY}.{patterns.attention.layer}"][n], _array(patterns.pattern)
             place[:, :size, :size] = values[..., :size]
             place[:, :size, length:] = values[..., size:]
 
-        run_patterns(loaded, kept, _batch(ids, loaded), keep)
+        run_patterns(loaded, kept, _tensor(ids, loaded), keep)
     return arrays
 
 
-def _batch(ids: Array, loaded: LoadedModel) -> torch.Tensor:
-    return torch.from_numpy(ids.astype(np.int64))[None].to(loaded.device)
+def _tensor(ids: Array, loaded: LoadedModel) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(loaded.device)
 
 
 def _array(value: torch.Tensor) -> Array:

@@ -12,7 +12,7 @@ from outlier_features.files.model_source import SOURCE_FILE, source_of
 from outlier_features.files.tensorfile import TensorFile
 
 if TYPE_CHECKING:
-    from outlier_features.attention.attention_sources import Array, Shown
+    from outlier_features.attention.attention_sources import Array, KvHeads, Shown
     from outlier_features.figures.attention_heatmaps import Panel
 
 DESCRIPTION = """\
@@ -27,7 +27,7 @@ Draw one layer's attention as heatmaps, the average over heads and single heads,
 """
 _PROJECTION = "with --attn-norm"
 _REQUIRED = ("q", "k", "n_heads", "n_kv_heads", "scale")
-_OPTIONAL = ("weights", "q_bias", "k_bias", "q_norm", "k_norm", "norm_eps")
+_OPTIONAL = ("weights", "q_bias", "k_bias", "q_norm", "k_norm", "norm_eps", "head_groups", "sinks")
 
 
 def add_attention(attention: argparse.ArgumentParser) -> None:
@@ -76,6 +76,10 @@ def _add_projections(group: Any) -> None:
     add("--norm-eps", type=_positive, metavar="X", help="epsilon of those norms")
     add("--n-heads", type=_number, metavar="N", help="heads of the queries")
     add("--n-kv-heads", type=_number, metavar="N", help="heads of the keys (with --patterns: to name them)")
+    add("--head-groups", choices=("consecutive", "interleaved"), help="which KV head query head h reads, where there "
+        "are fewer of them: consecutive: h // (heads / KV heads), as in Llama; interleaved: h %% KV heads")  # fmt: skip
+    add("--sinks", metavar="KEY", help="learned sinks: a logit for each head beside those of the keys, [heads] or "
+        "[layers, heads]; drawn as a column of its own")  # fmt: skip
     add("--scale", type=_positive, metavar="X", help="factor of q . k, such as 0.125 for heads of 64 dims")
     direction = group.add_mutually_exclusive_group()
     direction.add_argument("--causal", action="store_true", default=None, help="a query sees no later key")
@@ -117,11 +121,11 @@ _index.__name__, _number.__name__, _indices.__name__, _positive.__name__ = "inde
 
 def _attention(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     _require_source(options, parser)
-    shown, group = _read(options)
+    shown, kv_heads = _read(options)
     least = min(float(one.pattern.sum(axis=-1).min()) for one in shown)
     if least < 0.98:
         print(f"a row of a pattern sums to {least:.3g}: the rest may be the mass of a learned sink", file=sys.stderr)
-    _draw(shown, group, options)
+    _draw(shown, kv_heads, options)
 
 
 def _require_source(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -143,7 +147,7 @@ def _require_source(options: argparse.Namespace, parser: argparse.ArgumentParser
 
 def _require_projections(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if options.attn_norm is None:
-        allowed = {"n_kv_heads"} if options.patterns is not None else set()
+        allowed = {"n_kv_heads", "head_groups"} if options.patterns is not None else set()
         for name in {*_REQUIRED, *_OPTIONAL, "rotary_base", "no_rotary", "causal"} - allowed:
             if getattr(options, name) is not None:
                 flag = _flag(name) if name != "causal" or options.causal else "--bidirectional"
@@ -151,6 +155,8 @@ def _require_projections(options: argparse.Namespace, parser: argparse.ArgumentP
         return
     missing = [_flag(name) for name in _REQUIRED if getattr(options, name) is None]
     missing += ["--causal or --bidirectional"] * (options.causal is None)
+    grouped = None not in (options.n_heads, options.n_kv_heads) and 1 < options.n_kv_heads < options.n_heads
+    missing += ["--head-groups"] * (grouped and options.head_groups is None)
     missing += ["--rotary-base or --no-rotary"] * (options.rotary_base is None and options.no_rotary is None)
     has_norm = options.q_norm is not None or options.k_norm is not None
     missing += ["--norm-eps"] * (has_norm and options.norm_eps is None)
@@ -164,8 +170,8 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _read(options: argparse.Namespace) -> tuple[list["Shown"], int | None]:
-    """The patterns from the one source that the options name, and how many heads share a KV head."""
+def _read(options: argparse.Namespace) -> tuple[list["Shown"], "KvHeads"]:
+    """The patterns from the one source that the options name, and which KV head each head reads."""
     from outlier_features.attention import attention_sources as sources
 
     wanted = sources.Wanted(options.layer, options.sequences, options.n_sequences, options.positions)
@@ -178,10 +184,12 @@ def _read(options: argparse.Namespace) -> tuple[list["Shown"], int | None]:
         return sources.from_run(options.run_directory, wanted)
     file = TensorFile(options.input)
     if options.patterns is not None:
-        return sources.from_patterns(file, options.patterns, options.n_kv_heads, options.labels, wanted)
+        groups = options.n_kv_heads, options.head_groups
+        return sources.from_patterns(file, options.patterns, *groups, options.labels, wanted)
     weights = file if options.weights is None else TensorFile(options.weights)
-    named = {name: getattr(options, name) for name in ("q", "k", "q_bias", "k_bias", "q_norm", "k_norm")}
-    facts = {name: getattr(options, name) for name in ("n_heads", "n_kv_heads", "scale", "causal", "rotary_base")}
+    named = {name: getattr(options, name) for name in ("q", "k", "q_bias", "k_bias", "q_norm", "k_norm", "sinks")}
+    stated = ("n_heads", "n_kv_heads", "head_groups", "scale", "causal", "rotary_base")
+    facts = {name: getattr(options, name) for name in stated}
     facts["norm_eps"] = options.norm_eps or 0.0
     return sources.from_projections(file, options.attn_norm, weights, named, facts, options.labels, wanted)
 
@@ -195,7 +203,7 @@ def _location(options: argparse.Namespace) -> Path:
     return Path(source_of(record)["location"])
 
 
-def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespace) -> None:
+def _draw(shown: Sequence["Shown"], kv_heads: "KvHeads", options: argparse.Namespace) -> None:
     from outlier_features.attention.attention_maps import cropped
     from outlier_features.figures.attention_heatmaps import attention_grid
     from outlier_features.figures.attention_page import titled, write_page
@@ -204,7 +212,7 @@ def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespa
     figures = []
     for one in shown:
         size = min(len(one.labels), options.positions)
-        panels = _panels(cropped(one.pattern, size), group, options)
+        panels = _panels(cropped(one.pattern, size), kv_heads, options)
         pixels = max(280, min(900, 11 * size))
         columns = max(1, min(len(panels), 1600 // pixels))
         cut = f", first {size} of {len(one.labels)} positions" if size < len(one.labels) else ""
@@ -228,7 +236,7 @@ def _draw(shown: Sequence["Shown"], group: int | None, options: argparse.Namespa
         raise InputError(f"{options.output_dir}: cannot be written, {error.strerror or error}") from error
 
 
-def _panels(pattern: "Array", group: int | None, options: argparse.Namespace) -> "list[Panel]":
+def _panels(pattern: "Array", kv_heads: "KvHeads", options: argparse.Namespace) -> "list[Panel]":
     from outlier_features.figures.attention_heatmaps import Panel, average, head_name
 
     count = len(pattern)
@@ -236,5 +244,5 @@ def _panels(pattern: "Array", group: int | None, options: argparse.Namespace) ->
     missing = [head for head in heads if head >= count]
     if missing:
         raise InputError(f"heads: found {missing[0]}, but layer {options.layer} has {count}, expected 0 to {count - 1}")
-    panels = [Panel(head_name(head, group), pattern[head]) for head in heads]
+    panels = [Panel(head_name(head, kv_heads), pattern[head]) for head in heads]
     return panels if options.no_avg else [average(pattern), *panels]

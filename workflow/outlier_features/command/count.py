@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from outlier_features.files.layer_keys import LAYOUTS
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _MAX_THREADS = 16  # more do not read memory faster
@@ -21,9 +24,23 @@ def add_count(count: argparse.ArgumentParser) -> None:
     count.set_defaults(run=_count)
 
     add = count.add_argument_group("activations").add_argument
-    add("--input", required=True, type=Path, metavar="FILE", help="safetensors file; float32, bfloat16 or float16")
-    add("--key", required=True, help="a tensor (N, L, T, H), or K of the tensors K.0, K.1, ... (N, T, H), one a layer")
+    add(
+        "--input", required=True, nargs="+", metavar="FILE",
+        help="safetensors file; several, if each holds other sequences or layers; `{layer}` in a path is their number",
+    )  # fmt: skip
+    add(
+        "--key", required=True,
+        help="a tensor (N, L, T, H), or, with {layer} for the layer's number, those of one layer each, (N, T, H) or "
+        "(T, H), as in blocks.{layer}.hook_resid_post; K is K.{layer} too",
+    )  # fmt: skip
     add("--compare-key", metavar="KEY", help="another key, counted as well; the dims of both are compared")
+    add("--layout", choices=LAYOUTS, metavar="AXES", help=f"the axes of a tensor: {', '.join(LAYOUTS)}")
+    add(
+        "--lengths", type=_lengths, metavar="KEY|N,N,...",
+        help="tokens of each sequence: without N in the layout they follow one another along T, with N they are padded "
+        "at their ends; or, from 0 on, where each ends (cu_seqlens)",
+    )  # fmt: skip
+    add("--layers", type=_numbers, metavar="N,N,...", help="the layers' numbers along L (default: from 0)")
 
     rule = count.add_argument_group("rule")
     add = rule.add_argument
@@ -46,6 +63,14 @@ def add_count(count: argparse.ArgumentParser) -> None:
     add("--format", choices=("table", "json", "csv"), default="table", help="table (default) has the first ten dims")
     add("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
     add("--quiet", action="store_true", help="no progress on standard error")
+
+
+def _lengths(text: str) -> str | list[int]:
+    return _numbers(text) if re.fullmatch("[0-9]+(,[0-9]+)*", text) else text
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _threshold(text: str) -> float:
@@ -71,6 +96,7 @@ def _samples(text: str) -> int:
 
 # argparse names the type in its message, where float() or int() fails.
 _threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number", "number of samples"
+_numbers.__name__ = "list of numbers"
 
 
 def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -81,14 +107,14 @@ def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
     keys = [key for key in (options.key, options.compare_key) if key is not None]
     document = count_dump(
-        options.input,
-        keys,
+        {"dump": options.input, "keys": {key: key for key in keys}, "layout": options.layout,
+         "lengths": options.lengths, "layers": options.layers},
         LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
         value_samples=options.iqr_samples,
         magnitude_samples=options.outlier_samples,
         threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),
         quiet=options.quiet,
-    )
+    )  # fmt: skip
     _write(document, options)
 
 
@@ -99,7 +125,8 @@ def _require_usable(options: argparse.Namespace, parser: argparse.ArgumentParser
         parser.error(f"argument --compare-key: {options.key} found, expected another key than --key")
     if options.compare_key is not None and COMPARISON in (options.key, options.compare_key):
         parser.error(f"argument --compare-key: a key named {COMPARISON} cannot be compared")
-    if options.output and options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+    files = [Path(file) for file in options.input if options.output and options.output.exists()]
+    if any(file.exists() and options.output.samefile(file) for file in files):
         parser.error("argument --output: expected another file than --input")
 
 
@@ -107,4 +134,9 @@ def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
     from outlier_features.command.count_tables import count_tables
     from outlier_features.command.output import write_found
 
-    write_found(document, lambda: count_tables(document, options.input.name), options.format, options.output)
+    write_found(document, lambda: count_tables(document, _name(options.input)), options.format, options.output)
+
+
+def _name(files: list[str]) -> str:
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"{Path(files[0]).name}{others}"

@@ -29,7 +29,13 @@ def add_gains(gains: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME", help="a model's directory in transformers' format, or the name of a fetched model"
     )
     add = gains.add_argument
-    add("--keys", nargs="+", default=[], metavar="K", help="tensors (H,) or (L, H) of --input that are the gains")
+    add(
+        "--keys",
+        nargs="+",
+        default=[],
+        metavar="K",
+        help="tensors (H,) or (L, H) of --input that are the gains; {layer} stands for a layer's number",
+    )
     add("--resources", type=Path, default=Path("resources"), metavar="DIR", help="where models were fetched to")
     add(
         "--dims", type=_dims, default=[], metavar="D,D,...",

@@ -2,93 +2,142 @@
 
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from outlier_features.detect.dense_rows import DenseRows, Rows, groups_of, rows_frame
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.files.sealed_parquet import sealing
-from outlier_features.files.tables import HITS, to_arrow
+from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, Table, to_arrow
 from outlier_features.files.tensorfile import write_tensors
-from outlier_features.populations import EXCLUDED
+from outlier_features.populations import EXCLUDED, populations_of
+from outlier_features.progress import item_bar
 from outlier_features.scan.scan import Hits, pilot_means, scan
+from outlier_features.scan.statistics import SiteStatistics
 from outlier_features.tokens.tokens import Tokens
+
+_ROWS_AT_ONCE = 1 << 18
 
 
 def detect_outliers(
-    activations: Path,
-    first_chunk: Path,
+    activations: Path | DumpRange,
+    first_chunk: Path | DumpRange,
     tokens: Path,
     hits: Mapping[str, Path],
+    pairs: Path,
+    positions: Path,
     statistics: Path,
     *,
     floors: Mapping[str, float],
     max_density: float,
+    counted: Mapping[str, Any],
     threads: int,
-    dump: DumpRange | None = None,
 ) -> None:
-    """Scan the activations of a chunk, site by site.
+    """Scan the activations of a chunk, site by site; count the hits of sequences that have too many to be listed.
 
-    activations   a file with tensors `{site}.{layer}` of shape (n, T, H), or one of a dump
-    first_chunk   the run's first such file: the mean of its first sequence is the pilot of all chunks
-    dump          where in a dump the chunk lies
+    activations   a file with tensors `{site}.{layer}` of shape (n, T, H), or sequences of a dump
+    first_chunk   the run's first such file or sequences: the mean of the first sequence is the pilot of all chunks
     hits          the Parquet file to write for each site; empty where the model lacks the site
+    pairs         the table `counted_pairs` to write
+    positions     the table `counted_positions` to write
     floors        per site, the smallest abs(x) that is a hit
-    max_density   share of a site's values that may be hits
+    max_density   share of a sequence's values at a site that may be hits and listed
+    counted       at which thresholds hits are counted where they are more, see `scan.counted_at.counted_at`
 
-    Raises `InputError` on activations that are not finite, too dense, or of another run.
+    Raises `InputError` on activations that are not finite or of another run.
     """
     run = Tokens.read(tokens)
-    chunk = Activations.open(activations, run, dump)
-    first = Activations.open(first_chunk, run, dump and replace(dump, row=0, start=0, stop=1))
+    chunk, first = Activations.open(activations, run), Activations.open(first_chunk, run)
     provenance = chunk.provenance
-    require_same_run(provenance, first.provenance, first_chunk)
-    require_equal({"start": 0}, first.provenance, ("start",), first_chunk)
-    if dump is None:
+    require_same_run(provenance, first.provenance, str(first_chunk))
+    require_equal({"start": 0}, first.provenance, ("start",), str(first_chunk))
+    if isinstance(activations, Path):
         require_sequences(provenance, activations)
-    parts = run.parts
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    parts = run.parts[provenance["start"] : provenance["stop"]]
+    found: dict[str, SiteStatistics] = {}
     with ExitStack() as outputs:
         for site, path in hits.items():
-            writer = outputs.enter_context(HitsWriter(path, {**provenance, "site": site, "floor": floors[site]}))
+            about = {**provenance, "site": site, "floor": floors[site]}
+            writer = outputs.enter_context(TableWriter(path, HITS, about))
             if site not in chunk.sites:
                 continue
             tensors = chunk.sites[site]
             size = tensors.shape[0]
             with tqdm(total=size, desc=f"detect {site}", unit="seq", mininterval=2, file=sys.stderr) as bar:
-                site_statistics = scan(
+                found[site] = scan(
                     tensors,
-                    parts[provenance["start"] : provenance["stop"]],
-                    pilot_means(first.sites[site], parts[0]),
+                    parts,
+                    pilot_means(first.sites[site], run.parts[0]),
                     floors[site],
-                    on_hits=writer.write,
+                    on_hits=lambda hits, writer=writer: writer.write(hits_frame(hits, provenance["start"])),  # type: ignore[misc]
                     max_density=max_density,
+                    massive=counted["massive"] if site == counted["massive"]["site"] else None,
                     threads=threads,
                     progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
                 )
-            arrays |= site_statistics.arrays(site)
+        dense = DenseRows(
+            {site: chunk.sites[site] for site in found},
+            parts,
+            {site: one.listed.astype(bool) for site, one in found.items()},
+            groups_of(list(found), floors, counted),
+            floors,
+            populations_of(run.parts),
+        )
+        facts = {
+            "floors": {site: floors[site] for site in hits},
+            "counted": {"at": counted, "dense": [site for site, one in found.items() if not one.listed.all()]},
+        }
+        pair_writer = outputs.enter_context(TableWriter(pairs, COUNTED_PAIRS, {**provenance, **facts}))
+        position_writer = outputs.enter_context(TableWriter(positions, COUNTED_POSITIONS, {**provenance, **facts}))
+        _write_counts(dense, provenance["start"], threads, pair_writer, position_writer)
         # By the dtype alone nobody could read the histogram of a site: a dump's sites may differ in theirs.
         stored_as = {site: tensors.dtype for site, tensors in chunk.sites.items() if site in hits}
-        facts = {"floors": {site: floors[site] for site in hits}, "stored_as": stored_as}
-        write_tensors(statistics, arrays, {**provenance, **facts})
+        arrays = {name: array for site, one in found.items() for name, array in one.arrays(site).items()}
+        write_tensors(statistics, arrays, {**provenance, **facts, "stored_as": stored_as})
 
 
-class HitsWriter:
-    """Writes hits to a Parquet file as they come."""
+def _write_counts(dense: DenseRows, start: int, threads: int, pairs: "TableWriter", positions: "TableWriter") -> None:
+    """Write the rows of each dense sequence, in order, many at a time; `start` is the chunk's first sequence."""
+    sequences = dense.sequences
+    tables: list[tuple[TableWriter, pl.DataFrame, list[Rows]]] = [
+        (pairs, dense.pair_labels, []),
+        (positions, dense.position_labels, []),
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        for first in item_bar(range(0, len(sequences), threads), "count hits", "step"):
+            batch = sequences[first : first + threads]
+            for made in pool.map(lambda n: dense.of(n, start + n), batch):
+                for (_, _, waiting), rows in zip(tables, made, strict=True):
+                    waiting += rows
+            last = batch[-1] == sequences[-1]
+            for writer, labels, waiting in tables:
+                if waiting and (last or sum(len(rows["label"]) for rows in waiting) >= _ROWS_AT_ONCE):
+                    writer.write(rows_frame(waiting, labels))
+                    waiting.clear()
 
-    def __init__(self, path: Path, provenance: Mapping[str, Any]):
-        self._sealing, self._provenance = sealing(path), provenance
 
-    def __enter__(self) -> "HitsWriter":
-        empty = to_arrow(pl.DataFrame(schema=HITS.schema), HITS, self._provenance)
+def hits_frame(hits: Hits, start: int) -> pl.DataFrame:
+    """Hits as rows of the table; `start` is the run's number of the chunk's first sequence."""
+    columns = {name: getattr(hits, name) for name in ("sequence", "layer", "token", "dim", "value")}
+    return pl.DataFrame({**columns, "excluded": hits.part == EXCLUDED}).with_columns(pl.col("sequence") + start)
+
+
+class TableWriter:
+    """Writes the rows of a table to a Parquet file as they come."""
+
+    def __init__(self, path: Path, table: Table, provenance: Mapping[str, Any]):
+        self._sealing, self._table, self._provenance = sealing(path), table, provenance
+
+    def __enter__(self) -> "TableWriter":
+        empty = to_arrow(pl.DataFrame(schema=self._table.schema), self._table, self._provenance)
         self._writer = pq.ParquetWriter(
             self._sealing.__enter__(),
             empty.schema,
@@ -98,13 +147,9 @@ class HitsWriter:
         )
         return self
 
-    def write(self, hits: Hits) -> None:
-        if len(hits.value):
-            columns = {name: getattr(hits, name) for name in ("sequence", "layer", "token", "dim", "value")}
-            frame = pl.DataFrame({**columns, "excluded": hits.part == EXCLUDED}).with_columns(
-                pl.col("sequence") + self._provenance["start"]
-            )
-            self._writer.write_table(to_arrow(frame, HITS, self._provenance))
+    def write(self, frame: pl.DataFrame) -> None:
+        if len(frame):
+            self._writer.write_table(to_arrow(frame, self._table, self._provenance))
 
     def __exit__(self, *error: Any) -> None:
         self._writer.close()

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features.detect.distribution import distribution_rows
-from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
 from outlier_features.files.tables import DISTRIBUTION, LAYERS, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import POPULATIONS
@@ -21,7 +21,7 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
-    files = [TensorFile(path) for path in chunks]
+    files = [file for file in map(TensorFile, chunks) if holds_sequences(file.provenance)]
     provenance: Mapping[str, Any] = files[0].provenance
     covered = 0
     for file in files:
@@ -30,6 +30,7 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
         require_equal({"start": covered}, file.provenance, ("start",), file.path)
         covered = file.provenance["stop"]
     provenance = {**provenance, "start": 0, "stop": covered}
+    del provenance["counted"]  # of the first chunk
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)
     merged = {
         site: merge(SiteStatistics.read(file, site) for file in files)

@@ -1,4 +1,7 @@
-"""Rule filter_systematic: the named rules applied to the hits; the activations are not needed again."""
+"""Rule filter_systematic: the named rules applied to the hits; the activations are not needed again.
+
+Of a sequence with too many hits to be listed, the counts of each pair and position take their place.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +13,26 @@ import numpy as np
 import polars as pl
 
 from outlier_features import rules
-from outlier_features.dims.pairs import dettmers_passes, massive_in, pairs_of
+from outlier_features.dims.pairs import counts_of, dettmers_passes, massive_in, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
-from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
-from outlier_features.files.tables import HITS, MASSIVE, PAIRS, POSITIONS, SENSITIVITY, read_table, write_table
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
+from outlier_features.files.tables import (
+    COUNTED_PAIRS,
+    COUNTED_POSITIONS,
+    HITS,
+    MASSIVE,
+    PAIRS,
+    POSITIONS,
+    SENSITIVITY,
+    Table,
+    read_table,
+    write_table,
+)
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar
+from outlier_features.scan.counted_at import CountedAt, counted_at, uncounted
 from outlier_features.scan.statistics import SiteStatistics
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
@@ -26,6 +42,8 @@ HitFiles = Mapping[str, Sequence[Path]]
 
 def filter_systematic(
     hits: HitFiles,
+    counted_pairs: Sequence[Path],
+    counted_positions: Sequence[Path],
     statistics: Path,
     tokens: Path,
     texts: Path,
@@ -41,21 +59,30 @@ def filter_systematic(
     """Write the pairs of every rule, the sensitivity of `dettmers` to its criteria, the massive activations, and the
     positions of hits.
 
-    hits           per site its Parquet files, in the order of their sequences, one for each chunk
-    dettmers       threshold, layer_share, position_share, layer_reading, position_reading
-    massive_rule   threshold, ratio
-    grid           thresholds, layer_shares, position_shares of the sensitivity table
+    hits                per site its Parquet files, in the order of their sequences, one for each chunk
+    counted_pairs       for each chunk the pairs of sequences whose hits are not all listed
+    counted_positions   for each chunk the positions of sequences whose hits at a site are not listed
+    dettmers            threshold, layer_share, position_share, layer_reading, position_reading
+    massive_rule        threshold, ratio
+    grid                thresholds, layer_shares, position_shares of the sensitivity table
 
     The hits are read chunk by chunk, so memory does not grow with their number.
     """
     file, run = TensorFile(statistics), Tokens.read(tokens)
     require_same_run(run.provenance, file.provenance, statistics)
-    provenance = {**file.provenance, "rules": {"dettmers": dict(dettmers), "massive": dict(massive_rule)}}
     facts = _Facts.of(file, run)
+    provenance = {
+        **file.provenance,
+        "rules": {"dettmers": dict(dettmers), "massive": dict(massive_rule)},
+        "dense": facts.dense(file),
+    }
+    needed = counted_at(dettmers, massive_rule, grid)
     cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)
     without_rule = facts.tensors.keys() - {rules.MASSIVE_SITE, *chain(*rules.DETTMERS_SITES.values())}
     pair_frames, massive_frames = [pl.DataFrame(schema=PAIRS.schema)], []
-    for chunk in item_bar(range(max(map(len, hits.values()))), "apply rules", "chunk"):
+    for chunk in item_bar(range(len(counted_pairs)), "apply rules", "chunk"):
+        pair_counts = _read_counted(counted_pairs[chunk], COUNTED_PAIRS, file.provenance, needed)
+        position_counts = _read_counted(counted_positions[chunk], COUNTED_POSITIONS, file.provenance, needed)
         for rule, wanted in rules.DETTMERS_SITES.items():
             sites = [site for site in wanted if site in facts.tensors and site in hits]
             if sites:
@@ -65,11 +92,17 @@ def filter_systematic(
                     of = HitsOfSite(site, rule, dettmers["threshold"])
                     here = found.filter(site=number)
                     facts.profile(profile, of, here, here.filter(pl.col("value").abs() >= of.threshold))
+                    facts.profile_counted(profile, of, position_counts.filter(threshold=of.threshold))
+                listed = found.filter(~pl.col("sequence").is_in(facts.dense_sequences(sites)))
                 for population in facts.positions:
+                    counted = pair_counts.filter(population=population, rule=rule)
                     made = {
-                        threshold: facts.pairs(found, population, rule, sites, threshold, passes)
+                        threshold: facts.pairs(
+                            listed.filter(pl.col("value").abs() >= threshold), population, rule, sites, passes,
+                            counted.filter(threshold=threshold),
+                        )
                         for threshold in {dettmers["threshold"], *grid["thresholds"]}
-                    }
+                    }  # fmt: skip
                     pair_frames.append(made[dettmers["threshold"]])
                     for threshold in grid["thresholds"]:
                         cells.add(made[threshold], (population, rule, "+".join(sites), threshold))
@@ -82,12 +115,16 @@ def filter_systematic(
                 massive_rule,
             )
             massive_frames.append(extreme)
-            facts.profile(profile, HitsOfSite(site, "massive", massive_rule["threshold"]), found, extreme)
+            of = HitsOfSite(site, "massive", massive_rule["threshold"])
+            facts.profile(profile, of, found, extreme)
+            facts.profile_counted(profile, of, position_counts, largest_only=True)
             for population in facts.positions:
-                pair_frames.append(facts.pairs(extreme, population, "massive", [site], 0.0, pl.lit(True)))
+                pair_frames.append(facts.pairs(extreme, population, "massive", [site], pl.lit(True)))
         for site in sorted(without_rule & hits.keys()):
             found = _read_hits(hits, [site], chunk, file.provenance)
-            facts.profile(profile, HitsOfSite(site, None, file.provenance["floors"][site]), found, found)
+            of = HitsOfSite(site, None, file.provenance["floors"][site])
+            facts.profile(profile, of, found, found)
+            facts.profile_counted(profile, of, position_counts)
     write_table(pairs, pl.concat(pair_frames).sort("population", "rule", "sequence", "dim"), PAIRS, provenance)
     write_table(sensitivity, cells.table(), SENSITIVITY, provenance)
     if massive_frames:
@@ -106,6 +143,7 @@ class _Facts:
     dims: int
     tensors: dict[str, int]
     positions: dict[str, pl.DataFrame]
+    unlisted: dict[str, list[int]]  # by site the sequences whose hits are counted
 
     @classmethod
     def of(cls, file: TensorFile, run: Tokens) -> "_Facts":
@@ -116,16 +154,40 @@ class _Facts:
         }
         tensors = {site: len(file.array(f"{site}.layers")) for site in provenance["sites"]}
         dims = max((file.array(f"{site}.pilot").shape[1] for site in tensors), default=0)
-        return cls(provenance["blocks"], dims, tensors, positions)
+        unlisted = {site: np.flatnonzero(file.array(f"{site}.listed") == 0).tolist() for site in tensors}
+        return cls(provenance.get("layers_saved", provenance["blocks"]), dims, tensors, positions, unlisted)
+
+    def dense(self, file: TensorFile) -> dict[str, Any]:
+        """By site with sequences whose hits are counted: how many, the floor, and the share of hits in all values."""
+        found = {}
+        for site, unlisted in self.unlisted.items():
+            if unlisted:
+                values = file.array(f"{site}.positions").sum() * file.array(f"{site}.pilot").size
+                share = file.array(f"{site}.hits").sum() / values
+                floor = file.provenance["floors"][site]
+                found[site] = {"floor": floor, "share": float(share), "sequences": len(unlisted)}
+        return found
+
+    def dense_sequences(self, sites: list[str]) -> list[int]:
+        """Those whose pairs at `sites` are counted."""
+        return sorted({sequence for site in sites for sequence in self.unlisted[site]})
 
     def pairs(
-        self, hits: pl.DataFrame, population: str, rule: str, sites: list[str], threshold: float, passes: pl.Expr
+        self,
+        hits: pl.DataFrame,
+        population: str,
+        rule: str,
+        sites: list[str],
+        passes: pl.Expr,
+        counted: pl.DataFrame | None = None,
     ) -> pl.DataFrame:
-        """The pairs of a rule's hits with abs(x) >= threshold in a population."""
-        members = hits.filter((pl.col("value").abs() >= threshold) & _in_population(population, hits))
+        """The pairs of a rule in a population: of its listed hits, and those that were counted."""
+        counts = counts_of(hits.filter(_in_population(population, hits)))
+        if counted is not None:
+            counts = pl.concat([counts, counted.select(counts.columns)])
         tensors = sum(self.tensors[site] for site in sites)
         return (
-            pairs_of(members, self.positions[population], self.blocks, tensors)
+            pairs_of(counts, self.positions[population], self.blocks, tensors)
             .with_columns(
                 population=pl.lit(population), rule=pl.lit(rule), sites=pl.lit("+".join(sites)), passes=passes
             )
@@ -142,6 +204,14 @@ class _Facts:
                 hits.filter(_in_population(population, hits)),
             )
 
+    def profile_counted(
+        self, profile: PositionProfile, of: HitsOfSite, counted: pl.DataFrame, largest_only: bool = False
+    ) -> None:
+        """Add what was counted of the site in a chunk to `profile`, for each population."""
+        here = counted.filter(site=of.site)
+        for population in self.positions:
+            profile.add_counted(of, population, here.filter(_in_population(population, here)), largest_only)
+
 
 def _in_population(population: str, hits: pl.DataFrame) -> pl.Expr:
     """Massive activations bear their own flag per population, since the median depends on it."""
@@ -157,10 +227,23 @@ def _read_hits(hits: HitFiles, sites: Sequence[str], chunk: int, provenance: Map
         frame, found = read_table(path, HITS)
         require_same_run(provenance, found, path)
         require_sequences(found, path)
-        exactly = {"site": site, "floor": provenance["floors"][site], "attention": provenance["attention"]}
+        exactly = {"site": site, "floor": provenance["floors"][site]}
+        if holds_sequences(found):
+            exactly["attention"] = provenance["attention"]
         require_equal(exactly, found, tuple(exactly), path)
         frames.append(frame.with_columns(site=pl.lit(number, pl.UInt8)))
     return pl.concat(frames)
+
+
+def _read_counted(path: Path, table: Table, provenance: Mapping[str, Any], needed: CountedAt) -> pl.DataFrame:
+    frame, found = read_table(path, table)
+    require_same_run(provenance, found, path)
+    require_sequences(found, path)
+    require_equal(provenance, found, ("attention",), path)
+    missing = uncounted(found["counted"]["at"], needed, found["counted"]["dense"])
+    if missing:
+        raise InputError(f"{path}: lacks {missing}, expected what the rules need; run detect_outliers again")
+    return frame
 
 
 def _with_medians(hits: pl.DataFrame, statistics: SiteStatistics, rule: Mapping[str, Any]) -> pl.DataFrame:

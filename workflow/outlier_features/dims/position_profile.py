@@ -38,10 +38,27 @@ class PositionProfile:
         """
         by_token = hits.group_by("token").agg(pl.col("sequence").n_unique(), pl.len())
         self._counts[population, of][:, by_token["token"].to_numpy()] += by_token.select("sequence", "len").to_numpy().T
-        largest = kept.group_by("token").agg(pl.col("value").abs().max())
-        tokens = largest["token"].to_numpy()
+        self._raise(of, population, kept.group_by("token").agg(pl.col("value").abs().max()))
+
+    def add_counted(self, of: HitsOfSite, population: str, rows: pl.DataFrame, largest_only: bool = False) -> None:
+        """Add rows of `tables.COUNTED_POSITIONS` of the population, of that site and threshold.
+
+        largest_only   what is a hit is another question
+        """
+        if not largest_only:
+            counts = rows.group_by("token").agg(
+                (pl.col("occurrences") > 0).sum(), pl.col("occurrences").sum().alias("n")
+            )
+            self._counts[population, of][:, counts["token"].to_numpy()] += (
+                counts.select("occurrences", "n").to_numpy().T
+            )
+        self._raise(of, population, rows.group_by("token").agg(pl.col("max_abs").max()))
+
+    def _raise(self, of: HitsOfSite, population: str, largest: pl.DataFrame) -> None:
+        """`largest`: tokens and the largest abs(x) at each."""
+        tokens, values = (column.to_numpy() for column in largest.get_columns())
         here = self._largest[population, of]
-        here[tokens] = np.maximum(here[tokens], largest["value"].to_numpy())
+        here[tokens] = np.maximum(here[tokens], values)
 
     def table(self) -> pl.DataFrame:
         """A row for each population, site and position that the population has in some sequence."""

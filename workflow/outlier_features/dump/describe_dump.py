@@ -1,7 +1,7 @@
 """Rule describe_dump: what stands for the tokens and texts of a run whose activations come from a dump."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features import __version__
-from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.dump.dumps import CORPUS, INTEGERS, Dump
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import PROVENANCE, read_json
 from outlier_features.files.model_source import source_of
@@ -20,7 +20,6 @@ from outlier_features.tokens.tokens import UNKNOWN, tokens_digest
 
 Array = np.ndarray[Any, Any]
 Labels = list[list[str]]
-_INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
 
 def describe_dump(
@@ -29,37 +28,38 @@ def describe_dump(
     tokens: Path,
     texts: Path,
     *,
-    files: list[Path],
-    keys: Mapping[str, str],
+    source: Mapping[str, Any],
     first_token: str,
     labels: str | None,
 ) -> None:
     """Write `tokens` and `texts` as `tokenize_corpus` does, with the facts of the dump as provenance.
 
-    keys          per site, the key of its tensor
+    source        what says where the activations lie, as in the catalog entry
     first_token   special: position 0 is left out of population `without_first`; ordinary: there is only `all`
-    labels        a key of integers with N x T values in every file, or a JSON file: a list of T texts, or N such lists
+    labels        a key of integers, one for each position, in every file, or a JSON file: a list of T texts, or N lists
+                  of a text for each position
 
-    Tokens are -1 (unknown), or the labels where these are integers. Raises `InputError`.
+    Tokens are -1 (unknown), or the labels where these are integers; positions after the end of a sequence are padding.
+    Raises `InputError`.
     """
-    source = source_of(model_source)
-    dump = Dump.open(files, keys)
-    shape = (sum(dump.rows), dump.tokens)
-    ids, names = _labels(dump, labels, shape)
-    pieces = [[f"{name} " for name in row] for row in names] if names else [[""] * shape[1]] * shape[0]
+    dump, recorded = Dump.open(source), source_of(model_source)
+    keys: dict[str, str] = dict(source["keys"])
+    shape = (len(dump.lengths), dump.tokens)
+    ids, names = _labels(dump, labels)
+    pieces = [[f"{name} " for name in row] + [""] * (shape[1] - len(row)) for row in names or [[]] * shape[0]]
     arrays = {
         "tokens": ids,
         "special": np.zeros(shape, bool),
-        "mask": np.ones(shape, bool),
+        "mask": np.arange(shape[1]) < dump.lengths[:, None],
         "offsets": np.stack([_offsets(row) for row in pieces]),
     }
     arrays["special"][:, 0] = first_token == "special"
     provenance = {
         "model": model,
-        "model_origin": source["origin"],
-        "model_revision": source["revision"],
+        "model_origin": recorded["origin"],
+        "model_revision": recorded["revision"],
         "corpus": CORPUS,
-        "corpus_sha256": source["revision"],
+        "corpus_sha256": recorded["revision"],
         "sample": {"sequences": shape[0], "tokens": shape[1]},
         "first_token": first_token,
         "special_tokens": {},
@@ -67,6 +67,7 @@ def describe_dump(
         "architecture": "activation dump",
         **dict.fromkeys(("parameters", "vocab_size", "device", "attention", "torch", "transformers")),
         "blocks": dump.blocks,
+        "layers_saved": dump.layers_saved,
         "d_model": _width(dump, keys),
         "causal_head": False,
         "dtype": dump.dtype,
@@ -84,7 +85,7 @@ def describe_dump(
 
 def _width(dump: Dump, keys: Mapping[str, str]) -> int | None:
     """d_model, which all sites on the basis of the residual stream must share."""
-    widths = {site: dump.dims(site) for site in keys if site in RESIDUAL_BASIS}
+    widths = {site: dump.sites[site].dims for site in keys if site in RESIDUAL_BASIS}
     for site, width in widths.items():
         first = next(iter(widths))
         if width != widths[first]:
@@ -102,37 +103,60 @@ def _offsets(pieces: list[str]) -> Array:
     return spans.astype(np.int32)
 
 
-def _labels(dump: Dump, labels: str | None, shape: tuple[int, int]) -> tuple[Array, Labels]:
-    """Token ids int32 (N, T), unknown ones -1, and what is shown for each."""
+def _labels(dump: Dump, labels: str | None) -> tuple[Array, Labels]:
+    """Token ids int32 (N, T), unknown ones -1, and what is shown for each position that is not padding."""
+    ids = np.full((len(dump.lengths), dump.tokens), UNKNOWN, np.int32)
     if labels is None:
-        return np.full(shape, UNKNOWN, np.int32), []
+        return ids, []
     if labels.endswith(".json"):
-        return np.full(shape, UNKNOWN, np.int32), _from_json(Path(labels), shape)
-    files = zip(dump.files, dump.rows, strict=True)
-    ids = np.concatenate([_from_key(TensorFile(path), labels, (rows, shape[1])) for path, rows in files])
-    return ids, [[str(i) for i in row] for row in ids.tolist()]
+        return ids, _from_json(Path(labels), dump.lengths)
+    for file, first, last in _runs(dump):
+        for n, row in zip(range(first, last), _from_key(file, labels, dump.lengths[first:last]), strict=True):
+            ids[n, : len(row)] = row
+    return ids, [[str(i) for i in row[:length]] for row, length in zip(ids.tolist(), dump.lengths, strict=True)]
 
 
-def _from_key(file: TensorFile, key: str, shape: tuple[int, int]) -> Array:
+def _runs(dump: Dump) -> Iterator[tuple[TensorFile, int, int]]:
+    """The files in which sequences lie, each with the first of them and one past the last."""
+    site = next(iter(dump.sites.values()))
+    files = [site.file_of(n) for n in range(len(dump.lengths))]
+    first = 0
+    for n in range(1, len(files) + 1):
+        if n == len(files) or files[n] is not files[first]:
+            yield files[first], first, n
+            first = n
+
+
+def _from_key(file: TensorFile, key: str, lengths: Array) -> list[Array]:
+    """For each sequence its integers, of a tensor without padding, or of one with padding at the ends."""
     entry = file.entry(key)
-    found = int(np.prod(entry.shape, dtype=object))
-    if entry.dtype not in _INTEGERS or found != shape[0] * shape[1] or entry.shape[:1] != shape[:1]:
+    found, shape = int(np.prod(entry.shape, dtype=object)), (len(lengths), int(lengths.max()))
+    padded = entry.shape[:1] == shape[:1] and found % shape[0] == 0 and found // shape[0] >= shape[1]
+    if lengths.min() == shape[1] and found != shape[0] * shape[1]:
+        padded = False
+    if entry.dtype not in INTEGERS or not (padded or found == int(lengths.sum())):
+        wanted = f"{shape[1]} for each of {shape[0]} sequences"
+        if lengths.min() < shape[1]:
+            wanted = f"{int(lengths.sum())} in all for {shape[0]} sequences"
         raise InputError(
-            f"{file.path}: labels {key} is {entry.dtype} {list(entry.shape)}, expected integers with "
-            f"{shape[1]} for each of {shape[0]} sequences"
+            f"{file.path}: labels {key} is {entry.dtype} {list(entry.shape)}, expected integers with {wanted}"
         )
-    ids = file.array(key).reshape(shape)
+    ids = file.array(key).reshape(-1)
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) > np.iinfo(np.int32).max):
         raise InputError(f"{file.path}: labels {key} has values outside 0..2147483647")
-    return ids.astype(np.int32)
+    if found == int(lengths.sum()):
+        return np.split(ids, np.cumsum(lengths)[:-1])
+    return [row[:length] for row, length in zip(ids.reshape(shape[0], -1), lengths, strict=True)]
 
 
-def _from_json(path: Path, shape: tuple[int, int]) -> Labels:
-    found = read_json(path)
-    rows = [found] * shape[0] if isinstance(found, list) and all(isinstance(name, str) for name in found) else found
-    fits = isinstance(rows, list) and len(rows) == shape[0] and all(
-        isinstance(row, list) and len(row) == shape[1] and all(isinstance(name, str) for name in row) for row in rows
+def _from_json(path: Path, lengths: Array) -> Labels:
+    found, tokens = read_json(path), int(lengths.max())
+    if isinstance(found, list) and all(isinstance(name, str) for name in found) and len(found) == tokens:
+        found = [found[:length] for length in lengths.tolist()]
+    fits = isinstance(found, list) and len(found) == len(lengths) and all(
+        isinstance(row, list) and len(row) in (length, tokens) and all(isinstance(name, str) for name in row)
+        for row, length in zip(found, lengths.tolist(), strict=True)
     )  # fmt: skip
     if not fits:
-        raise InputError(f"{path}: expected a list of {shape[1]} texts as labels, or {shape[0]} such lists")
-    return [list(row) for row in rows]
+        raise InputError(f"{path}: expected a list of {tokens} texts as labels, or {len(lengths)} such lists")
+    return [row[:length] for row, length in zip(found, lengths.tolist(), strict=True)]

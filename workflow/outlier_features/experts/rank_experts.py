@@ -1,6 +1,7 @@
 """Rule rank_experts: what each expert of a mixture-of-experts model writes, and which experts make massive activations.
 
-Super experts: Su et al. 2025, "Unveiling Super Experts in Mixture-of-Experts Large Language Models", arXiv 2507.23279.
+Super experts: Su et al. 2025, "Unveiling Super Experts in Mixture-of-Experts Large Language Models", arXiv 2507.23279;
+what their code does otherwise (flags `*_code`) is that of `ZunhaiSu/Super-Experts-Profilling@573aead:eval_utils.py`.
 """
 
 from collections.abc import Mapping
@@ -22,10 +23,13 @@ from outlier_features.tokens.tokens import Tokens
 
 PERCENTILE = 99.5  # of the routed experts' maxima, by linear interpolation
 TENTH = 0.1  # of the largest of them
-FIRST_LAYERS = 0.75  # the third condition in the paper's code
+FIRST_LAYERS = 0.75  # of the blocks: the third condition in the paper's code
 FORMING_SHARE = 0.1  # of a massive activation, that a layer's mlp_out must give it to take part in forming it
 MAX_TARGETS = 32
-FLAGS = ("above_percentile", "above_tenth", "forms_massive", "first_three_quarters", "super_expert")
+FLAGS = (
+    "above_percentile", "above_tenth", "forms_massive", "first_three_quarters", "super_expert",
+    "above_percentile_code", "above_tenth_code", "first_three_quarters_code", "super_expert_code",
+)  # fmt: skip
 
 
 def rank_experts(
@@ -178,26 +182,38 @@ def routing_of(parts: pl.DataFrame, targets: list[Target]) -> pl.DataFrame:
 
 
 def with_flags(maxima: pl.DataFrame, forming: set[int], blocks: int) -> pl.DataFrame:
-    """The maxima of all experts with the conditions of `super_expert`.
+    """The maxima of all experts with the conditions of `super_expert`, as the paper states them and as its code does.
 
     maxima    columns `record_experts.MAXIMA`
     forming   layers that form massive activations
+    blocks    of the model, dense ones included
 
-    Percentile and maximum are those of the routed experts that any token chose; a shared expert is compared with the
-    same two numbers. An expert that no token chose has no flags.
+    As the paper states them, percentile and maximum are those of the routed experts that any token chose; a shared
+    expert is compared with the same two numbers. As its code has them (`*_code`), they are those of all experts, the
+    shared ones too, of the first three quarters of the blocks, where an expert that no token chose counts as 0. Such an
+    expert has no flags.
     """
+    first = round(FIRST_LAYERS * blocks)  # half to even, as in their code
     known = maxima.filter(pl.col("part") == "expert")["max_abs"].drop_nulls().to_numpy()
+    early = maxima.filter(pl.col("layer") < first)["max_abs"].fill_null(0).to_numpy()
     percentile, largest = (np.percentile(known, PERCENTILE), known.max()) if len(known) else (np.inf, np.inf)
+    percentile_code, largest_code = (np.percentile(early, PERCENTILE), early.max()) if len(early) else (np.inf, np.inf)
     chosen = pl.col("max_abs").is_not_null()
     conditions = {
         "above_percentile": pl.col("max_abs") > percentile,
         "above_tenth": pl.col("max_abs") > TENTH * largest,
         "forms_massive": pl.col("layer").is_in(list(forming)),
         "first_three_quarters": pl.col("layer") < FIRST_LAYERS * blocks,
+        "above_percentile_code": pl.col("max_abs") > percentile_code,
+        "above_tenth_code": pl.col("max_abs") > largest_code // 10,
+        "first_three_quarters_code": pl.col("layer") < first,
     }
     flagged = maxima.with_columns(**{name: pl.when(chosen).then(holds) for name, holds in conditions.items()})
     return flagged.with_columns(
-        super_expert=pl.col("above_percentile") & pl.col("above_tenth") & pl.col("forms_massive")
+        super_expert=pl.col("above_percentile") & pl.col("above_tenth") & pl.col("forms_massive"),
+        super_expert_code=pl.col("above_percentile_code")
+        & pl.col("above_tenth_code")
+        & pl.col("first_three_quarters_code"),
     )
 
 

@@ -10,7 +10,7 @@ from outlier_features.wording import count, layers, listing, number, percent
 
 IN_FULL = 4
 _SUPER = ("layer", "part", "expert", "max_abs", "max_abs_weighted", "sequence", "token", "dim", "tokens_routed",
-          "mean_weight", "first_three_quarters", "published")  # fmt: skip
+          "mean_weight", "first_three_quarters_code", "published")  # fmt: skip
 
 Part = Mapping[str, Any]
 Said = tuple[Literal["found", "not found"], str, tuple[str, ...]]  # topic, sentence, details
@@ -38,6 +38,10 @@ def experts_summary(
         "shared": len(experts.filter(part="shared")),
         "forming": sorted(set(routing.filter("forms_massive")["layer"].to_list())),
         "super_experts": passing.filter("super_expert").select(_SUPER).to_dicts(),
+        "by_code": experts.filter("super_expert_code")
+        .sort(order, descending=[True, False, False])
+        .select(_SUPER)
+        .to_dicts(),
         "elsewhere": passing.filter(~pl.col("super_expert")).select(_SUPER).to_dicts(),
         "published": None if known is None else known.select("layer", "part", "expert", "super_expert").to_dicts(),
         "routing": _largest_parts(routing, massive),
@@ -81,15 +85,13 @@ def _super_experts(found: Part) -> Said:
         f"{' and ' + count(found['shared'], 'shared one') if found['shared'] else ''} in {layers(found['layers'])}, "
         f"over {count(found['sequences'], 'sequence')} (site expert_out, all positions)"
     )
-    others = "".join(_elsewhere(found["elsewhere"]))
+    others = "".join([*_elsewhere(found["elsewhere"]), *_by_code(found["super_experts"], found["by_code"])])
     if not found["super_experts"]:
         why = "" if found["forming"] else ": no layer with experts forms a massive activation"
         return "not found", f"Rule super_expert finds none {where}{why}.{others}", ()
-    names = [_named(row) for row in found["super_experts"][:IN_FULL]]
-    rest = len(found["super_experts"]) - IN_FULL
-    names += [f"{rest} more"] if rest > 0 else []
-    text = f"Rule super_expert finds {count(len(found['super_experts']), 'super expert')} {where}: {listing(names)}."
-    return "found", text + others, tuple(map(_super_expert, found["super_experts"][:IN_FULL]))
+    rows = found["super_experts"]
+    text = f"Rule super_expert finds {count(len(rows), 'super expert')} {where}: {_some(rows)}."
+    return "found", text + others, tuple(map(_super_expert, rows[:IN_FULL]))
 
 
 def _never(found: Part) -> str:
@@ -114,12 +116,26 @@ def _elsewhere(rows: Sequence[Part]) -> Iterator[str]:
     """Experts as large, where no massive activation is formed."""
     if not rows:
         return
-    early = sum(row["first_three_quarters"] for row in rows)
-    names = [_named(row) for row in rows[:IN_FULL]] + ([f"{len(rows) - IN_FULL} more"] if len(rows) > IN_FULL else [])
+    early = sum(row["first_three_quarters_code"] for row in rows)
     yield (
-        f" As large, but in layers that form no massive activation: {listing(names)} ({early:,} of {len(rows):,} in "
+        f" As large, but in layers that form no massive activation: {_some(rows)} ({early:,} of {len(rows):,} in "
         "the first three quarters of the layers, the published code's condition)."
     )
+
+
+def _by_code(by_text: Sequence[Part], by_code: Sequence[Part]) -> Iterator[str]:
+    """What the authors' code would find, where that is something else."""
+    if {_named(row) for row in by_text} == {_named(row) for row in by_code}:
+        return
+    yield (
+        " The authors' code, which ranks the experts of the first three quarters of the layers alone "
+        f"(super_expert_code), would find {_some(by_code) if by_code else 'none'}."
+    )
+
+
+def _some(rows: Sequence[Part]) -> str:
+    more = [f"{len(rows) - IN_FULL} more"] if len(rows) > IN_FULL else []
+    return listing([*map(_named, rows[:IN_FULL]), *more])
 
 
 def _formed(row: Part) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.dump.dumps import Dump, DumpRange
-from outlier_features.files.artifacts import require_same_run
+from outlier_features.errors import InputError
+from outlier_features.files.artifacts import holds_sequences, require_same_run
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.tokens.tokens import Tokens
@@ -19,14 +20,17 @@ class Activations:
     provenance: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path, run: Tokens, dump: DumpRange | None = None) -> "Activations":
-        """Raises `InputError` where the file is damaged or belongs to another run."""
-        if dump is not None:
-            count = dump.stop - dump.start
-            sites = Dump.open([path], run.provenance["keys"]).sites
-            tensors = {site: one.rows(dump.row, dump.row + count) for site, (one,) in sites.items()}
-            return cls(tensors, {**run.provenance, "start": dump.start, "stop": dump.stop})
-        file = TensorFile(path)
-        require_same_run(run.provenance, file.provenance, path)
-        found = {site: SiteTensors.per_layer(file, site) for site in file.provenance["sites"]}
+    def open(cls, where: Path | DumpRange, run: Tokens) -> "Activations":
+        """Raises `InputError` where the file is damaged or belongs to another run, or the dump has changed."""
+        if isinstance(where, DumpRange):
+            dump = Dump.open(where.source)
+            if dump.lengths.tolist() != run.mask.sum(axis=1).tolist():
+                raise InputError(f"{where}: has other sequences than when the run began; run it again")
+            tokens = run.tokens.shape[1]
+            sites = {site: one.rows(where.start, where.stop).padded(tokens) for site, one in dump.sites.items()}
+            return cls(sites, {**run.provenance, "start": where.start, "stop": where.stop})
+        file = TensorFile(where)
+        require_same_run(run.provenance, file.provenance, where)
+        names = file.provenance["sites"] if holds_sequences(file.provenance) else []
+        found = {site: SiteTensors.per_layer(file, site) for site in names}
         return cls({site: one for site, one in found.items() if one is not None}, file.provenance)

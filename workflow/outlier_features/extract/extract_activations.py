@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from outlier_features import __version__
 from outlier_features.errors import InputError
-from outlier_features.extract.losses import LossRecorder
+from outlier_features.extract.losses import LossRecorder, loss_recorder
 from outlier_features.files.artifacts import require_equal, require_same_run
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tensorfile import TensorFileWriter
-from outlier_features.model.forward_pass import run_blocks
+from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
+from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
-from outlier_features.model.verify_sites import verify_sites
+from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -52,6 +52,9 @@ def extract_activations(
     batch_size   sequences in a pass on a GPU; a CPU takes one at a time
     sample       how the tokens must have been sampled, as the config says it; any way will do if None
 
+    A chunk that begins after the last sequence, of a text shorter than the sample, gets files without tensors and costs
+    no pass.
+
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
     that has it, and `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next
     token. Both carry the same provenance. Memory does not grow with the number of sequences.
@@ -60,24 +63,43 @@ def extract_activations(
     not what its name says, or an activation is not finite.
     """
     corpus = Tokens.read(tokens)
-    _check_request(corpus, tokens, start, stop, sites)
+    sequences = len(corpus.tokens)
+    start, stop = min(start, sequences), min(stop, sequences)
+    _check_request(corpus, tokens, sites)
     model_source = source_of(source)
     require_same_run({"model_revision": model_source["revision"]}, corpus.provenance, tokens)
     if sample is not None:
         require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
+    if start == stop:
+        print(f"the text has {sequences} sequences, none is left for this chunk", file=sys.stderr)
+        for path in (activations, losses):
+            write_tensors(path, {}, {**corpus.provenance, "start": start, "stop": stop, "sequences": sequences})
+        return
     loaded = load_model(Path(model_source["location"]), **loading)
     _check_fit(corpus, loaded, tokens, model_source["location"])
+    print(
+        f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
+    )
     blocks = find_sites(loaded)
-    proven = verify_sites(loaded, blocks, sites)
+    proof = prove_sites(loaded, blocks)
+    keep_proven(blocks, proof)
     absent = _absent(blocks, sites)
-    _report(blocks, sites, absent, proven)
+    _report(blocks, sites, absent, proof.held)
+    if not any(site in block.sites for block in blocks for site in sites):
+        site, reason = next(iter(absent.items()))
+        raise InputError(f"sites: found none of {', '.join(sites)} in {loaded.model_type}: {site}: {reason}")
+    recorder, no_loss = loss_recorder(loaded)
+    if no_loss:
+        print(f"no loss: {no_loss}", file=sys.stderr)
     provenance = corpus.provenance | {
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         **_facts(loaded),
+        "causal_head": recorder is not None,
+        "no_loss": no_loss,
         "start": start,
         "stop": stop,
-        "sequences": len(corpus.tokens),
+        "sequences": sequences,
         "sites": [site for site in sites if any(site in block.sites for block in blocks)],
         "absent": absent,
         "job": uuid.uuid4().hex,
@@ -92,7 +114,6 @@ def extract_activations(
         if site in block.sites
     }
     chunk = _Chunk(corpus.tokens[start:stop], corpus.mask[start:stop], start)
-    recorder = LossRecorder(loaded, blocks) if loaded.has_causal_head else None
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
     loss_shapes = {"nll": ("F32", shape)} if recorder else {}
@@ -138,7 +159,7 @@ def _run(
     activation_file: TensorFileWriter,
     loss_file: TensorFileWriter,
 ) -> None:
-    batches = chunk.batches(batch_size, apart=not loaded.causal)
+    batches = chunk.batches(batch_size, apart=sees_padding(loaded))
     for rows in tqdm(batches, desc="forward passes", unit="batch", file=sys.stderr):
         ids = torch.from_numpy(chunk.ids[rows].astype(np.int64)).to(loaded.device)
         mask = torch.from_numpy(chunk.mask[rows].copy()).to(loaded.device)
@@ -174,9 +195,7 @@ def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _check_request(corpus: Tokens, path: Path, start: int, stop: int, sites: list[str]) -> None:
-    if not 0 <= start < stop <= len(corpus.tokens):
-        raise InputError(f"{path}: has {len(corpus.tokens)} sequences, expected to find {start} to {stop} in it")
+def _check_request(corpus: Tokens, path: Path, sites: list[str]) -> None:
     if (corpus.mask[:, 1:] > corpus.mask[:, :-1]).any():
         raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
     if unknown := sorted(set(sites) - set(SITES)):
@@ -233,7 +252,7 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "d_model": loaded.d_model,
         "vocab_size": loaded.vocab_size,
         "causal": loaded.causal,
-        "causal_head": loaded.has_causal_head,
+        "part": loaded.part,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "attention": loaded.attention,

@@ -13,7 +13,6 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.model.models import LoadedModel, probe_ids
-from outlier_features.model.sites import Block
 from outlier_features.model.verify_sites import TOLERANCE
 
 Tensor = torch.Tensor
@@ -28,11 +27,12 @@ class LossRecorder:
         nll = recorder.token_losses(ids, mask)
 
     Raises `InputError` on construction where the blocked logits of the probe are not those of the plain model.
+    `loss_recorder` says then that there is no loss.
     """
 
-    def __init__(self, loaded: LoadedModel, blocks: list[Block]):
-        self._model = loaded.model
-        self._body = loaded.model.get_submodule(blocks[0].path.rpartition(".")[0].rpartition(".")[0])
+    def __init__(self, loaded: LoadedModel):
+        self._model, self._part = loaded.model, loaded.part
+        self._body: Any = loaded.body
         self._block = max(1, _LOGITS_AT_ONCE // loaded.vocab_size)
         self._output: Any = None
         self._check(loaded)
@@ -76,15 +76,25 @@ class LossRecorder:
         answer = (states,) if isinstance(self._output, tuple) else type(self._output)(last_hidden_state=states)
         self._body.forward = lambda *args, **kwargs: answer  # an attribute of the object hides the class's method
         try:
-            logits: Tensor = self._model(row[None, start:stop]).logits[0]
+            logits = self._run(row[None, start:stop])[0]
         finally:
             del self._body.forward
+        return logits
+
+    def _run(self, ids: Tensor) -> Tensor:
+        """The logits of the whole model; a decoder reads its own ids, and its encoder those after the start token."""
+        given: dict[str, Any] = {"input_ids": ids}
+        if self._part:
+            given = {"input_ids": ids[:, 1:], "decoder_input_ids": ids}
+        if self._part and "forward" in vars(self._body):  # the decoder's states are there, so the encoder need not run
+            given |= {"input_ids": None, "encoder_outputs": (torch.zeros(1, 1, 1, device=ids.device),)}
+        logits: Tensor = self._model(**given).logits
         return logits
 
     @torch.inference_mode()
     def _check(self, loaded: LoadedModel) -> None:
         ids = probe_ids(loaded.model)
-        expected = loaded.model(ids).logits
+        expected = self._run(ids)
         with self.states():
             loaded.base(ids)
         half, length = ids.shape[1] // 2, ids.shape[1]
@@ -97,6 +107,18 @@ class LossRecorder:
                 f"{loaded.model_type}: its head run on a few tokens at a time differs from the plain model by "
                 f"{difference.max():.3g}, expected the same logits"
             )
+
+
+def loss_recorder(loaded: LoadedModel) -> tuple[LossRecorder | None, str | None]:
+    """A recorder, or why the model has no loss of the next token."""
+    if loaded.no_loss:
+        return None, loaded.no_loss
+    try:
+        return LossRecorder(loaded), None
+    except (InputError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return None, f"its logits cannot be had from the states of its last block: {error}"
 
 
 def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Rule measure_loss: how well the model predicts the run's text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
 from outlier_features.files.tables import LOSS, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.tokens import Tokens
@@ -24,26 +24,16 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
     run = Tokens.read(tokens)
     frames, covered = [], 0
     provenance: dict[str, Any] = {}
-    for path in chunks:
-        file = TensorFile(path)
-        provenance = file.provenance
+    for file in filter(lambda file: holds_sequences(file.provenance), map(TensorFile, chunks)):
+        path, provenance = file.path, file.provenance
         require_same_run(run.provenance, provenance, path)
         require_equal({"start": covered}, provenance, ("start",), path)
         covered = provenance["stop"]
-        if reason := why_no_loss(provenance):
-            raise InputError(reason)
+        if provenance["no_loss"]:
+            raise InputError(provenance["no_loss"])
         frames.append(loss_rows(run, provenance["start"], provenance["stop"], file.array("nll")))
     require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), chunks[-1])
     write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0, "stop": provenance["sequences"]})
-
-
-def why_no_loss(provenance: Mapping[str, Any]) -> str | None:
-    """Why a run's model has no loss on its text; None where it has one. From what the extraction recorded."""
-    if provenance["causal_head"]:
-        return None
-    if not provenance["causal"]:
-        return "the model does not predict the next token, since its positions see later ones"
-    return "the checkpoint has no weights of its own for a head that predicts the next token"
 
 
 def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any]) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+README = "README.md"
 _HEADER = re.compile(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
 

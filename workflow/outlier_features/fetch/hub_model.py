@@ -1,31 +1,32 @@
 """A model from the hub, in the hub library's ordinary cache."""
 
 import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from outlier_features.errors import InputError
+from outlier_features.fetch.card import README
 from outlier_features.fetch.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
-from outlier_features.model.model_files import model_files
-
-README = "README.md"
+from outlier_features.model.model_files import Format, model_files
 
 
-def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, str, list[str]]:
+def fetch_snapshot(
+    repo: Repo, trust_remote_code: bool = False, weights: Format = "safetensors"
+) -> tuple[Path, str, list[str]]:
     """The snapshot's directory, its commit, and the names of the model's files in it.
 
     A full commit whose files are all in the cache is taken from there with no request. Files that an interrupted
     fetch had completed are not fetched again. Raises `InputError`.
     """
-    cached = _cached(repo, trust_remote_code, need_listing=True)
+    cached = _cached(repo, trust_remote_code, weights, need_listing=True)
     if cached:
         return cached
     try:
         commit, names = _listing(repo)
     except Unreachable:
-        cached = _cached(repo, trust_remote_code, need_listing=False)
+        cached = _cached(repo, trust_remote_code, weights, need_listing=False)
         if cached:
             return cached
         raise
@@ -34,10 +35,29 @@ def fetch_snapshot(repo: Repo, trust_remote_code: bool = False) -> tuple[Path, s
         def read_text(name: str) -> str:
             return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
 
-        files = model_files(names, read_text, _where(repo), trust_remote_code)
+        files = model_files(names, read_text, _where(repo), trust_remote_code, weights)
         wanted = [glob.escape(name) for name in (*files, README)]
         folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
     return Path(folder), commit, files
+
+
+def fetch_file(repo: Repo, name: str) -> tuple[Path, str]:
+    """One file of a repository in the cache, and its commit.
+
+    A full commit's file that is in the cache is taken from there with no request. Raises `InputError`.
+    """
+    if repo.is_pinned:
+        try:
+            return Path(hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=True)), repo.revision
+        except (LocalEntryNotFoundError, HFValidationError):
+            pass
+    commit, names = _listing(repo)
+    if name not in names:
+        alike = [other for other in names if PurePosixPath(other).suffix == PurePosixPath(name).suffix]
+        found = ", ".join(alike[:20]) or "none of its kind"
+        raise InputError(f"path: {name!r} was not found, {_where(repo)} has {found}")
+    with talking_to_hub(repo):
+        return Path(hf_hub_download(repo.name, name, revision=commit)), commit
 
 
 def _listing(repo: Repo) -> tuple[str, list[str]]:
@@ -47,7 +67,9 @@ def _listing(repo: Repo) -> tuple[str, list[str]]:
         return commit, within(ANSWER_SECONDS, lambda: HfApi().list_repo_files(repo.name, revision=commit))
 
 
-def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Path, str, list[str]] | None:
+def _cached(
+    repo: Repo, trust_remote_code: bool, weights: Format, need_listing: bool
+) -> tuple[Path, str, list[str]] | None:
     """What the cache has of a full commit, if that is the whole model.
 
     Older versions of the hub library keep no listing of the repository; then nobody can tell whether, say, the
@@ -68,7 +90,7 @@ def _cached(repo: Repo, trust_remote_code: bool, need_listing: bool) -> tuple[Pa
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
         files = model_files(
-            names, lambda name: (folder / name).read_text(encoding="utf-8"), _where(repo), trust_remote_code
+            names, lambda name: (folder / name).read_text(encoding="utf-8"), _where(repo), trust_remote_code, weights
         )
     except FileNotFoundError:
         return None

@@ -34,9 +34,9 @@ class Panel:
     pattern: Array
 
 
-def head_name(head: int, group: int | None) -> str:
-    """`head 4 (KV head 1)` where heads share KV heads, `group` of them each."""
-    return f"head {head} (KV head {head // group})" if group is not None and group > 1 else f"head {head}"
+def head_name(head: int, kv_heads: Sequence[int] | None) -> str:
+    """`head 4 (KV head 1)` where heads share KV heads: `kv_heads` has that of each."""
+    return f"head {head}" if kv_heads is None else f"head {head} (KV head {kv_heads[head]})"
 
 
 def average(pattern: Array) -> Panel:

@@ -55,5 +55,5 @@ def _drawn(panels: Sequence[Panel]) -> pl.DataFrame:
 def _panels(maps: AttentionMaps, layer: int, sinks: pl.DataFrame, size: int) -> list[Panel]:
     pattern = cropped(maps.patterns[layer][0], size)
     order = sinks.filter(layer=layer, token=0).sort(["alpha", "head"], descending=[True, False])["head"].to_list()
-    most_and_least = [Panel(head_name(head, maps.groups[layer]), pattern[head]) for head in (order[0], order[-1])]
+    most_and_least = [Panel(head_name(head, maps.kv_heads[layer]), pattern[head]) for head in (order[0], order[-1])]
     return [replace(panel, title=f"layer {layer}, {panel.title}") for panel in (average(pattern), *most_and_least)]

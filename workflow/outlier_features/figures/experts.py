@@ -27,6 +27,7 @@ from outlier_features.wording import count, number, percent
 MAX_ROWS = 24
 _SHARED = -2  # row of the shared expert, above the others
 _SUPER = {"symbol": "circle-open", "size": 13, "color": VERMILLION, "line": {"width": 2.5}}
+_BY_CODE = {"symbol": "square-open", "size": 16, "color": GREY, "line": {"width": 1.5}}
 _PUBLISHED = {"symbol": "diamond-open", "size": 19, "color": ORANGE, "line": {"width": 2}}
 _RANKS = ((BLUE, "largest expert"), (SKY, "second"), (ORANGE, "third"), (GREY, "other experts"))
 _NAMED = 0.12  # share of the axis from which a bar bears its name
@@ -43,7 +44,9 @@ def expert_map(experts: pl.DataFrame, blocks: int) -> Drawing:
     text = (
         "Largest |x| of each expert's down-projection output over all sequences run, before the router's weight. "
         "Circles: super experts (above the 99.5th percentile of all routed experts and above a tenth of the largest, "
-        "in a layer that forms massive activations). A grey cell: no token chose the expert, or the layer has none."
+        "in a layer that forms massive activations). Squares: super experts by the authors' code, which ranks all "
+        "experts of the first three quarters of the layers alone. A grey cell: no token chose the expert, or the layer "
+        "has none."
     )
     if not shared.is_empty():
         text += " The row at the top is the shared expert, which every token goes through."
@@ -75,7 +78,12 @@ def _map(experts: pl.DataFrame, blocks: int) -> go.Figure:
         colorbar={"title": {"text": "max |x|"}, "tickvals": list(range(low, high + 1)),
                   "ticktext": [power(k) for k in range(low, high + 1)], "thickness": 12},
     )  # fmt: skip
-    for flag, title, marker in (("published", "published", _PUBLISHED), ("super_expert", "super expert", _SUPER)):
+    marks = (
+        ("published", "published", _PUBLISHED),
+        ("super_expert_code", "super expert by the authors' code", _BY_CODE),
+        ("super_expert", "super expert", _SUPER),
+    )
+    for flag, title, marker in marks:
         marked = placed.filter(flag)
         figure.add_scatter(
             x=marked["layer"].to_list(),

@@ -52,7 +52,7 @@ _TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
 _DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
 
 READINGS = {
-    "blocks": "blocks with a hit at any of the sites / blocks of the model",
+    "blocks": "blocks with a hit at any of the sites / blocks of the model; of a dump, the blocks it has",
     "sites_share": "site tensors with a hit / site tensors that the model has",
     "union": "positions with a hit at any site tensor / positions of the population",
     "pooled": "hits / (positions x site tensors)",
@@ -61,11 +61,46 @@ READINGS = {
 
 HITS = Table(
     "hits",
-    "a value at or above the site's floor",
+    "a value at or above the site's floor; of a sequence in which these are more than `detect.max_density` of the "
+    "values, none, but on resid_post those that rule massive may select",
     (
         _SEQUENCE, _LAYER, _TOKEN, _DIM,
         Column("value", pl.Float32, "the value itself, signed", "activation"),
         Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+    ),
+)  # fmt: skip
+
+_COUNTED_AT = Column("threshold", pl.Float64, "a hit's abs(x) is at least this (rounded to float32)", "activation")
+PAIR_COUNTS = {
+    "blocks_hit": (pl.Int64, "blocks with a hit at any of the sites", "blocks"),
+    "tensors_hit": (pl.Int64, "site tensors with a hit", "site tensors"),
+    "positions_hit": (pl.Int64, "positions with a hit of this dim at any site tensor", "positions"),
+    "occurrences": (pl.Int64, "hits (layer, site, token) of this dim in this sequence", "values"),
+    "positive": (pl.Int64, "hits above zero", "values"),
+    "first_layer": (pl.UInt16, "first block with a hit", ""),
+    "last_layer": (pl.UInt16, "last block with a hit", ""),
+    "max_abs": (pl.Float64, "largest abs(x) among the hits", "activation"),
+}
+
+COUNTED_PAIRS = Table(
+    "counted_pairs",
+    "population, rule, sites, threshold, sequence, dim: every pair with a hit, in sequences whose hits at one of the "
+    "sites are not listed",
+    (
+        _POPULATION, _RULE, _SITES, _COUNTED_AT, _SEQUENCE, _DIM,
+        *(Column(name, dtype, meaning, unit) for name, (dtype, meaning, unit) in PAIR_COUNTS.items()),
+    ),
+)  # fmt: skip
+
+COUNTED_POSITIONS = Table(
+    "counted_positions",
+    "site, threshold, sequence, token: every position with a value at or above the floor, in sequences whose hits at "
+    "the site are not listed",
+    (
+        _SITE, _COUNTED_AT, _SEQUENCE, _TOKEN,
+        Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+        Column("occurrences", pl.Int64, "hits (layer, dim) at this position", "values"),
+        Column("max_abs", pl.Float64, "largest abs(x) at this position, a hit or not", "activation"),
     ),
 )  # fmt: skip
 
@@ -297,7 +332,7 @@ SINKS = Table(
     (
         _LAYER,
         Column("head", pl.UInt16, "attention head of the queries, from 0"),
-        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where attention has no groups"),
+        Column("kv_head", pl.UInt16, "the KV head that it reads, from 0; null where each head has its own"),
         Column("token", pl.UInt32, "position of the key in the sequence, from 0; null for a learned sink"),
         Column("learned", pl.Boolean, "the key is a learned sink, which has no position"),
         Column("alpha", pl.Float64, "mean probability that the queries that can see the key give it, averaged over "
@@ -426,7 +461,14 @@ EXPERTS = Table(
         Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),
         Column("first_three_quarters", pl.Boolean, "layer < 0.75 x blocks of the model"),
-        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (Su et al. 2025)"),
+        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (the text of Su et al. "
+               "2025)"),
+        Column("above_percentile_code", pl.Boolean, "max_abs > 99.5th percentile (linear) of all experts, shared ones "
+               "too, of the layers of `first_three_quarters_code`, where one that no token chose counts as 0"),
+        Column("above_tenth_code", pl.Boolean, "max_abs > the largest of these // 10 (rounded down)"),
+        Column("first_three_quarters_code", pl.Boolean, "layer < 0.75 x blocks of the model, rounded half to even"),
+        Column("super_expert_code", pl.Boolean, "above_percentile_code, above_tenth_code and first_three_quarters_code "
+               "(the code of Su et al. 2025)"),
         Column("published", pl.Boolean, "published as a super expert of this model (workflow/published); null if "
                "nothing was published of it"),
     ),
@@ -554,7 +596,7 @@ COSTS = Table(
 PUBLIC = (
     LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, SURFACE, NORMS, GAINS, SINKS,
     LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES,
-    LOSS, HITS, COMPARISON, COMMON_DIMS, COSTS,
+    LOSS, HITS, COUNTED_PAIRS, COUNTED_POSITIONS, COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 

@@ -16,61 +16,104 @@ import mmap
 import os
 import weakref
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from outlier_features.errors import DamagedFile
+from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.artifacts import PROVENANCE, Provenance, replacing
 
-# numpy has no bfloat16 and no 8-bit floats, so their bits stand in for them.
-STORAGE = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
+_NUMPY: dict[str, type[np.generic]] = {
+    "C64": np.complex64, "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
-    "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
+    "BOOL": np.bool_,
 }  # fmt: skip
+# numpy has no bfloat16 and no 8-bit floats, so their bits stand in for them.
+_BITS: dict[str, type[np.generic]] = {
+    "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8, "F8_E4M3FNUZ": np.uint8,
+    "F8_E5M2FNUZ": np.uint8,
+}  # fmt: skip
+STORAGE = _NUMPY | _BITS
+_BIT_WIDTHS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in STORAGE.items()}
+_BIT_WIDTHS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # values that share bytes
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # floats, as they are called
-_NAMES = {np.dtype(dtype): name for name, dtype in STORAGE.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2")}
+_NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
 _MAX_HEADER = 100_000_000
 _CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
 _NO_CHECKSUM = "0" * 8
 _AT_ONCE = 1 << 22
+_MOST_OPEN = 256  # at a time; each takes two descriptors, of which a process may often have no more than 1,024
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: `dtype` as the format names it, `offset` in bytes from the start of the file."""
+    """A tensor in a file: `dtype` as the format names it, `offset` in bytes from the start of the file.
+
+    `dtype` may be one that a later version of the format has; only the values of such a tensor cannot be had.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    nbytes: int
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(STORAGE[self.dtype]).itemsize
+
+class _Opened:
+    """The map and the descriptor of a file; both are closed when nobody refers to them any more."""
+
+    def __init__(self, path: Path, identity: tuple[int, ...]):
+        with path.open("rb") as file:
+            if _identity(file.fileno()) != identity:
+                raise DamagedFile(path, "has changed since its header was read")
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class TensorFile:
-    """A safetensors file, mapped into memory and checked against its own header.
+    """A safetensors file, checked against its own header, and mapped into memory when its values are asked for.
 
-    Raises `InputError` where the file is missing, truncated or not safetensors, or its header is not as it was written.
+    Any number of them may be at hand: only the last 256 that were opened are open. Raises `InputError` where the file
+    is missing, truncated or not safetensors, or its header is not as it was written.
     """
+
+    _open_files: ClassVar["deque[weakref.ref[TensorFile]]"] = deque()
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
+                self._identity = _identity(file.fileno())
                 self.size = os.fstat(file.fileno()).st_size
                 self.entries, self.metadata = _read_header(file.read, self.size)
-                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._descriptor = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._descriptor)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
+        self._opened: _Opened | None = None
+
+    def _open(self) -> _Opened:
+        """Who uses what this returns must hold on to it: this file may be closed for one that another thread opens."""
+        opened = self._opened
+        if opened is None:
+            try:
+                self._opened = opened = _Opened(self.path, self._identity)
+            except OSError as error:
+                raise DamagedFile(self.path, f"could be read before, and now cannot: {error.strerror}") from error
+            self._open_files.append(weakref.ref(self))
+            while len(self._open_files) > _MOST_OPEN:
+                oldest = self._open_files.popleft()()
+                if oldest is not None and oldest is not self:
+                    oldest._opened = None
+        return opened
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The whole file."""
+        return self._open().map
 
     @property
     def provenance(self) -> Provenance:
@@ -114,8 +157,13 @@ class TensorFile:
         return self.entries[name]
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """The tensor `name` where it lies (bfloat16 as its bits in uint16)."""
+        """The tensor `name` where it lies (bfloat16 and 8-bit floats as their bits in uint16 and uint8).
+
+        Raises `InputError` where its dtype is unknown or its values share bytes.
+        """
         entry = self.entry(name)
+        if entry.dtype not in STORAGE:
+            raise InputError(f"{self.path}: {name} is {entry.dtype}, expected one of {', '.join(STORAGE)}")
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
     def read_into(self, offset: int, target: np.ndarray[Any, Any]) -> None:
@@ -123,9 +171,9 @@ class TensorFile:
 
         Where bytes are looked at once, copying them is cheaper than mapping their pages and giving them back.
         """
-        view = target.data.cast("B")
+        view, opened = target.data.cast("B"), self._open()
         while len(view):
-            count = os.preadv(self._descriptor, [view], offset)
+            count = os.preadv(opened.descriptor, [view], offset)
             if not count:
                 raise DamagedFile(self.path, f"found its end at byte {offset}, expected {self.size} bytes as before")
             view, offset = view[count:], offset + count
@@ -139,19 +187,27 @@ class TensorFile:
             self._advise(mmap.MADV_WILLNEED, offset, offset + length)
 
     def _is_cached(self, offset: int) -> bool:
+        opened = self._open()
         try:
-            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            return os.preadv(opened.descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
         except OSError:  # it would wait, or the file system cannot say
             return False
 
     def drop(self, offset: int, length: int) -> None:
         """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
-        self._advise(mmap.MADV_DONTNEED, offset, offset + length)
+        if self._opened is not None:
+            self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:
         start -= start % mmap.PAGESIZE
         if stop > start:
             self.map.madvise(advice, start, min(stop, self.size) - start)
+
+
+def _identity(descriptor: int) -> tuple[int, ...]:
+    """What tells an open file from one that took its name, or was written anew."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -170,12 +226,12 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
     entries, spans = {}, []
     for name, fields in header.items():
         start, stop = fields["data_offsets"]
-        if fields["dtype"] not in STORAGE:
-            raise ValueError(f"tensor {name!r} of unsupported dtype {fields['dtype']}")
-        entry = Entry(fields["dtype"], tuple(fields["shape"]), 8 + length + start)
-        if stop - start != entry.nbytes or min(entry.shape, default=0) < 0:
-            raise ValueError(f"tensor {name!r} of shape {list(entry.shape)} in {stop - start} bytes")
-        entries[name] = entry
+        dtype, shape = fields["dtype"], tuple(fields["shape"])
+        if not isinstance(dtype, str) or not all(isinstance(number, int) for number in (*shape, start, stop)):
+            raise ValueError(f"tensor {name!r} of dtype {dtype!r} and shape {list(shape)}")
+        if _bits(dtype, shape) not in (None, 8 * (stop - start)) or min(shape, default=0) < 0:
+            raise ValueError(f"tensor {name!r} of {dtype} and shape {list(shape)} in {stop - start} bytes")
+        entries[name] = Entry(dtype, shape, 8 + length + start, stop - start)
         spans.append((start, stop, name))
     end = 0
     for start, stop, name in sorted(spans):  # the format leaves no holes; a writer that broke off may
@@ -185,6 +241,11 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
     if 8 + length + end != size:
         raise ValueError(f"{size} bytes, but its tensors end at byte {8 + length + end}")
     return entries, metadata
+
+
+def _bits(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """The size of a tensor; None where the dtype is unknown."""
+    return math.prod(shape) * _BIT_WIDTHS[dtype] if dtype in _BIT_WIDTHS else None
 
 
 def _name(path: str | Path) -> str:
@@ -229,16 +290,17 @@ class TensorFileWriter:
             _HEADER_CHECKSUM: _NO_CHECKSUM,
         }
         header: dict[str, Any] = {"__metadata__": metadata}
+        sizes = {name: math.prod(shape) * np.dtype(STORAGE[dtype]).itemsize for name, (dtype, shape) in tensors.items()}
         position = 0
         for name, (dtype, shape) in tensors.items():
-            nbytes = Entry(dtype, shape, 0).nbytes
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
-            position += nbytes
+            stop = position + sizes[name]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+            position = stop
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 8) % mmap.PAGESIZE)  # data that starts on a page is quicker to map
         self._header = len(text).to_bytes(8, "little") + text
         self._entries = {
-            name: Entry(dtype, shape, len(self._header) + header[name]["data_offsets"][0])
+            name: Entry(dtype, shape, len(self._header) + header[name]["data_offsets"][0], sizes[name])
             for name, (dtype, shape) in tensors.items()
         }
         self._missing = position

@@ -33,46 +33,33 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        return self.values * itemsize(self.site.dtype)
-
-    @property
-    def extents(self) -> list[tuple[int, int]]:
-        """Where the block's values lie without a gap: start in the file and number, in values."""
-        sequences, cells, stride = self.last - self.first, self.end - self.begin, self.site.stride
-        starts = [start + self.first * stride + self.begin for start in self.site.starts]
-        if self._is_contiguous:
-            return [(starts[0], self.values)]
-        if cells == stride or sequences == 1:
-            return [(start, sequences * cells) for start in starts]
-        return [(start + n * stride, cells) for start in starts for n in range(sequences)]
-
-    @property
-    def _is_contiguous(self) -> bool:
-        """Whether all layers of a sequence lie side by side, and are all in the block."""
-        site, cells = self.site, self.end - self.begin
-        return site.stride == len(site.layers) * cells and site.starts == tuple(
-            range(site.starts[0], site.starts[0] + site.stride, cells)
-        )
+        return self.values * itemsize(self.site.stored)
 
     def will_need(self) -> None:
         """Ask for the block to be read ahead."""
-        size = itemsize(self.site.dtype)
-        for start, count in self.extents:
-            self.site.file.will_need(start * size, count * size)
+        self.site.will_need(self.first, self.last, self.begin, self.end)
 
-    def read(self, buffer: Array) -> tuple[Array, int]:
-        """Read the values to the front of a buffer.
+    def read(self, buffer: Array) -> Array:
+        """Read the values to the front of a buffer, uint32 or uint16.
 
-        Returns where in it each layer starts, int64 (L,), and the distance of two sequences of a layer.
+        Returns where in it the cells of each layer and sequence begin, int64 (L, B).
         """
-        size, position = itemsize(self.site.dtype), 0
-        for start, count in self.extents:
-            self.site.file.read_into(start * size, buffer[position : position + count])
-            position += count
-        layers, sequences, cells = len(self.site.layers), self.last - self.first, self.end - self.begin
-        if self._is_contiguous:
-            return np.arange(layers) * cells, layers * cells
-        return np.arange(layers) * sequences * cells, cells
+        site, cells, size = self.site, self.end - self.begin, buffer.itemsize
+        starts = site.starts[:, self.first : self.last] + self.begin * size
+        if site.in_place:
+            spans = site.spans(self.first, self.last, self.begin, self.end)
+            filled = np.cumsum(spans[:, 1]) - spans[:, 1]
+            target = buffer.view(np.uint8)
+            for (start, length), place in zip(spans.tolist(), filled.tolist(), strict=True):
+                site.read_into(start, target[place : place + length])
+            span = np.searchsorted(spans[:, 0], starts, "right") - 1
+            return np.asarray((filled[span] + starts - spans[span, 0]) // size)
+        places = np.arange(starts.size).reshape(starts.shape) * cells
+        for layer, n in np.ndindex(starts.shape):
+            place = places[layer, n]
+            site.copy(layer, self.first + n, self.begin, buffer[place : place + cells])
+        site.drop(self.first, self.last, self.begin, self.end)
+        return places
 
 
 def blocks_of(site: SiteTensors, values: int, members: Array | None = None) -> Iterator[Block]:

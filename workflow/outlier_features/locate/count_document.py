@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from outlier_features.files.tensorfile import DTYPES
+from outlier_features.scan.site_tensors import FLOATS
 
 if TYPE_CHECKING:  # with numba, half a second, which other commands are spared
     from outlier_features.locate.count_locations import DimComparison, LocationCount
@@ -21,7 +21,8 @@ def count_document(count: "LocationCount") -> dict[str, Any]:
     found, (_, layers, t, h) = count.occurrences, count.shape
     return {
         "shape": list(count.shape),
-        "dtype": DTYPES[count.dtype],
+        "dtype": FLOATS[count.dtype],
+        **({"positions": count.positions} if count.ragged else {}),
         "threshold": count.rule.threshold,
         **({"inclusive": True} if count.rule.inclusive else {}),
         "min_layer_fraction": count.rule.min_layer_fraction,

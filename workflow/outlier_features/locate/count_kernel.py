@@ -129,10 +129,10 @@ def _random(index):
 
 
 @njit(**_COMPILED)
-def count_block(starts, stride, block, bits, needed, histogram, limit, index, counts, scratch):
+def count_block(places, block, bits, needed, histogram, limit, index, counts, scratch):
     """Count a block; returns how many keys of kept occurrences it left in `scratch.keys`.
 
-    starts      int64 (L,): cells of layer l and sequence n of the block are at starts[l] + n * stride in scratch.raw
+    places      int64 (L, B): cells of layer l and sequence n of the block are at places[l, n] in scratch.raw
     block       number of sequences, first cell and one past the last
     bits        of the type of the values: all but the sign; the smallest abs(x) that is over the threshold; infinity
     needed      how many layers must hit a location
@@ -142,7 +142,7 @@ def count_block(starts, stride, block, bits, needed, histogram, limit, index, co
     """
     raw = scratch.raw
     sequences, begin, end = block
-    layers, dims = starts.size, counts.dims.size
+    layers, dims = places.shape[0], counts.dims.size
     cells = counts.tokens.size * dims
     mask, floor, infinity = bits[0], bits[1], bits[2]
     shift = 8 * (raw.itemsize - 2)
@@ -153,9 +153,9 @@ def count_block(starts, stride, block, bits, needed, histogram, limit, index, co
             size = min(scratch.hits.size, end - start)
             hits = scratch.hits[:size]
             hits[:] = 0
-            place = n * stride + start - begin
             for layer in range(layers):
-                x = raw[starts[layer] + place : starts[layer] + place + size]
+                place = places[layer, n] + start - begin
+                x = raw[place : place + size]
                 if _add_hits(x, mask, floor, hits) >= infinity:
                     counts.nonfinite[layer] += _count_from(x, mask, infinity)
                 if histogram:
@@ -167,7 +167,7 @@ def count_block(starts, stride, block, bits, needed, histogram, limit, index, co
                 cell = start + np.int64(kept[k])
                 positive, negative, occurrences = 0, 0, 0
                 for layer in range(layers):
-                    value = raw[starts[layer] + place + np.int64(kept[k])]
+                    value = raw[places[layer, n] + cell - begin]
                     magnitude = np.int64(value & mask)
                     if magnitude < np.int64(floor):
                         continue
@@ -201,7 +201,7 @@ def count_block(starts, stride, block, bits, needed, histogram, limit, index, co
 
 
 @njit(**_COMPILED)
-def refine_block(starts, stride, block, bits, needed, bins, low, scratch):
+def refine_block(places, block, bits, needed, bins, low, scratch):
     """Count by their low 16 bits the values of a float32 block, and abs(x) of kept occurrences, that lie in some bins.
 
     bins    uint32 (2, 6): top 16 bits of all values, and of abs(x) of kept occurrences; unused ones are 65536 and last
@@ -211,28 +211,30 @@ def refine_block(starts, stride, block, bits, needed, bins, low, scratch):
     """
     raw = scratch.raw
     sequences, begin, end = block
+    layers = places.shape[0]
     mask, floor = bits[0], bits[1]
     kept = scratch.cells
     for n in range(sequences):
         for start in range(begin, end, scratch.hits.size):
             size = min(scratch.hits.size, end - start)
-            place = n * stride + start - begin
             if bins[1, 0] < BINS:
                 hits = scratch.hits[:size]
                 hits[:] = 0
-                for layer in range(starts.size):
-                    _add_hits(raw[starts[layer] + place : starts[layer] + place + size], mask, floor, hits)
+                for layer in range(layers):
+                    place = places[layer, n] + start - begin
+                    _add_hits(raw[place : place + size], mask, floor, hits)
                 found, _ = _list_kept(hits, needed, kept)
                 for k in range(found):
-                    for layer in range(starts.size):
-                        magnitude = raw[starts[layer] + place + np.int64(kept[k])] & mask
+                    for layer in range(layers):
+                        magnitude = raw[places[layer, n] + start - begin + np.int64(kept[k])] & mask
                         if magnitude >= floor:
                             for slot in range(SLOTS):
                                 if magnitude >> np.uint32(16) == bins[1, slot]:
                                     low[1, slot, magnitude & np.uint32(0xFFFF)] += 1
             if bins[0, 0] < BINS:
-                for layer in range(starts.size):
-                    _count_in_bins(raw[starts[layer] + place : starts[layer] + place + size], bins[0], low[0])
+                for layer in range(layers):
+                    place = places[layer, n] + start - begin
+                    _count_in_bins(raw[place : place + size], bins[0], low[0])
 
 
 @njit(**_COMPILED)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from outlier_features.dump.dumps import require_alike, shape_of
 from outlier_features.locate import count_kernel as kernel
 from outlier_features.locate.blocks import Block, blocks_of, work_through
 from outlier_features.locate.quantiles import (
@@ -22,7 +21,7 @@ from outlier_features.locate.quantiles import (
     quartile_bins,
     quartiles_of_bins,
     quartiles_of_values,
-    sample_sites,
+    sample_site,
 )
 from outlier_features.scan.scan import require_finite
 from outlier_features.scan.site_tensors import SiteTensors, itemsize, widened
@@ -59,6 +58,7 @@ class LocationCount:
 
     shape: tuple[int, int, int, int]  # (N, L, T, H)
     positions: int  # (sequence, token) that were counted
+    ragged: bool  # whether sequences differ in length
     dtype: str
     rule: LocationRule
     over: int
@@ -101,16 +101,17 @@ def count_locations(
 ) -> LocationCount:
     """Count the outliers of a site, given as tensors that are joined along N.
 
-    members             bool (N, T): the positions that are counted, at least one; None: all
+    members             bool (N, T): the positions that are counted, at least one; None: all but padding
     value_samples       how many of all values to draw for their quartiles; 0: exact. Of all positions only.
     magnitude_samples   how many abs(x) of kept occurrences to draw for theirs; 0: exact
     progress            called with the number of bytes read since the last call
 
     Raises `InputError` on NaN or infinite values.
     """
-    require_alike(sites)
-    dtype = sites[0].dtype
-    counter = _Counter(sites, rule, members, threads, progress)
+    site = SiteTensors.joined(sites)
+    dtype = site.dtype
+    members = site.mask if members is None else members
+    counter = _Counter(site, rule, members, threads, progress)
     counts, keys = counter.count(not value_samples, magnitude_samples)
     found = int(counts.totals[kernel.OCCURRENCES])
     kept = np.concatenate([counts.magnitudes, np.zeros_like(counts.magnitudes)])  # no abs(x) is negative
@@ -123,14 +124,15 @@ def count_locations(
     if found and magnitude_samples:
         magnitudes = quartiles_of_values(_of_bits(keys & np.uint64(0xFFFFFFFF), dtype), sampled=found > len(keys))
     return LocationCount(
-        shape=shape_of(sites),
-        positions=shape_of(sites)[0] * shape_of(sites)[2] if members is None else int(members.sum()),
-        dtype=dtype,
+        shape=site.full_shape,
+        positions=int(site.lengths.sum()) if members is None else int(members.sum()),
+        ragged=site.mask is not None,
+        dtype=site.stored,
         rule=rule,
         over=int(counts.totals[kernel.OVER]),
         locations=int(counts.totals[kernel.LOCATIONS]),
-        quartiles=quartiles or sample_sites(sites, value_samples, progress),
-        layers=sites[0].layers,
+        quartiles=quartiles or sample_site(site, value_samples, progress),
+        layers=site.layers,
         dim_counts=counts.dims,
         dim_positive=counts.positive,
         dim_negative=counts.negative,
@@ -147,15 +149,14 @@ class _Counter:
 
     def __init__(
         self,
-        sites: Sequence[SiteTensors],
+        site: SiteTensors,
         rule: LocationRule,
         members: Array | None,
         threads: int,
         progress: Progress,
     ):
-        self._sites, self._members, self._threads, self._progress = sites, members, threads, progress
-        self._shape = shape_of(sites)
-        self._dtype = sites[0].dtype
+        self._site, self._members, self._threads, self._progress = site, members, threads, progress
+        self._shape, self._dtype = site.full_shape, site.dtype
         self._bits = _threshold_bits(rule.floor, self._dtype)
         self._needed = rule.needed(self._shape[1])
 
@@ -165,21 +166,18 @@ class _Counter:
         counts = [kernel.new_counts(layers, tokens, dims) for _ in range(self._threads)]
         states = [(one, self._scratch(bool(samples))) for one in counts]
         sample = _Sample(min(samples, prod(self._shape)), len(states[0][1].keys))
-        for start, site in self._starts():
 
-            def work(
-                block: Block, state: tuple[kernel.Counts, kernel.Scratch], site: SiteTensors = site, n: int = start
-            ) -> Array:
-                _, scratch = state
-                found = kernel.count_block(
-                    *_read(block, scratch), self._bits, self._needed, histogram, sample.limit, n + block.first, *state
-                )
-                return scratch.keys[:found].copy()
+        def work(block: Block, state: tuple[kernel.Counts, kernel.Scratch]) -> Array:
+            _, scratch = state
+            found = kernel.count_block(
+                *_read(block, scratch), self._bits, self._needed, histogram, sample.limit, block.first, *state
+            )
+            return scratch.keys[:found].copy()
 
-            for block, found in work_through(self._blocks(site, start), work, states):
-                sample.add(found)
-                self._progress(block.nbytes)
-            require_finite(site, sum(one.nonfinite for one in counts))
+        for block, found in work_through(self._blocks(), work, states):
+            sample.add(found)
+            self._progress(block.nbytes)
+        require_finite(self._site, sum(one.nonfinite for one in counts))
         return _merge(counts), sample.keys
 
     def refine(self, histograms: tuple[Array | None, Array | None]) -> tuple[Array | None, Array | None]:
@@ -193,31 +191,21 @@ class _Counter:
         def work(block: Block, state: tuple[Array, kernel.Scratch]) -> None:
             kernel.refine_block(*_read(block, state[1]), self._bits, self._needed, bins, *state)
 
-        for start, site in self._starts():
-            for block, _ in work_through(self._blocks(site, start), work, states):
-                self._progress(block.nbytes)
+        for block, _ in work_through(self._blocks(), work, states):
+            self._progress(block.nbytes)
         values, magnitudes = np.sum([low for low, _ in states], axis=0)
         return values, magnitudes
 
-    def _starts(self) -> Iterator[tuple[int, SiteTensors]]:
-        """The tensors, each with the number of sequences before it."""
-        start = 0
-        for site in self._sites:
-            yield start, site
-            start += site.shape[0]
-
-    def _blocks(self, site: SiteTensors, start: int) -> Iterator[Block]:
-        members = None if self._members is None else self._members[start : start + site.shape[0]]
-        return blocks_of(site, _BLOCK_VALUES, members)
+    def _blocks(self) -> Iterator[Block]:
+        return blocks_of(self._site, _BLOCK_VALUES, self._members)
 
     def _scratch(self, keys: bool = False) -> kernel.Scratch:
         _, layers, t, h = self._shape
         return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_BLOCK_VALUES, layers), keys)
 
 
-def _read(block: Block, scratch: kernel.Scratch) -> tuple[Array, int, tuple[int, int, int]]:
-    starts, stride = block.read(scratch.raw)
-    return starts, stride, (block.last - block.first, block.begin, block.end)
+def _read(block: Block, scratch: kernel.Scratch) -> tuple[Array, tuple[int, int, int]]:
+    return block.read(scratch.raw), (block.last - block.first, block.begin, block.end)
 
 
 def _threshold_bits(floor: float, dtype: str) -> Array:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import InputError
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import require_equal, require_same_run, write_json
+from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, write_json
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.populations import POPULATIONS, populations_of
@@ -21,31 +21,29 @@ from outlier_features.tokens.tokens import Tokens
 
 
 def locate_outliers(
-    chunks: Sequence[Path],
+    chunks: Sequence[Path | DumpRange],
     tokens: Path,
     locations: Path,
     *,
     sites: Sequence[str],
     rule: LocationRule,
     threads: int,
-    dump: Sequence[DumpRange | None] | None = None,
 ) -> None:
     """Write `locations`: per population and site what rule `location` counts, and its dims compared between sites.
 
-    chunks   files of activations, in the order of their sequences
-    dump     where in a dump each chunk lies
+    chunks   files of activations, in the order of their sequences, or sequences of a dump
 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
     run = Tokens.read(tokens)
-    ranges = dump or [None for _ in chunks]
-    opened = [Activations.open(path, run, where) for path, where in zip(chunks, ranges, strict=True)]
+    every = [Activations.open(chunk, run) for chunk in chunks]
+    opened = [chunk for chunk in every if holds_sequences(chunk.provenance)]
     provenance = opened[0].provenance
     covered = 0
-    for path, chunk in zip(chunks, opened, strict=True):
-        require_same_run(provenance, chunk.provenance, path)
-        require_equal(provenance, chunk.provenance, ("attention",), path)
-        require_equal({"start": covered}, chunk.provenance, ("start",), path)
+    for path, chunk in zip(chunks, opened, strict=False):  # the last may hold no sequence
+        require_same_run(provenance, chunk.provenance, str(path))
+        require_equal(provenance, chunk.provenance, ("attention",), str(path))
+        require_equal({"start": covered}, chunk.provenance, ("start",), str(path))
         covered = chunk.provenance["stop"]
     if covered != len(run.tokens):
         raise InputError(f"{chunks[-1]}: ends before sequence {covered}, expected the last of {len(run.tokens)}")
@@ -75,7 +73,7 @@ def _of_population(
     counts: dict[str, LocationCount] = {}
     for site in sites if members.any() else ():
         tensors = [chunk.sites[site] for chunk in chunks]
-        size = sum(len(one.layers) * int(np.prod(one.shape)) for one in tensors)
+        size = sum(one.nbytes for one in tensors)
         with tqdm(total=size, desc=f"locate {site}", unit="B", unit_scale=True, delay=3, file=sys.stderr) as bar:
             counts[site] = count_locations(tensors, rule, members=members, threads=threads, progress=bar.update)
     return {

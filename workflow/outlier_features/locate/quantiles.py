@@ -5,8 +5,9 @@ the values of those bins, at most six, are counted again by their low 16 bits. Q
 order statistics, in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import sqrt
 from typing import Any
 
@@ -101,27 +102,24 @@ def quartiles_of_values(values: Array, sampled: bool = False) -> Quartiles:
     return Quartiles(q1, median, q3, samples=total, errors=(first, second, third))
 
 
-def sample_sites(sites: Sequence[SiteTensors], samples: int, progress: Progress = lambda done: None) -> Quartiles:
-    """Quartiles of values drawn at random, with replacement, from some tensors, whatever their layout."""
-    _, t, h = sites[0].shape
-    size = len(sites[0].layers) * t * h  # values of a sequence
-    chosen = np.sort(np.random.default_rng(SEED).integers(0, size * sum(site.shape[0] for site in sites), samples))
+def sample_site(site: SiteTensors, samples: int, progress: Progress = lambda done: None) -> Quartiles:
+    """Quartiles of values drawn at random, with replacement, from a site, the same in any layout."""
+    sizes = site.lengths * (len(site.layers) * site.dims)  # of each sequence
+    ends = np.cumsum(sizes)
+    chosen = np.sort(np.random.default_rng(SEED).integers(0, int(ends[-1]), samples))
     values = np.empty(samples, np.float32)
-    step = max(1, _STEP // size)
-    before = 0
-    for site in sites:
-        raw, starts, n = site.raw, np.array(site.starts), site.shape[0]
-        site.advise(site.file.will_need, 0, min(step, n))
-        for first in range(0, n, step):
-            last = min(first + step, n)
-            site.advise(site.file.will_need, last, min(last + step, n))
-            low, high = np.searchsorted(chosen, ((before + first) * size, (before + last) * size))
-            sequence, place = np.divmod(chosen[low:high] - before * size, size)
-            layer, cell = np.divmod(place, t * h)
-            values[low:high] = widened(raw[starts[layer] + sequence * site.stride + cell], site.dtype)
-            site.advise(site.file.drop, first, last)
-            progress((last - first) * size * itemsize(site.dtype))
-        before += n
+    blocks = list(site.blocks(_STEP))
+    site.will_need(*blocks[0])
+    for (first, last), following in zip_longest(blocks, blocks[1:]):
+        if following:
+            site.will_need(*following)
+        low, high = np.searchsorted(chosen, (ends[first] - sizes[first], ends[last - 1]))
+        sequences = np.searchsorted(ends, chosen[low:high], "right")
+        places = chosen[low:high] - (ends - sizes)[sequences]
+        layers, cells = np.divmod(places, site.lengths[sequences] * site.dims)
+        values[low:high] = site.values_at(layers, sequences, cells)
+        site.drop(first, last)
+        progress(int(sizes[first:last].sum()) * itemsize(site.stored))
     return quartiles_of_values(values, sampled=True)
 
 

@@ -1,25 +1,27 @@
 """The activation function of a dense MLP, and what a gated MLP multiplies it by."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.activations import ACT2FN
 
-from outlier_features.model.sites import Block
+if TYPE_CHECKING:
+    from outlier_features.model.sites import Block
 
 
-def activation_of(block: Block, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def activation_of(block: "Block", config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The module that reads `mlp_pre`; where the block calls a plain function, the one that the config names."""
-    return block.activation or _configured_activation(config)
+    return block.activation or configured_activation(config)
 
 
-def _configured_activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def configured_activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The function that a config names as that of its MLPs."""
     names = (getattr(config, key, None) for key in ("hidden_act", "hidden_activation", "activation_function"))
     return next((ACT2FN[name] for name in names if name in ACT2FN), None)
 
 
-def possible_ups(block: Block, tensors: Mapping[str, torch.Tensor], width: int) -> Iterator[torch.Tensor]:
+def possible_ups(block: "Block", tensors: Mapping[str, torch.Tensor], width: int) -> Iterator[torch.Tensor]:
     """Outputs of the MLP's linear layers before the last, or halves of them (gate and up in one matrix), `width` wide.
 
     tensors   the outputs (..., H), by `mlp_linears.n`

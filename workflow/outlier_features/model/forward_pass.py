@@ -14,7 +14,7 @@ def run_blocks(loaded: LoadedModel, ids: torch.Tensor, mask: torch.Tensor) -> No
     """
     # Padding follows the tokens, so a causal model never sees it; without a mask, a sequence's numbers are the same
     # beside a padded one.
-    needs_mask = not loaded.causal and not bool(mask.all())
+    needs_mask = sees_padding(loaded) and not bool(mask.all())
     try:
         loaded.base(ids, **({"attention_mask": mask.long()} if needs_mask else {}))
     except (IndexError, RuntimeError) as error:
@@ -24,3 +24,8 @@ def run_blocks(loaded: LoadedModel, ids: torch.Tensor, mask: torch.Tensor) -> No
                 f"sample.tokens: found {ids.shape[1]}, expected at most {positions}, all that {loaded.model_type} has"
             ) from error
         raise
+
+
+def sees_padding(loaded: LoadedModel) -> bool:
+    """Whether a token's values depend on what follows it, so that padding must be masked."""
+    return not loaded.causal or loaded.part is not None  # a decoder's encoder sees all of its text

@@ -4,52 +4,106 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported: only the fetch rules talk to a network
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
+from transformers.models.auto import modeling_auto as auto
 
 from outlier_features.errors import ConfigError, InputError
+from outlier_features.model.body import Part, find_body, run_decoder
+from outlier_features.model.stack import Stack
+
+# Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
+_HEADS = (
+    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
+_PROBE_TOKENS = 32
+_AUTO_CLASSES = (
+    (AutoModel, auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    (AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    (AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    (AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in evaluation mode on its device.
 
-    `causal`: no position sees a later one. `has_causal_head`: it is causal and its logits predict the next token.
+    attention   the implementation that it runs, sdpa or eager
+    part        `encoder` or `decoder` of an encoder-decoder model; None of another
+    body        the module from token ids to last hidden states, which holds the blocks and not the head
+    stack       its blocks
+    causal      no position sees a later one
+    no_loss     why it has no loss of the next token; None if it has
     """
 
     model: PreTrainedModel
     device: torch.device
     attention: str
+    part: Part | None
+    body: nn.Module
+    stack: Stack
     causal: bool
-    has_causal_head: bool
+    no_loss: str | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
+           no_loss: str | None = None) -> "LoadedModel":  # fmt: skip
+        """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
+
+        no_loss   why it has no loss, where that is known already
+        """
+        body, stack = find_body(model, probe_ids(model), part)
+        causal = _is_causal(model, body, part)
+        if no_loss is None and not causal:
+            no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
+        return cls(model, device, attention, part, body, stack, causal, no_loss)
 
     @property
-    def base(self) -> Any:
-        """The model without its head: from token ids to last hidden states."""
-        return _base(self.model)
+    def base(self) -> Callable[..., Any]:
+        """From token ids (B, T) to last hidden states, without the head.
+
+        A decoder's ids begin with its start token; the encoder reads those after it.
+        """
+        return partial(run_decoder, self.model) if self.part == "decoder" else self.body
+
+    @property
+    def has_causal_head(self) -> bool:
+        """It is causal and its logits predict the next token."""
+        return self.no_loss is None
 
     @property
     def config(self) -> Any:
-        return self.model.config.get_text_config()
+        return text_config(self.model)
 
     @property
     def blocks(self) -> int:
-        return int(self.config.num_hidden_layers)
+        return len(self.stack)
 
     @property
     def d_model(self) -> int:
-        return int(self.config.hidden_size)
+        return self.stack.width
 
     @property
     def model_type(self) -> str:
@@ -71,17 +125,25 @@ class LoadedModel:
 
 
 def load_model(
-    location: Path, *, dtype: str, device: str, attention: str, trust_remote_code: bool, threads: int | None = None
+    location: Path,
+    *,
+    dtype: str,
+    device: str,
+    attention: str,
+    trust_remote_code: bool,
+    threads: int | None = None,
+    part: Part | None = None,
 ) -> LoadedModel:
     """The model in the directory `location` (safetensors weights, transformers' format).
 
     dtype       float32, bfloat16 or float16
     device      auto, cpu, cuda or mps; `auto` is a GPU if torch sees one
-    attention   sdpa or eager, transformers' attention implementation
+    attention   sdpa or eager, transformers' attention implementation; `auto`: what the model's class takes by itself
     threads     how many of a CPU's cores torch uses from now on, or as many as before
+    part        the encoder or the decoder of an encoder-decoder model
 
     Raises `InputError` where the directory, the device or the attention implementation is not usable, where weights are
-    missing, and for encoder-decoder models.
+    missing, where the model does not run on text, and where `part` and model do not fit each other.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -89,12 +151,11 @@ def load_model(
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    config = _config(location, options)
-    wants_head = _is_causal_lm(config, trust_remote_code)
-    options |= {"dtype": getattr(torch, dtype), "attn_implementation": attention, "use_safetensors": True}
+    config = _config(location, options, part)
+    auto_class, no_loss = _class_of(config, trust_remote_code)
+    options |= {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
-    auto_class = AutoModelForCausalLM if wants_head else AutoModel
-    model, report = _weights(auto_class, location, config, attention, options)
+    model, used, report = _weights(auto_class, location, config, attention, options)
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
         raise InputError(
@@ -106,35 +167,43 @@ def load_model(
         raise InputError(
             f"{location}: its weights lack {_some(missing - head)}, expected every weight of {type(model).__name__}"
         )
+    if missing & head:
+        no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
     model.to(place)  # type: ignore[arg-type]
     model.eval()
-    model.config.get_text_config().use_cache = False  # one pass a sequence; not every encoder takes it as an argument
+    for one in _configs(model.config):
+        one.use_cache = False  # one pass a sequence; not every encoder takes it as an argument
     try:
-        causal = _is_causal(model)
-    except Exception as error:  # whatever a configuration, or code of the model's own, leads to
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return LoadedModel.of(model, place, used, part, no_loss)
+    except Exception as error:
+        if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
-        found = f"{type(error).__name__}: {_sentence(error)}"
-        raise InputError(
-            f"{location}: {type(model).__name__} does not run on a few tokens, found {found}, expected weights and a "
-            "config.json that fit each other"
-        ) from error
-    return LoadedModel(model, place, attention, causal, wants_head and causal and not missing & head)
+        raise InputError(_does_not_run(model, location, error)) from error
 
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
-    """A few fixed tokens to try a model on, int64 (2, 6), on its device."""
+    """Fixed tokens to try a model on, two different sequences, int64 (2, T), on its device.
+
+    T is 32, since some attention works on blocks of so many, or all the positions that the model has.
+    """
     # Neither special nor byte tokens (first) nor unused rows (last), which may be untrained; padding has no position.
-    vocabulary = _vocab_size(model)
-    padding = model.config.get_text_config().pad_token_id
-    ordinary = [token for token in range(vocabulary // 3, vocabulary) if token != padding]
-    return torch.tensor(list(islice(cycle(ordinary), 12)), device=model.device).reshape(2, 6)
+    config, vocabulary = text_config(model), _vocab_size(model)
+    positions = getattr(config, "max_position_embeddings", None)
+    length = min(_PROBE_TOKENS, positions) if isinstance(positions, int) and positions > 0 else _PROBE_TOKENS
+    ordinary = [token for token in range(vocabulary // 3, vocabulary) if token != getattr(config, "pad_token_id", None)]
+    first = list(islice(cycle(ordinary), length))
+    second = list(islice(cycle(ordinary), length + 1, 2 * length + 1))
+    return torch.tensor([first, second], device=model.device)
 
 
 def holds_experts(module: nn.Module) -> bool:
-    """Whether the module itself has one weight matrix for each expert, in one tensor."""
+    """Whether the module itself has one weight matrix for each expert, in one tensor, and no linear layers."""
     own = module.parameters(recurse=False)
-    return not isinstance(module, nn.Conv1d) and any(parameter.ndim == 3 for parameter in own)
+    return (
+        not isinstance(module, nn.Conv1d)
+        and any(parameter.ndim == 3 for parameter in own)
+        and not any(isinstance(part, nn.Linear) for part in module.modules())
+    )
 
 
 def overflow_hint(dtype: torch.dtype) -> str:
@@ -142,16 +211,25 @@ def overflow_hint(dtype: torch.dtype) -> str:
     return " (float16 overflows above 65504: set `dtype` to bfloat16 or float32)" if dtype == torch.float16 else ""
 
 
+def text_config(model: PreTrainedModel) -> Any:
+    """The part of a model's config that is about text."""
+    try:
+        return model.config.get_text_config()
+    except ValueError:  # it has several
+        return model.config
+
+
 def _vocab_size(model: PreTrainedModel) -> int:
     embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    return int(getattr(embeddings, "weight", embeddings).shape[0])
 
 
-def _base(model: PreTrainedModel) -> Any:
-    if model.base_model is model and model.get_output_embeddings() is not None:
-        # The class's prefix names no attribute, so it passes for its own base, head and all.
-        return next(child for child in model.children() if isinstance(child, PreTrainedModel))
-    return model.base_model
+def _configs(config: Any) -> Iterator[Any]:
+    """A config and those inside it."""
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        if isinstance(inner := getattr(config, name, None), PreTrainedConfig):
+            yield from _configs(inner)
 
 
 def _device(device: str) -> torch.device:
@@ -163,7 +241,7 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _config(location: Path, options: dict[str, Any]) -> Any:
+def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(location, **options)
     except Exception as error:  # OSError, ValueError, KeyError, ImportError, those of checks in the classes, and others
@@ -174,44 +252,89 @@ def _config(location: Path, options: dict[str, Any]) -> Any:
         raise InputError(
             f"{location}: expected a config.json of a transformers model, found {_sentence(error)}"
         ) from error
-    if config.is_encoder_decoder:
+    for one in _configs(config):
+        if not hasattr(one, "pad_token_id"):
+            one.pad_token_id = None  # some classes of transformers still read what their configs no longer have
+    if config.is_encoder_decoder and part is None:
         raise InputError(
-            f"{location}: found {config.model_type!r}, an encoder-decoder model, expected a decoder or an encoder"
+            f"{location}: found {config.model_type!r}, an encoder-decoder model, expected its encoder or its decoder: "
+            "add `.encoder` or `.decoder` to its name under `models`"
+        )
+    if part is not None and not config.is_encoder_decoder:
+        raise InputError(
+            f"{location}: found {config.model_type!r}, which has no {part}, expected an encoder-decoder model"
         )
     return config
 
 
-def _is_causal_lm(config: Any, trust_remote_code: bool) -> bool:
-    classes = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        classes |= set(config.architectures or ())
-    if config.architectures:
-        return bool(classes & set(config.architectures))
-    known, masked = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return config.model_type in known and config.model_type not in masked
+def _class_of(config: Any, trust_remote_code: bool) -> tuple[Any, str | None]:
+    """The class to load a model with, and why it has no loss of the next token where the class tells."""
+    names = config.architectures or []
+    own_code = (getattr(config, "auto_map", None) or {}) if trust_remote_code else {}
+    if "AutoModelForCausalLM" in own_code:
+        return AutoModelForCausalLM, None
+    heads = {name for mapping in _HEADS for name in _names(mapping)}
+    for name in names:
+        if name in heads and hasattr(transformers, name):
+            return getattr(transformers, name), None
+    if not names:
+        for auto_class, mapping in _AUTO_CLASSES:
+            if config.model_type in mapping:
+                return auto_class, None
+        return AutoModel, f"its config.json names no class, and {config.model_type} has none that predicts tokens"
+    return AutoModel, f"its checkpoint is of {names[0]}, which has no head that predicts the next token"
+
+
+def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
+    for names in mapping.values():
+        yield from [names] if isinstance(names, str) else names
 
 
 def _weights(
-    auto_class: Any, location: Path, config: Any, attention: str, options: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+    model_class: Any, location: Path, config: Any, attention: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, str, dict[str, Any]]:
+    """The model, the attention implementation that it runs, and what its loading says of weights."""
+    if attention != "auto":
+        options = {**options, "attn_implementation": attention}
     try:
-        model, report = auto_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+        model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
             raise InputError(
                 f"attention: found {attention!r}, which {config.model_type} in {location} does not support, "
-                "set `attention: eager` for this model"
+                "set `attention: auto` for this model"
             ) from error
-        raise InputError(
-            f"{location}: expected safetensors weights of a {config.model_type} model, found {_sentence(error)}"
-        ) from error
-    used = model.config.get_text_config()._attn_implementation
-    if used != attention:
+        if isinstance(error, OSError | SafetensorError):
+            raise InputError(
+                f"{location}: expected safetensors weights of a {config.model_type} model, found {_sentence(error)}"
+            ) from error
+        raise InputError(_cannot_make(model_class, location, error)) from error
+    used = text_config(model)._attn_implementation or "eager"
+    if attention not in ("auto", used):
         raise InputError(
             f"attention: found {attention!r}, but {config.model_type} in {location} runs {used!r}, "
-            f"set `attention: {used}` for this model"
+            f"set `attention: {used}` or `attention: auto` for this model"
         )
-    return model, report
+    return model, used, report
+
+
+def _cannot_make(model_class: Any, location: Path, error: Exception) -> str:
+    return (
+        f"{location}: transformers {transformers.__version__} cannot make a {model_class.__name__} of its config.json "
+        f"and weights: {type(error).__name__}: {_sentence(error)}"
+    )
+
+
+def _does_not_run(model: PreTrainedModel, location: Path, error: Exception) -> str:
+    name = type(model).__name__
+    if model.main_input_name not in ("input_ids", "inputs"):
+        return (
+            f"{location}: found {name}, which reads {model.main_input_name}, expected a model that runs on text alone"
+        )
+    return (
+        f"{location}: {name} does not run on a few tokens with transformers {transformers.__version__}, found "
+        f"{type(error).__name__}: {_sentence(error)}"
+    )
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
@@ -232,17 +355,20 @@ def _head_weights(model: PreTrainedModel) -> set[str]:
 
 
 @torch.inference_mode()
-def _is_causal(model: PreTrainedModel) -> bool:
+def _is_causal(model: PreTrainedModel, body: Any, part: Part | None) -> bool:
     """Whether the first position stays the same when all later tokens change.
 
-    Where tokens are routed to experts, other tokens beside it change the order of additions.
+    Where tokens are routed to experts, other tokens beside it change the order of additions. A random model may move
+    by little, so that nothing but rounding is let pass.
     """
     ids = probe_ids(model)
     ids, changed = ids[:1], torch.cat([ids[:1, :1], ids[1:, 1:]], dim=1)
-    before, after = (_base(model)(tokens).last_hidden_state[0, 0].float() for tokens in (ids, changed))
+    run = partial(run_decoder, model, encoder_ids=ids[:, 1:]) if part == "decoder" else body
+    before, after = (run(tokens).last_hidden_state[0, 0].float() for tokens in (ids, changed))
     moved = (before - after).abs() / (before.abs() + before.square().mean().sqrt())
     routed = any(holds_experts(module) for module in model.modules())
-    return bool(moved.max() <= (5e-2 if routed and model.dtype != torch.float32 else 1e-3))
+    allowed = {True: 1e-4, False: 1e-5} if model.dtype == torch.float32 else {True: 5e-2, False: 1e-3}
+    return bool(moved.max() <= allowed[routed])
 
 
 def _sentence(error: Exception) -> str:

@@ -2,13 +2,16 @@
 
 A wrong number is worse than a crash. The identities are computed by the model's own modules, in its own dtype, on a few
 probe tokens, and every value must agree: to the rounding of an addition where the stream adds up, to that of a matrix
-product elsewhere.
+product elsewhere. And sites of different names must differ, except where their definitions let them be one tensor.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import torch
 
@@ -16,9 +19,9 @@ from outlier_features.errors import InputError
 from outlier_features.model.activation import activation_of, possible_ups
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.sites import Block, Site, hooked
+from outlier_features.model.tensors import first_tensor
 
 Tensor = torch.Tensor
-Tensors = dict[str, Tensor]  # by site, or by part of a block: (B*T, H)
 
 # What a value that is computed again may differ by, relative to itself plus the RMS of its row.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -53,51 +56,120 @@ class Identity:
         return self.worst()[0] <= 1
 
 
-def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str]) -> dict[str, list[str]]:
-    """Check the identities of every site on the probe; returns, for each site, those that held and in how many blocks.
+@dataclass(frozen=True)
+class Proof:
+    """What the probe says of each site.
 
-    Raises `InputError` where an identity that concerns a `requested` site fails or the site has none, and where its
-    module does not run once a pass or its tensor is not of the model's dtype.
+    held       by site, the identities that held, with the number of their blocks
+    doubtful   by block and site, why the site is not proven there
     """
+
+    held: dict[str, list[str]]
+    doubtful: dict[tuple[int, str], str]
+
+
+def prove_sites(loaded: LoadedModel, blocks: list[Block]) -> Proof:
+    """Check the identities of every site of every block on the probe."""
     probe = _run_probe(loaded, blocks)
-    for index, block in enumerate(blocks):
-        for site in set(requested) & set(block.sites):
-            _require_one(probe.calls[index][site], loaded.dtype, f"{site} of block {index} ({block.sites[site].path})")
     held: dict[str, Counter[str]] = defaultdict(Counter)
+    doubtful: dict[tuple[int, str], str] = {}
     for index, block in enumerate(blocks):
-        proven = set()
+        proven: dict[str, list[str]] = defaultdict(list)
+        failed: dict[str, str] = {}
         for identity in _identities(loaded, blocks, probe, index):
             if identity.holds():
-                proven |= set(identity.sites)
                 for site in identity.sites:
-                    held[site][identity.text] += 1
-            elif doubtful := [site for site in identity.sites if site in requested]:
-                raise InputError(_failure(doubtful[0], index, block, identity), f"leave {doubtful[0]} out")
-        for site in requested:
-            if site in block.sites and site not in proven:
-                raise InputError(
-                    f"sites: found no identity that proves {site} of block {index}, expected one", f"leave {site} out"
-                )
-    return {
-        site: [f"{text} ({n} of {len(blocks)} blocks)" for text, n in texts.items()] for site, texts in held.items()
-    }
+                    proven[site].append(identity.text)
+            else:
+                for site in identity.sites:
+                    failed.setdefault(site, _failure(site, index, block, identity))
+        failed = _coinciding(block, probe.tensors(index)) | failed
+        for site in block.sites:
+            wrong = _unusable(probe, index, site, loaded.dtype)
+            if reason := wrong or failed.get(site) or (None if proven[site] else _unproven(site, index)):
+                doubtful[index, site] = reason
+            else:
+                held[site].update(proven[site])
+    texts = {site: [f"{text} ({n} of {len(blocks)} blocks)" for text, n in its.items()] for site, its in held.items()}
+    return Proof(texts, doubtful)
+
+
+def keep_proven(blocks: list[Block], proof: Proof) -> None:
+    """Take the sites that are not proven out of the blocks; they are absent for that reason."""
+    for (index, site), reason in proof.doubtful.items():
+        del blocks[index].sites[site]
+        blocks[index].absent[site] = reason
+
+
+def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str]) -> dict[str, list[str]]:
+    """The identities that held of each site, and in how many blocks.
+
+    Raises `InputError` where a `requested` site is not proven in a block that has it.
+    """
+    proof = prove_sites(loaded, blocks)
+    for (_, site), reason in proof.doubtful.items():
+        if site in requested:
+            raise InputError(f"sites: {reason}", f"leave {site} out")
+    return proof.held
 
 
 def _failure(site: str, index: int, block: Block, identity: Identity) -> str:
     multiple, difference = identity.worst()
     return (
-        f"sites: {site} of block {index} was found at {block.sites[site].path} ({block.sites[site].side}), but "
+        f"{site} of block {index} was found at {block.sites[site].path} ({block.sites[site].side}), but "
         f"{identity.text} fails by {difference:.3g}, {multiple:.3g} times what rounding allows"
     )
 
 
-def _require_one(calls: list[Tensor], dtype: torch.dtype, name: str) -> None:
-    if len(calls) != 1:
-        raise InputError(f"sites: the module of {name} ran {len(calls)} times in a pass, expected once")
-    if calls[0].dtype != dtype:
-        raise InputError(
-            f"sites: {name} is {calls[0].dtype} in a model of {dtype}, set `dtype: float32` for this model"
+def _unproven(site: str, index: int) -> str:
+    return f"no identity proves {site} of block {index}"
+
+
+# Pairs that are one tensor where the model has it so: a norm that two sublayers read, no norm after the MLP, a stream
+# that is normed itself before the MLP reads it.
+_MAY_COINCIDE = {
+    frozenset(pair)
+    for pair in (
+        ("attn_norm", "mlp_norm"), ("attn_norm", "mixer_norm"), ("mixer_norm", "mlp_norm"), ("mlp_out", "mlp_down"),
+    )
+}  # fmt: skip
+
+
+def _coinciding(block: Block, tensors: "Tensors") -> dict[str, str]:
+    """Sites that are the same tensor as another though they must not be."""
+    found = {}
+    for one, other in combinations(block.sites, 2):
+        allowed = {frozenset((one, other))} & _MAY_COINCIDE or (
+            block.closing_norm is not None and {one, other} == {"resid_mid", "mlp_norm"}
         )
+        if not allowed and torch.equal(tensors[one].flat, tensors[other].flat):
+            for site in (one, other):
+                if site not in ("resid_pre", "resid_post"):
+                    found[site] = f"{one} and {other} are the same tensor, expected two"
+    return found
+
+
+def _unusable(probe: "_Probe", index: int, site: str, dtype: torch.dtype) -> str | None:
+    calls = probe.calls[index][site]
+    if len(calls) != 1:
+        return f"the module of {site} of block {index} ran {len(calls)} times in a pass, expected once"
+    if calls[0].value.dtype != dtype:
+        return f"{site} of block {index} is {calls[0].value.dtype} in a model of {dtype}, set `dtype: float32`"
+    return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor as the model has it, (B, T, H) or (B*T, H)."""
+
+    value: Tensor
+
+    @property
+    def flat(self) -> Tensor:
+        return self.value.reshape(-1, self.value.shape[-1])
+
+
+Tensors = dict[str, _Seen]  # by site, or by part of a block
 
 
 @dataclass(frozen=True)
@@ -105,62 +177,81 @@ class _Probe:
     """The tensors of a pass: by block and site (or part of a block) those of each call, and what the rest made of them.
 
     first_hidden_state   what transformers reports as the first block's input, if it does
-    after_blocks         what the modules outside the blocks read, and the last hidden state
+    read, written        what the modules outside the blocks read and returned, and the last hidden state
     """
 
-    calls: list[dict[str, list[Tensor]]]
+    calls: list[dict[str, list[_Seen]]]
     first_hidden_state: Tensor | None
-    after_blocks: list[Tensor]
+    read: list[Tensor]
+    written: list[Tensor]
 
     def tensors(self, index: int) -> Tensors:
         return {name: calls[-1] for name, calls in self.calls[index].items()}
 
 
 def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _Probe:
-    calls: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in blocks]
-    after_blocks: list[Tensor] = []
+    calls: list[dict[str, list[_Seen]]] = [defaultdict(list) for _ in blocks]
+    read: list[Tensor] = []
+    written: list[Tensor] = []
 
     def receive(key: tuple[int, str], tensor: Tensor | None) -> None:
         index, name = key
         if tensor is not None:
-            rows = tensor.reshape(-1, tensor.shape[-1]).clone()
-            after_blocks.append(rows) if index == len(blocks) else calls[index][name].append(rows)
+            calls[index][name].append(_Seen(tensor.clone()))
 
     watched = [((i, name), site) for i, block in enumerate(blocks) for name, site in _parts(block).items()]
-    watched += [((len(blocks), site.path), site) for site in _leaves_outside(loaded, blocks)]
-    with hooked(watched, receive), torch.inference_mode():
+    with _leaves_outside(loaded, blocks, read, written), hooked(watched, receive), torch.inference_mode():
         output = loaded.base(probe_ids(loaded.model), output_hidden_states=True)
     last = output.last_hidden_state
     states = getattr(output, "hidden_states", None)
-    first = states[0].flatten(0, 1) if states and len(states) == len(blocks) + 1 else None
-    return _Probe(calls, first, [*after_blocks, last.reshape(-1, last.shape[-1])])
+    first = states[0] if states and len(states) == len(blocks) + 1 else None
+    first = None if first is None else first.reshape(-1, first.shape[-1])
+    return _Probe(calls, first, [*read, last.reshape(-1, last.shape[-1])], written)
 
 
 def _parts(block: Block) -> dict[str, Site]:
     parts = dict(block.sites)
-    parts |= {f"attn_inputs.{n}": site for n, site in enumerate(block.attn_inputs)}
+    for norm, inputs in block.inputs.items():
+        parts |= {f"{norm}.inputs.{n}": site for n, site in enumerate(inputs)}
     parts |= {f"mlp_linears.{n}": site for n, site in enumerate(block.mlp_linears)}
-    return parts | ({"mlp_input": block.mlp_input} if block.mlp_input else {})
+    parts |= {f"later.{n}": site for n, site in enumerate(block.later)}
+    parts |= {f"next_norms.{n}": site for n, site in enumerate(block.next_norms) if site}
+    return parts | (block.mixed or {})
 
 
-def _leaves_outside(loaded: LoadedModel, blocks: list[Block]) -> Iterator[Site]:
+@contextmanager
+def _leaves_outside(
+    loaded: LoadedModel, blocks: list[Block], read: list[Tensor], written: list[Tensor]
+) -> Iterator[None]:
+    """Copy what the modules outside the blocks read and return."""
     inside = tuple(f"{block.path}." for block in blocks)
+
+    def copy(value: Any, to: list[Tensor]) -> None:
+        tensor = first_tensor(value)
+        if tensor is not None and tensor.ndim:
+            to.append(tensor.reshape(-1, tensor.shape[-1]).clone())
+
+    handles: list[Any] = []
     for path, module in loaded.model.named_modules():
         if not path.startswith(inside) and not any(module.children()):
-            yield Site(path, module, "in", 0)
+            handles += [
+                module.register_forward_pre_hook(lambda _, args, kwargs: copy((args, kwargs), read), with_kwargs=True),
+                module.register_forward_hook(lambda _, args, output: copy(output, written)),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _identities(loaded: LoadedModel, blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
     block, tensors = blocks[index], probe.tensors(index)
-    if not _has(block, "resid_pre", "resid_post"):
-        return
     with torch.inference_mode():
-        yield from _stream(probe, index, tensors)
-        yield from _attention(block, tensors)
-        if _has(block, "attn_out", "mlp_out"):
-            yield from _residual_sums(block, tensors)
-        if "mlp_norm" in block.sites:
-            yield from _mlp_norm(block, tensors)
+        yield from _stream(blocks, probe, index)
+        yield from _norms(block, tensors)
+        yield from _projections(block, tensors)
+        yield from _residual_sums(block, tensors)
         if _has(block, "mlp_act", "mlp_down", "mlp_out"):
             yield from _neurons(loaded, block, tensors)
 
@@ -169,104 +260,183 @@ def _has(block: Block, *sites: str) -> bool:
     return block.sites.keys() >= set(sites)
 
 
-def _stream(probe: _Probe, index: int, tensors: Tensors) -> Iterator[Identity]:
-    """The stream goes from block to block as it is."""
-    pre, post = tensors["resid_pre"], tensors["resid_post"]
-    if index > 0:
-        before = probe.tensors(index - 1)["resid_post"]
-        yield Identity("resid_pre[i] == resid_post[i - 1]", ("resid_pre",), pre, before)
-    elif probe.first_hidden_state is not None:
-        yield Identity("resid_pre[0] == hidden_states[0]", ("resid_pre",), pre, probe.first_hidden_state)
-    if index + 1 < len(probe.calls):
-        after = probe.tensors(index + 1)["resid_pre"]
-        yield Identity("resid_post[i] == resid_pre[i + 1]", ("resid_post",), post, after)
-    else:
-        text = "resid_post[-1] is what the model reads after its last block"
-        yield _best([Identity(text, ("resid_post",), post, value) for value in probe.after_blocks])
+def _stream(blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
+    """The stream goes from block to block as it is; where a round of blocks begins or ends, it is seen outside."""
+    tensors = probe.tensors(index)
+    if "resid_pre" in blocks[index].sites:
+        pre = tensors["resid_pre"].flat
+        before = probe.tensors(index - 1).get("resid_post") if index else None
+        if before is not None and blocks[index].follows:
+            yield Identity("resid_pre[i] == resid_post[i - 1]", ("resid_pre",), pre, before.flat)
+        elif index == 0 and probe.first_hidden_state is not None:
+            text = "resid_pre[0] is what the model writes before its first block"
+            tried = [Identity(text, ("resid_pre",), pre, value) for value in probe.written]
+            yield _best(
+                [Identity("resid_pre[0] == hidden_states[0]", ("resid_pre",), pre, probe.first_hidden_state), *tried]
+            )
+    if "resid_post" in blocks[index].sites:
+        post = tensors["resid_post"].flat
+        after = probe.tensors(index + 1).get("resid_pre") if index + 1 < len(blocks) else None
+        if after is not None and blocks[index + 1].follows:
+            yield Identity("resid_post[i] == resid_pre[i + 1]", ("resid_post",), post, after.flat)
+        else:
+            text = "resid_post[-1] is what the model reads after its last block"
+            yield _best([Identity(text, ("resid_post",), post, value) for value in probe.read])
 
 
-def _attention(block: Block, tensors: Tensors) -> Iterator[Identity]:
-    if "attn_norm" in block.sites:
-        normed = tensors["attn_norm"]
-        again = _call(block.sites["attn_norm"], tensors["resid_pre"])
-        yield Identity("attn_norm == norm(resid_pre)", ("attn_norm", "resid_pre"), normed, again)
-        names = [site.path.rpartition(".")[2] for site in block.attn_inputs]
-        inputs = [tensors[f"attn_inputs.{n}"] for n in range(len(names))]
-        readers = [name for name, read in zip(names, inputs, strict=True) if torch.equal(read, normed)]
-        yield Identity(f"attn_norm is read by {', '.join(readers)}", ("attn_norm",), normed, inputs[0])
-    if _has(block, "attn_heads", "attn_out"):
-        heads, out = block.sites["attn_heads"], block.sites["attn_out"]
-        projected = _call(heads, tensors["attn_heads"])
-        text = "attn_out == o_proj(attn_heads)"
-        if out.module is not heads.module:
-            projected, text = _call(out, projected), "attn_out == norm(o_proj(attn_heads))"
-        yield Identity(text, ("attn_heads", "attn_out"), tensors["attn_out"], projected)
+def _norms(block: Block, tensors: Tensors) -> Iterator[Identity]:
+    """A norm's output is what the norm makes of the stream, and what the sublayer after it reads."""
+    for norm, source in (("attn_norm", "resid_pre"), ("mixer_norm", "resid_pre"), ("mlp_norm", _before_mlp(block))):
+        if norm not in block.sites:
+            continue
+        normed, inputs = tensors[norm].flat, block.inputs[norm]
+        if norm == "mlp_norm" and block.closing_norm is not None and "resid_mid" in block.sites:
+            yield Identity("mlp_norm == resid_mid", (norm,), normed, tensors["resid_mid"].flat)
+        elif source in block.sites:
+            sites = (norm,) if norm == "mlp_norm" and not block.nested else (norm, source)
+            yield _again(f"{norm} == norm({source})", sites, normed, block.sites[norm], tensors[source])
+        read = [tensors[f"{norm}.inputs.{n}"].flat for n in range(len(inputs))]
+        names = [site.path.rpartition(".")[2] for site in inputs]
+        readers = [name for name, value in zip(names, read, strict=True) if torch.equal(value, normed)]
+        if not block.nested:
+            yield Identity(f"{norm} is read by {', '.join(readers)}", (norm,), normed, read[0])
+
+
+def _before_mlp(block: Block) -> str:
+    return "resid_mid" if block.mixed != {} and not block.parallel else "resid_pre"
+
+
+def _projections(block: Block, tensors: Tensors) -> Iterator[Identity]:
+    """What attention or a mixer adds to the stream is what its last matrix writes, after a norm where there is one."""
+    for norm, heads, out in (("attn_norm", "attn_heads", "attn_out"), ("mixer_norm", None, "mixer_out")):
+        if out not in block.sites:
+            continue
+        last = len(block.inputs[norm]) - 1
+        projection = block.inputs[norm][last]
+        read = tensors[heads if heads in block.sites else f"{norm}.inputs.{last}"]  # type: ignore[index]
+        sites = (heads, out) if heads in block.sites else (out,)
+        chain = [projection] if block.sites[out].module is projection.module else [projection, block.sites[out]]
+        text = (
+            f"{out} == {'o_proj' if len(chain) == 1 else 'norm(o_proj'}({heads or 'its input'}){')' * (len(chain) - 1)}"
+        )
+        yield _again_after(text, sites, tensors[out].flat, chain, read)
 
 
 def _residual_sums(block: Block, tensors: Tensors) -> Iterator[Identity]:
-    pre, post, attn, mlp = (tensors[name] for name in ("resid_pre", "resid_post", "attn_out", "mlp_out"))
-    if block.parallel:
-        text = "resid_post == resid_pre + attn_out + mlp_out"
-        yield Identity(text, ("attn_out", "mlp_out"), post, pre + attn + mlp, (pre, attn, mlp))
+    """What the sublayers write adds up to the stream after them."""
+    if not _has(block, "resid_pre", "resid_post") or block.mixed is None:
         return
-    if "resid_mid" not in block.sites:
+    pre, post = tensors["resid_pre"].flat, tensors["resid_post"].flat
+    mixed = {name: tensors[name].flat for name in block.mixed}
+    sites = tuple(name for name in mixed if name in block.sites)
+    mlp = tensors["mlp_out"].flat if "mlp_out" in block.sites else None
+    if block.parallel or "resid_mid" not in block.sites:
+        has_mlp = bool(block.inputs.get("mlp_norm"))
+        if has_mlp and mlp is None:
+            return
+        terms = mixed | ({"mlp_out": mlp} if mlp is not None else {})
+        yield from _sum(
+            "resid_post", "resid_pre", post, pre, terms, (*sites, *(("mlp_out",) if mlp is not None else ())), ()
+        )
         return
-    mid = tensors["resid_mid"]
+    mid = tensors["resid_mid"].flat
     if block.closing_norm is None:
-        yield from _sum_before_mlp(pre, attn, mid)
-        yield Identity("resid_post == resid_mid + mlp_out", ("mlp_out",), post, mid + mlp, (mid, mlp))
+        yield from _sum("resid_mid", "resid_pre", mid, pre, mixed, sites, ("resid_mid",))
+        if mlp is not None:
+            yield from _mlp_sum(block, tensors, mid, mlp, post)
         return
-    again = _call(block.sites["mlp_norm"], pre + attn)
-    yield Identity("resid_mid == norm(resid_pre + attn_out)", ("resid_mid", "attn_out", "mlp_norm"), mid, again)
-    again = block.closing_norm(mid + mlp)
-    yield Identity("resid_post == norm(resid_mid + mlp_out)", ("resid_post", "mlp_out"), post, again)
+    if "mlp_norm" in block.sites:
+        yield from _post_norm_sums(block, tensors, mixed)
+    if mlp is not None:
+        total = _Seen((mid + mlp).reshape(tensors["resid_post"].value.shape))
+        closing = Site("", block.closing_norm, "out", 0)
+        yield _again("resid_post == norm(resid_mid + mlp_out)", ("mlp_out",), post, closing, total)
 
 
-def _sum_before_mlp(pre: Tensor, attn: Tensor, mid: Tensor) -> Iterator[Identity]:
-    """`resid_mid` stands even where the block scales attention's output before it adds it; `attn_out` does not."""
-    bare = Identity("resid_mid == resid_pre + attn_out", ("resid_mid", "attn_out"), mid, pre + attn, (pre, attn))
-    change, said = _exact(mid) - _exact(pre), _exact(attn)
-    scale = float((change * said).sum() / said.square().sum())
-    if bare.holds() or abs(scale) < 1e-3:
+def _post_norm_sums(block: Block, tensors: Tensors, mixed: dict[str, Tensor]) -> Iterator[Identity]:
+    """Where the stream is normed after each sum: each norm makes of the sum what the next sublayer reads."""
+    stream, name = tensors["resid_pre"], "resid_pre"
+    norms = [*block.next_norms, block.sites["mlp_norm"]]
+    for number, ((part, added), norm) in enumerate(zip(mixed.items(), norms, strict=False)):
+        last = number == len(mixed) - 1
+        read = tensors["resid_mid"] if last else tensors.get(f"next_norms.{number}")
+        if norm is None or read is None:
+            return
+        sites = ((part,) if part in block.sites else ()) + (("resid_mid",) if last else ())
+        total = _Seen((stream.flat + added).reshape(stream.value.shape))
+        text = f"{'resid_mid' if last else 'the stream'} == norm({name} + {part})"
+        yield _again(text, sites, read.flat, norm, total)
+        stream, name = read, "the stream"
+
+
+def _sum(
+    name: str, before: str, found: Tensor, pre: Tensor, terms: dict[str, Tensor], sites: tuple[str, ...],
+    stream: tuple[str, ...],
+) -> Iterator[Identity]:  # fmt: skip
+    """That `found` is the sum of `pre` and the terms, which proves their sites and the `stream`'s.
+
+    The stream stands even where the block scales what it adds; then the terms do not.
+    """
+    if not terms:
+        return
+    values = list(terms.values())
+    if any(value.shape != pre.shape for value in values):
+        return
+    text = " + ".join((before, *terms))
+    bare = Identity(f"{name} == {text}", (*stream, *sites), found, sum(values, pre), (pre, *values))
+    if bare.holds() or not stream:
         yield bare
         return
-    yield replace(bare, sites=("attn_out",))
-    scaled = attn * scale
-    yield Identity("resid_mid == resid_pre + c * attn_out", ("resid_mid",), mid, pre + scaled, (pre, scaled))
+    scales = _scales(_exact(found) - _exact(pre), [_exact(value) for value in values])
+    if any(abs(scale) < 1e-3 for scale in scales):
+        yield bare
+        return
+    yield Identity(bare.text, sites, found, bare.expected, bare.terms)
+    scaled = [value * scale for value, scale in zip(values, scales, strict=True)]
+    letters = " + ".join(f"{'cdefg'[n]} * {term}" for n, term in enumerate(terms))
+    yield Identity(f"{name} == {before} + {letters}", stream, found, sum(scaled, pre), (pre, *scaled))
 
 
-def _mlp_norm(block: Block, tensors: Tensors) -> Iterator[Identity]:
-    normed = tensors["mlp_norm"]
-    source = "resid_pre" if block.parallel else "resid_mid"
-    if block.closing_norm is not None:
-        yield Identity("mlp_norm == resid_mid", ("mlp_norm", "resid_mid"), normed, tensors["resid_mid"])
-    elif source in block.sites:
-        again = _call(block.sites["mlp_norm"], tensors[source])
-        yield Identity(f"mlp_norm == norm({source})", ("mlp_norm", source), normed, again)
-    yield Identity("mlp_norm is read by the MLP", ("mlp_norm",), normed, tensors["mlp_input"])
+def _scales(change: Tensor, terms: list[Tensor]) -> list[float]:
+    """The factors with which the terms add up to `change`, by least squares."""
+    columns = torch.stack([term.flatten() for term in terms], dim=1)
+    solution = torch.linalg.lstsq(columns.T @ columns, columns.T @ change.flatten()[:, None]).solution
+    return [float(value) for value in solution.flatten()]
+
+
+def _mlp_sum(block: Block, tensors: Tensors, mid: Tensor, mlp: Tensor, post: Tensor) -> Iterator[Identity]:
+    """The MLP's output leads to the block's, or to what something that runs after it in the block reads."""
+    total = mid + mlp
+    bare = Identity("resid_post == resid_mid + mlp_out", ("mlp_out",), post, total, (mid, mlp))
+    later = [tensors[f"later.{n}"].flat for n in range(len(block.later)) if f"later.{n}" in tensors]
+    text = "resid_mid + mlp_out is read by a later part of the block"
+    yield _best([bare, *(Identity(text, ("mlp_out",), value, total, (mid, mlp)) for value in later)])
 
 
 def _neurons(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Identity]:
     yield from _activation(loaded, block, tensors)
     down, out = block.sites["mlp_down"], block.sites["mlp_out"]
-    written = _call(block.sites["mlp_act"], tensors["mlp_act"])
-    yield Identity("mlp_down == down(mlp_act)", ("mlp_act", "mlp_down"), tensors["mlp_down"], written)
+    written = tensors["mlp_down"].flat
+    yield _again(
+        "mlp_down == down(mlp_act)", ("mlp_act", "mlp_down"), written, block.sites["mlp_act"], tensors["mlp_act"]
+    )
     if out.module is down.module:
-        yield Identity("mlp_out == mlp_down", ("mlp_down", "mlp_out"), tensors["mlp_out"], tensors["mlp_down"])
+        yield Identity("mlp_out == mlp_down", ("mlp_down", "mlp_out"), tensors["mlp_out"].flat, written)
     else:
-        again = _call(out, tensors["mlp_down"])
-        yield Identity("mlp_out == norm(mlp_down)", ("mlp_down", "mlp_out"), tensors["mlp_out"], again)
+        text = "mlp_out == norm(mlp_down)"
+        yield _again(text, ("mlp_down", "mlp_out"), tensors["mlp_out"].flat, out, tensors["mlp_down"])
 
 
 def _activation(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Identity]:
     function = activation_of(block, loaded.config)
     if "mlp_pre" not in block.sites or function is None:
         return
-    neurons, pre = tensors["mlp_act"], tensors["mlp_pre"]
+    flat = {name: seen.flat for name, seen in tensors.items()}
+    neurons, pre = flat["mlp_act"], flat["mlp_pre"]
     activated = function(pre)
-    sites = ("mlp_pre", "mlp_act")
+    sites = ("mlp_pre",)
     tried = [Identity("mlp_act == act(mlp_pre)", sites, neurons, activated)]
-    for up in possible_ups(block, tensors, activated.shape[-1]):
+    for up in possible_ups(block, flat, activated.shape[-1]):
         tried.append(Identity("mlp_act == act(mlp_pre) * up", sites, neurons, activated * up))
     yield _best(tried)
 
@@ -275,9 +445,21 @@ def _best(identities: list[Identity]) -> Identity:
     return min(identities, key=lambda identity: identity.worst()[0])
 
 
-def _call(site: Site, value: Tensor) -> Tensor:
-    output: Tensor = site.module(value)
-    return output
+def _again(text: str, sites: tuple[str, ...], found: Tensor, site: Site, value: _Seen) -> Identity:
+    """That the site's module makes `found` of a value."""
+    return _again_after(text, sites, found, [site], value)
+
+
+def _again_after(text: str, sites: tuple[str, ...], found: Tensor, chain: list[Site], value: _Seen) -> Identity:
+    """That the modules make `found` of a value, one after the other; if one cannot be run alone, nothing is proven."""
+    made: Any = value.value
+    try:
+        for site in chain:
+            made = first_tensor(site.module(made))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        made = None
+    expected = torch.empty(0, 0) if made is None else made.reshape(-1, made.shape[-1])
+    return Identity(text, sites, found, expected)
 
 
 def _exact(value: Tensor) -> Tensor:

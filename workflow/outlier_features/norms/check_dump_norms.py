@@ -6,7 +6,7 @@ from pathlib import Path
 from outlier_features.files.tables import DIMS, read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.describe_gains import Gain
-from outlier_features.norms.gains_in_file import PREFIX, gains_in_file
+from outlier_features.norms.gains_in_file import PREFIX, gains_in_file, tensors_of
 from outlier_features.norms.norm_tables import Norm, write_norms
 from outlier_features.rules import RESIDUAL_BASIS
 
@@ -30,8 +30,10 @@ def _gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str, str
     if not keys:
         yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
     for name, key in keys.items():
-        for found, gain in gains_in_file(file, [key]).items():
-            yield name + found.removeprefix(key), key, gain
+        for layer, tensor in tensors_of(file, key):
+            own = name if layer is None else f"{name}.{layer}"
+            for found, gain in gains_in_file(file, [tensor]).items():
+                yield own + found.removeprefix(tensor), tensor, gain
 
 
 def _norm(name: str, key: str, gain: Gain, d_model: int | None) -> Norm:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from outlier_features.errors import InputError
+from outlier_features.files.layer_keys import LAYER, layer_names, nearest_keys
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.norms.describe_gains import Array, Gain
 
@@ -14,10 +15,11 @@ PREFIX = "rmsnorm_gammas/"
 def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:
     """The gains under `keys`, by key; without keys those under `rmsnorm_gammas/<module>`, by module.
 
-    A tensor (H,) is one norm; (L, H) is one a layer, named `<name>.<layer>`. A dump holds gains as they are applied.
+    A tensor (H,) is one norm; (L, H) is one a layer, named `<name>.<layer>`; a key with `{layer}` stands for a tensor a
+    layer, each under its own name. A dump holds gains as they are applied.
     Raises `InputError` where there is no such key, or a tensor is of another rank or not of floats.
     """
-    names = {key: key for key in keys} or {
+    names = {name: name for key in keys for _, name in tensors_of(file, key)} or {
         name.removeprefix(PREFIX): name for name in sorted(file.entries) if name.startswith(PREFIX)
     }
     if not names:
@@ -37,9 +39,20 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
     return gains
 
 
+def tensors_of(file: TensorFile, key: str) -> Sequence[tuple[int | None, str]]:
+    """The tensors that a key stands for, each with its layer where the key has `{layer}`."""
+    if LAYER not in key:
+        return [(None, key)]
+    found = layer_names(file.entries, key, file.path)
+    if not found:
+        raise InputError(f"{file.path}: has no tensor {key!r}{nearest_keys(file.entries, key)}")
+    return tuple(found.items())
+
+
 def stored_floats(file: TensorFile, name: str) -> Array:
     """The values of a tensor of floats, none of them rounded: bfloat16 is widened to float32."""
-    dtype, values = file.entry(name).dtype, file.array(name)
+    dtype = file.entry(name).dtype
     if dtype not in DTYPES:
         raise InputError(f"{file.path}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")
+    values = file.array(name)
     return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values

@@ -19,7 +19,9 @@ from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.model.model_files import model_files
 from outlier_features.model.models import LoadedModel, load_model, probe_ids
-from outlier_features.model.sites import SITES, Block, find_sites, first_tensor
+from outlier_features.model.sites import SITES, Block, find_sites
+from outlier_features.model.tensors import first_tensor
+from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.describe_gains import PARAMETERIZATION, Array, Gain
 from outlier_features.norms.gains_in_file import stored_floats
 from outlier_features.norms.norm_tables import Norm
@@ -41,10 +43,12 @@ def norms_of(location: Path, trust_remote_code: bool) -> list[Norm]:
         location,
         dtype="bfloat16" if floats == {"BF16"} else "float32",  # either way no gain is rounded
         device="cpu",
-        attention="eager",  # which every model has; it does not concern the norms
+        attention="auto",  # it does not concern the norms
         trust_remote_code=trust_remote_code,
     )
-    return find_norms(loaded, find_sites(loaded), checkpoint)
+    blocks = find_sites(loaded)
+    keep_proven(blocks, prove_sites(loaded, blocks))
+    return find_norms(loaded, blocks, checkpoint)
 
 
 @torch.inference_mode()

@@ -89,6 +89,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Corpus SHA-256", corpus["sha256"]),
         ("Sample", f"{count(corpus['sequences'], 'sequence')} × {count(sample['tokens'], 'token')} "
                    f"(pack {sample['pack']}, bos {sample['bos']})"),
+        *(("Of the sample", note) for note in corpus.get("notes", [])),
         ("Positions", positions),
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),

@@ -13,6 +13,8 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
+from outlier_features.fetch.documents import file_kind
+from outlier_features.files.layer_keys import LAYER
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
 Schema = Mapping[str, Any]
@@ -49,7 +51,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for key in _PLACES:
         complete[key] = _place(key, complete[key])
     _require_apart(complete)
-    _check_floors(complete)
+    _set_floors(complete, selected.get("detect", {}).get("floors", {}))
     _check_chunks(complete)
     return complete
 
@@ -70,17 +72,44 @@ def require_files(config: Mapping[str, Any]) -> None:
     for key in _PLACES:
         _require_directory(key, Path(config[key]))
     for name, model in config["catalog"]["models"].items():
+        _require_no_braces(f"catalog.models.{name}", model)
         for file in dump_files(model) if "dump" in model else []:
             if not Path(file).is_file():
-                raise InputError(f"config: catalog.models.{name}.dump: {file} is not a file")
+                what = "matches no file" if any(sign in file for sign in ("*", "?", LAYER)) else "is not a file"
+                raise InputError(f"config: catalog.models.{name}.dump: {file} {what}")
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
-        if "path" in model and "pypi" not in model and not Path(model["path"]).is_dir():
-            raise InputError(f"config: catalog.models.{name}.path: {model['path']} is not a directory")
+        if "path" in model:
+            _require_model(name, model)
     for name, corpus in config["catalog"]["corpora"].items():
+        _require_no_braces(f"catalog.corpora.{name}", corpus)
         for file in corpus.get("files", []):
+            try:
+                file_kind(file)
+            except InputError as error:
+                raise InputError(f"config: catalog.corpora.{name}.{error}") from error
             if not Path(file).is_file():
                 raise InputError(f"config: catalog.corpora.{name}.files: {file} is not a file")
+
+
+def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
+    """Snakemake takes a brace in the path of an input for a wildcard, and has no way to write one that is none."""
+    for name in ("path", "files", "dump", "labels"):
+        paths = source.get(name, [])
+        for path in [paths] if isinstance(paths, str) else paths:
+            rest = path.replace(LAYER, "") if name == "dump" else path
+            if "{" in rest or "}" in rest:
+                raise InputError(
+                    f"config: {key}.{name}: {_shown(path)} has braces, expected a path without (a link will do)"
+                )
+
+
+def _require_model(name: str, model: Mapping[str, Any]) -> None:
+    key, path = f"config: catalog.models.{name}.path", Path(model["path"])
+    if "hub" in model and path.suffix != ".gguf":
+        raise InputError(f"{key}: {path} is no .gguf file, expected one of the repository, or no path for all of it")
+    if not {"hub", "pypi"} & model.keys() and not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
+        raise InputError(f"{key}: {path} is not a directory and no .gguf file")
 
 
 def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:
@@ -263,7 +292,11 @@ def _kind(choice: Schema) -> str:
 
 def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
     """Every threshold that is applied to hits: its key, its value, the site."""
-    rules, sites = config["rules"], config["sites"]
+    rules = config["rules"]
+    sites = {
+        *config["sites"],
+        *(site for model in config["catalog"]["models"].values() for site in model.get("keys", {})),
+    }
     for rule_sites in DETTMERS_SITES.values():
         for site in rule_sites:
             if site in sites:
@@ -273,11 +306,14 @@ def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
         yield "rules.massive.threshold", rules["massive"]["threshold"], MASSIVE_SITE
 
 
-def _check_floors(config: Mapping[str, Any]) -> None:
+def _set_floors(config: dict[str, Any], chosen: Mapping[str, float]) -> None:
+    """Lower floors to the thresholds that are applied there; one that was `chosen` above a threshold is an error."""
+    floors = config["detect"]["floors"]
     for key, threshold, site in _thresholds(config):
-        floor = config["detect"]["floors"][site]
-        if threshold < floor:
-            raise InputError(
-                f"config: {key} is {threshold:g}, below detect.floors.{site}: {floor:g}; expected a floor at most "
-                f"every threshold used there"
-            )
+        if threshold < floors[site]:
+            if site in chosen:
+                raise InputError(
+                    f"config: {key} is {threshold:g}, below detect.floors.{site}: {chosen[site]:g}; expected a floor "
+                    f"at most every threshold used there, or none set"
+                )
+            floors[site] = float(threshold)

@@ -1,16 +1,23 @@
-"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them."""
+"""One streaming pass over the activations of a site, wherever they lie, in memory that does not grow with them.
 
-from collections.abc import Callable, Sequence
+Its hits are listed, sequence by sequence. Where a sequence has too many, the list would grow with the activations: then
+its hits are left out and have to be counted, see `dense`. What is asked of one sequence alone depends on no chunks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from outlier_features.errors import InputError
 from outlier_features.populations import EXCLUDED, PADDING, REST
+from outlier_features.scan import dense_kernel
 from outlier_features.scan import scan_kernel as kernel
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import SiteStatistics, sparse_histogram
@@ -73,6 +80,7 @@ def scan(
     *,
     on_hits: Callable[[Hits], None],
     max_density: float = 1.0,
+    massive: Mapping[str, float] | None = None,
     threads: int = 1,
     profile: bool = True,
     histogram: bool = True,
@@ -80,14 +88,16 @@ def scan(
 ) -> SiteStatistics:
     """Scan a site's activations once.
 
-    parts      uint8 (N, T), see `populations`
-    pilot      float32 (L, H): power sums are taken about it
-    floor      abs(x) at or above it is a hit: a number, or float32 (L, H)
-    on_hits    called with the hits of some sequences at a time, in order
-    profile    whether to take medians, mean abs(x), mean square and kurtosis per position
-    progress   called with the number of sequences done
+    parts         uint8 (N, T), see `populations`
+    pilot         float32 (L, H): power sums are taken about it
+    floor         abs(x) at or above it is a hit: a number, or float32 (L, H)
+    on_hits       called with the listed hits of some sequences at a time, in order
+    max_density   a sequence's hits are not listed if they are more than this share of its values
+    massive       `threshold` and `ratio` of rule massive: values that may meet it are listed all the same
+    profile       whether to take medians, mean abs(x), mean square and kurtosis per position
+    progress      called with the number of sequences done
 
-    Raises `InputError` on NaN or infinite values and where more than `max_density` of the values are hits.
+    Raises `InputError` on NaN or infinite values.
     """
     n, t, h = tensors.shape
     layers = len(tensors.layers)
@@ -96,34 +106,55 @@ def scan(
     scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
     for _ in range(threads):
         scratches.put(kernel.new_scratch(t, h))
-    block = max(1, min(n, _BLOCK_VALUES // (layers * t * h)))
-    found = 0
+    blocks = list(tensors.blocks(_BLOCK_VALUES))
+    limits = max_density * layers * h * (parts != PADDING).sum(axis=1)
+    hits_of, counting = np.zeros(n, np.int64), Lock()
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
         scratch = scratches.get()
-        hits: tuple[Array, ...] = kernel.scan_layer(
-            tensors.raw, KINDS[tensors.dtype], tensors.starts[layer] + first * tensors.stride, tensors.stride, layer,
-            runs, run_starts, pilot[layer], floors[layer], profile, histogram, states,
+        with counting:  # of a sequence that has too many hits already, no more are listed
+            most = np.maximum(limits[first:last] - hits_of[first:last], 0).astype(np.int64)
+        found, *listed = kernel.scan_layer(
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer],
+            floors[layer], most, profile, histogram, states,
             kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
         )  # fmt: skip
+        with counting:
+            hits_of[first:last] += found
         scratches.put(scratch)
-        return hits
+        return tuple(listed)
+
+    def cut_layer(layer: int, hits: tuple[Array, ...], first: int, last: int, runs: Array, run_starts: Array) -> Any:
+        """The listed hits of a layer, of dense sequences but those that may be massive."""
+        dense = hits_of[first:last] > limits[first:last]
+        if not dense.any():
+            return hits
+        bounds = np.full(last - first, np.inf)
+        if massive is not None:
+            bounds[dense] = massive["ratio"] * np.fmin(*per_sequence.median[first:last, layer].T)[dense]
+        scratch = scratches.get()
+        extreme = dense_kernel.list_above(
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], runs, run_starts, h,
+            massive["threshold"] if massive else np.inf, bounds, scratch.tile,
+        )  # fmt: skip
+        scratches.put(scratch)
+        return _instead(hits, extreme, dense)
 
     with ThreadPoolExecutor(threads) as pool:
-        tensors.advise(tensors.file.will_need, 0, block)
-        for first in range(0, n, block):
-            last = min(first + block, n)
-            tensors.advise(tensors.file.will_need, last, min(last + block, n))
+        tensors.will_need(*blocks[0])
+        for (first, last), following in zip_longest(blocks, blocks[1:]):
+            if following:
+                tensors.will_need(*following)
             runs, run_starts = runs_of(parts[first:last])
             work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
             hits = list(pool.map(work, range(layers)))
-            tensors.advise(tensors.file.drop, first, last)
-            found += sum(len(values) for *_, values in hits)
-            _require_sparse(tensors, found, max_density, floor)
+            cut = partial(cut_layer, first=first, last=last, runs=runs, run_starts=run_starts)
+            hits = list(pool.map(cut, range(layers), hits))
+            tensors.drop(first, last)
             on_hits(_in_order(hits, tensors, parts, first))
             progress(last)
     require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
-    return _gather(tensors, parts, pilot, states, per_sequence)
+    return _gather(tensors, parts, pilot, states, per_sequence, hits_of, hits_of <= limits)
 
 
 def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
@@ -140,26 +171,35 @@ def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Ar
 
 def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
     """Raise `InputError` where some of the counts (L,) of NaN or infinite values are not zero."""
+    hint = "float16 overflows above 65504; try bfloat16 or float32"
+    if tensors.stored == "F64":
+        hint = "float64 is read as float32, which ends at 3.4e38"
     for layer, count in zip(tensors.layers, nonfinite, strict=True):
         if count:
             raise InputError(
-                f"{tensors.file.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
-                f"expected finite ones (float16 overflows above 65504; try bfloat16 or float32)"
+                f"{tensors.path}: site {tensors.site}, layer {layer} has {count} values that are NaN or infinite, "
+                f"expected finite ones ({hint})"
             )
 
 
-def _require_sparse(tensors: SiteTensors, found: int, max_density: float, floor: float | Array) -> None:
-    n, t, h = tensors.shape
-    values = n * t * h * len(tensors.layers)
-    if found > max_density * values:
-        raise InputError(
-            f"{tensors.file.path}: more than {max_density:.2%} of the values of site {tensors.site} are at or above "
-            f"its floor {np.min(floor):g}; raise detect.floors.{tensors.site}, or detect.max_density if you mean it"
-        )
+def _instead(hits: tuple[Array, ...], others: tuple[Array, ...], chosen: Array) -> tuple[Array, ...]:
+    """The hits of a layer with `others` in the place of those of the `chosen` sequences (B,), which they are all of."""
+    counts = np.where(chosen, 0, hits[0])
+    sequence = np.repeat(np.arange(len(chosen)), hits[0])
+    kept = ~chosen[sequence]
+    order = np.argsort(np.append(sequence[kept], np.repeat(np.arange(len(chosen)), others[0])), kind="stable")
+    columns = zip(hits[1:], others[1:], strict=True)
+    return (counts + others[0], *(np.append(one[kept], other)[order] for one, other in columns))
 
 
 def _gather(
-    tensors: SiteTensors, parts: Array, pilot: Array, states: kernel.Layers, per_sequence: kernel.Sequences
+    tensors: SiteTensors,
+    parts: Array,
+    pilot: Array,
+    states: kernel.Layers,
+    per_sequence: kernel.Sequences,
+    hits: Array,
+    listed: Array,
 ) -> SiteStatistics:
     bins, counts, offsets = sparse_histogram(states.histogram)
     return SiteStatistics(
@@ -169,6 +209,8 @@ def _gather(
         counts=counts,
         offsets=offsets,
         positions=np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64),
+        hits=hits,
+        listed=listed.astype(np.uint8),
         **{name: getattr(states, name)
            for name in ("sums", "low", "high", "positive", "negative", "positions_hit", "kurtosis")},
         **{name: np.ascontiguousarray(getattr(per_sequence, name).swapaxes(0, 1))

@@ -122,12 +122,12 @@ def widen_float16(raw, out):
         bits[i] |= special | (np.uint32(raw[i] & np.uint16(0x8000)) << np.uint32(16))
 
 
-def _as_float32(raw, kind, scratch):
+def as_float32(raw, kind, scratch):
     raise NotImplementedError
 
 
-@overload(_as_float32, inline="always")
-def _as_float32_overload(raw, kind, scratch):
+@overload(as_float32, inline="always")
+def as_float32_overload(raw, kind, scratch):
     if raw.dtype == types.uint32:
         return lambda raw, kind, scratch: raw.view(np.float32)
 
@@ -434,28 +434,30 @@ def _room_for(more, values, count):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def scan_layer(
-    raw, kind, start, stride, layer, runs, run_starts, pilot, floor, profile, histogram, layers, sequences, scratch
+    raw, places, kind, layer, runs, run_starts, pilot, floor, most, profile, histogram, layers, sequences, scratch
 ):
     """Scan one layer of a block of sequences and return its hits.
 
-    raw         uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat; sequence b lies at
-                start + b * stride as (T, H)
+    raw         uint32 (float32 bits) or uint16 (`kind` says bfloat16 or float16), flat
+    places      int64 (B,): sequence b lies in `raw` from places[b] on, as (T, H)
     runs        int64 (R, 3): first position, one past the last, part; those of sequence b are
                 runs[run_starts[b]:run_starts[b + 1]]
     pilot       float32 (H,)
     floor       float32 (H,): abs(x) at or above it is a hit
+    most        int64 (B,): of a sequence with more hits in this layer, not all of them are listed
     profile     whether to take medians, sums of abs(x) and x**2, and kurtosis per position
     histogram   whether to take the histogram
 
-    `layers` and `sequences` are updated at index `layer`. Returns the number of hits of each sequence, int64 (B,), and
-    of each hit the token and dim (uint32) and the value (float32), ordered by sequence, token, dim.
+    `layers` and `sequences` are updated at index `layer`. Returns the number of hits of each sequence and of those that
+    are listed, int64 (B,), and of each of these the token and dim (uint32) and the value (float32), ordered by
+    sequence, token, dim.
     """
     token, dim, value = np.empty(4096, np.uint32), np.empty(4096, np.uint32), np.empty(4096, np.float32)
-    hits_of = np.zeros(run_starts.size - 1, np.int64)
+    hits_of, listed_of = np.zeros(run_starts.size - 1, np.int64), np.zeros(run_starts.size - 1, np.int64)
     dims = pilot.size
     count = 0
     for b in range(run_starts.size - 1):
-        base, count_before = start + b * stride, count
+        base, count_before = places[b], count
         rest = 0
         for r in range(run_starts[b], run_starts[b + 1]):
             if runs[r, 2] == REST:
@@ -470,7 +472,7 @@ def scan_layer(
                 rows = min(TILE, runs[r, 1] - t)
                 size = rows * dims
                 bits = raw[base + t * dims : base + t * dims + size]
-                x = _as_float32(bits, kind, scratch.tile)
+                x = as_float32(bits, kind, scratch.tile)
                 if _sum_tile(x, rows, pilot, sums, low, high, scratch):
                     layers.nonfinite[layer, part] += _count_nonfinite(x)
                 crossing = _crossing_dims(floor, top, scratch)
@@ -483,6 +485,9 @@ def scan_layer(
                         x, rows, positive, negative, top, floor, scratch, crossing, t, token, dim, value, count
                     )
                     layers.positions_hit[layer, part] += rows_hit
+                    if count - count_before > most[b]:  # begin anew, so that the list does not grow with the hits
+                        hits_of[b] += count - count_before
+                        count = count_before
                 if histogram:
                     _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
@@ -497,8 +502,9 @@ def scan_layer(
                         filled_rest += size
                     else:
                         filled_all += size
-        hits_of[b] = count - count_before
+        listed_of[b] = count - count_before
+        hits_of[b] += listed_of[b]
         if profile:
             sequences.median[b, layer, 0] = _median(scratch.magnitudes, filled_all, scratch.selected)
             sequences.median[b, layer, 1] = _median(scratch.magnitudes, filled_rest, scratch.selected)
-    return hits_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()
+    return hits_of, listed_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()

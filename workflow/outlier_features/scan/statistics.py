@@ -34,6 +34,8 @@ class SiteStatistics:
     counts: Array  # int64 (K,)
     offsets: Array  # int64 (2 * L + 1,): where each layer and part begins in `bins`
     positions: Array  # int64 (N, 2): positions of each sequence
+    hits: Array  # int64 (N,): values of each sequence at or above the floor
+    listed: Array  # uint8 (N,): 1 where these are listed, 0 where they are too many and counted instead
     top: Array  # float32 (L, N, 2, 3): the three largest abs(x) of each sequence and part
     absolute: Array  # float64 (L, N, 2): sum of abs(x)
     square: Array  # float64 (L, N, 2): sum of x**2
@@ -142,7 +144,7 @@ def merge(parts: Iterable[SiteStatistics]) -> SiteStatistics:
         bins=bins,
         counts=counts,
         offsets=offsets,
-        positions=together("positions", np.concatenate),
+        **{name: together(name, np.concatenate) for name in ("positions", "hits", "listed")},
         **{name: together(name, lambda arrays: np.sum(arrays, axis=0))
            for name in ("sums", "positive", "negative", "positions_hit", "kurtosis")},
         **{name: together(name, lambda arrays: np.concatenate(arrays, axis=1))

@@ -40,6 +40,7 @@ def findings(summary: Part) -> list[Finding]:
         *(Finding(topic, text, details) for topic, text, details in experts_in_words(summary["experts"])),
         *_not_applied(summary),
         *_absent_sites(summary),
+        *_dense_sites(summary),
         *_norm_gains(summary["norms"]),
         *([] if is_dump(summary) else _of_model(summary)),
         *(Finding("meaning", text) for text in meaning(summary)),
@@ -252,6 +253,17 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
         used = [rule for rule, sites in RULE_SITES.items() if site in sites and applied_sites(summary, rule)]
         effect = "".join(f" Rule {rule} was applied to {_sites(summary, rule)} alone." for rule in used)
         yield Finding("not found", f"Site {visible(site)} is absent from this model: {visible(reason)}.{effect}")
+
+
+def _dense_sites(summary: Part) -> Iterator[Finding]:
+    sequences = count(summary["corpus"]["sequences"], "sequence")
+    sites = [
+        f"{percent(found['share'])} of the values on {visible(site)} are at or above {number(found['floor'])} "
+        f"(too many in {found['sequences']:,} of {sequences})"
+        for site, found in summary["sites"]["dense"].items()
+    ]
+    if sites:
+        yield Finding("found", f"{listing(sites)}; in these sequences hits are counted exactly but not listed.")
 
 
 def _norm_gains(norms: Part | None) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ def meaning(summary: Mapping[str, Any]) -> list[str]:
         "Rule dettmers (LLM.int8(), Dettmers et al. 2022): a dimension passes in a sequence if it has hits, |x| >= "
         f"{number(dettmers['threshold'])}, in {percent(dettmers['layer_share'])} of the layers or more and at "
         f"{percent(dettmers['position_share'])} of the positions or more, on the inputs of the linear layers: "
-        "attn_norm and mlp_norm jointly. Rule dettmers_heads is the same on attn_heads.",
+        "attn_norm, mixer_norm and mlp_norm jointly. Rule dettmers_heads is the same on attn_heads.",
         f"These shares can be read in several ways; this run selects by {layer_reading} ({READINGS[layer_reading]}) "
         f"and {position_reading} ({READINGS[position_reading]}).",
         "Rule massive (Sun et al. 2024): a value on resid_post is a massive activation if |x| > "

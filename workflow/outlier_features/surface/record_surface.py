@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +34,17 @@ AGAIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 
 
 def record_surface(
-    activations: Sequence[Path],
+    activations: Sequence[Path | DumpRange],
     statistics: Path,
     tokens: Path,
     texts: Path,
     dims: Path,
     surface: Path,
-    *,
-    dump: Sequence[DumpRange] | None = None,
 ) -> None:
     """Write the table `surface`, of at most 256 rows of tokens times 512 columns of dims.
 
-    activations   the run's files of activations, or the one that rule rerun_largest left
+    activations   the run's files of activations, sequences of a dump, or the file that rule rerun_largest left
     statistics, tokens, texts, dims   of the run
-    dump          where in a dump the files lie
 
     Raises `InputError` where a file is of another run, none holds the sequence, it could not be run again, or the
     sequence's largest `abs(x)` is not the one that the statistics have (run again, up to 0.1 % in float32; 16-bit
@@ -62,7 +58,7 @@ def record_surface(
     largest = find_largest(file)
     frame, rerun = pl.DataFrame(schema=SURFACE.schema), False
     if largest is not None:
-        path, chunk = _holding(largest.sequence, activations, dump, run)
+        path, chunk = _holding(largest.sequence, activations, run)
         rerun = bool(chunk.provenance.get("rerun"))
         tensors = chunk.sites[largest.site]
         values = tensors.sequence(tensors.layers.index(largest.layer), largest.sequence - chunk.provenance["start"])
@@ -85,19 +81,18 @@ def record_surface(
 
 
 def _holding(
-    sequence: int, activations: Sequence[Path], dump: Sequence[DumpRange] | None, run: Tokens
-) -> tuple[Path, Activations]:
-    """The file that has a sequence."""
-    for path, where in zip(activations, dump or repeat(None), strict=False):
-        if where is None or where.start <= sequence < where.stop:
-            chunk = Activations.open(path, run, where)
-            require_had(chunk.provenance)
-            if chunk.provenance["start"] <= sequence < chunk.provenance["stop"]:
-                return path, chunk
-    raise DamagedFile(activations[-1], f"expected sequence {sequence} in it or in a file before it")
+    sequence: int, activations: Sequence[Path | DumpRange], run: Tokens
+) -> tuple[Path | DumpRange, Activations]:
+    """The file, or the part of a dump, that has a sequence."""
+    for where in activations:
+        chunk = Activations.open(where, run)
+        require_had(chunk.provenance)
+        if chunk.provenance["start"] <= sequence < chunk.provenance["stop"]:
+            return where, chunk
+    raise DamagedFile(str(activations[-1]), f"expected sequence {sequence} in it or in a file before it")
 
 
-def _require_largest(values: Array, largest: Largest, path: Path, tolerance: float | None) -> None:
+def _require_largest(values: Array, largest: Largest, where: Path | DumpRange, tolerance: float | None) -> None:
     """`tolerance` is for a sequence that was run again: there it is the model that differs, not the file."""
     found = float(np.abs(values).max())
     if not abs(found - largest.max_abs) <= (tolerance or 0.0) * largest.max_abs:
@@ -105,7 +100,7 @@ def _require_largest(values: Array, largest: Largest, path: Path, tolerance: flo
             f"the largest |x| of {largest.site} in layer {largest.layer}, sequence {largest.sequence}, is {found:.6g}, "
             f"expected {largest.max_abs:.6g} as in the run's statistics"
         )
-        raise DamagedFile(path, text) if tolerance is None else InputError(f"{text}, though it was run again")
+        raise DamagedFile(str(where), text) if tolerance is None else InputError(f"{text}, though it was run again")
 
 
 def selected_dims(dims: pl.DataFrame, site: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Rule tokenize_corpus: the token sequences of a run, and the text of each."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ def tokenize_corpus(
 
     Writes `tokens` with tokens int32, special and mask bool (N, T), offsets int32 (N, T, 2): the UTF-8 bytes of each
     token in its sequence's text (an empty span for a special token, overlapping ones where tokens share a character);
-    and `texts` with a row (sequence, text) each. Raises `InputError` where the corpus is too short or the tokenizer
-    cannot be used.
+    and `texts` with a row (sequence, text) each. A corpus that is too short makes fewer sequences, one that does not
+    fill a window makes a padded one, and `notes` in the provenance say so. Raises `InputError` where there is no token
+    or the tokenizer cannot be used.
     """
     source = source_of(model_source)
     wrapped = Wrapped.load(Path(source["location"]), sample["bos"])
@@ -51,15 +53,16 @@ def tokenize_corpus(
     if room < 1:
         raise InputError(f"sample.tokens: {sample['tokens']} leaves no room beside the tokenizer's special tokens")
     read = _windows if sample["pack"] == "windows" else _documents
-    corpus_sha256 = record_of(corpus_source, "sha256", "documents")["sha256"]
+    record = record_of(corpus_source, "sha256", "documents")
+    corpus_sha256 = record["sha256"]
     _require_documents(documents, corpus_sha256)
     made = read(wrapped.tokenizer, documents, sample["sequences"], room)
     pieces = list(item_bar(made, "tokenize", "seq", sample["sequences"]))
-    if len(pieces) < sample["sequences"]:
-        raise InputError(
-            f"corpus {corpus!r} yields {len(pieces)} sequences ({sample['pack']} of {sample['tokens']} tokens), "
-            f"expected sample.sequences: {sample['sequences']}"
-        )
+    if not pieces:
+        raise InputError(f"corpus {corpus!r} has no token, expected text")
+    notes = [*wrapped.notes, *_shortfall(corpus, sample, len(pieces), room - len(pieces[0].ids), record)]
+    for note in notes:
+        print(note, file=sys.stderr)
     arrays = _arrays([wrapped.around(piece) for piece in pieces], sample["tokens"])
     provenance = {
         "model": model,
@@ -68,6 +71,7 @@ def tokenize_corpus(
         "corpus_sha256": corpus_sha256,
         "sample": dict(sample),
         "special_tokens": wrapped.names(),
+        "notes": notes,
         "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
         "package_version": __version__,
     }
@@ -75,6 +79,23 @@ def tokenize_corpus(
     frame = pl.DataFrame({"sequence": range(len(pieces)), "text": [piece.text for piece in pieces]})
     table = frame.cast({"sequence": pl.UInt32}).to_arrow()
     write_parquet(texts, table.replace_schema_metadata({"table": "texts", PROVENANCE: json.dumps(provenance)}))
+
+
+def _shortfall(
+    corpus: str, sample: Mapping[str, Any], found: int, missing: int, record: Mapping[str, Any]
+) -> Iterator[str]:
+    """What a corpus lacks of the sample, and what would give more; `missing`: tokens that the first sequence lacks."""
+    if found == sample["sequences"] and not (sample["pack"] == "windows" and missing):
+        return
+    kind = "full windows" if sample["pack"] == "windows" else "documents"
+    made = f"{found} of the {sample['sequences']} sequences asked for ({kind} of {sample['tokens']} tokens)"
+    if sample["pack"] == "windows" and missing:
+        made = f"no full window of {sample['tokens']} tokens, so its one sequence is padded"
+    more = "more documents, or sample.pack: windows" if sample["pack"] == "documents" else "a longer text"
+    if limit := record.get("limit"):
+        more = f"a larger {limit}, where its reading stopped"
+    fewer = ", or fewer sample.tokens" if sample["pack"] == "windows" else ""
+    yield f"corpus {corpus!r} makes {made}; {more}{fewer}, would give more"
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,7 @@ class Wrapped:
     tokenizer: Tokenizer
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, directory: Path, bos: str) -> "Wrapped":
@@ -102,13 +124,14 @@ class Wrapped:
         text = [i for i, special in enumerate(template.special_tokens_mask) if not special]
         prefix = tuple(template.ids[: text[0]]) if text else ()
         suffix = tuple(template.ids[text[-1] + 1 :]) if text else ()
+        notes = tuple(_disagreements(directory, bool(prefix), bool(suffix))) if bos == "auto" else ()
         if bos == "never":
             prefix = suffix = ()
         elif bos == "always" and not prefix:
             prefix = (_bos_id(directory, tokenizer),)
         # Text is data: a special token's name in it is text too.
         tokenizer.encode_special_tokens = True
-        return cls(tokenizer, prefix, suffix)
+        return cls(tokenizer, prefix, suffix, notes)
 
     def names(self) -> dict[str, str]:
         """What the vocabulary calls the special tokens that are added, by id (as text, for JSON)."""
@@ -148,6 +171,20 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _disagreements(directory: Path, before: bool, after: bool) -> Iterator[str]:
+    """Where flags of tokenizer_config.json differ from what the tokenizer's template adds; the template is followed."""
+    path = directory / "tokenizer_config.json"
+    flags = read_json(path) if path.exists() else {}
+    for key, adds, place in (("add_bos_token", before, "before"), ("add_eos_token", after, "after")):
+        if isinstance(flags.get(key), bool) and flags[key] != adds:
+            what = "special tokens" if adds else "no special token"
+            hint = f"; sample.bos: {'never' if adds else 'always'} does otherwise" if place == "before" else ""
+            yield (
+                f"sample.bos: auto adds {what} {place} each sequence, as the tokenizer's own template does, though "
+                f"tokenizer_config.json says {key}: {str(flags[key]).lower()}{hint}"
+            )
 
 
 def _bos_id(directory: Path, tokenizer: Tokenizer) -> int:
@@ -198,13 +235,13 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[Array, Array]:
 
 
 def _windows(tokenizer: Tokenizer, documents: Path, sequences: int, room: int) -> Iterator[Piece]:
-    """Full windows of `room` tokens from the documents, joined by a blank line.
+    """Full windows of `room` tokens from the documents, joined by a blank line; or all of a text that fills none.
 
     The text is tokenized in stretches of whole documents, long enough for some windows; what is left over at the end of
     a stretch begins the next one. Where stretches end depends on the documents alone, not on how many are wanted.
     """
     made = 0
-    rest = ""
+    rest = text = ""
     for stretch in _stretches(_texts(documents), 64 * room):  # some 16 windows
         text = rest + stretch
         ids, offsets = _encode(tokenizer, text)
@@ -218,6 +255,11 @@ def _windows(tokenizer: Tokenizer, documents: Path, sequences: int, room: int) -
             if made == sequences:
                 return
         rest = encoded[end:].decode()
+    if not made:
+        text = text.removesuffix(SEPARATOR)
+        ids, offsets = _encode(tokenizer, text)
+        if len(ids):
+            yield Piece(ids[:room], offsets[:room], np.zeros(len(ids[:room]), bool), text)
 
 
 def _stretches(texts: Iterator[str], characters: int) -> Iterator[str]:

@@ -1,0 +1,102 @@
+"""The body of a model: the module from token ids to last hidden states, which holds the blocks and not the head.
+
+In a vision-language model it is what runs on text alone, wherever that lies; of an encoder-decoder model, either half.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from outlier_features.errors import InputError
+from outlier_features.model.stack import Stack, find_stack
+
+Part = Literal["encoder", "decoder"]
+
+
+def find_body(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> tuple[nn.Module, Stack]:
+    """The body and its blocks, from runs of the token ids (B, T).
+
+    Raises `InputError` where the model has no blocks, or they run in no module that gives last hidden states.
+    """
+    if part == "encoder":
+        encoder = model.get_encoder()
+        return encoder, find_stack(model, lambda: encoder(ids), _expected(model, "encoder"), _path(model, encoder))
+    if part == "decoder":
+        decoder = decoder_of(model)
+        run = lambda: run_decoder(model, ids)  # noqa: E731
+        return decoder, find_stack(model, run, _expected(model, "decoder"), _path(model, decoder))
+    stack = find_stack(model, lambda: model(ids), _expected(model, None))
+    for path, module in _candidates(model, stack):
+        if _gives_states(module, ids):
+            return module, find_stack(model, _run_of(module, ids), len(stack), path)
+    raise InputError(
+        f"{model.config.model_type}: found no module of {type(model).__name__} that holds the blocks and gives "
+        "last hidden states of token ids, expected one"
+    )
+
+
+def run_decoder(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    encoder_ids: torch.Tensor | None = None,
+    **options: Any,
+) -> Any:
+    """Run the decoder of an encoder-decoder model on token ids (B, T), which begin with its start token.
+
+    encoder_ids   what the encoder reads: the ids after the first unless given
+    """
+    encoder_ids = ids[:, 1:] if encoder_ids is None else encoder_ids
+    mask = None if attention_mask is None else attention_mask[:, 1:]
+    states = model.get_encoder()(encoder_ids, attention_mask=mask).last_hidden_state
+    return decoder_of(model)(ids, encoder_hidden_states=states, encoder_attention_mask=mask, **options)
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The decoder of an encoder-decoder model; what holds an encoder as well (a wrapper's text model) is not yet it."""
+    decoder: Any = model.get_decoder()
+    while hasattr(decoder, "encoder") and hasattr(decoder, "decoder"):
+        decoder = decoder.decoder
+    return decoder
+
+
+def _run_of(module: Any, ids: torch.Tensor) -> Callable[[], Any]:
+    return lambda: module(ids)
+
+
+def _path(model: nn.Module, wanted: nn.Module) -> str:
+    return next(path for path, module in model.named_modules() if module is wanted)
+
+
+def _expected(model: PreTrainedModel, part: Part | None) -> int | None:
+    names = {"encoder": ("encoder_layers", "num_layers"), "decoder": ("decoder_layers", "num_decoder_layers")}
+    try:
+        config = model.config.get_text_config()
+    except ValueError:
+        config = model.config
+    for name in (*(names[part] if part else ()), "num_hidden_layers"):
+        if isinstance(number := getattr(config, name, None), int):
+            return number
+    return None
+
+
+def _candidates(model: PreTrainedModel, stack: Stack) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that hold all blocks and not the head, the outermost first."""
+    head = model.get_output_embeddings()
+    inputs = model.get_input_embeddings()
+    for path, module in model.named_modules():
+        inside = all(f"{block.path}.".startswith(f"{path}." if path else "") for block in stack.blocks)
+        holds_head = head is not None and head is not inputs and any(part is head for part in module.modules())
+        if inside and isinstance(module, PreTrainedModel) and not holds_head and module in stack.calls:
+            yield path, module
+
+
+@torch.inference_mode()
+def _gives_states(module: Any, ids: torch.Tensor) -> bool:
+    try:
+        return getattr(module(ids), "last_hidden_state", None) is not None
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        return False

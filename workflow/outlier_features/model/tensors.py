@@ -1,0 +1,39 @@
+"""Tensors among a module's nested arguments and outputs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+
+def first_tensor(value: Any) -> Any:
+    """The first floating-point tensor in nested arguments or outputs, or None; `hidden_states` goes before others."""
+    if torch.is_tensor(value):
+        return value if value.is_floating_point() else None
+    if isinstance(value, Mapping):
+        value = [value.get("hidden_states"), *value.values()]
+    if isinstance(value, (tuple, list)):
+        return next((found for item in value if (found := first_tensor(item)) is not None), None)
+    return None
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested tuples, lists and dicts with each tensor changed; other objects are what they were."""
+    if torch.is_tensor(value):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map_tensors(item, change) for item in value)
+    return value
+
+
+def same_values(left: Tensor, right: Tensor) -> bool:
+    """Bit by bit, whether tokens lie flat (B*T, H) or not (B, T, H)."""
+    return (
+        left.numel() == right.numel()
+        and left.shape[-1] == right.shape[-1]
+        and torch.equal(left.reshape(-1), right.reshape(-1))
+    )
