@@ -1,6 +1,6 @@
 rule find_super_weights:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         loss=f"{RUN}/loss.parquet",
         published=f"{workflow.basedir}/workflow/published/super_weights.csv",
@@ -32,7 +32,7 @@ rule find_super_weights:
 
 rule ablate_dims:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         dims=f"{RUN}/dims.parquet",
         super_weights=f"{RUN}/super_weights.parquet",

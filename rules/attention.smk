@@ -1,6 +1,6 @@
 rule map_attention:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         layers=f"{RUN}/layers.parquet",
     output:

@@ -9,6 +9,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
 from outlier_features.run.config import (
+    fetched_name,
     read_schema,
     require_files,
     resolve_config,
@@ -39,9 +40,7 @@ try:
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
     DUMPS = {
-        name: Dump.open(source)
-        for name, source in MODELS.items()
-        if "dump" in source
+        name: Dump.open(source) for name, source in MODELS.items() if "dump" in source
     }
 except InputError as error:
     sys.exit(f"error: {error}")
@@ -55,6 +54,10 @@ SITES = sorted(
 # Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
 GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
+
+
+# By model, the name that it is fetched under: both halves of an encoder-decoder model are fetched once.
+FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
 
 
 def code_version(script):
@@ -176,11 +179,22 @@ def of_model(key):
     )
 
 
+def fetched_source(wildcards):
+    """The catalog's source of a model that is fetched under this name."""
+    model = next(name for name in FETCHED if FETCHED[name] == wildcards.model)
+    return MODELS[model]
+
+
+def model_source(wildcards):
+    """What a model's fetch left."""
+    return f"{RESOURCES}/models/{FETCHED[wildcards.model]}/source.json"
+
+
 def loading(wildcards):
     """How a model is loaded: as its catalog entry says, else as `extract` does."""
     own = {
         key: of_model(key)(wildcards)
-        for key in ("dtype", "attention", "trust_remote_code")
+        for key in ("dtype", "attention", "trust_remote_code", "part")
     }
     return own | {key: CONFIG["extract"][key] for key in ("device", "threads")}
 

@@ -1,6 +1,6 @@
 rule describe_dump:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         labels=lambda wildcards: [
             file
             for file in [MODELS[wildcards.model].get("labels", "")]

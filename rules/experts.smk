@@ -1,6 +1,6 @@
 rule rank_experts:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         massive=f"{RUN}/massive.parquet",
         dims=f"{RUN}/dims.parquet",

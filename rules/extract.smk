@@ -1,6 +1,6 @@
 rule extract_activations:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
     output:
         activations=(

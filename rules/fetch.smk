@@ -1,20 +1,23 @@
 rule fetch_model:
     input:
-        lambda wildcards: local_files(CONFIG["catalog"]["models"][wildcards.model]),
+        lambda wildcards: local_files(fetched_source(wildcards)),
     output:
         source=f"{RESOURCES}/models/{{model}}/source.json",
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, FETCHED.values())),
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         source=lambda wildcards: {
             key: value
-            for key, value in CONFIG["catalog"]["models"][wildcards.model].items()
-            if key not in ("dtype", "attention", "first_token", "labels", "gains")
+            for key, value in fetched_source(wildcards).items()
+            if key
+            not in ("dtype", "attention", "part", "first_token", "labels", "gains")
         },
     message:
         "Fetch model {wildcards.model}"

@@ -1,6 +1,6 @@
 rule check_norms:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         dims=f"{RUN}/dims.parquet",
     output:
         norms=f"{RUN}/norms.parquet",
@@ -17,6 +17,7 @@ rule check_norms:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         trust_remote_code=of_model("trust_remote_code"),
+        part=of_model("part"),
         off=off("norms"),
         code=code_version("check_norms"),
     message:

@@ -1,6 +1,6 @@
 rule trace_origin:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",
         dims=f"{RUN}/dims.parquet",

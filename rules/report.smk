@@ -2,7 +2,7 @@ rule summarize_run:
     input:
         unpack(run_tables),
         tokens=f"{RUN}/tokens.safetensors",
-        model_source=f"{RESOURCES}/models/{{model}}/source.json",
+        model_source=model_source,
         corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
     output:
         summary=report(

@@ -1,6 +1,6 @@
 rule rerun_largest:
     input:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         statistics=f"{RUN}/statistics.safetensors",
     output:

@@ -1,6 +1,6 @@
 rule tokenize_corpus:
     input:
-        model=f"{RESOURCES}/models/{{model}}/source.json",
+        model=model_source,
         corpus=f"{RESOURCES}/corpora/{{corpus}}/source.json",
         documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
     output:
@@ -17,6 +17,7 @@ rule tokenize_corpus:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         sample=sample,
+        part=of_model("part"),
         code=code_version("tokenize_corpus"),
     message:
         "Tokenize {wildcards.corpus} for {wildcards.model}"

@@ -15,4 +15,5 @@ with stage(snakemake.log[0]):
         gains=Path(snakemake.output.gains),
         threads=snakemake.threads,
         trust_remote_code=snakemake.params.trust_remote_code,
+        part=snakemake.params.part,
     )

@@ -13,4 +13,5 @@ with stage(snakemake.log[0]):
         tokens=Path(snakemake.output.tokens),
         texts=Path(snakemake.output.texts),
         sample=snakemake.params.sample,
+        part=snakemake.params.part,
     )

@@ -132,8 +132,9 @@ def tables(folder, source):
     for index, where in enumerate(dump.chunks()):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
-            where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits}, path,
-            floors={"attn_norm": 4.0}, max_density=1.0, threads=2,
+            where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
+            folder / "pairs.parquet", folder / "positions.parquet", path, floors={"attn_norm": 4.0},
+            max_density=1.0, threads=2, counted={"pairs": {}, "thresholds": [], "massive": {"site": "resid_post"}},
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         parts.append(path)

@@ -37,6 +37,7 @@ def add_gains(gains: argparse.ArgumentParser) -> None:
         help="tensors (H,) or (L, H) of --input that are the gains; {layer} stands for a layer's number",
     )
     add("--resources", type=Path, default=Path("resources"), metavar="DIR", help="where models were fetched to")
+    add("--part", choices=("encoder", "decoder"), help="with --model: the half of an encoder-decoder model")
     add(
         "--dims", type=_dims, default=[], metavar="D,D,...",
         help="dims to compare with all others, in the norms of the residual stream; of a file, in its widest norms",
@@ -78,7 +79,7 @@ def _of_file(options: argparse.Namespace) -> Norms:
 def _of_model(options: argparse.Namespace) -> Norms:
     from outlier_features.norms.norms import norms_of  # imports torch
 
-    found = norms_of(*_location(options.model, options.resources))
+    found = norms_of(*_location(options.model, options.resources), options.part)
     if not found:
         raise InputError(f"{options.model}: found no norm among its modules, expected at least one")
     gains = {norm.module: norm.gain for norm in found if norm.gain is not None}

@@ -4,16 +4,15 @@ In a vision-language model it is what runs on text alone, wherever that lies; of
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from outlier_features.errors import InputError
+from outlier_features.model.loading import Part
 from outlier_features.model.stack import Stack, find_stack
-
-Part = Literal["encoder", "decoder"]
 
 
 def find_body(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> tuple[nn.Module, Stack]:

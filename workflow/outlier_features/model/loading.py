@@ -1,6 +1,8 @@
 """How a model is loaded, as the stages that run one hand it on; without torch, which a stage may not need after all."""
 
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+Part = Literal["encoder", "decoder"]
 
 
 class Loading(TypedDict):
@@ -11,3 +13,4 @@ class Loading(TypedDict):
     attention: str
     threads: int
     trust_remote_code: bool
+    part: Part | None

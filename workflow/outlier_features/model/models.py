@@ -27,7 +27,8 @@ from transformers import (
 from transformers.models.auto import modeling_auto as auto
 
 from outlier_features.errors import ConfigError, InputError
-from outlier_features.model.body import Part, find_body, run_decoder
+from outlier_features.model.body import find_body, run_decoder
+from outlier_features.model.loading import Part
 from outlier_features.model.stack import Stack
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
@@ -258,7 +259,7 @@ def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
     if config.is_encoder_decoder and part is None:
         raise InputError(
             f"{location}: found {config.model_type!r}, an encoder-decoder model, expected its encoder or its decoder: "
-            "add `.encoder` or `.decoder` to its name under `models`"
+            "add `.encoder` or `.decoder` to its name under `models`, or name one with --part"
         )
     if part is not None and not config.is_encoder_decoder:
         raise InputError(

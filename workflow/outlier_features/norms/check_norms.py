@@ -7,11 +7,14 @@ import torch
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import DIMS, read_table
+from outlier_features.model.loading import Part
 from outlier_features.norms.norm_tables import write_norms
 from outlier_features.norms.norms import norms_of
 
 
-def check_norms(source: Path, dims: Path, norms: Path, gains: Path, *, threads: int, trust_remote_code: bool) -> None:
+def check_norms(
+    source: Path, dims: Path, norms: Path, gains: Path, *, threads: int, trust_remote_code: bool, part: Part | None
+) -> None:
     """Write `norms`, a row per norm of the model, and `gains`, a row per selected dim and norm of residual dims.
 
     source   the model's source.json
@@ -23,4 +26,5 @@ def check_norms(source: Path, dims: Path, norms: Path, gains: Path, *, threads: 
     rows, provenance = read_table(dims, DIMS)
     model = source_of(source)
     require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), dims)
-    write_norms(norms_of(Path(model["location"]), trust_remote_code), rows, norms, gains, provenance)
+    found = norms_of(Path(model["location"]), trust_remote_code, part)
+    write_norms(found, rows, norms, gains, provenance)

@@ -17,6 +17,7 @@ from torch import nn
 
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import DTYPES, TensorFile
+from outlier_features.model.loading import Part
 from outlier_features.model.model_files import model_files
 from outlier_features.model.models import LoadedModel, load_model, probe_ids
 from outlier_features.model.sites import SITES, Block, find_sites
@@ -33,8 +34,11 @@ TOLERANCE = 1e-5
 _PROBE_SCALE, _PROBE_OFFSET = 64.0, 16.0
 
 
-def norms_of(location: Path, trust_remote_code: bool) -> list[Norm]:
-    """The norms of the model in the directory `location`, with their gains as stored; raises `InputError`."""
+def norms_of(location: Path, trust_remote_code: bool, part: Part | None = None) -> list[Norm]:
+    """The norms of the model in the directory `location`, with their gains as stored; raises `InputError`.
+
+    part   the half of an encoder-decoder model
+    """
     names = [file.name for file in location.iterdir() if file.is_file()] if location.is_dir() else []
     chosen = model_files(names, lambda name: (location / name).read_text(encoding="utf-8"), str(location))
     checkpoint = [TensorFile(location / name) for name in chosen if name.endswith(".safetensors")]
@@ -45,6 +49,7 @@ def norms_of(location: Path, trust_remote_code: bool) -> list[Norm]:
         device="cpu",
         attention="auto",  # it does not concern the norms
         trust_remote_code=trust_remote_code,
+        part=part,
     )
     blocks = find_sites(loaded)
     keep_proven(blocks, prove_sites(loaded, blocks))

@@ -1,6 +1,7 @@
 """The configuration: filled with the schema's defaults and checked, before any rule is built."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -23,6 +24,7 @@ MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
 _LARGEST = 2**53  # of a number: beyond it not every integer is a float
 _SHOWN = 100  # characters of a value in a message
 _PLACES = ("results", "resources")
+_PARTS = ("encoder", "decoder")
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     A corpus' sample takes the keys it lacks from the top-level `sample`. Raises `InputError` with the key that is
     wrong, what was found and what was expected. An entry that is not selected is not looked at.
     """
+    config = _with_halves(config)
     selected = {**config, "catalog": _selected_catalog(config)}
     _require_plain(selected, "the top level")
     _check(selected, schema)
@@ -54,6 +57,44 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     _set_floors(complete, selected.get("detect", {}).get("floors", {}))
     _check_chunks(complete)
     return complete
+
+
+def fetched_name(model: str, source: Mapping[str, Any]) -> str:
+    """The name that a model is fetched under: that of the whole model."""
+    return model.removesuffix(f".{source['part']}") if "part" in source else model
+
+
+def _with_halves(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config` with an entry of its own for each half of an encoder-decoder model that is selected.
+
+    `<name>.encoder` and `<name>.decoder` are the halves of `<name>`; the name alone means both, where the model lies in
+    a directory that says so.
+    """
+    entries = _entries(config, "models")
+    names: list[Any] = []
+    for name in _names(config, "models"):
+        both = isinstance(name, str) and name in entries and _is_encoder_decoder(entries[name])
+        names += [f"{name}.{part}" for part in _PARTS] if both else [name]
+    halves = {}
+    for name in names:
+        whole, _, part = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+        if name not in entries and part in _PARTS and isinstance(entries.get(whole), Mapping):
+            halves[name] = {**entries[whole], "part": part}
+    if not halves:
+        return config
+    catalog = {**config["catalog"], "models": {**entries, **halves}}
+    return {**config, "models": list(dict.fromkeys(names)), "catalog": catalog}
+
+
+def _is_encoder_decoder(source: Any) -> bool:
+    """Whether a model that lies on this machine says that it has an encoder and a decoder."""
+    if not isinstance(source, Mapping) or {"pypi", "hub", "dump", "part"} & source.keys():
+        return False
+    try:
+        config = json.loads((Path(str(source.get("path"))) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # as the fetch will say
+    return isinstance(config, dict) and config.get("is_encoder_decoder") is True
 
 
 def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from outlier_features.files.artifacts import PROVENANCE, Provenance, read_json
 from outlier_features.files.model_source import record_of, source_of
 from outlier_features.files.sealed_parquet import metadata_of, open_parquet, write_parquet
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.loading import Part
 from outlier_features.progress import item_bar
 from outlier_features.tokens.tokens import tokens_digest
 
@@ -36,10 +37,12 @@ def tokenize_corpus(
     texts: Path,
     *,
     sample: Mapping[str, Any],
+    part: Part | None = None,
 ) -> None:
     """Make the sequences of a run.
 
     sample   `sequences` (N), `tokens` (T), `pack` (windows or documents), `bos` (auto, always, never)
+    part     the half of an encoder-decoder model; its decoder reads the text behind its start token
 
     Writes `tokens` with tokens int32, special and mask bool (N, T), offsets int32 (N, T, 2): the UTF-8 bytes of each
     token in its sequence's text (an empty span for a special token, overlapping ones where tokens share a character);
@@ -49,6 +52,8 @@ def tokenize_corpus(
     """
     source = source_of(model_source)
     wrapped = Wrapped.load(Path(source["location"]), sample["bos"])
+    if part == "decoder":
+        wrapped = replace(wrapped, prefix=(decoder_start(Path(source["location"])), *wrapped.prefix))
     room = sample["tokens"] - len(wrapped.prefix) - len(wrapped.suffix)
     if room < 1:
         raise InputError(f"sample.tokens: {sample['tokens']} leaves no room beside the tokenizer's special tokens")
@@ -171,6 +176,19 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def decoder_start(directory: Path) -> int:
+    """The token with which the decoder of an encoder-decoder model begins, as transformers' generation looks for it."""
+    configs = [
+        read_json(path) for name in ("config", "generation_config") if (path := directory / f"{name}.json").exists()
+    ]
+    for key in ("decoder_start_token_id", "bos_token_id"):
+        for config in configs:
+            for place in (config, config.get("decoder") or {}):
+                if isinstance(start := place.get(key), int):
+                    return start
+    raise InputError(f"{directory}: found no decoder_start_token_id and no bos_token_id in config.json, expected one")
 
 
 def _disagreements(directory: Path, before: bool, after: bool) -> Iterator[str]:
