@@ -4,7 +4,7 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test soak test-slurm lint format docs bench clean
+.PHONY: run resume test test-all soak test-slurm lint format docs docs-types bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -19,8 +19,15 @@ resume: $(VENV)/installed
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/every_type $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/workflow $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+# What takes hours: a run on every type of model that transformers has, the soak and, where it can be, a SLURM cluster.
+test-all: test
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/every_type -m slow $(PYTEST_ARGS)
+	$(MAKE) soak
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then $(MAKE) test-slurm; fi
 
 # Kills the default run at 50 random moments: about an hour. SOAK_ARGS="--kills 5 --seed 1"
 soak: $(VENV)/installed
@@ -45,6 +52,10 @@ format: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
+
+# docs/architectures.md: a run on every type of model that transformers has; half an hour of two cores.
+docs-types: $(VENV)/installed
+	$(BIN)/python tests/every_type/table.py $(TYPES)
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/detection.py
