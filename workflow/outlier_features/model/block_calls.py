@@ -18,9 +18,10 @@ from outlier_features.model.tensors import first_tensor, map_tensors, same_value
 
 Tensor = torch.Tensor
 
-# How far a token's output may move when other tokens change and it does not depend on them, relative to its RMS: the
+# How far a token's output may move when other tokens change and it does not depend on them, relative to its RMS. The
 # order of additions at an expert depends on the tokens beside.
-_STILL = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+_STILL = {torch.float32: 1e-6, torch.bfloat16: 2e-3, torch.float16: 5e-4}
+_STILL_ROUTED = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 
 @dataclass(eq=False)
@@ -68,7 +69,8 @@ class Call:
         if not before.any():
             return None  # whatever it does, it says nothing here
         moved = (after - before).square().mean().sqrt() / before.square().mean().sqrt()
-        return Mixing(bool(moved > _STILL[self.output.dtype]), softmax.seen)
+        routed = any(holds_experts(part) for part in self.module.modules())
+        return Mixing(bool(moved > (_STILL_ROUTED if routed else _STILL)[self.output.dtype]), softmax.seen)
 
     def _on_other_tokens(self) -> Any:
         """Run the module again on what it read, but for other tokens before the last."""
@@ -117,8 +119,10 @@ class _WatchSoftmax(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name == "scaled_dot_product_attention" or ("softmax" in name and self._has_heads(result)):
+        if name == "scaled_dot_product_attention":
             self.seen = True
+        elif "softmax" in name or name == "logsumexp":  # Reformer takes the exponential of what that leaves
+            self.seen |= self._has_heads(result)
         return result
 
     def _has_heads(self, weights: Any) -> bool:
@@ -139,7 +143,14 @@ def by_token(value: Tensor | None, shape: torch.Size) -> Tensor | None:
 
 
 def multiplies(module: nn.Module) -> bool:
-    return is_linear(module) or holds_experts(module)
+    """Whether the module itself multiplies by a matrix of its own: a linear layer, or experts in whatever form."""
+    return is_linear(module) or holds_experts(module) or _holds_matrices(module)
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    """Matrices under names of their own, and no linear layers inside (Dbrx)."""
+    own = dict(module.named_parameters(recurse=False))
+    return sum(parameter.ndim == 2 for parameter in own.values()) > 1 and not any(map(is_linear, module.children()))
 
 
 def is_linear(module: nn.Module) -> bool:

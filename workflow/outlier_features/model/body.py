@@ -44,22 +44,29 @@ def run_decoder(
     encoder_ids: torch.Tensor | None = None,
     **options: Any,
 ) -> Any:
-    """Run the decoder of an encoder-decoder model on token ids (B, T), which begin with its start token.
+    """What the decoder of an encoder-decoder model returns of token ids (B, T), which begin with its start token.
 
     encoder_ids   what the encoder reads: the ids after the first unless given
     """
     encoder_ids = ids[:, 1:] if encoder_ids is None else encoder_ids
     mask = None if attention_mask is None else attention_mask[:, 1:]
-    states = model.get_encoder()(encoder_ids, attention_mask=mask).last_hidden_state
-    return decoder_of(model)(ids, encoder_hidden_states=states, encoder_attention_mask=mask, **options)
+    found: list[Any] = []
+    handle = decoder_of(model).register_forward_hook(lambda module, args, output: found.append(output))
+    whole = model.base_model if model.get_output_embeddings() is not None else model
+    try:
+        whole(input_ids=encoder_ids, attention_mask=mask, decoder_input_ids=ids, **options)
+    finally:
+        handle.remove()
+    return found[-1]
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
-    """The decoder of an encoder-decoder model; what holds an encoder as well (a wrapper's text model) is not yet it."""
+    """The decoder of an encoder-decoder model; what holds an encoder as well, or a head, is not yet it."""
     decoder: Any = model.get_decoder()
     while hasattr(decoder, "encoder") and hasattr(decoder, "decoder"):
         decoder = decoder.decoder
-    return decoder
+    has_head = isinstance(decoder, PreTrainedModel) and decoder.get_output_embeddings() is not None
+    return decoder.base_model if has_head else decoder
 
 
 def _run_of(module: Any, ids: torch.Tensor) -> Callable[[], Any]:

@@ -365,7 +365,12 @@ def _is_causal(model: PreTrainedModel, body: Any, part: Part | None) -> bool:
     ids = probe_ids(model)
     ids, changed = ids[:1], torch.cat([ids[:1, :1], ids[1:, 1:]], dim=1)
     run = partial(run_decoder, model, encoder_ids=ids[:, 1:]) if part == "decoder" else body
-    before, after = (run(tokens).last_hidden_state[0, 0].float() for tokens in (ids, changed))
+    before, again, after = (run(tokens).last_hidden_state[0, 0].float() for tokens in (ids, ids, changed))
+    if not torch.equal(before, again):
+        raise InputError(
+            f"{model.config.model_type}: {type(model).__name__} gives other values each time that it reads the same "
+            "tokens, expected the same"
+        )
     moved = (before - after).abs() / (before.abs() + before.square().mean().sqrt())
     routed = any(holds_experts(module) for module in model.modules())
     allowed = {True: 1e-4, False: 1e-5} if model.dtype == torch.float32 else {True: 5e-2, False: 1e-3}

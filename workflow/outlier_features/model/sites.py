@@ -156,7 +156,7 @@ def _describe(place: BlockCall, calls: list[Call], loaded: LoadedModel) -> Block
     draft = _Draft(place, whole, loaded.stack.calls)
     draft.add("resid_pre", whole, "in")
     draft.add("resid_post", whole, "out")
-    parts = sublayers(inner, loaded.config)
+    parts = sublayers(inner, loaded.config, crosses=loaded.part == "decoder")
     draft.block.nested = any(part.nested for part in parts)
     draft.block.routed = any(part.is_mlp and part.routed for part in parts)
     mixers = [part for part in parts if part.kind in ("attention", "mixer", "cross")]
@@ -247,7 +247,7 @@ def _describe_mixer(draft: _Draft, inner: list[Call], part: Sublayer, names: tup
     if norm:
         draft.add(norm_site, norm, "out")
     else:
-        draft.lack(f"no norm of the block feeds {part.name}", norm_site)
+        draft.lack(_no_norm(inner, part.matrices[0], part.name), norm_site)
     last = part.matrices[-1]
     if not draft.add(out_site, _last_in_chain(inner, last), "out"):
         draft.block.mixed = None
@@ -265,7 +265,8 @@ def _describe_mlp(draft: _Draft, inner: list[Call], parts: list[Sublayer], mixer
     if len(found) != 1:
         unknown = [part.name for part in parts if part.kind == "unknown"]
         loose = [part.name for part in parts if part.kind == "linear"]
-        reason = f"the block has {len(found)} MLPs: {', '.join(part.name for part in found)}"
+        names = ", ".join(part.name for part in found)
+        reason = f"the block has {len(found)} parts that treat each token alone by matrices: {names}"
         if not found:
             reason = "the block has no MLP"
             if unknown:
@@ -294,7 +295,7 @@ def _describe_residual(draft: _Draft, inner: list[Call], mlp: Sublayer, mixers: 
     if norm:
         draft.add("mlp_norm", norm, "out")
     else:
-        draft.lack("no norm of the block feeds the MLP", "mlp_norm")
+        draft.lack(_no_norm(inner, first, "the MLP"), "mlp_norm")
     closing = next((call for call in inner if same_values(call.output, whole.output) and call.is_norm()), None)
     block.closing_norm = closing.module if closing else None
     if not mixers:
@@ -352,6 +353,14 @@ def _norm_before(inner: list[Call], reader: Call) -> Call | None:
     """The module whose output `reader` reads."""
     earlier = inner[: inner.index(reader)]  # of modules around one another, the innermost ends first
     return next((call for call in earlier if call.plain and same_values(call.output, reader.input)), None)
+
+
+def _no_norm(inner: list[Call], reader: Call, name: str) -> str:
+    earlier = inner[: inner.index(reader)]
+    writer = next((call for call in earlier if call.name and same_values(call.output, reader.input)), None)
+    if writer is None or same_values(writer.input, writer.output):
+        return f"no norm of the block feeds {name}"
+    return f"{name} reads what {writer.name} writes, which has matrices of its own and is no plain norm"
 
 
 def _last_in_chain(inner: list[Call], call: Call) -> Call:

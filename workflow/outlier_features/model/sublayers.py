@@ -51,9 +51,14 @@ class Sublayer:
         return any(holds_experts(call.module) or _rows(call.input) != tokens for call in self.matrices)
 
 
-def sublayers(inner: list[Call], config: Any) -> list[Sublayer]:
-    """The sublayers of a block, in the order in which they begin, from the calls inside it."""
-    return list(_parts(inner, "", config))
+def sublayers(inner: list[Call], config: Any, crosses: bool) -> list[Sublayer]:
+    """The sublayers of a block, in the order in which they begin, from the calls inside it.
+
+    crosses   whether there is another sequence whose keys may be read; where there is none, softmax weights are of the
+              sequence's own keys, also where an earlier block computed them (Gemma 4)
+    """
+    parts = list(_parts(inner, "", config))
+    return parts if crosses else [replace(part, kind="attention") if part.kind == "cross" else part for part in parts]
 
 
 def _parts(inner: list[Call], prefix: str, config: Any) -> Iterator[Sublayer]:
