@@ -190,7 +190,7 @@ def test_a_file_of_a_hub_is_converted(tmp_path):
         hub.forget()
         pinned = {"hub": "org/tiny-GGUF", "path": "tiny.gguf", "revision": commit}
         assert run_rule("fetch_model", pinned, tmp_path / "again", hub.url, tmp_path / "home") == ""
-        assert hub.requests == []
+        assert not [request for request in hub.requests if "tiny" in request.path]
     record = source_of(tmp_path / "0/source.json")
     assert (record["origin"], record["revision"]) == ("org/tiny-GGUF:tiny.gguf", commit)
     assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
