@@ -114,5 +114,7 @@ def test_a_chunk_s_name_says_which_sequences_it_holds(tmp_path):
     require_sequences({"start": 4, "stop": 6, "sequences": 6}, tmp_path / "04-07.parquet")  # the text gave no more
     require_sequences({"start": 3, "stop": 3, "sequences": 3}, tmp_path / "04-07.parquet")
     require_sequences({}, tmp_path / "layers.parquet")
+    with pytest.raises(InputError, match="its stop is 6, expected 8"):
+        require_sequences({"start": 4, "stop": 6, "sequences": 9}, tmp_path / "04-07.parquet")
     with pytest.raises(InputError, match="its start is 0, expected 4"):
         require_sequences({"start": 0, "stop": 4, "sequences": 8}, tmp_path / "04-07.parquet")

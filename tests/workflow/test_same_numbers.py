@@ -177,24 +177,29 @@ def test_the_order_of_the_sequences_changes_no_number(project):
 
 
 def test_a_text_shorter_than_the_sample_changes_no_number(project):
-    """Chunks that are cut or empty, and hits, tables and the report as if the sample had been as long as the text."""
+    """Chunks that are cut or empty give what they would if the sample were as long as the text."""
     (project.folder / "short.txt").write_text("A zebra and a z. " * 19)  # 323 bytes, a token each
-    found = {}
-    for sequences in (6, 20):
+    names = [f"{table}.parquet" for table in ("layers", "distribution", "emergence", "loss", "surface", "positions")]
+    found, folders = {}, {}
+    for sequences in (6, 10):
+        folders[sequences] = project.folder / f"short-{sequences}/tiny/short"
         run = project.run(
-            "tables", corpora=["short"], results=f"short-{sequences}", sample={"sequences": sequences, "tokens": 48},
+            *(f"short-{sequences}/tiny/short/{name}" for name in (*names, "locations.json")), corpora=["short"],
+            results=f"short-{sequences}", sample={"sequences": sequences, "tokens": 48},
             catalog__corpora__short={"files": ["short.txt"]}, extract={"chunk_sequences": 4},
         )  # fmt: skip
         assert run.status == 0, run.output
         found[sequences] = public(project.folder / f"short-{sequences}")
-    assert found[6].keys() == found[20].keys()
-    assert {key: names for key in found[6] if (names := differing(found[6][key], found[20][key], MOMENTS, 1e-9))} == {}
-    folders = {sequences: project.folder / f"short-{sequences}/tiny/short" for sequences in found}
+    assert found[6].keys() == found[10].keys() and len(found[6]["tiny/short/massive"])
+    for table, frame in found[6].items():
+        assert differing(frame, found[10][table], MOMENTS, 1e-9) == [], table
     located = [json.loads((folder / "locations.json").read_text())["populations"] for folder in folders.values()]
     assert located[0] == located[1]
-    corpus = {n: json.loads((folder / "summary.json").read_text())["corpus"] for n, folder in folders.items()}
-    assert corpus[6]["sequences"] == corpus[20]["sequences"] == 6 and corpus[6]["notes"] == []
-    assert "6 of the 20 sequences" in corpus[20]["notes"][0] and "a longer text" in corpus[20]["notes"][0]
-    assert [len(TensorFile(path).entries) > 0 for path in sorted((folders[20] / "activations").iterdir())] == [
-        True, True, False, False, False,
-    ]  # fmt: skip
+    notes = [TensorFile(folder / "tokens.safetensors").provenance["notes"] for folder in folders.values()]
+    assert notes[0] == [] and "6 of the 10 sequences" in notes[1][0] and "a longer text" in notes[1][0]
+    kept = sorted((folders[10] / "activations").iterdir())
+    assert [(path.stem, bool(TensorFile(path).entries)) for path in kept] == [
+        ("0-3", True),
+        ("4-7", True),
+        ("8-9", False),
+    ]
