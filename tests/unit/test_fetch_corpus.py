@@ -154,6 +154,7 @@ def test_reading_stops_at_the_bounds_and_cuts_no_document(tmp_path, bounds, coun
     (tmp_path / "rows.jsonl").write_bytes(jsonl(texts))
     fetch_corpus({"files": [str(tmp_path / "rows.jsonl")], **bounds}, tmp_path / "corpus")
     assert texts_of(tmp_path / "corpus") == texts[:count]
+    assert record_of(tmp_path / "corpus").get("limit") == (None if count == 4 else next(iter(bounds)))
 
 
 def test_nothing_is_read_beyond_the_bounds(tmp_path):

@@ -41,7 +41,8 @@ def fetch_corpus(source: dict[str, Any], directory: Path) -> None:
 
     The table has the columns document (from 0) and text. Reading stops before the document that would be one more than
     `max_rows`, or take the UTF-8 text over `max_bytes`; no document is cut. The record's `sha256` is over the texts in
-    UTF-8, each after its length in bytes (8 bytes, little-endian). Raises `InputError`.
+    UTF-8, each after its length in bytes (8 bytes, little-endian); `limit` is the bound that ended the reading, if one
+    did. Raises `InputError`.
     """
     corpus = _open(source)
     max_rows, max_bytes = source.get("max_rows", MAX_ROWS), source.get("max_bytes", MAX_BYTES)
@@ -82,6 +83,7 @@ def _open_hub(source: dict[str, Any], column: str) -> _Corpus:
 
 def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[str, Any]:
     digest, documents, size = hashlib.sha256(), 0, 0
+    limits: list[str] = []
     # The hash is known only at the end; readers take what is added then for the schema's metadata if none is stored.
     with (
         sealing(path) as temporary,
@@ -89,7 +91,7 @@ def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[s
             temporary, _SCHEMA, compression="zstd", write_page_checksum=True, store_schema=False
         ) as writer,
     ):
-        for texts in _batches(_bounded(corpus, max_rows, max_bytes)):
+        for texts in _batches(_bounded(corpus, max_rows, max_bytes, limits)):
             numbers = pa.array(range(documents, documents + len(texts)), pa.uint32())
             writer.write_table(pa.Table.from_arrays([numbers, pa.array(texts, pa.string())], schema=_SCHEMA))
             for text in texts:
@@ -101,11 +103,12 @@ def _write(path: Path, corpus: _Corpus, max_rows: int, max_bytes: int) -> dict[s
             raise InputError(f"{corpus.kind}: {corpus.origin} has {documents} documents and no text, expected some")
         provenance = {"origin": corpus.origin, "revision": corpus.revision, "sha256": digest.hexdigest()}
         writer.add_key_value_metadata({"table": "documents", PROVENANCE: json.dumps(provenance), **SEAL})
-    return {"sha256": digest.hexdigest(), "documents": documents, "bytes": size}
+    reached = {"limit": limits[0]} if limits else {}
+    return {"sha256": digest.hexdigest(), "documents": documents, "bytes": size, **reached}
 
 
-def _bounded(corpus: _Corpus, max_rows: int, max_bytes: int) -> Generator[str]:
-    """The texts up to the bounds; nothing is read beyond them."""
+def _bounded(corpus: _Corpus, max_rows: int, max_bytes: int, limits: list[str]) -> Generator[str]:
+    """The texts up to the bounds; nothing is read beyond them. The one that ends the reading goes to `limits`."""
     size = 0
     with byte_bar(corpus.origin) as bar:
         for number, text in enumerate(corpus.texts, start=1):
@@ -115,11 +118,13 @@ def _bounded(corpus: _Corpus, max_rows: int, max_bytes: int) -> Generator[str]:
                     raise InputError(
                         f"max_bytes: is {max_bytes}, but document {number} of {corpus.origin} has {length}"
                     )
+                limits.append("max_bytes")
                 return
             size += length
             bar.update(length)
             yield text
             if number == max_rows:
+                limits.append("max_rows")
                 return
 
 
