@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from outlier_features.errors import InputError
-from outlier_features.run.config import read_schema, resolve_config
+from outlier_features.run.config import fetched_name, read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
@@ -127,3 +127,29 @@ def test_mistakes(sentence):
         resolve_config(changed(**MISTAKES[sentence]), SCHEMA)
     assert str(error.value).startswith(f"config: {sentence}")
     assert "\n" not in str(error.value)
+
+
+def both_halves(tmp_path, models):
+    (tmp_path / "t5").mkdir(exist_ok=True)
+    (tmp_path / "t5/config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    catalog = {"models": {"t5": {"path": str(tmp_path / "t5"), "dtype": "bfloat16"}, "far": {"hub": "org/t5"}},
+               "corpora": {"c": {"files": ["a.txt"]}}}  # fmt: skip
+    return resolve_config({"models": models, "corpora": ["c"], "catalog": catalog}, SCHEMA)
+
+
+def test_halves_of_an_encoder_decoder_are_models_of_their_own(tmp_path):
+    config = both_halves(tmp_path, ["t5", "far.decoder"])
+    assert config["models"] == ["t5.encoder", "t5.decoder", "far.decoder"]
+    models = config["catalog"]["models"]
+    assert [models[name]["part"] for name in config["models"]] == ["encoder", "decoder", "decoder"]
+    assert models["t5.decoder"]["dtype"] == "bfloat16"
+    assert [fetched_name(name, models[name]) for name in config["models"]] == ["t5", "t5", "far"]
+
+
+def test_a_half_that_is_named_twice_is_run_once(tmp_path):
+    assert both_halves(tmp_path, ["t5.decoder", "t5"])["models"] == ["t5.decoder", "t5.encoder"]
+
+
+def test_a_half_of_an_unknown_model_is_a_mistake(tmp_path):
+    with pytest.raises(InputError, match=r"models names 't6\.decoder'"):
+        both_halves(tmp_path, ["t6.decoder"])

@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import zoo
 from outlier_features.errors import InputError
+from outlier_features.extract.losses import LossRecorder
 from outlier_features.model.models import load_model
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "sdpa", "trust_remote_code": False}
@@ -133,3 +136,62 @@ def test_attention_that_the_model_refuses(name, tmp_path):
 def test_a_device_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="device: found 'cuda'"):
         load_model(tmp_path, **PLAIN | {"device": "cuda"})
+
+
+def test_attention_auto_is_what_the_class_does_by_itself(tmp_path):
+    used = {name: load_model(zoo.save(name, tmp_path / name), **PLAIN | {"attention": "auto"}).attention
+            for name in ("llama", "gpt_oss")}  # fmt: skip
+    assert used == {"llama": "sdpa", "gpt_oss": "eager"}
+
+
+def test_the_true_reason_of_a_missing_loss(tmp_path):
+    drop_weights(zoo.save("llama", tmp_path / "llama"), "lm_head.weight")
+    assert load_model(tmp_path / "llama", **PLAIN).no_loss.startswith("its weights lack lm_head.weight")
+    change_config(zoo.save("gpt2", tmp_path / "gpt2"), architectures=["GPT2ForSequenceClassification"])
+    assert "GPT2ForSequenceClassification" in load_model(tmp_path / "gpt2", **PLAIN).no_loss
+    bert = load_model(zoo.save("bert", tmp_path / "bert"), **PLAIN)
+    assert not bert.causal and bert.no_loss is not None
+
+
+def test_a_field_that_a_config_no_longer_has_is_given_back(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "codegen", vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64, rotary_dim=8
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert load_model(tmp_path, **PLAIN | {"attention": "auto"}).blocks == 2
+
+
+def test_models_of_images_alone_are_refused(tmp_path):
+    config = AutoConfig.for_model("vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+                                  image_size=32, patch_size=16)  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="ViTModel, which reads pixel_values, expected a model that runs on text"):
+        load_model(tmp_path, **PLAIN)
+
+
+@pytest.mark.parametrize("name", ["llava", "llama4"])
+def test_the_text_stack_of_a_vision_language_model_and_its_head(name, tmp_path):
+    """Wherever it lies: beside the vision tower (LLaVA), or a model with a head of its own inside (Llama 4)."""
+    torch.manual_seed(0)
+    text = dict(zoo.CONFIGS["llama4_text" if name == "llama4" else "llama"], num_hidden_layers=3)
+    small = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48,
+             "image_size": 32, "patch_size": 16, "vision_output_dim": 32, "projector_input_dim": 32,
+             "projector_output_dim": 32}  # fmt: skip
+    vision = {"model_type": "llama4_vision_model" if name == "llama4" else "clip_vision_model", **small}
+    kind = "llama4_text" if name == "llama4" else "llama"
+    config = AutoConfig.for_model(
+        name, text_config={"model_type": kind, **text}, vision_config=vision, image_token_index=5
+    )
+    AutoModelForImageTextToText.from_config(config, attn_implementation="eager").save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, **PLAIN | {"attention": "eager"})
+    assert (loaded.blocks, loaded.d_model, loaded.no_loss) == (3, 64, None)
+    assert all("vision" not in block.path for block in loaded.stack.blocks)
+    ids = torch.randint(6, 128, (2, 9), generator=torch.Generator().manual_seed(3))
+    recorder = LossRecorder(loaded)
+    with recorder.states(), torch.inference_mode():
+        loaded.base(ids)
+        logits = loaded.model(ids).logits.float()
+    nll = recorder.token_losses(ids, torch.ones_like(ids, dtype=torch.bool))
+    expected = functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    torch.testing.assert_close(nll[:, 1:], expected, rtol=1e-5, atol=1e-5)

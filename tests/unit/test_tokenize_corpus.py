@@ -42,19 +42,19 @@ def with_template(tokenizer):
     return tokenizer
 
 
-def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None):
+def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None, config=None, part=None):
     folder.mkdir(exist_ok=True)
     (folder / "model").mkdir(exist_ok=True)
     tokenizer.save(str(folder / "model/tokenizer.json"))
     write_json(folder / "model/tokenizer_config.json", {"bos_token": bos_token} if bos_token else {})
-    write_json(folder / "model/config.json", {})
+    write_json(folder / "model/config.json", config or {})
     write_json(folder / "model.json", {"location": "model", "files": {}, "revision": "r", "origin": "o"})
     write_json(folder / "corpus.json", {"sha256": "c", "documents": len(texts)})
     fetched = pl.DataFrame({"text": texts}).to_arrow().replace_schema_metadata({"provenance": '{"sha256": "c"}'})
     write_parquet(folder / "documents", fetched)
     sample = {"sequences": 3, "tokens": 16, "pack": "windows", "bos": "auto", **sample}
     arguments = ("model.json", "documents", "corpus.json", "tokens", "texts")
-    tokenize_corpus("m", "c", *(folder / name for name in arguments), sample=sample)
+    tokenize_corpus("m", "c", *(folder / name for name in arguments), sample=sample, part=part)
     return Tokens.read(folder / "tokens"), pl.read_parquet(folder / "texts")["text"].to_list()
 
 
@@ -205,3 +205,20 @@ def test_changed_tokens_are_noticed(tmp_path, bpe):
     (tmp_path / "tokens").write_bytes(data)
     with pytest.raises(InputError, match="its tokens_sha256 is"):
         Tokens.read(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("config", [{"decoder_start_token_id": 7}, {"decoder": {"bos_token_id": 7}, "eos_token_id": 3}])
+def test_a_decoder_reads_the_text_behind_its_start_token(tmp_path, bpe, config):
+    """And the encoder, which reads what follows that token, the same text with the tokenizer's own special tokens."""
+    with_template(bpe)
+    decoder, texts = run(tmp_path / "decoder", bpe, {"tokens": 17}, config=config, part="decoder")
+    encoder, same = run(tmp_path / "encoder", bpe, {"tokens": 16}, config=config, part="encoder")
+    assert texts == same
+    assert (decoder.tokens[:, 0] == 7).all() and decoder.special[:, 0].all()
+    np.testing.assert_array_equal(decoder.tokens[:, 1:], encoder.tokens)
+    np.testing.assert_array_equal(decoder.special[:, 1:], encoder.special)
+
+
+def test_a_decoder_without_a_start_token_is_a_mistake(tmp_path, bpe):
+    with pytest.raises(InputError, match="no decoder_start_token_id"):
+        run(tmp_path, bpe, {}, part="decoder")

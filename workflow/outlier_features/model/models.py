@@ -75,6 +75,10 @@ class LoadedModel:
 
         no_loss   why it has no loss, where that is known already
         """
+        # One pass a sequence; not every model takes it as an argument, and a decoder may have a config of its own.
+        for module in model.modules():
+            if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+                config.use_cache = False
         body, stack = find_body(model, probe_ids(model), part)
         causal = _is_causal(model, body, part)
         if no_loss is None and not causal:
@@ -172,8 +176,6 @@ def load_model(
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
     model.to(place)  # type: ignore[arg-type]
     model.eval()
-    for one in _configs(model.config):
-        one.use_cache = False  # one pass a sequence; not every encoder takes it as an argument
     try:
         return LoadedModel.of(model, place, used, part, no_loss)
     except Exception as error:
