@@ -163,8 +163,8 @@ def test_a_field_that_a_config_no_longer_has_is_given_back(tmp_path):
 
 
 def test_models_of_images_alone_are_refused(tmp_path):
-    config = AutoConfig.for_model("vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-                                  image_size=32, patch_size=16)  # fmt: skip
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = AutoConfig.for_model("vit", image_size=32, patch_size=16, **small)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="ViTModel, which reads pixel_values, expected a model that runs on text"):
         load_model(tmp_path, **PLAIN)
