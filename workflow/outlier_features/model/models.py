@@ -174,6 +174,8 @@ def load_model(
         )
     if missing & head:
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
+    if dtype == "float32":
+        _widen(model)
     model.to(place)  # type: ignore[arg-type]
     model.eval()
     try:
@@ -338,6 +340,13 @@ def _does_not_run(model: PreTrainedModel, location: Path, error: Exception) -> s
         f"{location}: {name} does not run on a few tokens with transformers {transformers.__version__}, found "
         f"{type(error).__name__}: {_sentence(error)}"
     )
+
+
+def _widen(model: PreTrainedModel) -> None:
+    """Make 16-bit weights float32: transformers leaves those so that it dequantized itself (fp8 checkpoints)."""
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
