@@ -23,9 +23,10 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/workflow $(PYTEST_ARGS)
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
 
-# What takes hours: a run on every type of model that transformers has, the soak and, where it can be, a SLURM cluster.
+# What takes hours: every type of model that transformers has, the catalog's real models, the soak and, where it can be, a SLURM cluster.
 test-all: test
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/every_type -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/workflow -m slow $(PYTEST_ARGS)
 	$(MAKE) soak
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then $(MAKE) test-slurm; fi
 
