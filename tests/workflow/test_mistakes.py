@@ -112,7 +112,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown device": ({"extract__device": "gpu"}, ("extract.device is 'gpu', expected one of auto",)),
     "two sources": (
         {LLAMA: {"path": "llama", "hub": "a/b"}},
-        ("catalog.models.tiny has the keys", "exactly one source"),
+        ("catalog.models.tiny.path: llama is no .gguf file, expected one of the repository",),
     ),
     "no source": ({TEXT: {"column": "text"}}, ("catalog.corpora.text has the keys column", "exactly one source")),
     "no such directory": ({LLAMA: {"path": "none"}}, ("catalog.models.tiny.path: none is not a directory",)),
@@ -142,8 +142,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a dump of an unknown site": (dump("a", keys={"attention": "attn"}), ("catalog.models.tiny.keys",)),
     "a dump that is not there": (dump("no"), ("dump: no.safetensors is not a file",)),
     "a dump cut at its end": (dump("cut"), ("cut.safetensors: expected a whole safetensors file",)),
-    "a dump of three axes": (dump("flat"), ("attn has shape [4, 5, 32], expected (N, L, T, H)",)),
-    "a dump with a layout": (dump("a", layout="NTLH"), ("layout is 'NTLH', expected one of NLTH",)),
+    "a dump of three axes": (dump("flat"), ("attn has shape [4, 5, 32]", "expected layout to say which")),
+    "a dump with a layout": (dump("a", layout="NLHT"), ("layout is 'NLHT', expected one of NLTH",)),
     "a dump that is a model": (dump("a", path="llama"), ("exactly one source",)),
 }
 
@@ -310,7 +310,9 @@ JOBS: dict[str, Mistake] = {
         WRONG,
         lambda folder: model(folder, intermediate_size=64),
     ),
-    "no blocks": Mistake(("found no list of 0 modules",), WRONG, lambda folder: model(folder, num_hidden_layers=0)),
+    "no blocks": Mistake(
+        ("found no list of modules of LlamaForCausalLM",), WRONG, lambda folder: model(folder, num_hidden_layers=0)
+    ),
     "a tokenizer that does not fit": Mistake(
         ("expected ids below 50", "the tokenizer in", "does not fit the model"),
         WRONG,

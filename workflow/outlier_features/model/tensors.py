@@ -31,9 +31,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def same_values(left: Tensor, right: Tensor) -> bool:
-    """Bit by bit, whether tokens lie flat (B*T, H) or not (B, T, H)."""
-    return (
-        left.numel() == right.numel()
-        and left.shape[-1] == right.shape[-1]
-        and torch.equal(left.reshape(-1), right.reshape(-1))
-    )
+    """Bit by bit, whether tokens lie flat (B*T, H) or not (B, T, H); NaN is the same as NaN."""
+    if left.numel() != right.numel() or left.shape[-1] != right.shape[-1]:
+        return False
+    left, right = left.reshape(-1), right.reshape(-1)
+    return torch.equal(left, right) or (bool(left.isnan().any()) and torch.equal(left.nan_to_num(), right.nan_to_num()))
