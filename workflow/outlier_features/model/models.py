@@ -263,7 +263,7 @@ def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
     if config.is_encoder_decoder and part is None:
         raise InputError(
             f"{location}: found {config.model_type!r}, an encoder-decoder model, expected its encoder or its decoder: "
-            "add `.encoder` or `.decoder` to its name under `models`, or name one with --part"
+            "add `.encoder` or `.decoder` to its name under `models` (`outlier-features gains` has --part)"
         )
     if part is not None and not config.is_encoder_decoder:
         raise InputError(
