@@ -81,7 +81,7 @@ class LoadedModel:
                 config.use_cache = False
         body, stack = find_body(model, probe_ids(model), part)
         causal = _is_causal(model, body, part)
-        if no_loss is None and not causal:
+        if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
         return cls(model, device, attention, part, body, stack, causal, no_loss)
 
