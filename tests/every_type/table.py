@@ -14,6 +14,7 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 
+from outlier_features.rules import NO_OTHER_MIXER
 from tiny_types import TYPES
 from worker import Worker
 
@@ -21,8 +22,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 BEGIN = "<!-- Below this line: python tests/every_type/table.py -->"
 HEAD = "| type | class | result | without |\n|---|---|---|---|\n"
 WORDS = {"works": "works", "without": "partly", "refused": "refused", "cannot": "not run"}
-
-NO_OTHER_MIXER = "no part of the block mixes tokens in another way than by softmax attention"
 
 Row = dict[str, object]
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from outlier_features.rules import NO_OTHER_MIXER
 from outlier_features.summary.findings import findings
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent, ranges
@@ -463,3 +464,9 @@ def test_rule_location_by_site(summary):
 def test_a_dump_has_no_loss_to_speak_of(summary):
     summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
     assert not [finding for finding in findings(summary) if "loss" in finding.text or "predict" in finding.text]
+
+
+def test_that_most_models_have_no_mixer_is_no_finding(summary):
+    summary["sites"]["absent"] = {"mixer_norm": NO_OTHER_MIXER, "attn_heads": "none"}
+    lines = said(summary, "not found")
+    assert not any("mixer_norm" in line for line in lines) and any("attn_heads" in line for line in lines)

@@ -21,6 +21,7 @@ from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
 from outlier_features.model.stack import BlockCall
 from outlier_features.model.sublayers import Sublayer, sublayers
 from outlier_features.model.tensors import first_tensor, same_values
+from outlier_features.rules import NO_OTHER_MIXER
 
 SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_norm", "mixer_norm", "mlp_norm", "attn_heads", "attn_out",
@@ -229,7 +230,7 @@ def _none_or_many(kind: str, found: list[Sublayer], parts: list[Sublayer]) -> st
     if unknown:
         return f"what {', '.join(unknown)} does to each token could not be tried"
     if kind == "mixer":
-        return "no part of the block mixes tokens in another way than by softmax attention"
+        return NO_OTHER_MIXER
     others = [part.name for part in parts if part.kind == "mixer"]
     if others:
         return f"{', '.join(others)} mixes tokens, but not by softmax weights"
