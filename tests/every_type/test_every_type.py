@@ -23,10 +23,11 @@ REFUSED = {
     "squeezebert": "its blocks' `forward` is called past the modules, so that no hook sees it",
     "perceiver": "its blocks read latents, not tokens",
     "blt": "its blocks read patches of bytes, not tokens",
+    "cpmant": "its blocks read a prompt before the tokens",
+    "prophetnet": "the decoder's blocks read a stream for each n-gram beside that of the tokens",
 }
 # Types whose blocks hand on something else than one vector a token, so that some have no `resid_post`.
 OTHER_STREAMS = {
-    "cpmant": "a prompt before the tokens",
     "funnel": "tokens are pooled between blocks",
     "inkling2": "what follows reads the outputs of several blocks",
     "inkling2_text": "what follows reads the outputs of several blocks",
@@ -35,7 +36,6 @@ OTHER_STREAMS = {
     "gemma3n_text": "four copies of the stream",
     "glm5_next": "four copies of the stream",
     "hy_v4": "four copies of the stream",
-    "prophetnet": "a stream for each n-gram beside that of the tokens",
 }
 TRIED = [pytest.param(name, marks=[] if name in SPREAD else [pytest.mark.slow]) for name in sorted(TYPES)]
 OF_THIS_VERSION = table.version() == transformers.__version__

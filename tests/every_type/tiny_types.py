@@ -86,6 +86,10 @@ def config_of(name: str) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[name]
     config: PreTrainedConfig = config_class(**_small(config_class, _TEXT, CHANGES.get(name, {})))
     config.get_text_config().use_cache = False
+    starts = ("decoder_start_token_id", "bos_token_id")
+    places = (config, getattr(config, "decoder", None))
+    if config.is_encoder_decoder and all(getattr(place, key, None) is None for place in places for key in starts):
+        config.decoder_start_token_id = PAD  # as published checkpoints of T5 and its kin say
     return config
 
 

@@ -219,7 +219,9 @@ def _stream_differs(stored: TensorFile, states: list[torch.Tensor], whole: bool)
 
 
 def _is_causal(outcome: Outcome, model: Any, ids: torch.Tensor) -> bool:
-    """Whether the logits of the first position stay when later tokens change."""
+    """Whether the logits of the first position stay when later tokens change, in a model that predicts the next one."""
+    if TYPES[outcome.type] == "masked" and outcome.part is None:
+        return False  # without its CUDA kernel MRA's attention is zero, and no position sees another
     changed = ids.clone()
     changed[:, 1:] = (ids[:, 1:] + 97) % 256 + 4
     if outcome.part == "decoder":

@@ -86,7 +86,8 @@ def extract_activations(
     absent = _absent(blocks, sites)
     _report(blocks, sites, absent, proof.held)
     if not any(site in block.sites for block in blocks for site in sites):
-        site, reason = next(iter(absent.items()))
+        site = "resid_post" if "resid_post" in absent else next(iter(absent))
+        reason = absent[site]
         raise InputError(f"sites: found none of {', '.join(sites)} in {loaded.model_type}: {site}: {reason}")
     recorder, no_loss = loss_recorder(loaded)
     if no_loss:

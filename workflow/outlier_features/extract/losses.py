@@ -35,6 +35,7 @@ class LossRecorder:
         self._body: Any = loaded.body
         self._block = max(1, _LOGITS_AT_ONCE // loaded.vocab_size)
         self._output: Any = None
+        self._encoded: Any = None  # of a decoder's encoder
         self._check(loaded)
 
     @contextmanager
@@ -44,11 +45,17 @@ class LossRecorder:
         def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
             self._output = output
 
-        handle = self._body.register_forward_hook(keep)
+        def keep_encoded(module: torch.nn.Module, args: Any, output: Any) -> None:
+            self._encoded = output
+
+        handles = [self._body.register_forward_hook(keep)]
+        if self._part:
+            handles.append(self._model.get_encoder().register_forward_hook(keep_encoded))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def token_losses(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The negative log-likelihood in nats of each token given those before it, float32 (B, T).
@@ -87,7 +94,7 @@ class LossRecorder:
         if self._part:
             given = {"input_ids": ids[:, 1:], "decoder_input_ids": ids}
         if self._part and "forward" in vars(self._body):  # the decoder's states are there, so the encoder need not run
-            given |= {"input_ids": None, "encoder_outputs": (torch.zeros(1, 1, 1, device=ids.device),)}
+            given |= {"input_ids": None, "encoder_outputs": self._encoded}
         logits: Tensor = self._model(**given).logits
         return logits
 
