@@ -1,7 +1,6 @@
 """Every artifact under some directories, read whole: its checksums, and whether the files of a run belong together."""
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from outlier_features.summary.summarize_run import facts_of
 _TABLES = {table.name: table for table in PUBLIC}
 _SUMMARY_FILE = "summary.json"
 _RUN_FILE = "tokens.safetensors"  # every run has it, in its own directory
-_CHUNK = re.compile(r"\d+-\d+")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _check_parquet(path: Path) -> Provenance:
     name = metadata.get("table")
     if name in _TABLES and not schema.equals(schema_of(_TABLES[name])):
         raise DamagedFile(path, f"its columns are {schema.names} of types {schema.types}, not those of table {name!r}")
-    if name not in (path.stem, path.parent.name) and not _CHUNK.fullmatch(path.stem):
+    if name not in (path.stem, path.parent.name, path.parent.parent.name):
         raise DamagedFile(path, f"is the table {name!r}")
     return provenance
 
