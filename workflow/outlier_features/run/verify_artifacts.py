@@ -1,6 +1,7 @@
 """Every artifact under some directories, read whole: its checksums, and whether the files of a run belong together."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from outlier_features.files.tensorfile import TensorFile
 from outlier_features.progress import byte_bar
 from outlier_features.summary.summarize_run import facts_of
 
+_CHUNK = re.compile(r"\d+-\d+")
 _TABLES = {table.name: table for table in PUBLIC}
 _SUMMARY_FILE = "summary.json"
 _RUN_FILE = "tokens.safetensors"  # every run has it, in its own directory
