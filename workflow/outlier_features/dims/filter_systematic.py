@@ -239,6 +239,8 @@ def _read_counted(path: Path, table: Table, provenance: Mapping[str, Any], neede
     frame, found = read_table(path, table)
     require_same_run(provenance, found, path)
     require_sequences(found, path)
+    if not holds_sequences(found):
+        return frame  # nothing ran there, so nothing is said of how
     require_equal(provenance, found, ("attention",), path)
     missing = uncounted(found["counted"]["at"], needed, found["counted"]["dense"])
     if missing:
