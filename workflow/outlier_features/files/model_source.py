@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from outlier_features.errors import InputError
+from outlier_features.errors import DamagedFile
 from outlier_features.files.artifacts import read_json
 
 SOURCE_FILE = "source.json"
@@ -14,8 +14,8 @@ def record_of(source_json: Path, *keys: str) -> dict[str, Any]:
     """The record of a fetch. Raises `InputError` where it is damaged or lacks one of `keys`."""
     try:
         return dict(read_json(source_json, *keys))
-    except InputError as error:
-        raise InputError(f"{error}; {_REMEDY}") from error
+    except DamagedFile as error:
+        raise DamagedFile(source_json, f"{str(error).removeprefix(f'{source_json}: ')}; {_REMEDY}") from error
 
 
 def source_of(source_json: Path) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def source_of(source_json: Path) -> dict[str, Any]:
     location = (source_json.parent / source["location"]).resolve()  # absolute, or relative to the record
     sizes = {name: file["bytes"] for name, file in source["files"].items()}
     if not location.is_dir():
-        raise InputError(f"{source_json}: the model's directory {location} is gone, {_REMEDY}")
+        raise DamagedFile(source_json, f"the model's directory {location} is gone, {_REMEDY}")
     for name, size in sizes.items():
         file = location / name
         found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
         if found != f"{size} bytes":
-            raise InputError(f"{source_json}: expected {size} bytes in {file}, found {found}; {_REMEDY}")
+            raise DamagedFile(source_json, f"expected {size} bytes in {file}, found {found}; {_REMEDY}")
     return {**source, "location": str(location)}
