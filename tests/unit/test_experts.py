@@ -200,7 +200,10 @@ def test_recording_leaves_the_model_as_it_was(name):
     ("name", "reason"),
     [
         ("llama4_text", "the experts of block 0 (Llama4TextExperts) are not one module behind transformers' experts"),
-        ("granitemoeshared", "mlp_out of block 0 is absent: the block has 2 MLPs: block_sparse_moe, shared_mlp"),
+        (
+            "granitemoeshared",
+            "mlp_out of block 0 is absent: the block has 2 parts that treat each token alone by matrices: block_sparse_moe, shared_mlp",
+        ),
         ("llama", "no block routes tokens to experts"),
     ],
 )

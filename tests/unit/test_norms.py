@@ -186,7 +186,9 @@ def rule(tmp_path, name="llama", revision="0" * 8, **run):
     record = {"location": str(tmp_path / "model"), "origin": "here", "revision": revision, "files": {}}
     (tmp_path / "source.json").write_text(json.dumps(record))
     made = {key: tmp_path / f"{key}.parquet" for key in ("norms", "gains")}
-    check_norms(tmp_path / "source.json", folder / "dims.parquet", **made, threads=1, trust_remote_code=False)
+    check_norms(
+        tmp_path / "source.json", folder / "dims.parquet", **made, threads=1, trust_remote_code=False, part=None
+    )
     return pl.read_parquet(made["norms"]), pl.read_parquet(made["gains"])
 
 
