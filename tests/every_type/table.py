@@ -14,7 +14,7 @@ from pathlib import Path
 import transformers
 from tqdm import tqdm
 
-from outlier_features.rules import NO_OTHER_MIXER
+from outlier_features.model.bases import NO_OTHER_MIXER
 from tiny_types import TYPES
 from worker import Worker
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from outlier_features.rules import NO_OTHER_MIXER
+from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.summary.findings import findings
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent, ranges

@@ -253,7 +253,7 @@ MESSAGES = {
         ("scan/statistics", ["detect_outliers", "locate_outliers"]),
         ("locate/count_locations", ["locate_outliers"]),
         ("detect/summarize_layers", ["summarize_layers"]),
-        ("rules", ["filter_systematic", "locate_outliers"]),
+        ("rules", ["filter_systematic"]),
         ("dims/pairs", ["filter_systematic"]),
         ("attention/attention_patterns", ["map_attention"]),
         ("tokens/token_text", ["filter_systematic"]),

@@ -10,8 +10,8 @@ from outlier_features.dims.steps import steps
 from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.tables import DIMS, EMERGENCE, PAIRS, READINGS, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.populations import POPULATIONS
-from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.scan.statistics import SiteStatistics
 
 ONE_SIDED = 0.95

@@ -15,7 +15,7 @@ from outlier_features.files.artifacts import PROVENANCE, read_json
 from outlier_features.files.model_source import source_of
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tensorfile import TensorFile, write_tensors
-from outlier_features.rules import RESIDUAL_BASIS
+from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.tokens.tokens import UNKNOWN, tokens_digest
 
 Array = np.ndarray[Any, Any]

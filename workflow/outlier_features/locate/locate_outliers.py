@@ -15,8 +15,8 @@ from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, write_json
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
+from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.populations import POPULATIONS, populations_of
-from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.tokens.tokens import Tokens
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from outlier_features.errors import InputError
+from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.model.block_calls import Call, by_token, recorded_blocks
 from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
 from outlier_features.model.stack import BlockCall
 from outlier_features.model.sublayers import Sublayer, sublayers
 from outlier_features.model.tensors import first_tensor, same_values
-from outlier_features.rules import NO_OTHER_MIXER
 
 SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_norm", "mixer_norm", "mlp_norm", "attn_heads", "attn_out",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from outlier_features.files.tables import DIMS, read_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.norms.describe_gains import Gain
 from outlier_features.norms.gains_in_file import PREFIX, gains_in_file, tensors_of
 from outlier_features.norms.norm_tables import Norm, write_norms
-from outlier_features.rules import RESIDUAL_BASIS
 
 
 def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Path, gains: Path) -> None:

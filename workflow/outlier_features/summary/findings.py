@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from outlier_features.experts.summarize_experts import experts_in_words
 from outlier_features.files.missing import missing_sentence
+from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE, NO_OTHER_MIXER
+from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 from outlier_features.summary.findings_ablation import ablation_sentences, super_weight_sentences
 from outlier_features.summary.meaning import meaning
 from outlier_features.visible_text import quoted, visible

@@ -16,8 +16,8 @@ from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.missing import require_had
 from outlier_features.files.tables import DIMS, SURFACE, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.populations import EXCLUDED, PADDING, REST
-from outlier_features.rules import RESIDUAL_BASIS
 from outlier_features.surface.largest import Largest, find_largest
 from outlier_features.surface.pooling import largest_indices, pooled_ranges
 from outlier_features.tokens.token_text import read_texts, token_text
