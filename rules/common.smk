@@ -253,6 +253,11 @@ def of_runs(name):
     return [f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS]
 
 
+# Templates, style and scripts of every page.
+PAGE = sorted(
+    str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
+)
+
 # Two runs or more have something to compare.
 COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
 

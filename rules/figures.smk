@@ -1,16 +1,7 @@
 rule draw_figures:
     input:
         unpack(run_tables),
-        template=f"{workflow.basedir}/workflow/report/figures.html.j2",
-        shared=[
-            f"{workflow.basedir}/workflow/report/{name}"
-            for name in (
-                "views.html.j2",
-                "data.js",
-                "figure.js",
-                "plotly-cartesian.min.js",
-            )
-        ],
+        page=PAGE,
         summary=f"{RUN}/summary.json",
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",

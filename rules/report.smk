@@ -29,11 +29,7 @@ rule summarize_run:
 
 rule render_report:
     input:
-        page=sorted(
-            str(path)
-            for path in (ROOT / "workflow/report").iterdir()
-            if path.suffix in (".j2", ".css", ".js")
-        ),
+        page=PAGE,
         definitions=f"{workflow.basedir}/docs/definitions.md",
         tables=TABLES,
         tokens=of_runs("tokens.safetensors"),

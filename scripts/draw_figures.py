@@ -6,7 +6,6 @@ from outlier_features.report.draw_figures import draw_figures
 with stage(snakemake.log[0]):
     draw_figures(
         run=Path(snakemake.input.summary).parent,
-        template=Path(snakemake.input.template),
         directory=Path(snakemake.output.directory),
         formats=snakemake.params.formats,
         width_mm=snakemake.params.width_mm,

@@ -7,7 +7,6 @@ from outlier_features.run.summarize_costs import read_costs
 with stage(snakemake.log[0]):
     render_report(
         runs=[Path(run) for run in snakemake.params.runs],
-        folder=Path(snakemake.input.page[0]).parent,
         comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
         definitions=Path(snakemake.input.definitions),

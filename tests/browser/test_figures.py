@@ -1,7 +1,5 @@
 """A figure's own page in a browser: drawn from the files beside it, in the population that its reader asks for."""
 
-from pathlib import Path
-
 import pytest
 
 from fake_run import FakeRun
@@ -10,14 +8,12 @@ from outlier_features.report.draw_figures import draw_figures
 from outlier_features.summary.report_run import Run
 from reading import MARK, SCRIPT, Reader
 
-TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     hostile = FakeRun(origin=SCRIPT, pieces=(SCRIPT, f"<img src=x onerror='{MARK}'>", "\u2028", "`${1}"))
     run = hostile.write(tmp_path_factory.mktemp("results") / "tiny/text")
-    draw_figures(run, TEMPLATE, run / "figures", formats=[], width_mm=85)
+    draw_figures(run, run / "figures", formats=[], width_mm=85)
     return run
 
 
@@ -38,9 +34,9 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
             if len(drawing.views) > 1:
                 reader.page.get_by_label(population, exact=True).check()
             reader.page.wait_for_selector(
-                f'#plot[data-state="drawn"][data-view="{population}"] .main-svg', state="attached"
+                f'.plot[data-state="drawn"][data-view="{population}"] .main-svg', state="attached"
             )
-            titles = reader.page.locator("#plot .annotation-text").all_text_contents()
+            titles = reader.page.locator(".plot .annotation-text").all_text_contents()
             assert not {f"population {other}" for other in drawing.views if other != population} & {*titles}
         assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
     assert sum(len(drawing.views) for drawing in drawings) > len(drawings) > 10
@@ -48,7 +44,7 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
 
 def test_the_address_names_the_population(reader, run):
     reader.page.goto(f"{(run / 'figures/shares.html').as_uri()}#without_first")
-    reader.page.wait_for_selector('#plot[data-state="drawn"][data-view="without_first"]')
+    reader.page.wait_for_selector('.plot[data-state="drawn"][data-view="without_first"]')
     assert reader.page.get_by_label("without_first", exact=True).is_checked()
 
 
@@ -56,4 +52,4 @@ def test_the_index_leads_to_every_figure(reader):
     links = reader.page.locator("h2 a").evaluate_all("links => links.map((link) => link.href)")
     assert len(links) > 10
     reader.page.locator("h2 a").first.click()
-    reader.page.wait_for_selector('#plot[data-state^="drawn"]')
+    reader.page.wait_for_selector('.plot[data-state^="drawn"]')

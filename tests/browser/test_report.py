@@ -16,7 +16,7 @@ from outlier_features.report.render_report import render_report
 from outlier_features.summary.report_run import Run
 from reading import MARK, SCRIPT, Reader
 
-FOLDER = Path(__file__).parents[2] / "workflow/report"
+PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
 RUNS = ("tiny/text", "hostile/text")
 SITES = ("attn_norm", "mlp_norm", "resid_post")
@@ -41,7 +41,7 @@ def results(tmp_path_factory):
     paths = [run.write(folder / name) for name, run in runs.items()]
     compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
     render_report(
-        paths, FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS,
+        paths, folder / "report.html", published=PUBLISHED, definitions=DEFINITIONS,
         comparison=folder / "comparison.parquet", costs=COSTS,
     )  # fmt: skip
     return folder
@@ -258,9 +258,7 @@ def long(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     run = FakeRun(sequences=1500, outliers=tuple(range(20)), hits=tuple(range(30, 40)), attention=False)
     path = run.write(folder / "tiny/text")
-    render_report(
-        [path], FOLDER, folder / "report.html", published=FOLDER.parent / "published", definitions=DEFINITIONS
-    )
+    render_report([path], folder / "report.html", published=PUBLISHED, definitions=DEFINITIONS)
     opened = Reader(browser, folder / "report.html")
     yield opened, pl.read_parquet(path / "pairs.parquet")
     assert opened.complaints == []

@@ -76,13 +76,13 @@ def dump(tmp_path_factory, model):
 
 def panels(page):
     """Title, keys and values (nan for white) of every panel of a page, figure by figure."""
-    figures, decode = [], json.JSONDecoder().raw_decode
-    for call in re.finditer(r'Plotly\.newPlot\(\s*"[^"]+",\s*', page):
-        traces, end = decode(page, call.end())
-        layout, _ = decode(page, re.compile(r",\s*").match(page, end).end())
-        titles = [note["text"] for note in layout["annotations"]]
+    figures = []
+    for text in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page):
+        figure = json.loads(text)
+        titles = [note["text"] for note in figure["layout"]["annotations"]]
         figures.append([
-            (title, trace["x"], np.array(trace["z"], dtype=float)) for title, trace in zip(titles, traces, strict=True)
+            (title, trace["x"], np.array(trace["z"], dtype=float))
+            for title, trace in zip(titles, figure["data"], strict=True)
         ])  # fmt: skip
     return figures
 

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import plotly.graph_objects as go
 import polars as pl
@@ -18,7 +17,6 @@ from outlier_features.report.draw_figures import draw_figures
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.summary.report_run import Run
 
-TEMPLATE = Path(__file__).parents[2] / "workflow/report/figures.html.j2"
 SCRIPT = "</script><script>alert(1)</script>"
 needs_browser = pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser (chromium)")
 
@@ -31,7 +29,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figures(run):
-    draw_figures(run, TEMPLATE, run / "figures", formats=[], width_mm=85)
+    draw_figures(run, run / "figures", formats=[], width_mm=85)
     return run / "figures"
 
 
@@ -42,8 +40,8 @@ def test_every_figure_has_a_page_and_the_index_names_them(run, figures):
     assert [path.name for path in figures.glob("*.js")] == ["plotly-cartesian.min.js"]
     for drawing in run_figures(Run.read(run)):
         page = (figures / f"{drawing.name}.html").read_text()
-        assert re.findall(r'id="view-(\w+)"', page) == list(drawing.views)
-        assert len(re.findall('type="radio"', page)) == (len(drawing.views) if len(drawing.views) > 1 else 0)
+        assert re.findall(rf'id="{drawing.name}/(\w+)" *>\{{', page) == list(drawing.views)
+        assert len(re.findall('<input type="radio"', page)) == (len(drawing.views) if len(drawing.views) > 1 else 0)
         assert page.count('<script src="plotly-cartesian.min.js">') == 1
         require_page(figures / f"{drawing.name}.html")
 
@@ -125,7 +123,7 @@ def test_images_have_the_size_and_the_marks_of_the_figure(tmp_path):
 
 @needs_browser
 def test_images_stand_beside_the_pages(run, tmp_path):
-    draw_figures(run, TEMPLATE, tmp_path / "figures", formats=["svg"], width_mm=85)
+    draw_figures(run, tmp_path / "figures", formats=["svg"], width_mm=85)
     expected = {f"{d.name}.{population}.svg" for d in run_figures(Run.read(run)) for population in d.views}
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == expected
     page = (tmp_path / "figures/rules.html").read_text()
@@ -137,7 +135,7 @@ def test_without_a_chrome_one_sentence_says_how_to_get_one(run, tmp_path, monkey
     with pytest.raises(
         InputError, match=r"figures\.formats asks for svg, which needs a Chrome .*`apt-get install chromium`"
     ):
-        draw_figures(run, TEMPLATE, tmp_path / "figures", formats=["svg"], width_mm=85)
+        draw_figures(run, tmp_path / "figures", formats=["svg"], width_mm=85)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,15 +28,14 @@ from outlier_features.figures.shares import MAX_POINTS, shares
 from outlier_features.files.artifacts import read_json
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.published import published_facts
-from outlier_features.report.page_template import PLOTLY, script_hash
+from outlier_features.report.page_template import FOLDER, PLOTLY, script_hash
 from outlier_features.report.render_report import render_report
 from outlier_features.tokens.token_context import context
 from outlier_features.tokens.token_text import read_texts
 from outlier_features.tokens.tokens import Tokens
 from outlier_features.wording import number
 
-FOLDER = Path(__file__).parents[2] / "workflow/report"
-PUBLISHED = FOLDER.parent / "published"
+PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
 SCRIPT = "</script><script>alert(1)</script>"
 SITES = {"dettmers": ["attn_norm", "mlp_norm"], "dettmers_heads": [], "massive": ["resid_post"]}
@@ -102,7 +101,7 @@ class Page(HTMLParser):
 
 
 def render(*runs, report):
-    render_report(list(runs), FOLDER, report, published=PUBLISHED, definitions=DEFINITIONS)
+    render_report(list(runs), report, published=PUBLISHED, definitions=DEFINITIONS)
     return report.read_text(encoding="utf-8")
 
 
@@ -626,7 +625,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
     shutil.copytree(FOLDER, folder)
     (folder / "report.html.j2").write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
-        render_report([run], folder, report, published=PUBLISHED, definitions=DEFINITIONS)
+        render_report([run], report, published=PUBLISHED, definitions=DEFINITIONS, folder=folder)
     assert report.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -657,5 +656,5 @@ def test_what_was_published_of_the_model_stands_beside(tmp_path):
     summary = read_json(run / "summary.json")
     summary["model"]["kind"] = "hub"
     (run / "summary.json").write_text(json.dumps(summary))
-    render_report([run], FOLDER, tmp_path / "r.html", published=PUBLISHED, definitions=DEFINITIONS)
+    render_report([run], tmp_path / "r.html", published=PUBLISHED, definitions=DEFINITIONS)
     assert f"numbers of papers and repositories about {names[1]}" in (tmp_path / "r.html").read_text()

@@ -25,6 +25,9 @@ Draw one layer's attention as heatmaps, the average over heads and single heads,
   --input F --attn-norm K  a dump that holds the input of the Q and K projections: K (N, L, T, H) or K.0, K.1, ...
                            (N, T, H), with the weights, and with everything that the weights do not say
 """
+_CAPTION = (
+    "Probability that each query (row) gives each key (column); colours go by its square root. White is exactly 0."
+)
 _PROJECTION = "with --attn-norm"
 _REQUIRED = ("q", "k", "n_heads", "n_kv_heads", "scale")
 _OPTIONAL = ("weights", "q_bias", "k_bias", "q_norm", "k_norm", "norm_eps", "head_groups", "sinks")
@@ -206,8 +209,9 @@ def _location(options: argparse.Namespace) -> Path:
 def _draw(shown: Sequence["Shown"], kv_heads: "KvHeads", options: argparse.Namespace) -> None:
     from outlier_features.attention.attention_maps import cropped
     from outlier_features.figures.attention_heatmaps import attention_grid
-    from outlier_features.figures.attention_page import titled, write_page
-    from outlier_features.figures.images import write_images
+    from outlier_features.figures.images import titled, write_images
+    from outlier_features.figures.style import Drawing
+    from outlier_features.report.draw_figures import write_figures
 
     figures = []
     for one in shown:
@@ -223,7 +227,14 @@ def _draw(shown: Sequence["Shown"], kv_heads: "KvHeads", options: argparse.Names
         if options.format == "html":
             path = options.output_dir / f"{stem}.html"
             with replacing(path) as temporary:
-                write_page(temporary, [(title, figure) for _, title, figure in figures])
+                drawings = [
+                    Drawing(
+                        f"{stem}-sequence-{sequence}", title, "pattern", "none", "all", _CAPTION, {"all": figure},
+                        min_width=figure.layout.width,
+                    )
+                    for sequence, title, figure in figures
+                ]  # fmt: skip
+                write_figures(temporary, "Attention patterns", drawings)
             print(path)
             return
         images = [

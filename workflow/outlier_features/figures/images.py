@@ -81,3 +81,12 @@ async def _draw(kaleido: Any, images: list[tuple[Path, go.Figure, int]]) -> list
             options = {"format": form, "width": width, "height": figure.layout.height, "scale": scale}
             drawn.append(await browser.calc_fig(figure, opts=options))
     return drawn
+
+
+def titled(title: str, figure: go.Figure) -> go.Figure:
+    """The figure with its title above it, for an image."""
+    return go.Figure(figure).update_layout(
+        title={"text": title, "x": 0.02, "font": {"size": 15}},
+        height=figure.layout.height + 30,
+        margin={"t": figure.layout.margin.t + 30},
+    )

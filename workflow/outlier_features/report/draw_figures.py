@@ -1,24 +1,21 @@
 """Rule draw_figures: the figures of a run as files: a page each, the drawn data, and images for a paper."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-
-from markupsafe import Markup
 
 from outlier_features.figures.images import for_paper, paper_pixels, write_images
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import replacing_directory, write_page
 from outlier_features.files.export_tables import write_csv
-from outlier_features.report.page_template import PLOTLY, page_environment
+from outlier_features.report.page_template import FIGURE_SCRIPTS, FOLDER, PLOTLY, Pages, PlacedFigure
 from outlier_features.summary.report_run import Run
 
-SCRIPTS = ("data.js", "figure.js")  # of the report, beside the template
+TEMPLATE = "figures.html.j2"
 
 
-def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequence[str], width_mm: float) -> None:
+def draw_figures(run: Path, directory: Path, *, formats: Sequence[str], width_mm: float) -> None:
     """Write into `directory`, for each figure that the report shows of a run:
 
     <name>.html                   a page with its caption and a view for each population
@@ -46,22 +43,30 @@ def draw_figures(run: Path, template: Path, directory: Path, *, formats: Sequenc
             if not drawing.data.is_empty():
                 with (temporary / f"{drawing.name}.csv").open("wb") as file:
                     write_csv(drawing.data, file, header=True)
-        shutil.copyfile(template.parent / PLOTLY, temporary / PLOTLY)
-        _write_pages(name, drawings, template, temporary)
+        shutil.copyfile(FOLDER / PLOTLY, temporary / PLOTLY)
+        _write_pages(f"Figures of {name}", drawings, temporary)
 
 
-def _write_pages(name: str, drawings: Sequence[Drawing], template: Path, directory: Path) -> None:
-    page = page_environment(template.parent).get_template(template.name)
+def _write_pages(title: str, drawings: Sequence[Drawing], directory: Path) -> None:
+    pages = Pages()
     files = {
         drawing.name: sorted(file.name for file in directory.glob(f"{drawing.name}.*") if file.suffix != ".html")
         for drawing in drawings
     }
-    facts = {
-        "run": name,
-        "files": files,
-        "ids": {drawing.name: json.dumps({view: f"view-{view}" for view in drawing.views}) for drawing in drawings},
-        "scripts": [Markup((template.parent / script).read_text(encoding="utf-8")) for script in SCRIPTS],
-    }
     for drawing in drawings:
-        write_page(directory / f"{drawing.name}.html", page.render(shown=[drawing], index=False, **facts))
-    write_page(directory / "index.html", page.render(shown=drawings, index=True, **facts))
+        page = pages.render(
+            TEMPLATE, scripts=FIGURE_SCRIPTS, beside=True, title=f"{drawing.title}: {title}", back=title,
+            placed=[PlacedFigure.of(drawing, drawing.name, data=False)], files_of=files, listed=[],
+        )  # fmt: skip
+        write_page(directory / f"{drawing.name}.html", page)
+    index = pages.render(TEMPLATE, scripts=(), title=title, back="", placed=[], files_of=files, listed=drawings)
+    write_page(directory / "index.html", index)
+
+
+def write_figures(path: Path, title: str, drawings: Sequence[Drawing]) -> None:
+    """Write figures as one page that is complete in itself, without a checksum."""
+    placed = [PlacedFigure.of(drawing, drawing.name, data=False) for drawing in drawings]
+    page = Pages().render(
+        TEMPLATE, scripts=(PLOTLY, *FIGURE_SCRIPTS), title=title, back="", placed=placed, files_of={}, listed=[],
+    )  # fmt: skip
+    path.write_text(page, encoding="utf-8")

@@ -1,32 +1,95 @@
-"""What the report and the pages of single figures share: how a template is rendered, and how data get into it."""
+"""What all pages share: their templates, the scripts in them, and how a figure gets into a page."""
 
 import base64
 import hashlib
 import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from outlier_features.visible_text import visible
+from outlier_features.figures.style import Drawing
+from outlier_features.report.page_data import packed
+from outlier_features.visible_text import shortened, visible
+from outlier_features.wording import number, percent
 
-PLOTLY = "plotly-cartesian.min.js"  # beside the templates
+FOLDER = Path(__file__).parent / "page"
+PLOTLY = "plotly-cartesian.min.js"
+FIGURE_SCRIPTS = ("data.js", "figure.js")
 
 
-def page_environment(folder: Path) -> Environment:
-    """Templates from `folder`; what they are given is text and escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": visible, "unbroken": unbroken, "json_script": json_script, "script_hash": script_hash,
-    }  # fmt: skip
-    return environment
+class Pages:
+    """Templates and scripts of a folder; what templates are given is text, and escaped.
+
+    anchors   on a page with definitions the id of each by what it defines; without them nothing leads there
+    """
+
+    def __init__(self, folder: Path = FOLDER, anchors: Mapping[str, str] | None = None):
+        self.folder = folder
+        self.environment = Environment(
+            loader=FileSystemLoader(folder),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.environment.filters |= {
+            "visible": visible, "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
+            "script_hash": script_hash, "anchor": lambda rule: _anchor(rule, anchors or {}),
+        }  # fmt: skip
+
+    def render(self, template: str, *, scripts: Sequence[str], beside: bool = False, **facts: Any) -> str:
+        """A page with these scripts inside it, and with `beside` plotly's from the file beside it.
+
+        It loads nothing else, and runs no other script than those named in it by their hashes.
+        """
+        theme, style = self._text("theme.js"), self._text("report.css")
+        page = self.environment.get_template(template)
+        return page.render(scripts=[*map(self._text, scripts)], beside=beside, theme=theme, style=style, **facts)
+
+    def _text(self, name: str) -> Markup:
+        return Markup((self.folder / name).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class PlacedFigure:
+    """A drawing in a page.
+
+    file     the name of the files that it is saved as, without their kind
+    first    the view that is shown first, of `height` pixels
+    views    each view's JSON
+    ids      the ids of these, by view, as JSON
+    packed   the data, or nothing where there are none
+    """
+
+    drawing: Drawing
+    id: str
+    file: str
+    first: str
+    height: int
+    views: Mapping[str, Markup]
+    ids: str
+    packed: str
+
+    @classmethod
+    def of(cls, drawing: Drawing, place: str, *, data: bool) -> "PlacedFigure":
+        """`place`: its id in the page; with `data` they lie in the page too."""
+        first = next(iter(drawing.views), "")
+        return cls(
+            drawing,
+            place,
+            place.replace("/", "-"),
+            first,
+            drawing.views[first].layout.height or 450 if first else 0,
+            {name: json_script(figure) for name, figure in drawing.views.items()},
+            json.dumps({name: f"{place}/{name}" for name in drawing.views}),
+            packed(drawing.data) if data and drawing.data.width else "",
+        )
 
 
 def json_script(figure: go.Figure) -> Markup:
@@ -45,3 +108,11 @@ def script_hash(text: str) -> str:
 def unbroken(text: str) -> str:
     """A number and its unit on one line."""
     return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")
+
+
+def _anchor(rule: str, defined: Mapping[str, str]) -> str:
+    """Where the first rule that a caption names is defined."""
+    if rule in defined or not defined:
+        return defined.get(rule, "")
+    names = (word for word in re.findall(r"\w+", rule.replace("attention sink", "sinks")) if word in defined)
+    return defined[next(names, "Sites")]

@@ -1,14 +1,10 @@
 """Rule render_report: one HTML file for all runs, complete in itself, that opens without a network."""
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from outlier_features.errors import InputError
 from outlier_features.figures.dimension_map import TWO_RULES
@@ -21,7 +17,7 @@ from outlier_features.published import published_facts
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed
-from outlier_features.report.page_template import PLOTLY, json_script, page_environment
+from outlier_features.report.page_template import FIGURE_SCRIPTS, FOLDER, PLOTLY, Pages, PlacedFigure
 from outlier_features.report.report_browser import browsed_tables
 from outlier_features.report.report_tables import (
     ablations,
@@ -37,8 +33,6 @@ from outlier_features.summary.findings import applied_sites, findings
 from outlier_features.summary.in_short import InShort, in_short
 from outlier_features.summary.report_run import Run
 from outlier_features.tokens.token_context import massive_spans
-from outlier_features.visible_text import shortened
-from outlier_features.wording import number, percent
 
 MASSIVE_ROWS = 1000
 ROWS_WITHOUT_SCRIPTS = 50
@@ -46,55 +40,48 @@ DIM_ROWS = 20
 # The page's bytes; where figures and words alone have more, or nearly, the tables of each run still get some.
 PAGE_BYTES = 11_500_000
 LEAST_TABLE_BYTES = 200_000
-FIRST_SCRIPT = "theme.js"
-SCRIPTS = (PLOTLY, "data.js", "figure.js", "table.js", "report.js")
+SCRIPTS = (PLOTLY, *FIGURE_SCRIPTS, "table.js", "report.js")
 
 
 def render_report(
     runs: Sequence[Path],
-    folder: Path,
     report: Path,
     *,
     published: Path,
     definitions: Path,
     comparison: Path | None = None,
     costs: pl.DataFrame | None = None,
+    folder: Path = FOLDER,
 ) -> None:
-    """Write `report` with a page for each run (a directory `<results>/model/corpus`), from the templates in `folder`.
+    """Write `report` with a page for each run (a directory `<results>/model/corpus`).
 
     published    directory of what papers and repositories printed, as CSV
     definitions  the Markdown document that says exactly what is measured, which becomes a page
     comparison   the table of dims that two runs have in common; None for one run
     costs        the table `costs`; without rows there is no page on them
+    folder       of the templates
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON, and packed
     in tables, whose scripts make text nodes of it. Beyond that the page forbids itself to load anything and to run any
     script but its own, named by their hashes.
     """
     read = [Run.read(run) for run in item_bar(runs, "read", "run")]
-    environment = page_environment(folder)
-    environment.filters |= {"shortened": shortened, "number": number, "percent": percent}
-    defined = anchors(definitions)
-    environment.filters["rule_anchor"] = lambda rule: rule_anchor(rule, defined)
-    template = environment.get_template("report.html.j2")
+    pages = Pages(folder, anchors(definitions))
     sections = [section(run, published) for run in item_bar(read, "render", "run")]
     require_names([part["id"] for part in sections])
-    facts = {
+    facts: dict[str, Any] = {
         "overview": overview([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
         "definitions": definitions_page(definitions),
         "meanings": meanings({part["id"]: part["findings"] for part in sections}),
         "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
-        "style": Markup((folder / "report.css").read_text(encoding="utf-8")),
-        "first_script": Markup((folder / FIRST_SCRIPT).read_text(encoding="utf-8")),
-        "scripts": [Markup((folder / name).read_text(encoding="utf-8")) for name in SCRIPTS],
     }
-    bare = len(template.render(sections=sections, **facts).encode())
+    bare = len(pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts).encode())
     budget = max((PAGE_BYTES - bare) // len(read), LEAST_TABLE_BYTES)
     for part, run in zip(sections, item_bar(read, "tables", "run"), strict=True):
         part["tables"] = browsed_tables(run, budget)
-    write_page(report, template.render(sections=sections, **facts))
+    write_page(report, pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts))
 
 
 def section(run: Run, published: Path) -> dict[str, Any]:
@@ -114,7 +101,7 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         "headline": headline(summary),
         "applied": [rule for rule in TWO_RULES if applied_sites(summary, rule)],
         "findings": findings(summary),
-        "figures": [PlacedFigure.of(drawing, name) for drawing in drawings],
+        "figures": [PlacedFigure.of(drawing, f"{name}/{drawing.name}", data=True) for drawing in drawings],
         "locations": run.locations
         and {
             **location_facts(run.locations),
@@ -134,42 +121,6 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         "tables": [],
         "provenance": provenance(summary),
     }
-
-
-@dataclass(frozen=True)
-class PlacedFigure:
-    """A drawing in the page.
-
-    file     the name of the files that it is saved as, without their kind
-    first    the view that is shown first, of `height` pixels
-    views    each view's JSON
-    ids      the ids of these, by view, as JSON
-    packed   the data, or nothing where there are none
-    """
-
-    drawing: Drawing
-    id: str
-    file: str
-    first: str
-    height: int
-    views: Mapping[str, Markup]
-    ids: str
-    packed: str
-
-    @classmethod
-    def of(cls, drawing: Drawing, run: str) -> "PlacedFigure":
-        place = f"{run}/{drawing.name}"
-        first = next(iter(drawing.views), "")
-        return cls(
-            drawing,
-            place,
-            place.replace("/", "-"),
-            first,
-            drawing.views[first].layout.height or 450 if first else 0,
-            {name: json_script(figure) for name, figure in drawing.views.items()},
-            json.dumps({name: f"{place}/{name}" for name in drawing.views}),
-            packed(drawing.data) if drawing.data.width else "",
-        )
 
 
 def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool, missing: bool) -> list[tuple[str, str]]:
@@ -198,9 +149,3 @@ def require_names(names: Sequence[str]) -> None:
 def _listed(frame: pl.DataFrame, table: Table) -> dict[str, Any]:
     """A table whole, packed, and its first rows as they stand in the page without scripts."""
     return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(table))}
-
-
-def rule_anchor(rule: str, defined: Mapping[str, str]) -> str:
-    """Where the first rule that a caption names is defined."""
-    names = (word for word in re.findall(r"\w+", rule.replace("attention sink", "sinks")) if word in defined)
-    return defined[next(names, "Sites")]
