@@ -14,7 +14,7 @@ import zoo
 from fake_run import leave_out
 from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
-from outlier_features.ablate.ablation_targets import Target, random_targets, selected_targets
+from outlier_features.ablate.ablation_targets import AblationTarget, random_targets, selected_targets
 from outlier_features.ablate.find_super_weights import find_super_weights
 from outlier_features.errors import InputError
 from outlier_features.files.tables import (
@@ -117,7 +117,7 @@ def test_dims_at_a_blocks_output_are_set_as_by_hand(name):
     with torch.no_grad():
         embeddings = loaded.model.get_input_embeddings().weight
         embeddings[:, 5] += 8 * embeddings.std()  # a dim that is worth something
-    target = Target("dims", "massive", "resid_post", (1, 2, 1), (5, 9, 7))
+    target = AblationTarget("dims", "massive", "resid_post", (1, 2, 1), (5, 9, 7))
     variants = [Variant(None), *(Variant(target, where, value) for where, value in target.treatments)]
     found = scores(loaded, tokens, variants)
     plain = losses(loaded.model, tokens)
@@ -143,7 +143,7 @@ def test_dims_at_a_blocks_output_are_set_as_by_hand(name):
 def test_dims_of_all_linear_inputs_are_set_as_by_hand(name):
     loaded, tokens = zoo.loaded(name), sample()
     path, places = BY_HAND[name]
-    target = Target("dims", "dettmers", "attn_norm+mlp_norm", (), (5, 9))
+    target = AblationTarget("dims", "dettmers", "attn_norm+mlp_norm", (), (5, 9))
     (found,) = scores(loaded, tokens, [Variant(target, "all", "zero")])
     hooks = []
     for block in loaded.model.get_submodule(path):
@@ -163,7 +163,7 @@ def test_weights_are_zero_while_they_are_measured(name, down):
         for module in modules:
             module.weight[4, 6] = 20.0
     row, col = (6, 4) if name == "gpt2" else (4, 6)  # Conv1D keeps [in, out]
-    target = Target("weight", "super_weight", "mlp_down.weight", (0, 2), (row, row), (col, col))
+    target = AblationTarget("weight", "super_weight", "mlp_down.weight", (0, 2), (row, row), (col, col))
     found, again = scores(loaded, tokens, [Variant(target, "all", "zero"), Variant(None)])
     close(again, losses(loaded.model, tokens))
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_weights_are_zero_while_they_are_measured(name, down):
 
 
 def test_the_same_twice():
-    tokens, target = sample(), Target("dims", "massive", "resid_post", (1,), (5,))
+    tokens, target = sample(), AblationTarget("dims", "massive", "resid_post", (1,), (5,))
     variants = [Variant(None), Variant(target, "rest", "mean")]
     one, two = (AblationRun(zoo.loaded("llama"), tokens, 2).scores(variants) for _ in range(2))
     assert one.equals(two)
@@ -220,12 +220,12 @@ DIM_ROWS = dims_table(
 def test_the_targets_are_what_was_selected():
     weights = weights_table((2, 507, 90, 600.0), (11, 507, 1229, -24000.0))
     assert selected_targets(DIM_ROWS, weights) == [
-        Target("dims", "massive", "resid_post", (3,), (507,)),
-        Target("dims", "massive", "resid_post", (2, 3), (247, 507)),
-        Target("dims", "dettmers", "resid_post", (2,), (247,)),
-        Target("dims", "dettmers", "attn_norm+mlp_norm", (), (247,)),
-        Target("weight", "super_weight", "mlp_down.weight", (11,), (507,), (1229,)),
-        Target("weight", "super_weight", "mlp_down.weight", (2, 11), (507, 507), (90, 1229)),
+        AblationTarget("dims", "massive", "resid_post", (3,), (507,)),
+        AblationTarget("dims", "massive", "resid_post", (2, 3), (247, 507)),
+        AblationTarget("dims", "dettmers", "resid_post", (2,), (247,)),
+        AblationTarget("dims", "dettmers", "attn_norm+mlp_norm", (), (247,)),
+        AblationTarget("weight", "super_weight", "mlp_down.weight", (11,), (507,), (1229,)),
+        AblationTarget("weight", "super_weight", "mlp_down.weight", (2, 11), (507, 507), (90, 1229)),
     ]
     assert selected_targets(dims_table(), weights_table()) == []
     unplaced = dims_table(("dettmers", 5, 12.0, None, True, "all"))  # without resid_post
@@ -250,10 +250,10 @@ def test_random_targets_are_as_many_and_others():
 
 
 def test_every_dim_can_be_drawn_and_none_where_there_are_too_few():
-    target = Target("dims", "massive", "resid_post", (1,), (0,))
+    target = AblationTarget("dims", "massive", "resid_post", (1,), (0,))
     drawn = {one.dims[0] for one in random_targets([target], 5, {}, seeds=200)}
     assert drawn == {1, 2, 3, 4}
-    many = Target("dims", "massive", "resid_post", (1, 1, 1), (0, 1, 2))
+    many = AblationTarget("dims", "massive", "resid_post", (1, 1, 1), (0, 1, 2))
     assert list(random_targets([many], 5, {}, seeds=3)) == []
 
 
@@ -396,7 +396,7 @@ def test_a_perplexity_beyond_all_numbers_is_null():
          "top1_probability": [0.5, 1.0]},
         schema=ABLATION_SEQUENCES.schema,
     )  # fmt: skip
-    target = Target("dims", "massive", "resid_post", (1,), (5,))
+    target = AblationTarget("dims", "massive", "resid_post", (1,), (5,))
     rows = ablation_rows([Variant(None), Variant(target, "rest", "zero")], by_sequence)
     assert rows.select("nll", "perplexity", "bits_per_byte").rows() == [
         (1.0, pytest.approx(math.e), pytest.approx(1 / math.log(2) / 2)), (800.0, None, None)
@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_is_null():
          "nll": [2.0, 4.0, None, 1.0], "top1_probability": [0.5, 0.25, None, 0.5]},
         schema=ABLATION_SEQUENCES.schema,
     )  # fmt: skip
-    target = Target("dims", "massive", "resid_post", (1,), (5,))
+    target = AblationTarget("dims", "massive", "resid_post", (1,), (5,))
     rows = ablation_rows([Variant(None), Variant(target, "rest", "zero")], by_sequence)
     assert rows["nll"].to_list() == [1.5, None] and rows["perplexity"].to_list() == [math.exp(1.5), None]
     assert rows["top1_probability"].to_list() == [0.375, None]

@@ -13,7 +13,7 @@ from transformers.models.llama import modeling_llama
 
 import zoo
 from outlier_features.attention.attention_patterns import Attention, find_attention, run_patterns
-from outlier_features.attention.attention_sinks import alpha
+from outlier_features.attention.sink_counts import alpha
 from outlier_features.errors import InputError
 from outlier_features.model.models import LoadedModel
 

@@ -14,10 +14,10 @@ from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.locate import count_kernel
 from outlier_features.locate import count_locations as module
-from outlier_features.locate.blocks import blocks_of, work_through
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationRule, compare_dims, count_locations
 from outlier_features.locate.quantiles import quartiles_of_values
+from outlier_features.locate.slabs import slabs_of, work_through
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,7 +107,7 @@ def counted(site, threshold=6.0, inclusive=False, fraction=0.25, **options):
 @pytest.mark.parametrize("shape", [(7, 8, 5, 24), (3, 70, 2, 9), (40, 1, 3, 5), (1, 3, 33, 17)])
 def test_every_number_equals_brute_force(tmp_path, monkeypatch, shape, dtype, layout):
     site, x = save(tmp_path / "a.safetensors", activations(shape), dtype, layout)
-    monkeypatch.setattr(module, "_BLOCK_VALUES", 2 * math.prod(shape[1:]))
+    monkeypatch.setattr(module, "_SLAB_VALUES", 2 * math.prod(shape[1:]))
     for threshold, inclusive, fraction in [
         (6.0, False, 0.25),
         (6.0, True, 0.25),
@@ -155,15 +155,15 @@ def test_long_sequences_wide_layers_and_single_values(tmp_path, shape):
 
 @pytest.mark.parametrize("layout", ["stacked", "per_layer"])
 @pytest.mark.parametrize("values", [1, 7, 30, 200, 10**6])
-def test_blocks_have_every_value_once(tmp_path, layout, values):
+def test_slabs_have_every_value_once(tmp_path, layout, values):
     x = np.arange(5 * 3 * 4 * 6, dtype=np.float32).reshape(5, 3, 4, 6)
     site, _ = save(tmp_path / "a.safetensors", x, layout=layout)
     seen = []
-    for block in blocks_of(site, values):
-        buffer = np.zeros(block.values, np.uint32)
-        starts = block.read(buffer)
-        cells = x.reshape(5, 3, 24)[block.first : block.last, :, block.begin : block.end]
-        assert block.values == cells.size <= max(values, 3) and block.nbytes == 4 * cells.size
+    for slab in slabs_of(site, values):
+        buffer = np.zeros(slab.values, np.uint32)
+        starts = slab.read(buffer)
+        cells = x.reshape(5, 3, 24)[slab.first : slab.last, :, slab.begin : slab.end]
+        assert slab.values == cells.size <= max(values, 3) and slab.nbytes == 4 * cells.size
         for n, layer in np.ndindex(cells.shape[:2]):
             start = starts[layer, n]
             np.testing.assert_array_equal(buffer[start : start + cells.shape[2]].view(np.float32), cells[n, layer])
@@ -185,13 +185,13 @@ def test_a_failure_in_a_thread_ends_the_work(tmp_path):
     site, _ = save(tmp_path / "a.safetensors", np.zeros((500, 1, 1, 1), np.float32))
     done = []
 
-    def work(block, state):
-        done.append(block.first)
-        if block.first == 3:
+    def work(slab, state):
+        done.append(slab.first)
+        if slab.first == 3:
             raise InputError("no")
 
     with pytest.raises(InputError):
-        list(work_through(blocks_of(site, 1), work, ["a", "b"]))
+        list(work_through(slabs_of(site, 1), work, ["a", "b"]))
     assert len(done) < 20
 
 
@@ -203,7 +203,7 @@ def test_a_fraction_is_taken_as_written(tmp_path):
 
 @pytest.mark.parametrize("layout", ["stacked", "per_layer"])
 @pytest.mark.parametrize("tile", [3, 64])
-def test_blocks_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, layout, tile):
+def test_slabs_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, layout, tile):
     x = activations((24, 6, 7, 12))
     whole, _ = save(tmp_path / "whole.safetensors", x, layout=layout)
     shards = [
@@ -217,7 +217,7 @@ def test_blocks_tiles_shards_and_threads_change_nothing(tmp_path, monkeypatch, l
     monkeypatch.setattr(count_kernel, "_TILE_VALUES", 1)
     monkeypatch.setattr(count_kernel, "_TILE_CELLS", tile)
     for values in (1, 6 * 5, 6 * 7 * 12, 6 * 7 * 12 * 7 + 1):  # a cell, part of a sequence, one sequence, several
-        monkeypatch.setattr(module, "_BLOCK_VALUES", values)
+        monkeypatch.setattr(module, "_SLAB_VALUES", values)
         for sites in (shards, [whole]):
             for threads in (1, 3):
                 assert count_document(count_locations(sites, rule, threads=threads)) == expected
@@ -301,7 +301,7 @@ def test_nan_and_infinity_are_counted_over_the_whole_file(tmp_path, monkeypatch,
     x = activations((9, 4, 5, 6))
     x[0, 2, 1, 1] = x[8, 2, 3, 0] = x[8, 3, 3, 0] = bad
     site, _ = save(tmp_path / "a.safetensors", x)
-    monkeypatch.setattr(module, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(module, "_SLAB_VALUES", 1)
     with pytest.raises(InputError, match="layer 2 has 2 values that are NaN or infinite"):
         counted(site)
 
@@ -321,8 +321,8 @@ def test_shards_that_differ_are_refused(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["stacked", "per layer"])
 def test_only_some_positions_count(tmp_path, monkeypatch, dtype, layout):
-    """Padding and the first position of some sequences, in two files, in small blocks."""
-    monkeypatch.setattr(module, "_BLOCK_VALUES", 70)
+    """Padding and the first position of some sequences, in two files, in small slabs."""
+    monkeypatch.setattr(module, "_SLAB_VALUES", 70)
     rng = np.random.default_rng(1)
     members = rng.random((9, 6)) < 0.6
     members[2:5] = [False, True, True, True, True, False]

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.attention.attention_maps import AttentionMaps
+from outlier_features.attention.kept_patterns import AttentionMaps
 from outlier_features.errors import InputError
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, head_name, places
 from outlier_features.figures.attention_maps import attention_maps

@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import load_file
 
 import zoo
-from outlier_features.attention.attention_maps import AttentionMaps, layers_of_interest
-from outlier_features.attention.attention_sinks import SinkCounter, alpha
+from outlier_features.attention.kept_patterns import AttentionMaps, layers_of_interest
 from outlier_features.attention.map_attention import map_attention
+from outlier_features.attention.sink_counts import SinkCounter, alpha
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fake_run import OUTPUTS, FakeRun, leave_out
-from outlier_features.attention.attention_maps import AttentionMaps
+from outlier_features.attention.kept_patterns import AttentionMaps
 from outlier_features.errors import ConfigError, DamagedFile, InputError, stage
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.missing import ANALYSES, MissingInput, optional, require_had

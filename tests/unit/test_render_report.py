@@ -22,7 +22,7 @@ from outlier_features.figures.ablation import ablation
 from outlier_features.figures.dimension_map import MAX_ROWS, dimension_map
 from outlier_features.figures.magnitude import magnitude_by_layer
 from outlier_features.figures.norm_gains import norm_gains
-from outlier_features.figures.rules import rules_side_by_side
+from outlier_features.figures.rules_side_by_side import rules_side_by_side
 from outlier_features.figures.sensitivity import sensitivity
 from outlier_features.figures.shares import MAX_POINTS, shares
 from outlier_features.files.artifacts import read_json

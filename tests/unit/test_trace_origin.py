@@ -22,7 +22,7 @@ from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import DIMS, MASSIVE, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
-from outlier_features.origin.lifecycle import block_parts
+from outlier_features.origin.block_parts import block_parts
 from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
 from outlier_features.origin.mlp_weights import spectrum
 from outlier_features.origin.origin_targets import recorded_targets

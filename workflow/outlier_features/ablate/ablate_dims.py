@@ -19,7 +19,7 @@ from outlier_features.ablate.ablation_targets import (
     MEAN,
     REST,
     WEIGHT_SITE,
-    Target,
+    AblationTarget,
     random_targets,
     selected_targets,
 )
@@ -95,7 +95,7 @@ def ablate_dims(
 class Variant:
     """A target set to zero or to its mean at some positions; without a target, the unchanged model."""
 
-    target: Target | None
+    target: AblationTarget | None
     positions: str = ALL
     value: str | None = None
 
@@ -121,7 +121,7 @@ class AblationRun:
     def neurons(self) -> dict[int, int]:
         return {n: block.sites["mlp_act"].width for n, block in enumerate(self._blocks) if "mlp_act" in block.sites}
 
-    def variants(self, targets: Sequence[Target]) -> list[Variant]:
+    def variants(self, targets: Sequence[AblationTarget]) -> list[Variant]:
         """The unchanged model first; nothing is done at positions that the sample has none of."""
         return [
             Variant(None),

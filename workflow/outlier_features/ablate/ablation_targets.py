@@ -15,7 +15,7 @@ _TREATMENTS = {MASSIVE_SITE: [(positions, value) for positions in (EXCLUDED, RES
 
 
 @dataclass(frozen=True)
-class Target:
+class AblationTarget:
     """Dims of a site, or weights (`rows`, `cols`) of the blocks' down-projections.
 
     kind     dims, weight or random
@@ -38,7 +38,7 @@ class Target:
         return _TREATMENTS.get(self.site, [(ALL, ZERO)])
 
 
-def selected_targets(dims: pl.DataFrame, super_weights: pl.DataFrame) -> list[Target]:
+def selected_targets(dims: pl.DataFrame, super_weights: pl.DataFrame) -> list[AblationTarget]:
     """What rules massive and dettmers selected in population all, and what the search for super weights found.
 
     For each rule: its dims together, each at the output of its step-up block, and the one with the largest |x| there
@@ -52,15 +52,17 @@ def selected_targets(dims: pl.DataFrame, super_weights: pl.DataFrame) -> list[Ta
         placed = rows.drop_nulls("step_up").select("step_up", "dim").rows()
         targets += [_placed(rule, part) for part in _largest_and_all(placed)]
         if rule in DETTMERS_SITES and len(rows):
-            targets.append(Target("dims", rule, rows["sites"][0], (), tuple(rows["dim"])))
+            targets.append(AblationTarget("dims", rule, rows["sites"][0], (), tuple(rows["dim"])))
     weights = super_weights.sort(pl.col("mlp_down").abs(), descending=True, maintain_order=True)
     for part in _largest_and_all(weights.select("layer", "row", "col").rows()):
         layers, outputs, cols = zip(*sorted(part), strict=True)
-        targets.append(Target("weight", "super_weight", WEIGHT_SITE, layers, outputs, cols))
+        targets.append(AblationTarget("weight", "super_weight", WEIGHT_SITE, layers, outputs, cols))
     return targets
 
 
-def random_targets(targets: Sequence[Target], d_model: int, neurons: Mapping[int, int], seeds: int) -> Iterator[Target]:
+def random_targets(
+    targets: Sequence[AblationTarget], d_model: int, neurons: Mapping[int, int], seeds: int
+) -> Iterator[AblationTarget]:
     """For each kind of target and each seed as many random dims or weights, none of them a dim or row of a target.
 
     d_model dims, and in each block so many `neurons`, are there to be drawn from; nothing is drawn where they do not
@@ -76,12 +78,12 @@ def random_targets(targets: Sequence[Target], d_model: int, neurons: Mapping[int
             draw = np.random.default_rng([seed, number])
             dims = tuple(map(int, draw.choice(free, number, replace=False)))
             cols = tuple(int(draw.integers(neurons[layer])) for layer in layers) if site == WEIGHT_SITE else ()
-            yield Target("random", None, site, layers, dims, cols, seed)
+            yield AblationTarget("random", None, site, layers, dims, cols, seed)
 
 
-def _placed(rule: str, part: Sequence[tuple[int, ...]]) -> Target:
+def _placed(rule: str, part: Sequence[tuple[int, ...]]) -> AblationTarget:
     layers, dims = zip(*sorted(part), strict=True)
-    return Target("dims", rule, MASSIVE_SITE, layers, dims)
+    return AblationTarget("dims", rule, MASSIVE_SITE, layers, dims)
 
 
 def _largest_and_all(rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from outlier_features.attention.attention_dump import LayerTensor, dump_pattern, layer_weight, read_labels
-from outlier_features.attention.attention_maps import AttentionMaps, cropped
 from outlier_features.attention.attention_projections import HeadGroups, Projections, kv_heads_of
+from outlier_features.attention.kept_patterns import AttentionMaps, cropped
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.token_text import read_texts, token_text

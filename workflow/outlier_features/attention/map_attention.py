@@ -13,9 +13,9 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
-from outlier_features.attention.attention_maps import KEY, largest_by_layer, layers_of_interest, require_layers
 from outlier_features.attention.attention_patterns import Attention, LayerPatterns, find_attention, run_patterns
-from outlier_features.attention.attention_sinks import SinkCounter
+from outlier_features.attention.kept_patterns import KEY, largest_by_layer, layers_of_interest, require_layers
+from outlier_features.attention.sink_counts import SinkCounter
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
@@ -50,7 +50,7 @@ def map_attention(
     sequences        at most so many; each is cut to its first `positions` tokens and run by itself, without padding
     threshold        a key is a sink of a head in a sequence if its alpha is above this
     kept_sequences   the first so many leave their patterns
-    kept_layers      the layers that leave their patterns; if empty, `attention_maps.layers_of_interest`
+    kept_layers      the layers that leave their patterns; if empty, `kept_patterns.layers_of_interest`
 
     Writes the table `sinks`, and `maps` with a tensor `pattern.{layer}` float32 (n, heads, T, T), or
     (n, heads, T, T + 1) where the last column is a learned sink. One layer's

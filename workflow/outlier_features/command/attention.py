@@ -207,7 +207,7 @@ def _location(options: argparse.Namespace) -> Path:
 
 
 def _draw(shown: Sequence["Shown"], kv_heads: "KvHeads", options: argparse.Namespace) -> None:
-    from outlier_features.attention.attention_maps import cropped
+    from outlier_features.attention.kept_patterns import cropped
     from outlier_features.figures.attention_heatmaps import attention_grid
     from outlier_features.figures.images import titled, write_images
     from outlier_features.figures.style import Drawing

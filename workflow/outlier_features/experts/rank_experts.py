@@ -109,7 +109,7 @@ def _counts_experts(config: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Target:
+class LargestActivation:
     """The largest massive activation of a dim, and the block where the dim steps up."""
 
     sequence: int
@@ -124,7 +124,7 @@ class Target:
         return self.sequence, self.token, self.dim
 
 
-def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[Target]:
+def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[LargestActivation]:
     """For each dim with a massive activation its largest, in order of magnitude; at most `MAX_TARGETS`."""
     order = [pl.col("value").abs(), *map(pl.col, ("dim", "layer", "sequence", "token"))]
     largest = massive.sort(order, descending=[True, False, False, False, False]).unique(
@@ -137,7 +137,7 @@ def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[Target]:
         .iter_rows()
     }
     return [
-        Target(
+        LargestActivation(
             row["sequence"],
             row["token"],
             row["dim"],
@@ -149,7 +149,7 @@ def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[Target]:
     ]
 
 
-def routing_of(parts: pl.DataFrame, targets: list[Target]) -> pl.DataFrame:
+def routing_of(parts: pl.DataFrame, targets: list[LargestActivation]) -> pl.DataFrame:
     """The parts of the layers that form each target's activation, and of the layer where its dim steps up.
 
     parts   columns `record_experts.PARTS`

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from outlier_features.errors import InputError
-from outlier_features.experts.experts import ExpertCall, MoeLayer, find_moe_layers, recording
+from outlier_features.experts.moe_layers import ExpertCall, MoeLayer, find_moe_layers, recording
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Site, find_sites, hooked
@@ -84,7 +84,7 @@ def record_experts(
 
     Raises `InputError` where the parts do not sum to the whole, and where an expert's output is not finite.
     """
-    recorder = _Recorder(layers)
+    recorder = _ExpertRecorder(layers)
     wanted: dict[int, list[tuple[int, int]]] = {}
     for sequence, token, dim in locations:
         wanted.setdefault(sequence, []).append((token, dim))
@@ -130,7 +130,7 @@ class _Maximum:
 
 
 @dataclass
-class _Layer:
+class _RunningLayer:
     """A block in the pass that runs: parts at the locations wanted, and the shared expert until its gate is known."""
 
     parts: list[list[tuple[str, int | None, float, float]]] = field(default_factory=list)
@@ -139,7 +139,7 @@ class _Layer:
     gate: torch.Tensor | None = None
 
 
-class _Recorder:
+class _ExpertRecorder:
     def __init__(self, layers: Sequence[MoeLayer]):
         self._layers = {layer.layer: layer for layer in layers}
         self._of_module = {layer.experts: layer.layer for layer in layers}
@@ -159,7 +159,7 @@ class _Recorder:
     def begin(self, sequence: int, ranked: bool, wanted: list[tuple[int, int]]) -> None:
         self._sequence, self._ranked, self._wanted = sequence, ranked, wanted
         self._places = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 2).T
-        self._running = {index: _Layer([[] for _ in wanted]) for index in self._layers}
+        self._running = {index: _RunningLayer([[] for _ in wanted]) for index in self._layers}
 
     def expert(self, call: ExpertCall) -> None:
         index = self._of_module[call.experts]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from outlier_features.attention.attention_maps import AttentionMaps, cropped
+from outlier_features.attention.kept_patterns import AttentionMaps, cropped
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, average, head_name
 from outlier_features.figures.style import Drawing
 

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.attention.attention_maps import first_key_by_layer
+from outlier_features.attention.kept_patterns import first_key_by_layer
 from outlier_features.figures.style import (
     PALE,
     VERMILLION,

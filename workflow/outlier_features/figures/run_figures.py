@@ -16,7 +16,7 @@ from outlier_features.figures.massive_tokens import massive_tokens
 from outlier_features.figures.norm_gains import norm_gains
 from outlier_features.figures.origin import origin
 from outlier_features.figures.positions import positions
-from outlier_features.figures.rules import rules_side_by_side
+from outlier_features.figures.rules_side_by_side import rules_side_by_side
 from outlier_features.figures.sensitivity import sensitivity
 from outlier_features.figures.shares import shares
 from outlier_features.figures.signs import signs

@@ -1,6 +1,6 @@
 """The compiled part of counting: one pass that counts, one that counts again within a few bins of the histograms.
 
-A block is some sequences of a site, and of each of their layers the same range of cells, a cell being a (token, dim).
+A slab is some sequences of a site, and of each of their layers the same range of cells, a cell being a (token, dim).
 It is looked at in tiles, which lie in the cache while all their layers are counted: first, by vector code, how many
 layers hit each cell; then the values of the few cells that enough layers hit. Values are compared by their bits
 without the sign, which are in the order of abs(x) in every format, so nothing is widened or rounded.
@@ -43,9 +43,9 @@ class Scratch(NamedTuple):
 
     hits: Any  # as the raw values (cells of a tile,): how many layers hit each cell
     cells: Any  # int32 (the same): those that enough layers hit
-    histogram: Any  # uint32 (65536,): of a block
-    keys: Any  # uint64 (values of a block, or none): see `count_block`
-    raw: Any  # uint32 or uint16 (values of a block,)
+    histogram: Any  # uint32 (65536,): of a slab
+    keys: Any  # uint64 (values of a slab, or none): see `count_slab`
+    raw: Any  # uint32 or uint16 (values of a slab,)
 
 
 def new_counts(layers: int, tokens: int, dims: int) -> Counts:
@@ -65,7 +65,7 @@ def new_counts(layers: int, tokens: int, dims: int) -> Counts:
 
 
 def new_scratch(layers: int, cells: int, itemsize: int, values: int, keys: bool = False) -> Scratch:
-    """For blocks of at most so many values, with keys or without."""
+    """For slabs of at most so many values, with keys or without."""
     tile = min(cells, max(_TILE_CELLS, _TILE_VALUES // layers))
     return Scratch(
         hits=np.zeros(tile, f"u{itemsize}"),
@@ -121,7 +121,7 @@ def _list_kept(hits, needed, cells):
 
 @njit(**_COMPILED)
 def _random(index):
-    """64 bits that depend only on the index (splitmix64), so that a sample does not depend on blocks or threads."""
+    """64 bits that depend only on the index (splitmix64), so that a sample does not depend on slabs or threads."""
     z = (np.uint64(index) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -129,11 +129,11 @@ def _random(index):
 
 
 @njit(**_COMPILED)
-def count_block(places, block, bits, needed, histogram, limit, index, counts, scratch):
-    """Count a block; returns how many keys of kept occurrences it left in `scratch.keys`.
+def count_slab(places, slab, bits, needed, histogram, limit, index, counts, scratch):
+    """Count a slab; returns how many keys of kept occurrences it left in `scratch.keys`.
 
-    places      int64 (L, B): cells of layer l and sequence n of the block are at places[l, n] in scratch.raw
-    block       number of sequences, first cell and one past the last
+    places      int64 (L, B): cells of layer l and sequence n of the slab are at places[l, n] in scratch.raw
+    slab        number of sequences, first cell and one past the last
     bits        of the type of the values: all but the sign; the smallest abs(x) that is over the threshold; infinity
     needed      how many layers must hit a location
     histogram   whether to take the histogram of all values
@@ -141,7 +141,7 @@ def count_block(places, block, bits, needed, histogram, limit, index, counts, sc
     index       of the first sequence, among all; random bits follow from it, the layer and the cell
     """
     raw = scratch.raw
-    sequences, begin, end = block
+    sequences, begin, end = slab
     layers, dims = places.shape[0], counts.dims.size
     cells = counts.tokens.size * dims
     mask, floor, infinity = bits[0], bits[1], bits[2]
@@ -201,16 +201,16 @@ def count_block(places, block, bits, needed, histogram, limit, index, counts, sc
 
 
 @njit(**_COMPILED)
-def refine_block(places, block, bits, needed, bins, low, scratch):
-    """Count by their low 16 bits the values of a float32 block, and abs(x) of kept occurrences, that lie in some bins.
+def refine_slab(places, slab, bits, needed, bins, low, scratch):
+    """Count by their low 16 bits the values of a float32 slab, and abs(x) of kept occurrences, that lie in some bins.
 
     bins    uint32 (2, 6): top 16 bits of all values, and of abs(x) of kept occurrences; unused ones are 65536 and last
     low     int64 (2, 6, 65536): the counts, for each bin by the low 16 bits
 
-    See `count_block` for the rest.
+    See `count_slab` for the rest.
     """
     raw = scratch.raw
-    sequences, begin, end = block
+    sequences, begin, end = slab
     layers = places.shape[0]
     mask, floor = bits[0], bits[1]
     kept = scratch.cells

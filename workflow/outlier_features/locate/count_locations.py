@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from outlier_features.locate import count_kernel as kernel
-from outlier_features.locate.blocks import Block, blocks_of, work_through
 from outlier_features.locate.quantiles import (
     SLOTS,
     Progress,
@@ -23,13 +22,14 @@ from outlier_features.locate.quantiles import (
     quartiles_of_values,
     sample_site,
 )
+from outlier_features.locate.slabs import Slab, slabs_of, work_through
 from outlier_features.scan.scan import require_finite
 from outlier_features.scan.site_tensors import SiteTensors, itemsize, widened
 
 Array = np.ndarray[Any, Any]
 
 ONE_SIDED = Fraction(95, 100)
-_BLOCK_VALUES = 1 << 20  # of all layers, read and worked on by one thread
+_SLAB_VALUES = 1 << 20  # of all layers, read and worked on by one thread
 
 
 @dataclass(frozen=True)
@@ -167,16 +167,16 @@ class _Counter:
         states = [(one, self._scratch(bool(samples))) for one in counts]
         sample = _Sample(min(samples, prod(self._shape)), len(states[0][1].keys))
 
-        def work(block: Block, state: tuple[kernel.Counts, kernel.Scratch]) -> Array:
+        def work(slab: Slab, state: tuple[kernel.Counts, kernel.Scratch]) -> Array:
             _, scratch = state
-            found = kernel.count_block(
-                *_read(block, scratch), self._bits, self._needed, histogram, sample.limit, block.first, *state
+            found = kernel.count_slab(
+                *_read(slab, scratch), self._bits, self._needed, histogram, sample.limit, slab.first, *state
             )
             return scratch.keys[:found].copy()
 
-        for block, found in work_through(self._blocks(), work, states):
+        for slab, found in work_through(self._slabs(), work, states):
             sample.add(found)
-            self._progress(block.nbytes)
+            self._progress(slab.nbytes)
         require_finite(self._site, sum(one.nonfinite for one in counts))
         return _merge(counts), sample.keys
 
@@ -188,24 +188,24 @@ class _Counter:
         bins = np.stack([unused if histogram is None else quartile_bins(histogram) for histogram in histograms])
         states = [(np.zeros((2, SLOTS, kernel.BINS), np.int64), self._scratch()) for _ in range(self._threads)]
 
-        def work(block: Block, state: tuple[Array, kernel.Scratch]) -> None:
-            kernel.refine_block(*_read(block, state[1]), self._bits, self._needed, bins, *state)
+        def work(slab: Slab, state: tuple[Array, kernel.Scratch]) -> None:
+            kernel.refine_slab(*_read(slab, state[1]), self._bits, self._needed, bins, *state)
 
-        for block, _ in work_through(self._blocks(), work, states):
-            self._progress(block.nbytes)
+        for slab, _ in work_through(self._slabs(), work, states):
+            self._progress(slab.nbytes)
         values, magnitudes = np.sum([low for low, _ in states], axis=0)
         return values, magnitudes
 
-    def _blocks(self) -> Iterator[Block]:
-        return blocks_of(self._site, _BLOCK_VALUES, self._members)
+    def _slabs(self) -> Iterator[Slab]:
+        return slabs_of(self._site, _SLAB_VALUES, self._members)
 
     def _scratch(self, keys: bool = False) -> kernel.Scratch:
         _, layers, t, h = self._shape
-        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_BLOCK_VALUES, layers), keys)
+        return kernel.new_scratch(layers, t * h, itemsize(self._dtype), max(_SLAB_VALUES, layers), keys)
 
 
-def _read(block: Block, scratch: kernel.Scratch) -> tuple[Array, tuple[int, int, int]]:
-    return block.read(scratch.raw), (block.last - block.first, block.begin, block.end)
+def _read(slab: Slab, scratch: kernel.Scratch) -> tuple[Array, tuple[int, int, int]]:
+    return slab.read(scratch.raw), (slab.last - slab.first, slab.begin, slab.end)
 
 
 def _threshold_bits(floor: float, dtype: str) -> Array:

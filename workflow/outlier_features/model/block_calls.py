@@ -174,14 +174,14 @@ def recorded_blocks(
 
     `shape` is that of the probe's token ids. One block's calls are held at a time: they are every tensor in it.
     """
-    recorder = _Recorder(blocks, shape, describe)
+    recorder = _CallRecorder(blocks, shape, describe)
     try:
         yield
     finally:
         recorder.remove()
 
 
-class _Recorder:
+class _CallRecorder:
     def __init__(self, blocks: list[BlockCall], shape: torch.Size, describe: Callable[[BlockCall, list[Call]], None]):
         self._describe, self._shape = describe, shape
         self._calls: list[Call] = []

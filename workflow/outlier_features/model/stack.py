@@ -51,7 +51,7 @@ class Stack:
 
 
 @dataclass(eq=False)
-class _Call:
+class _ListedCall:
     path: str
     module: nn.Module
     number: int
@@ -68,7 +68,7 @@ def find_stack(model: PreTrainedModel, run: Callable[[], Any], expected: int | N
     Raises `InputError` where no modules of a list read each other's output.
     """
     calls: Counter[nn.Module] = Counter()
-    recorded: list[_Call] = []
+    recorded: list[_ListedCall] = []
     handles = []
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda module, args: calls.update([module])))
@@ -96,12 +96,12 @@ def _in_a_list(model: nn.Module, path: str) -> bool:
     return isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
-def _recording(path: str, module: nn.Module, recorded: list[_Call]) -> list[Any]:
-    running: list[_Call] = []
+def _recording(path: str, module: nn.Module, recorded: list[_ListedCall]) -> list[Any]:
+    running: list[_ListedCall] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         number = sum(call.module is module for call in recorded)
-        call = _Call(path, module, number, _copy((args, kwargs)))
+        call = _ListedCall(path, module, number, _copy((args, kwargs)))
         recorded.append(call)
         running.append(call)
 
@@ -119,9 +119,9 @@ def _copy(value: Any) -> Tensor | None:
     return None if tensor is None else tensor.clone()
 
 
-def _by_list(model: nn.Module, recorded: list[_Call]) -> dict[tuple[type, str], list[_Call]]:
+def _by_list(model: nn.Module, recorded: list[_ListedCall]) -> dict[tuple[type, str], list[_ListedCall]]:
     """The calls by the class that owns their list and its name in there: two stacks of one class are one list."""
-    groups: dict[tuple[type, str], list[_Call]] = defaultdict(list)
+    groups: dict[tuple[type, str], list[_ListedCall]] = defaultdict(list)
     for call in recorded:
         owner, name = call.path.rpartition(".")[0], "*"
         while _in_a_list(model, owner):
@@ -131,7 +131,7 @@ def _by_list(model: nn.Module, recorded: list[_Call]) -> dict[tuple[type, str], 
     return groups
 
 
-def _chain(calls: list[_Call]) -> list[BlockCall]:
+def _chain(calls: list[_ListedCall]) -> list[BlockCall]:
     """The calls as blocks, if each reads what the one before wrote or begins its list; else none."""
     blocks, before = [], None
     for call in calls:
@@ -143,11 +143,11 @@ def _chain(calls: list[_Call]) -> list[BlockCall]:
     return blocks
 
 
-def _reads(call: _Call, before: _Call) -> bool:
+def _reads(call: _ListedCall, before: _ListedCall) -> bool:
     return call.read is not None and before.wrote is not None and same_values(call.read, before.wrote)
 
 
-def _begins(call: _Call, before: _Call | None) -> bool:
+def _begins(call: _ListedCall, before: _ListedCall | None) -> bool:
     return before is None or re.fullmatch(r"0+", call.path.rpartition(".")[2]) is not None
 
 

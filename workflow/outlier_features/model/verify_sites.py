@@ -150,7 +150,7 @@ def _coinciding(block: Block, tensors: "Tensors") -> dict[str, str]:
     return found
 
 
-def _unusable(probe: "_Probe", index: int, site: str, dtype: torch.dtype) -> str | None:
+def _unusable(probe: "_ProbedBlocks", index: int, site: str, dtype: torch.dtype) -> str | None:
     calls = probe.calls[index][site]
     if len(calls) != 1:
         return f"the module of {site} of block {index} ran {len(calls)} times in a pass, expected once"
@@ -174,7 +174,7 @@ Tensors = dict[str, _Seen]  # by site, or by part of a block
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _ProbedBlocks:
     """The tensors of a pass: by block and site (or part of a block) those of each call, and what the rest made of them.
 
     first_hidden_state   what transformers reports as the first block's input, if it does
@@ -190,7 +190,7 @@ class _Probe:
         return {name: calls[-1] for name, calls in self.calls[index].items()}
 
 
-def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _Probe:
+def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _ProbedBlocks:
     calls: list[dict[str, list[_Seen]]] = [defaultdict(list) for _ in blocks]
     read: list[Tensor] = []
     written: list[Tensor] = []
@@ -207,7 +207,7 @@ def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _Probe:
     states = getattr(output, "hidden_states", None)
     first = states[0] if states and len(states) == len(blocks) + 1 else None
     first = None if first is None else first.reshape(-1, first.shape[-1])
-    return _Probe(calls, first, [*read, last.reshape(-1, last.shape[-1])], written)
+    return _ProbedBlocks(calls, first, [*read, last.reshape(-1, last.shape[-1])], written)
 
 
 def _parts(block: Block) -> dict[str, Site]:
@@ -246,7 +246,7 @@ def _leaves_outside(
             handle.remove()
 
 
-def _identities(loaded: LoadedModel, blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
+def _identities(loaded: LoadedModel, blocks: list[Block], probe: _ProbedBlocks, index: int) -> Iterator[Identity]:
     block, tensors = blocks[index], probe.tensors(index)
     with torch.inference_mode():
         yield from _stream(blocks, probe, index)
@@ -261,7 +261,7 @@ def _has(block: Block, *sites: str) -> bool:
     return block.sites.keys() >= set(sites)
 
 
-def _stream(blocks: list[Block], probe: _Probe, index: int) -> Iterator[Identity]:
+def _stream(blocks: list[Block], probe: _ProbedBlocks, index: int) -> Iterator[Identity]:
     """The stream goes from block to block as it is; where a round of blocks begins or ends, it is seen outside."""
     tensors = probe.tensors(index)
     if "resid_pre" in blocks[index].sites:

@@ -72,7 +72,7 @@ def find_norms(loaded: LoadedModel, blocks: list[Block], checkpoint: list[Tensor
 
 
 @dataclass(frozen=True)
-class _Call:
+class _NormCall:
     """A call of a module that may be a norm: `read`, among its arguments, has the shape of what it returned."""
 
     module: nn.Module
@@ -97,14 +97,14 @@ class _Call:
         return _exact(first_tensor(output))
 
 
-def _calls(loaded: LoadedModel) -> dict[str, _Call]:
-    calls: dict[str, _Call] = {}
+def _calls(loaded: LoadedModel) -> dict[str, _NormCall]:
+    calls: dict[str, _NormCall] = {}
 
     def watch(path: str, module: nn.Module) -> Any:
         def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             read, returned = first_tensor((args, kwargs)), first_tensor(output)
             if read is not None and returned is not None and read.shape == returned.shape and read.numel():
-                calls[path] = _Call(module, read, args, kwargs)
+                calls[path] = _NormCall(module, read, args, kwargs)
 
         return module.register_forward_hook(after, with_kwargs=True)
 
@@ -124,7 +124,7 @@ def _may_be_norm(module: nn.Module) -> bool:
 
 def _norm(
     path: str,
-    call: _Call,
+    call: _NormCall,
     sites: tuple[str, ...],
     loaded: LoadedModel,
     blocks: list[Block],
@@ -200,7 +200,7 @@ def _normalised(x: Tensor) -> dict[str, Tensor]:
     return {kind: y * y.square().mean(-1, keepdim=True).rsqrt() for kind, y in (("rms", x), ("layer", centred))}
 
 
-def _ignores_scale(call: _Call, probe: Tensor, output: Tensor) -> bool:
+def _ignores_scale(call: _NormCall, probe: Tensor, output: Tensor) -> bool:
     """Whether the output stays the same for an input of another scale, and not for another input."""
     allowed = 10 * TOLERANCE * (output.abs() + output.square().mean().sqrt())
     scaled, other = (call.again(value) for value in (4 * probe, probe.flip(-1)))

@@ -10,7 +10,7 @@ Selection = Literal["massive", "named", "largest_rise"]
 
 
 @dataclass(frozen=True)
-class Target:
+class TracedDim:
     """A dim to trace, at the token of its largest massive activation, or of its largest `abs(x)` if it has none.
 
     selection      why: rule massive selects it, the config names it, or, in a run in which rule massive selects
@@ -30,7 +30,7 @@ class Target:
 
 def recorded_targets(
     wanted: Literal["auto"] | Sequence[int], max_dims: int, massive: pl.DataFrame, dims: pl.DataFrame
-) -> dict[int, Target | None]:
+) -> dict[int, TracedDim | None]:
     """The dims to trace, None for one whose extreme the run's tables do not have.
 
     wanted     `auto`: the `max_dims` dims with the largest massive activations in population all; else those named
@@ -46,7 +46,7 @@ def recorded_targets(
     steps = {dim: (up, down) for dim, up, down in selected.select("dim", "step_up", "step_down").iter_rows()}
     selection: Selection = "massive" if wanted == "auto" else "named"
     found = {
-        row["dim"]: Target(
+        row["dim"]: TracedDim(
             row["dim"], selection, row["sequence"], row["token"], steps[row["dim"]], row["layer"], row["value"]
         )
         for row in largest.iter_rows(named=True)

@@ -32,12 +32,12 @@ from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import TOLERANCE, verify_sites
+from outlier_features.origin.block_parts import SITES as LIFECYCLE_SITES
+from outlier_features.origin.block_parts import lifecycle_rows
 from outlier_features.origin.extremes import find_extremes
-from outlier_features.origin.lifecycle import SITES as LIFECYCLE_SITES
-from outlier_features.origin.lifecycle import lifecycle_rows
 from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
 from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spectrum, weight_of, weight_row
-from outlier_features.origin.origin_targets import Selection, Target, recorded_targets
+from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
@@ -140,7 +140,7 @@ class _Tracer:
                 raise InputError(f"sites: block {index} ({block.path}) lacks resid_pre or resid_post, expected both")
         return cls(loaded, blocks, corpus, _unproven(loaded, blocks))
 
-    def complete(self, targets: Mapping[int, Target | None], max_dims: int) -> list[Target]:
+    def complete(self, targets: Mapping[int, TracedDim | None], max_dims: int) -> list[TracedDim]:
         """The targets with their extremes; where there are none, the dims that rise most."""
         known = [target for target in targets.values() if target]
         if known and len(known) == len(targets):
@@ -148,12 +148,12 @@ class _Tracer:
         extremes = find_extremes(self.loaded, self.blocks, self.corpus)
         selection: Selection = "named" if targets else "largest_rise"
 
-        def at_extreme(dim: int) -> Target:
-            return Target(dim, selection, *extremes.where(dim), steps(extremes.max_abs[:, dim]))
+        def at_extreme(dim: int) -> TracedDim:
+            return TracedDim(dim, selection, *extremes.where(dim), steps(extremes.max_abs[:, dim]))
 
         return [targets.get(dim) or at_extreme(dim) for dim in targets or extremes.largest_rises(max_dims)]
 
-    def trace(self, target: Target, spelling: str) -> dict[str, Rows]:
+    def trace(self, target: TracedDim, spelling: str) -> dict[str, Rows]:
         """The rows of each table for a target, whose token's text is `spelling`."""
         tensors = self._stream(target)
         self._require_same(target, tensors)
@@ -184,7 +184,7 @@ class _Tracer:
             ]
         return rows
 
-    def _stream(self, target: Target) -> list[dict[str, torch.Tensor]]:
+    def _stream(self, target: TracedDim) -> list[dict[str, torch.Tensor]]:
         """By block, the sites of the lifecycle at the traced token, (H,)."""
         sites = {
             (index, name): block.sites[name]
@@ -198,7 +198,7 @@ class _Tracer:
             for index in range(len(self.blocks))
         ]
 
-    def _require_same(self, target: Target, tensors: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    def _require_same(self, target: TracedDim, tensors: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """The model, run again, gives the value that the run's table of massive activations has."""
         if target.layer is None or target.value is None:
             return
@@ -210,14 +210,14 @@ class _Tracer:
                 "value; delete the run's tables to have them made again"
             )
 
-    def _layers(self, target: Target, after: np.ndarray[Any, Any]) -> dict[int, str]:
+    def _layers(self, target: TracedDim, after: np.ndarray[Any, Any]) -> dict[int, str]:
         """The layers whose MLP is looked into, in order: where the dim steps up or down, here or over the run."""
         up, down = steps(np.abs(after))
         run_up, run_down = target.steps
         named = {run_down: "run_down", run_up: "run_up", down: "down", up: "up"}  # of one layer, the last is kept
         return {layer: named[layer] for layer in sorted(layer for layer in named if layer is not None)}
 
-    def _inside(self, target: Target, layers: Iterable[int]) -> dict[int, dict[str, torch.Tensor]]:
+    def _inside(self, target: TracedDim, layers: Iterable[int]) -> dict[int, dict[str, torch.Tensor]]:
         """By layer, the tensors of its MLP at the positions of the sequence, (T, H)."""
         sites = {
             (layer, name): site
@@ -275,7 +275,7 @@ def _unproven(loaded: LoadedModel, blocks: list[Block]) -> dict[str, str]:
     return unproven
 
 
-def _feeds(block: Block, tensors: Mapping[str, torch.Tensor], target: Target) -> Iterator[dict[str, Any]]:
+def _feeds(block: Block, tensors: Mapping[str, torch.Tensor], target: TracedDim) -> Iterator[dict[str, Any]]:
     if tensors.keys() >= {"mlp_act", "mlp_down"}:
         neurons, written = tensors["mlp_act"][target.token], tensors["mlp_down"][target.token]
         yield from feed_rows(feed(block.sites["mlp_down"], neurons, written, target.dim))

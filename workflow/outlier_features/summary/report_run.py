@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.attention.attention_maps import AttentionMaps
+from outlier_features.attention.kept_patterns import AttentionMaps
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run
 from outlier_features.files.sealed_parquet import open_parquet
 from outlier_features.files.tables import DIMS, PUBLIC, SINKS, Table, provenance_of, read_batches, read_table

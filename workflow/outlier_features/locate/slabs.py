@@ -1,4 +1,4 @@
-"""A site in blocks that threads work through, each read into memory of its thread, so that memory does not grow."""
+"""A site in slabs that threads work through, each read into memory of its thread, so that memory does not grow."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Block:
+class Slab:
     """Sequences first..last of a site, and of each of their layers the cells begin..end of its T * H."""
 
     site: SiteTensors
@@ -36,7 +36,7 @@ class Block:
         return self.values * itemsize(self.site.stored)
 
     def will_need(self) -> None:
-        """Ask for the block to be read ahead."""
+        """Ask for the slab to be read ahead."""
         self.site.will_need(self.first, self.last, self.begin, self.end)
 
     def read(self, buffer: Array) -> Array:
@@ -62,8 +62,8 @@ class Block:
         return places
 
 
-def blocks_of(site: SiteTensors, values: int, members: Array | None = None) -> Iterator[Block]:
-    """Blocks of at most so many values, or, where there are more layers than that, of one cell of each.
+def slabs_of(site: SiteTensors, values: int, members: Array | None = None) -> Iterator[Slab]:
+    """Slabs of at most so many values, or, where there are more layers than that, of one cell of each.
 
     members   bool (N, T): the positions that are wanted; None: all
     """
@@ -73,7 +73,7 @@ def blocks_of(site: SiteTensors, values: int, members: Array | None = None) -> I
         sequences = max(1, min(stop - start, values // (layers * (right - left))))
         for first in range(start, stop, sequences):
             for begin in range(left, right, cells):
-                yield Block(site, first, min(first + sequences, stop), begin, min(begin + cells, right))
+                yield Slab(site, first, min(first + sequences, stop), begin, min(begin + cells, right))
 
 
 def _boxes(site: SiteTensors, members: Array | None) -> Iterator[tuple[int, int, int, int]]:
@@ -90,31 +90,31 @@ def _boxes(site: SiteTensors, members: Array | None) -> Iterator[tuple[int, int,
 
 
 def work_through(
-    blocks: Iterator[Block], work: Callable[[Block, State], Result], states: Sequence[State]
-) -> Iterator[tuple[Block, Result]]:
-    """Call `work` on each block, in as many threads as there are states, each call with a state to itself.
+    slabs: Iterator[Slab], work: Callable[[Slab, State], Result], states: Sequence[State]
+) -> Iterator[tuple[Slab, Result]]:
+    """Call `work` on each slab, in as many threads as there are states, each call with a state to itself.
 
-    Yields blocks, in order, with what the work returned.
+    Yields slabs, in order, with what the work returned.
     """
     free: SimpleQueue[State] = SimpleQueue()
     for state in states:
         free.put(state)
 
-    def call(block: Block) -> Result:
+    def call(slab: Slab) -> Result:
         state = free.get()
         try:
-            return work(block, state)
+            return work(slab, state)
         finally:
             free.put(state)
 
-    waiting: deque[tuple[Block, Future[Result]]] = deque()
+    waiting: deque[tuple[Slab, Future[Result]]] = deque()
 
     with ThreadPoolExecutor(len(states)) as pool:
-        for block in blocks:
-            block.will_need()
-            waiting.append((block, pool.submit(call, block)))
+        for slab in slabs:
+            slab.will_need()
+            waiting.append((slab, pool.submit(call, slab)))
             if len(waiting) > 2 * len(states):  # some are read ahead while others are worked on
-                block, future = waiting.popleft()
-                yield block, future.result()
-        for block, future in waiting:
-            yield block, future.result()
+                slab, future = waiting.popleft()
+                yield slab, future.result()
+        for slab, future in waiting:
+            yield slab, future.result()

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 import zoo
 from outlier_features.errors import InputError
-from outlier_features.experts import experts
-from outlier_features.experts.experts import find_moe_layers
+from outlier_features.experts import moe_layers
+from outlier_features.experts.moe_layers import find_moe_layers
 from outlier_features.experts.record_experts import record_experts
 from outlier_features.model.sites import find_sites
 from outlier_features.tokens.tokens import Tokens
@@ -188,7 +188,7 @@ def test_recording_leaves_the_model_as_it_was(name):
     with torch.no_grad():
         plain = loaded.model(ids).logits
         calls = []
-        with experts.recording(loaded.model, calls.append):
+        with moe_layers.recording(loaded.model, calls.append):
             recorded = loaded.model(ids).logits
         again = loaded.model(ids).logits
     assert len({call.experts for call in calls}) == len(found.layers)
@@ -227,8 +227,8 @@ def test_a_sum_that_no_module_explains_is_refused():
 def test_a_module_that_adds_up_in_another_way_is_refused(monkeypatch):
     loaded = zoo.loaded("olmoe")
     blocks = find_sites(loaded)
-    right = experts.run_experts
-    monkeypatch.setattr(experts, "run_experts", lambda *arguments: 1.01 * right(*arguments))
+    right = moe_layers.run_experts
+    monkeypatch.setattr(moe_layers, "run_experts", lambda *arguments: 1.01 * right(*arguments))
     assert "block 0 do not sum to what their module gives" in find_moe_layers(loaded, blocks).absent
 
 

@@ -7,7 +7,7 @@ import torch
 from polars.testing import assert_frame_equal
 from safetensors.torch import save_file
 
-from outlier_features.detect.distribution import distribution_rows
+from outlier_features.detect.magnitude_bins import distribution_rows
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS
 from outlier_features.scan.scan import pilot_means, scan

@@ -31,7 +31,7 @@ def alpha(pattern: Array, visible: Array) -> Array:
 
 
 @dataclass
-class _Layer:
+class _LayerSums:
     """Sums over sequences of a layer; the last key is the learned sink, or nothing."""
 
     heads: int
@@ -53,7 +53,7 @@ class SinkCounter:
     def __init__(self, parts: Array, threshold: float):
         self._parts = parts
         self._threshold = threshold
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, _LayerSums] = {}
 
     def add(self, layer: int, kv_heads: Sequence[int] | None, pattern: Array, visible: Array) -> None:
         """Count one sequence's patterns of a layer, (heads, T, T or T + 1).
@@ -65,7 +65,7 @@ class SinkCounter:
         length = self._parts.shape[1]
         if layer not in self._layers:
             zeros, nowhere = np.zeros((heads, length + 1)), np.zeros((length, length), bool)
-            self._layers[layer] = _Layer(
+            self._layers[layer] = _LayerSums(
                 heads, kv_heads, keys > size, zeros, zeros.astype(np.int64), nowhere, nowhere.copy()
             )
         sums, found = self._layers[layer], alpha(pattern, visible)
@@ -96,7 +96,7 @@ class SinkCounter:
         frames = [self._rows(layer, sums) for layer, sums in sorted(self._layers.items())]
         return pl.concat([pl.DataFrame(schema=SINKS.schema), *frames])
 
-    def _rows(self, layer: int, sums: _Layer) -> pl.DataFrame:
+    def _rows(self, layer: int, sums: _LayerSums) -> pl.DataFrame:
         counted = np.append((self._parts != PADDING).sum(axis=0), len(self._parts) if sums.learned else 0)
         excluded = np.append((self._parts == EXCLUDED).sum(axis=0), 0)
         keys, heads = np.flatnonzero(counted), np.arange(sums.heads)

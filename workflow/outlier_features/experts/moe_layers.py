@@ -169,7 +169,7 @@ def _experts_of(loaded: LoadedModel, block: Block, index: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _ProbedExperts:
     """Of the probe's pass: what the experts' modules read and gave, and the output of every module beside them."""
 
     model: PreTrainedModel
@@ -178,7 +178,7 @@ class _Probe:
     sites: dict[str, Site]
 
 
-def _run_probe(loaded: LoadedModel, blocks: list[Block], modules: dict[int, str]) -> _Probe:
+def _run_probe(loaded: LoadedModel, blocks: list[Block], modules: dict[int, str]) -> _ProbedExperts:
     calls, outputs, sites = {}, {}, {}
     for index, path in modules.items():
         holder = _holder(blocks[index], path)
@@ -197,7 +197,7 @@ def _run_probe(loaded: LoadedModel, blocks: list[Block], modules: dict[int, str]
 
     with _experts_run_by(loaded.model, run), hooked(sites.items(), receive):
         loaded.base(probe_ids(loaded.model))
-    return _Probe(loaded.model, calls, outputs, sites)
+    return _ProbedExperts(loaded.model, calls, outputs, sites)
 
 
 def _holder(block: Block, path: str) -> str:
@@ -206,7 +206,7 @@ def _holder(block: Block, path: str) -> str:
     return f"{block.path}.{child}"
 
 
-def _describe(block: Block, index: int, path: str, probe: _Probe) -> MoeLayer:
+def _describe(block: Block, index: int, path: str, probe: _ProbedExperts) -> MoeLayer:
     experts = probe.model.get_submodule(path)
     if experts not in probe.calls:
         raise _Unproven(f"the experts of block {index} ({type(experts).__name__}) ran past transformers' interface")
