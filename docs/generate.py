@@ -127,6 +127,7 @@ PLACES = {
     "hits": "hits/<site>/<chunk>.parquet",
     "counted_pairs": "counted_pairs/<chunk>.parquet",
     "counted_positions": "counted_positions/<chunk>.parquet",
+    "scaled_hits": "scaled_hits/<chunk>.parquet",
     "comparison": "comparison/dims.parquet",
     "common_dims": "comparison/common_dims.parquet",
     "costs": "costs.csv",

@@ -164,6 +164,16 @@ def counted(wildcards):
     return serving(wanted, Path(statistics))
 
 
+def scaled(wildcards):
+    """Per site and scale, from what multiple of it on a chunk's values are listed."""
+    wanted = {
+        "resid_post": {"token_rms": 4, "layer_rms": 4},
+        "attn_norm": {"gain": 4},
+        "mlp_norm": {"gain": 4},
+    }
+    return {site: wanted[site] for site in sites(wildcards) if site in wanted}
+
+
 def located_sites(wildcards):
     """Sites of a run that `location` is applied to: of a dump all."""
     wanted = CONFIG["rules"]["location"]["sites"]

@@ -7,6 +7,7 @@ rule detect_outliers:
         **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
         counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
         counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
+        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
         statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
@@ -21,6 +22,7 @@ rule detect_outliers:
         dump=dump_range,
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,
+        scaled=scaled,
         code=code_version("detect_outliers"),
     message:
         "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"

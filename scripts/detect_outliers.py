@@ -13,9 +13,11 @@ with stage(snakemake.log[0]):
         hits={site: Path(snakemake.output[site]) for site in floors},
         pairs=Path(snakemake.output.counted_pairs),
         positions=Path(snakemake.output.counted_positions),
+        scaled_hits=Path(snakemake.output.scaled_hits),
         statistics=Path(snakemake.output.statistics),
         floors=floors,
         max_density=snakemake.params.max_density,
         counted=snakemake.params.counted,
+        scaled=snakemake.params.scaled,
         threads=snakemake.threads,
     )

@@ -82,8 +82,9 @@ class Case:
             detect_outliers(
                 self.folder / f"activations{start}", self.folder / "activations0", self.folder / "tokens",
                 {site: self.folder / f"{site}{start}" for site in SITES}, self.folder / f"pairs{start}",
-                self.folder / f"positions{start}", self.folder / f"statistics{start}", floors=FLOORS,
-                max_density=max_density, counted=counted_at(dettmers, MASSIVE, grid), threads=threads,
+                self.folder / f"positions{start}", self.folder / f"scaled{start}",
+                self.folder / f"statistics{start}", floors=FLOORS, max_density=max_density,
+                counted=counted_at(dettmers, MASSIVE, grid), scaled={}, threads=threads,
             )  # fmt: skip
 
     def filter(self, size: int, dettmers=DETTMERS, massive=MASSIVE, grid=GRID) -> dict[str, pl.DataFrame]:

@@ -61,8 +61,10 @@ def detected(folder, dump, floor=4.0):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
             where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
-            folder / "pairs.parquet", folder / "positions.parquet", path, floors={"attn_norm": floor},
+            folder / "pairs.parquet", folder / "positions.parquet", folder / "scaled.parquet", path,
+            floors={"attn_norm": floor},
             max_density=1.0, threads=2, counted={"pairs": {}, "thresholds": [], "massive": {"site": "resid_post"}},
+            scaled={},
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         statistics.append(SiteStatistics.read(TensorFile(path), "attn_norm"))

@@ -119,7 +119,8 @@ def recorded(tmp_path):
                 activations=path, first_chunk=activations[0], tokens=tmp_path / "tokens.safetensors",
                 hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites},
                 pairs=tmp_path / f"pairs{n}.parquet", positions=tmp_path / f"positions{n}.parquet",
-                statistics=parts[-1], floors=dict.fromkeys(sites, 4.0), max_density=1.0, counted=COUNTED, threads=1,
+                scaled_hits=tmp_path / f"scaled{n}.parquet", statistics=parts[-1], floors=dict.fromkeys(sites, 4.0),
+                max_density=1.0, counted=COUNTED, scaled={}, threads=1,
             )  # fmt: skip
         summarized = (
             tmp_path / "statistics.safetensors",

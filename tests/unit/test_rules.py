@@ -82,8 +82,9 @@ def run(request, tmp_path_factory):
         detect_outliers(
             folder / f"activations{start}", folder / "activations0", folder / "tokens",
             {site: folder / f"{site}{start}" for site in SITES},
-            folder / f"pairs{start}", folder / f"positions{start}", folder / f"statistics{start}",
-            floors=FLOORS, max_density=max_density, counted=counted_at(DETTMERS, MASSIVE, GRID), threads=2,
+            folder / f"pairs{start}", folder / f"positions{start}", folder / f"scaled{start}",
+            folder / f"statistics{start}",
+            floors=FLOORS, max_density=max_density, counted=counted_at(DETTMERS, MASSIVE, GRID), scaled={}, threads=2,
         )  # fmt: skip
     summarize_layers(
         [folder / f"statistics{start}" for start in chunks],

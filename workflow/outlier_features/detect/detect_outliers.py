@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from outlier_features.detect.dense_rows import DenseRows, Rows, groups_of, rows_frame
+from outlier_features.detect.scales_of_site import scales_of_site
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.files.sealed_parquet import sealing
-from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, Table, to_arrow
+from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS, Table, to_arrow
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import EXCLUDED, populations_of
 from outlier_features.progress import item_bar
-from outlier_features.scan.scan import Hits, pilot_means, scan
+from outlier_features.scan.scan import Hits, ScaledHits, pilot_means, scan
 from outlier_features.scan.statistics import SiteStatistics
 from outlier_features.tokens.tokens import Tokens
 
@@ -34,11 +36,13 @@ def detect_outliers(
     hits: Mapping[str, Path],
     pairs: Path,
     positions: Path,
+    scaled_hits: Path,
     statistics: Path,
     *,
     floors: Mapping[str, float],
     max_density: float,
     counted: Mapping[str, Any],
+    scaled: Mapping[str, Mapping[str, float]],
     threads: int,
 ) -> None:
     """Scan the activations of a chunk, site by site; count the hits of sequences that have too many to be listed.
@@ -48,9 +52,15 @@ def detect_outliers(
     hits          the Parquet file to write for each site; empty where the model lacks the site
     pairs         the table `counted_pairs` to write
     positions     the table `counted_positions` to write
+    scaled_hits   the table `scaled_hits` to write, of all sites
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a sequence's values at a site that may be hits and listed
     counted       at which thresholds hits are counted where they are more, see `scan.counted_at.counted_at`
+    scaled        per site and scale of `scan.scales.SCALES`, from what multiple of the scale on values are listed
+
+    The provenance of `scaled_hits` has `scaled`, the sites and scales that are there of those, and why others are not
+    (`without_scale`), by site the layers whose gains are not known and the dims that are left out for their gains; that
+    of the statistics also the sequences with too many hits (`unlisted`), by site and scale.
 
     Raises `InputError` on activations that are not finite or of another run.
     """
@@ -63,7 +73,22 @@ def detect_outliers(
         require_sequences(provenance, activations)
     parts = run.parts[provenance["start"] : provenance["stop"]]
     found: dict[str, SiteStatistics] = {}
+    scales = {site: scales_of_site(chunk, site, dict(scaled[site])) for site in chunk.sites if site in scaled}
+    about_scales = {
+        "scaled": {site: {name: one.k for name, one in of.scales.items()} for site, of in scales.items()},
+        "without_scale": {site: of.absent for site, of in scales.items() if of.absent},
+        "gains": {site: of.gains for site, of in scales.items() if of.gains},
+    }
+    unlisted: dict[str, dict[str, list[int]]] = {}
     with ExitStack() as outputs:
+        scaled_writer = outputs.enter_context(TableWriter(scaled_hits, SCALED_HITS, {**provenance, **about_scales}))
+
+        def write_scaled(site: str, hits: ScaledHits) -> None:
+            scaled_writer.write(scaled_frame(hits, site, provenance["start"]))
+            if len(hits.unlisted):
+                known = unlisted.setdefault(site, {}).setdefault(hits.scale, [])
+                known += (provenance["start"] + hits.unlisted).tolist()
+
         for site, path in hits.items():
             about = {**provenance, "site": site, "floor": floors[site]}
             writer = outputs.enter_context(TableWriter(path, HITS, about))
@@ -80,6 +105,8 @@ def detect_outliers(
                     on_hits=lambda hits, writer=writer: writer.write(hits_frame(hits, provenance["start"])),  # type: ignore[misc]
                     max_density=max_density,
                     massive=counted["massive"] if site == counted["massive"]["site"] else None,
+                    scaled=scales[site].scales if site in scales else {},
+                    on_scaled_hits=partial(write_scaled, site),
                     threads=threads,
                     progress=lambda done, bar=bar: bar.update(done - bar.n),  # type: ignore[misc]
                 )
@@ -94,6 +121,8 @@ def detect_outliers(
         facts = {
             "floors": {site: floors[site] for site in hits},
             "counted": {"at": counted, "dense": [site for site, one in found.items() if not one.listed.all()]},
+            **about_scales,
+            "unlisted": unlisted,
         }
         pair_writer = outputs.enter_context(TableWriter(pairs, COUNTED_PAIRS, {**provenance, **facts}))
         position_writer = outputs.enter_context(TableWriter(positions, COUNTED_POSITIONS, {**provenance, **facts}))
@@ -128,6 +157,13 @@ def hits_frame(hits: Hits, start: int) -> pl.DataFrame:
     """Hits as rows of the table; `start` is the run's number of the chunk's first sequence."""
     columns = {name: getattr(hits, name) for name in ("sequence", "layer", "token", "dim", "value")}
     return pl.DataFrame({**columns, "excluded": hits.part == EXCLUDED}).with_columns(pl.col("sequence") + start)
+
+
+def scaled_frame(hits: ScaledHits, site: str, start: int) -> pl.DataFrame:
+    """Hits as rows of the table of scaled hits."""
+    return hits_frame(hits, start).with_columns(
+        pl.Series("scaled", hits.scaled), site=pl.lit(site), scale=pl.lit(hits.scale)
+    )
 
 
 class TableWriter:

@@ -1,6 +1,6 @@
 """A chunk of a run's activations, in a file that was extracted or in a range of sequences of a dump."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,23 @@ from outlier_features.errors import InputError
 from outlier_features.files.artifacts import holds_sequences, require_same_run
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan.site_tensors import SiteTensors
+from outlier_features.scan.statistics import Array
 from outlier_features.tokens.tokens import Tokens
+
+GAIN = "gain"  # before the site, the name of its gains in the file of a chunk
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Tensors by site; the provenance has `start` and `stop`, the sequences of the run that they hold."""
+    """Tensors by site; the provenance has `start` and `stop`, the sequences of the run that they hold.
+
+    gains   of sites that are the output of norms: what these multiply by, (L, H) for the site's layers, NaN in a layer
+            whose norm is not understood
+    """
 
     sites: dict[str, SiteTensors]
     provenance: dict[str, Any]
+    gains: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def open(cls, where: Path | DumpRange, run: Tokens) -> "Activations":
@@ -33,4 +41,5 @@ class Activations:
         require_same_run(run.provenance, file.provenance, where)
         names = file.provenance["sites"] if holds_sequences(file.provenance) else []
         found = {site: SiteTensors.per_layer(file, site) for site in names}
-        return cls({site: one for site, one in found.items() if one is not None}, file.provenance)
+        gains = {site: file.array(f"{GAIN}.{site}") for site in found if f"{GAIN}.{site}" in file.entries}
+        return cls({site: one for site, one in found.items() if one is not None}, file.provenance, gains)

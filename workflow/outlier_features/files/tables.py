@@ -70,6 +70,23 @@ HITS = Table(
     ),
 )  # fmt: skip
 
+SCALED_HITS = Table(
+    "scaled_hits",
+    "site, scale, sequence, layer, token, dim: a value that is large against a scale, by at least the smallest "
+    "multiple that a rule or the sensitivity table applies; of one site and scale in the order of "
+    "sequence, layer, token, dim",
+    (
+        _SITE,
+        Column("scale", pl.String, "`token_rms`: the RMS of the position; `layer_rms`: that of the sequence and layer; "
+               "`gain`: the gain of the norm whose output the site is"),
+        _SEQUENCE, _LAYER, _TOKEN, _DIM,
+        Column("value", pl.Float32, "the value itself, signed", "activation"),
+        Column("scaled", pl.Float64, "value over the scale; by `layer_rms`, of the populations that the position "
+               "belongs to, the one with the smaller RMS"),
+        Column("excluded", pl.Boolean, "the position is the first of its sequence or a special token"),
+    ),
+)  # fmt: skip
+
 _COUNTED_AT = Column("threshold", pl.Float64, "a hit's abs(x) is at least this (rounded to float32)", "activation")
 PAIR_COUNTS = {
     "blocks_hit": (pl.Int64, "blocks with a hit at any of the sites", "blocks"),
@@ -596,7 +613,7 @@ COSTS = Table(
 PUBLIC = (
     LAYERS, DISTRIBUTION, DIMS, PAIRS, SENSITIVITY, MASSIVE, POSITIONS, EMERGENCE, SURFACE, NORMS, GAINS, SINKS,
     LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS, EXPERTS, ROUTING, SUPER_WEIGHTS, ABLATION, ABLATION_SEQUENCES,
-    LOSS, HITS, COUNTED_PAIRS, COUNTED_POSITIONS, COMPARISON, COMMON_DIMS, COSTS,
+    LOSS, HITS, SCALED_HITS, COUNTED_PAIRS, COUNTED_POSITIONS, COMPARISON, COMMON_DIMS, COSTS,
 )  # fmt: skip
 
 

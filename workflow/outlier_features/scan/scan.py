@@ -17,8 +17,9 @@ import numpy as np
 
 from outlier_features.errors import InputError
 from outlier_features.populations import EXCLUDED, PADDING, REST
-from outlier_features.scan import dense_kernel
+from outlier_features.scan import dense_kernel, scaled_kernel
 from outlier_features.scan import scan_kernel as kernel
+from outlier_features.scan.scales import Scale
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import SiteStatistics, sparse_histogram
 
@@ -72,6 +73,15 @@ class Hits:
     part: Array  # uint8
 
 
+@dataclass(frozen=True)
+class ScaledHits(Hits):
+    """Values that are large against a scale, in the same order."""
+
+    scale: str
+    scaled: Array  # float64: value over the scale
+    unlisted: Array  # sequences that have too many
+
+
 def scan(
     tensors: SiteTensors,
     parts: Array,
@@ -81,6 +91,8 @@ def scan(
     on_hits: Callable[[Hits], None],
     max_density: float = 1.0,
     massive: Mapping[str, float] | None = None,
+    scaled: Mapping[str, Scale] | None = None,
+    on_scaled_hits: Callable[[ScaledHits], None] = lambda hits: None,
     threads: int = 1,
     profile: bool = True,
     histogram: bool = True,
@@ -88,17 +100,21 @@ def scan(
 ) -> SiteStatistics:
     """Scan a site's activations once.
 
-    parts         uint8 (N, T), see `populations`
-    pilot         float32 (L, H): power sums are taken about it
-    floor         abs(x) at or above it is a hit: a number, or float32 (L, H)
-    on_hits       called with the listed hits of some sequences at a time, in order
-    max_density   a sequence's hits are not listed if they are more than this share of its values
-    massive       `threshold` and `ratio` of rule massive: values that may meet it are listed all the same
-    profile       whether to take medians, mean abs(x), mean square and kurtosis per position
-    progress      called with the number of sequences done
+    parts            uint8 (N, T), see `populations`
+    pilot            float32 (L, H): power sums are taken about it
+    floor            abs(x) at or above it is a hit: a number, or float32 (L, H)
+    on_hits          called with the listed hits of some sequences at a time, in order
+    max_density      a sequence's hits are not listed if they are more than this share of its values
+    massive          `threshold` and `ratio` of rule massive: values that may meet it are listed all the same
+    scaled           by name of `scales.SCALES`, from what multiple of the scale on values are listed too
+    on_scaled_hits   called with those of some sequences at a time, in order, scale by scale
+    profile          whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
+    progress         called with the number of sequences done
 
     Raises `InputError` on NaN or infinite values.
     """
+    if scaled and "layer_rms" in scaled and not profile:
+        raise ValueError("layer_rms is made of the mean squares that only profile takes")
     n, t, h = tensors.shape
     layers = len(tensors.layers)
     floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, h))
@@ -109,6 +125,7 @@ def scan(
     blocks = list(tensors.blocks(_BLOCK_VALUES))
     limits = max_density * layers * h * (parts != PADDING).sum(axis=1)
     hits_of, counting = np.zeros(n, np.int64), Lock()
+    positions, scales = _positions(parts), scaled or {}
 
     def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
         scratch = scratches.get()
@@ -123,6 +140,21 @@ def scan(
             hits_of[first:last] += found
         scratches.put(scratch)
         return tuple(listed)
+
+    def list_scaled(layer: int, name: str, first: int, last: int, runs: Array, run_starts: Array) -> Any:
+        scale, scratch = scales[name], scratches.get()
+        of_part = positions[first:last]
+        units = scale.units(name, per_sequence.square[first:last, layer], of_part, h)
+        listed = scaled_kernel.list_scaled(
+            *tensors.bits(layer, first, last), KINDS[tensors.dtype], runs, run_starts, float(scale.k), units,
+            *scale.gains_and_reach(layer, h), scale.most(of_part.sum(axis=1) * h), scratch.tile,
+        )  # fmt: skip
+        scratches.put(scratch)
+        return listed
+
+    def scan_and_scale(layer: int, **block: Any) -> tuple[tuple[Array, ...], dict[str, tuple[Array, ...]]]:
+        listed = scan_layer(layer, **block)
+        return listed, {name: list_scaled(layer, name, **block) for name in scales}  # while it is in the cache
 
     def cut_layer(layer: int, hits: tuple[Array, ...], first: int, last: int, runs: Array, run_starts: Array) -> Any:
         """The listed hits of a layer, of dense sequences but those that may be massive."""
@@ -146,27 +178,45 @@ def scan(
             if following:
                 tensors.will_need(*following)
             runs, run_starts = runs_of(parts[first:last])
-            work = partial(scan_layer, first=first, last=last, runs=runs, run_starts=run_starts)
-            hits = list(pool.map(work, range(layers)))
+            work = partial(scan_and_scale, first=first, last=last, runs=runs, run_starts=run_starts)
+            scanned = list(pool.map(work, range(layers)))
             cut = partial(cut_layer, first=first, last=last, runs=runs, run_starts=run_starts)
-            hits = list(pool.map(cut, range(layers), hits))
+            hits = list(pool.map(cut, range(layers), [listed for listed, _ in scanned]))
             tensors.drop(first, last)
-            on_hits(_in_order(hits, tensors, parts, first))
+            on_hits(Hits(*_in_order(hits, tensors, parts, first)))
+            for name in scales:
+                on_scaled_hits(
+                    _scaled_in_order(name, [scaled_hits[name] for _, scaled_hits in scanned], tensors, parts, first)
+                )
             progress(last)
     require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
     return _gather(tensors, parts, pilot, states, per_sequence, hits_of, hits_of <= limits)
 
 
-def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> Hits:
-    """Put the hits of a block, given for each layer in turn, in the order of sequences, then layers."""
+def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> list[Any]:
+    """Put the hits of a block, given for each layer in turn, in the order of sequences, then layers.
+
+    Returns the columns of `Hits`, and after them those that a hit of a layer has after its value.
+    """
     hits_of = np.stack([one[0] for one in hits])  # (L, B)
     begins = np.cumsum(hits_of.reshape(-1)).reshape(hits_of.shape) - hits_of
     sizes, begins = hits_of.T.reshape(-1), begins.T.reshape(-1)
     order = np.repeat(begins - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-    token, dim, value = (np.concatenate([one[k] for one in hits])[order] for k in (1, 2, 3))
+    token, dim, value, *others = (np.concatenate(columns)[order] for columns in list(zip(*hits, strict=True))[1:])
     sequence = np.repeat(np.arange(first, first + hits_of.shape[1], dtype=np.uint32), hits_of.sum(axis=0))
     layer = np.repeat(np.tile(np.asarray(tensors.layers, np.uint16), hits_of.shape[1]), sizes)
-    return Hits(sequence, layer, token, dim, value, parts[sequence, token])
+    return [sequence, layer, token, dim, value, parts[sequence, token], *others]
+
+
+def _scaled_in_order(
+    name: str, hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int
+) -> ScaledHits:
+    """The hits of a block without those of sequences that have too many in a layer, of which the count is -1."""
+    over = np.any([one[0] < 0 for one in hits], axis=0)
+    nothing = (np.zeros(len(over), np.int64), *(column[:0] for column in hits[0][1:]))
+    kept = [_instead((np.maximum(one[0], 0), *one[1:]), nothing, over) for one in hits] if over.any() else hits
+    *columns, scaled = _in_order(kept, tensors, parts, first)
+    return ScaledHits(*[*columns, name, scaled, first + np.flatnonzero(over)])
 
 
 def require_finite(tensors: SiteTensors, nonfinite: Array) -> None:
@@ -208,7 +258,7 @@ def _gather(
         bins=bins,
         counts=counts,
         offsets=offsets,
-        positions=np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64),
+        positions=_positions(parts),
         hits=hits,
         listed=listed.astype(np.uint8),
         **{name: getattr(states, name)
@@ -216,3 +266,8 @@ def _gather(
         **{name: np.ascontiguousarray(getattr(per_sequence, name).swapaxes(0, 1))
            for name in ("top", "absolute", "square", "median")},
     )  # fmt: skip
+
+
+def _positions(parts: Array) -> Array:
+    """How many positions of each part a sequence has, int64 (N, 2)."""
+    return np.stack([(parts == part).sum(axis=1) for part in (EXCLUDED, REST)], axis=1).astype(np.int64)
