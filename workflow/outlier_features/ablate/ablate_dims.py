@@ -66,12 +66,12 @@ def ablate_dims(
 
     Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
-    corpus = Tokens.read(tokens)
+    run = Tokens.read(tokens)
     dim_rows, provenance = read_table(dims, DIMS)
     weight_rows, found = read_table(super_weights, SUPER_WEIGHTS)
-    require_equal(corpus.provenance, provenance, ("tokens_sha256", "model", "corpus"), dims)
+    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), dims)
     require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), super_weights)
-    sample = corpus.head(sequences, length)
+    sample = run.head(sequences, length)
     facts = {
         "sequences": len(sample.tokens),
         "tokens": sample.tokens.shape[1],
@@ -82,10 +82,10 @@ def ablate_dims(
     if provenance["no_loss"]:
         raise InputError(provenance["no_loss"])
     loaded = load_model(Path(source_of(source)["location"]), **loading)
-    run = AblationRun(loaded, sample, batch_size)
+    passes = AblationRun(loaded, sample, batch_size)
     targets = selected_targets(dim_rows, weight_rows)
-    variants = run.variants([*targets, *random_targets(targets, loaded.d_model, run.neurons, seeds)])
-    by_sequence = run.scores(variants)
+    variants = passes.variants([*targets, *random_targets(targets, loaded.d_model, passes.neurons, seeds)])
+    by_sequence = passes.scores(variants)
     provenance |= {"ablate": facts}
     write_table(ablation, ablation_rows(variants, by_sequence), ABLATION, provenance)
     write_table(ablation_sequences, by_sequence, ABLATION_SEQUENCES, provenance)

@@ -43,9 +43,9 @@ def find_super_weights(
 
     Raises `InputError` where the files are of another run or no block can be searched.
     """
-    corpus = Tokens.read(tokens)
+    run = Tokens.read(tokens)
     _, provenance = read_table(loss, LOSS)
-    require_equal(corpus.provenance, provenance, ("tokens_sha256", "model", "corpus"), loss)
+    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), loss)
     provenance.pop(MISSING, None)  # the search needs no loss
     model_source = source_of(source)
     listed = published_super_weights(published, model_source)
@@ -53,7 +53,7 @@ def find_super_weights(
     blocks = find_sites(loaded)
     not_searched = _not_searched(blocks)
     verify_sites(loaded, blocks, ["mlp_act", "mlp_down"])
-    first = corpus.head(1, length)
+    first = run.head(1, length)
     ids = torch.from_numpy(first.tokens[first.mask][None].astype(np.int64)).to(loaded.device)
     found = search_super_weights(loaded, blocks, ids, threshold=threshold, rounds=rounds)
     facts = {

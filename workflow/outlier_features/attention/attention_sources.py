@@ -81,30 +81,28 @@ def from_texts(model: Model, texts: Sequence[str], wanted: Wanted) -> Source:
     return _from_model(model, chosen, ids, labels, wanted)
 
 
-def from_tokens(model: Model, run: Path, wanted: Wanted) -> Source:
+def from_tokens(model: Model, directory: Path, wanted: Wanted) -> Source:
     """Of a model that runs the sequences of a run, each whole and without its padding."""
-    tokens, texts = _tokens(run)
-    chosen = wanted.choose(range(len(tokens.tokens)), run)
-    ids = [tokens.tokens[n][tokens.mask[n]] for n in chosen]
-    labels = [
-        [token_text(texts, tokens, n, t) or "" for t in range(len(one))] for n, one in zip(chosen, ids, strict=True)
-    ]
+    run, texts = _tokens(directory)
+    chosen = wanted.choose(range(len(run.tokens)), directory)
+    ids = [run.tokens[n][run.mask[n]] for n in chosen]
+    labels = [[token_text(texts, run, n, t) or "" for t in range(len(one))] for n, one in zip(chosen, ids, strict=True)]
     return _from_model(model, chosen, ids, labels, wanted)
 
 
-def from_run(run: Path, wanted: Wanted) -> Source:
+def from_run(directory: Path, wanted: Wanted) -> Source:
     """Those that rule map_attention kept."""
-    path = run / "attention.safetensors"
+    path = directory / "attention.safetensors"
     maps = AttentionMaps.read(path)
     if wanted.layer not in maps.patterns:
         have = ", ".join(map(str, sorted(maps.patterns))) or "none"
         raise InputError(f"{path}: kept patterns of layer {have}, not of {wanted.layer}; give --model to run it")
-    tokens, texts = _tokens(run)
+    run, texts = _tokens(directory)
     shown = []
     for n in wanted.choose(maps.sequences, path):
         index = maps.sequences.index(n)
         size, pattern = maps.positions[index], maps.patterns[wanted.layer][index]
-        shown.append(Shown(n, cropped(pattern, size), [token_text(texts, tokens, n, t) or "" for t in range(size)]))
+        shown.append(Shown(n, cropped(pattern, size), [token_text(texts, run, n, t) or "" for t in range(size)]))
     return shown, maps.kv_heads[wanted.layer]
 
 
@@ -164,9 +162,9 @@ def _from_model(
     return [Shown(*one) for one in zip(chosen, patterns, labels, strict=True)], kv_heads
 
 
-def _tokens(run: Path) -> tuple[Tokens, list[bytes]]:
-    tokens = Tokens.read(run / "tokens.safetensors")
-    return tokens, read_texts(run / "texts.parquet", tokens)
+def _tokens(directory: Path) -> tuple[Tokens, list[bytes]]:
+    run = Tokens.read(directory / "tokens.safetensors")
+    return run, read_texts(directory / "texts.parquet", run)
 
 
 def _labels(file: TensorFile, labels: str | None, n: int, length: int) -> list[str]:

@@ -58,9 +58,9 @@ def map_attention(
 
     Raises `InputError` where the files are of another run, or the model has no attention patterns.
     """
-    corpus = Tokens.read(tokens)
+    run = Tokens.read(tokens)
     layer_rows, made_by = read_table(layers, LAYERS)
-    require_equal(corpus.provenance, made_by, ("tokens_sha256",), layers)
+    require_equal(run.provenance, made_by, ("tokens_sha256",), layers)
     model_source = source_of(source)
     loading["attention"] = "eager"  # no other hands out its patterns
     loaded = load_model(Path(model_source["location"]), **loading)
@@ -68,15 +68,15 @@ def map_attention(
     if not found:
         raise InputError("no layer of this model has attention by softmax weights")
     require_layers(kept_layers, [at.layer for at in found])
-    parts = corpus.parts[:sequences, :positions]
-    inputs = [corpus.tokens[n, : len(part)][part != PADDING] for n, part in enumerate(parts)]
+    parts = run.parts[:sequences, :positions]
+    inputs = [run.tokens[n, : len(part)][part != PADDING] for n, part in enumerate(parts)]
     table = _count(loaded, found, inputs, parts, threshold)
     why = dict.fromkeys(kept_layers, "attention_maps.kept_layers names it")
     why = why or layers_of_interest(table, largest_by_layer(layer_rows))
     kept = [at for at in found if at.layer in why]
     patterns = _keep(loaded, kept, inputs[:kept_sequences], parts.shape[1])
     shared = {at.block for at in found if at.call > 0}  # blocks that stand for several layers
-    provenance = corpus.provenance | {
+    provenance = run.provenance | {
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         "architecture": loaded.model_type,

@@ -62,21 +62,21 @@ def extract_activations(
     Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
     not what its name says, or an activation is not finite.
     """
-    corpus = Tokens.read(tokens)
-    sequences = len(corpus.tokens)
+    run = Tokens.read(tokens)
+    sequences = len(run.tokens)
     start, stop = min(start, sequences), min(stop, sequences)
-    _check_request(corpus, tokens, sites)
+    _check_request(run, tokens, sites)
     model_source = source_of(source)
-    require_same_run({"model_revision": model_source["revision"]}, corpus.provenance, tokens)
+    require_same_run({"model_revision": model_source["revision"]}, run.provenance, tokens)
     if sample is not None:
-        require_equal({"sample": dict(sample)}, corpus.provenance, ("sample",), tokens)
+        require_equal({"sample": dict(sample)}, run.provenance, ("sample",), tokens)
     if start == stop:
         print(f"the text has {sequences} sequences, none is left for this chunk", file=sys.stderr)
         for path in (activations, losses):
-            write_tensors(path, {}, {**corpus.provenance, "start": start, "stop": stop, "sequences": sequences})
+            write_tensors(path, {}, {**run.provenance, "start": start, "stop": stop, "sequences": sequences})
         return
     loaded = load_model(Path(model_source["location"]), **loading)
-    _check_fit(corpus, loaded, tokens, model_source["location"])
+    _check_fit(run, loaded, tokens, model_source["location"])
     print(
         f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
     )
@@ -92,7 +92,7 @@ def extract_activations(
     recorder, no_loss = loss_recorder(loaded)
     if no_loss:
         print(f"no loss: {no_loss}", file=sys.stderr)
-    provenance = corpus.provenance | {
+    provenance = run.provenance | {
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         **_facts(loaded),
@@ -114,7 +114,7 @@ def extract_activations(
         for index, block in enumerate(blocks)
         if site in block.sites
     }
-    chunk = _Chunk(corpus.tokens[start:stop], corpus.mask[start:stop], start)
+    chunk = _Chunk(run.tokens[start:stop], run.mask[start:stop], start)
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
     loss_shapes = {"nll": ("F32", shape)} if recorder else {}
@@ -196,24 +196,24 @@ def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _check_request(corpus: Tokens, path: Path, sites: list[str]) -> None:
-    if (corpus.mask[:, 1:] > corpus.mask[:, :-1]).any():
+def _check_request(run: Tokens, path: Path, sites: list[str]) -> None:
+    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
         raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
     if unknown := sorted(set(sites) - set(SITES)):
         raise InputError(f"sites: found {unknown[0]!r}, expected names among {', '.join(SITES)}")
 
 
-def _check_fit(corpus: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
-    largest = int(corpus.tokens.max())
+def _check_fit(run: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
+    largest = int(run.tokens.max())
     if largest >= loaded.vocab_size:
         raise InputError(
             f"{path}: found token id {largest}, expected ids below {loaded.vocab_size}, the vocabulary of "
             f"{loaded.model_type}; the tokenizer in {location} does not fit the model"
         )
     positions = getattr(loaded.config, "max_position_embeddings", None)
-    if positions is not None and corpus.tokens.shape[1] > positions:
+    if positions is not None and run.tokens.shape[1] > positions:
         print(
-            f"sample.tokens: {corpus.tokens.shape[1]} is more than the {positions} positions that {loaded.model_type} "
+            f"sample.tokens: {run.tokens.shape[1]} is more than the {positions} positions that {loaded.model_type} "
             "says it has; if it can run them at all, it extrapolates",
             file=sys.stderr,
         )

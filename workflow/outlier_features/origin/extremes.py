@@ -1,4 +1,4 @@
-"""The largest |x| of every dim on the residual stream, and where it is, by running the model over a whole corpus."""
+"""The largest |x| of every dim on the residual stream, and where it is, by running the model over a whole run."""
 
 import sys
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ class Extremes:
         return int(self.sequence[layer, dim]), int(self.token[layer, dim])
 
 
-def find_extremes(loaded: LoadedModel, blocks: list[Block], corpus: Tokens) -> Extremes:
-    """Run every sequence, one at a time; padding is left out. What is held does not grow with the corpus."""
+def find_extremes(loaded: LoadedModel, blocks: list[Block], run: Tokens) -> Extremes:
+    """Run every sequence, one at a time; padding is left out. What is held does not grow with the run."""
     width = blocks[0].sites["resid_post"].width
     # Row 0 is the first block's resid_pre, row i + 1 the resid_post of block i.
     shape = (len(blocks) + 1, width)
     best, sequence, token = torch.full(shape, -1.0), torch.zeros(shape).long(), torch.zeros(shape).long()
     sites = [(0, blocks[0].sites["resid_pre"])]
     sites += [(index, block.sites["resid_post"]) for index, block in enumerate(blocks, start=1)]
-    for n in tqdm(range(len(corpus.tokens)), desc="search for extremes", unit="seq", file=sys.stderr):
-        mask = torch.from_numpy(corpus.mask[n].copy())
+    for n in tqdm(range(len(run.tokens)), desc="search for extremes", unit="seq", file=sys.stderr):
+        mask = torch.from_numpy(run.mask[n].copy())
 
         def keep(row: int, value: torch.Tensor, n: int = n, mask: torch.Tensor = mask) -> None:
             size = value.reshape(len(mask), width).abs().masked_fill(~mask[:, None].to(value.device), -1)
@@ -58,7 +58,7 @@ def find_extremes(loaded: LoadedModel, blocks: list[Block], corpus: Tokens) -> E
             sequence[row] = torch.where(larger, n, sequence[row])
             token[row] = torch.where(larger, at, token[row])
 
-        ids = torch.from_numpy(corpus.tokens[n : n + 1].astype(np.int64))
+        ids = torch.from_numpy(run.tokens[n : n + 1].astype(np.int64))
         with hooked(sites, keep):
             run_blocks(loaded, ids.to(loaded.device), mask[None].to(loaded.device))
     return Extremes(best[1:].numpy(), sequence[1:].numpy(), token[1:].numpy(), best[0].numpy())

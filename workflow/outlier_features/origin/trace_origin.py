@@ -81,12 +81,12 @@ def trace_origin(
     Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
     those of the run, or the stream between its blocks is not found.
     """
-    corpus = Tokens.read(tokens)
-    spelled = read_texts(texts, corpus)
+    run = Tokens.read(tokens)
+    spelled = read_texts(texts, run)
     dim_rows, provenance = read_table(dims, DIMS)
     massive_rows, found = read_table(massive, MASSIVE)
     require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), massive)
-    require_equal(provenance, corpus.provenance, ("tokens_sha256",), tokens)
+    require_equal(provenance, run.provenance, ("tokens_sha256",), tokens)
     record = source_of(source)
     require_equal(provenance, {"model_revision": record["revision"]}, ("model_revision",), source)
     targets = recorded_targets(wanted, max_dims, massive_rows, dim_rows)
@@ -99,9 +99,9 @@ def trace_origin(
     rows: dict[str, Rows] = {table.name: [] for table in TABLES}
     if targets or wanted == "auto":
         loaded = load_model(Path(record["location"]), **loading)
-        tracer = _Tracer.of(loaded, corpus)
+        tracer = _Tracer.of(loaded, run)
         for target in tqdm(tracer.complete(targets, max_dims), desc="trace dims", unit="dim", file=sys.stderr):
-            spelling = token_text(spelled, corpus, target.sequence, target.token) or ""
+            spelling = token_text(spelled, run, target.sequence, target.token) or ""
             for name, more in tracer.trace(target, spelling).items():
                 rows[name] += more
         provenance |= {"device": loaded.device.type, "attention": loaded.attention}
@@ -115,7 +115,7 @@ def trace_origin(
     for table, path in zip(TABLES, (lifecycle, origin, neurons, weights), strict=True):
         write_table(path, frames[table.name], table, provenance)
     with replacing(text) as temporary:
-        temporary.write_text(origin_text(frames, provenance, spelled, corpus), encoding="utf-8")
+        temporary.write_text(origin_text(frames, provenance, spelled, run), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -128,24 +128,24 @@ class _Tracer:
 
     loaded: LoadedModel
     blocks: list[Block]
-    corpus: Tokens
+    run: Tokens
     unproven: dict[str, str]
     spectra: dict[int, Spectrum] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, loaded: LoadedModel, corpus: Tokens) -> "_Tracer":
+    def of(cls, loaded: LoadedModel, run: Tokens) -> "_Tracer":
         blocks = find_sites(loaded)
         for index, block in enumerate(blocks):
             if not block.sites.keys() >= {"resid_pre", "resid_post"}:
                 raise InputError(f"sites: block {index} ({block.path}) lacks resid_pre or resid_post, expected both")
-        return cls(loaded, blocks, corpus, _unproven(loaded, blocks))
+        return cls(loaded, blocks, run, _unproven(loaded, blocks))
 
     def complete(self, targets: Mapping[int, TracedDim | None], max_dims: int) -> list[TracedDim]:
         """The targets with their extremes; where there are none, the dims that rise most."""
         known = [target for target in targets.values() if target]
         if known and len(known) == len(targets):
             return known
-        extremes = find_extremes(self.loaded, self.blocks, self.corpus)
+        extremes = find_extremes(self.loaded, self.blocks, self.run)
         selection: Selection = "named" if targets else "largest_rise"
 
         def at_extreme(dim: int) -> TracedDim:
@@ -166,7 +166,7 @@ class _Tracer:
             "traced_token": target.token,
             "selection": target.selection,
         }
-        facts = {"token_id": int(self.corpus.tokens[target.sequence, target.token]), "token_text": spelling}
+        facts = {"token_id": int(self.run.tokens[target.sequence, target.token]), "token_text": spelling}
         rows: dict[str, Rows] = {table.name: [] for table in TABLES}
         rows["lifecycle"] = [{**place, **facts, **row} for row in life]
         layers = self._layers(target, after)
@@ -246,8 +246,8 @@ class _Tracer:
     ) -> dict[Key, torch.Tensor]:
         """What `take` makes of each site's tensor, (positions, H) without padding, in a pass over one sequence."""
         found: dict[Key, torch.Tensor] = {}
-        ids = torch.from_numpy(self.corpus.tokens[sequence][None].astype(np.int64)).to(self.loaded.device)
-        mask = torch.from_numpy(self.corpus.mask[sequence][None].copy()).to(self.loaded.device)
+        ids = torch.from_numpy(self.run.tokens[sequence][None].astype(np.int64)).to(self.loaded.device)
+        mask = torch.from_numpy(self.run.mask[sequence][None].copy()).to(self.loaded.device)
         positions, length = mask.shape[1], int(mask.sum())
 
         def keep(key: Key, value: torch.Tensor) -> None:
