@@ -196,9 +196,9 @@ def test_a_failure_in_a_thread_ends_the_work(tmp_path):
 
 
 def test_a_fraction_is_taken_as_written(tmp_path):
-    assert LocationRule(min_layer_fraction=0.07).needed(100) == 7
-    assert LocationRule(min_layer_fraction=0.25).needed(6) == 2
-    assert LocationRule(min_layer_fraction=0.0).needed(6) == LocationRule(min_layer_fraction=None).needed(6) == 1
+    assert LocationRule(layer_share=0.07).needed(100) == 7
+    assert LocationRule(layer_share=0.25).needed(6) == 2
+    assert LocationRule(layer_share=0.0).needed(6) == LocationRule(layer_share=None).needed(6) == 1
 
 
 @pytest.mark.parametrize("layout", ["stacked", "per_layer"])

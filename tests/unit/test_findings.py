@@ -449,7 +449,7 @@ def test_rule_location_by_site(summary):
     top = [{"dim": 7, "count": 30, "share": 0.75, "positive": 0, "negative": 30, "one_sided": True}]
     some = {"occurrences": 40, "locations": 8, "location_rate": 0.001, "dims": 2, "top": top}
     none = {"occurrences": 0, "locations": 0, "location_rate": 0.0, "dims": 0, "top": []}
-    summary["location"] = {"threshold": 6.0, "inclusive": False, "min_layer_fraction": 0.25,
+    summary["location"] = {"threshold": 6.0, "inclusive": False, "layer_share": 0.25,
                            "populations": {"all": {"attn_norm": some, "mlp_norm": none}}}  # fmt: skip
     found = {finding.text: finding for finding in findings(summary)}
     text = (

@@ -48,11 +48,11 @@ def add_count(count: argparse.ArgumentParser) -> None:
     add("--inclusive", action="store_true", help="abs(x) equal to the threshold is an outlier too")
     criterion = rule.add_mutually_exclusive_group()
     criterion.add_argument(
-        "--min-layer-fraction", type=_fraction, default=0.25, metavar="F",
+        "--min-layer-fraction", dest="layer_share", type=_share, default=0.25, metavar="F",
         help="share of the layers that must hit a location for its outliers to be kept (default: 0.25)",
     )  # fmt: skip
     criterion.add_argument(
-        "--no-layer-fraction", dest="min_layer_fraction", action="store_const", const=None, help="one layer is enough"
+        "--no-layer-fraction", dest="layer_share", action="store_const", const=None, help="one layer is enough"
     )
 
     add = count.add_argument_group("quartiles, exact or of a sample with its standard error").add_argument
@@ -80,7 +80,7 @@ def _threshold(text: str) -> float:
     return value
 
 
-def _fraction(text: str) -> float:
+def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} found, expected a number from 0 to 1")
@@ -95,7 +95,7 @@ def _samples(text: str) -> int:
 
 
 # argparse names the type in its message, where float() or int() fails.
-_threshold.__name__, _fraction.__name__, _samples.__name__ = "number", "number", "number of samples"
+_threshold.__name__, _share.__name__, _samples.__name__ = "number", "number", "number of samples"
 _numbers.__name__ = "list of numbers"
 
 
@@ -109,7 +109,7 @@ def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     document = count_dump(
         {"dump": options.input, "keys": {key: key for key in keys}, "layout": options.layout,
          "lengths": options.lengths, "layers": options.layers},
-        LocationRule(options.threshold, options.inclusive, options.min_layer_fraction),
+        LocationRule(options.threshold, options.inclusive, options.layer_share),
         value_samples=options.iqr_samples,
         magnitude_samples=options.outlier_samples,
         threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),

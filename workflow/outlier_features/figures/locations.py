@@ -23,12 +23,12 @@ def locations_by_layer(document: Mapping[str, Any]) -> Drawing:
     every = list(next(iter(found.values())))
     sites = [site for site in every if any(part[site]["occurrences"] for part in found.values())]
     sign = ">=" if document["inclusive"] else ">"
-    fraction = document["min_layer_fraction"]
+    layer_share = document["layer_share"]
     drawing = Drawing(
         "locations",
         "Locations over a threshold",
         listing(every) if every else "none",
-        f"location, |x| {sign} {number(document['threshold'])} in {percent(fraction)} of the layers",
+        f"location, |x| {sign} {number(document['threshold'])} in {percent(layer_share)} of the layers",
         listing(found),
         "Left: kept occurrences in each layer, and in which layer the kept locations (sequence, position, dimension) "
         "have their first. Right: kept occurrences at each position. Each site is counted for itself."

@@ -25,7 +25,7 @@ def count_document(count: "LocationCount") -> dict[str, Any]:
         **({"positions": count.positions} if count.ragged else {}),
         "threshold": count.rule.threshold,
         **({"inclusive": True} if count.rule.inclusive else {}),
-        "min_layer_fraction": count.rule.min_layer_fraction,
+        "min_layer_fraction": count.rule.layer_share,
         "elements_over_threshold": count.over,
         "occurrences": found,
         "occurrence_rate": found / (count.positions * layers * h),

@@ -34,11 +34,11 @@ _SLAB_VALUES = 1 << 20  # of all layers, read and worked on by one thread
 
 @dataclass(frozen=True)
 class LocationRule:
-    """The threshold is compared as float32; `min_layer_fraction` None asks for one layer."""
+    """The threshold is compared as float32; `layer_share` None asks for one layer."""
 
     threshold: float = 6.0
     inclusive: bool = False
-    min_layer_fraction: float | None = 0.25
+    layer_share: float | None = 0.25
 
     @property
     def floor(self) -> float:
@@ -49,7 +49,7 @@ class LocationRule:
 
     def needed(self, layers: int) -> int:
         """How many of some layers must hit a location; by the fraction as it is written, since 0.07 * 100 > 7."""
-        return max(1, ceil(Fraction(repr(self.min_layer_fraction or 0.0)) * layers))
+        return max(1, ceil(Fraction(repr(self.layer_share or 0.0)) * layers))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def locate_outliers(
             **{key: provenance[key] for key in ("model", "model_revision", "corpus", "tokens_sha256", "dtype")},
             "threshold": rule.threshold,
             "inclusive": rule.inclusive,
-            "min_layer_fraction": rule.min_layer_fraction,
+            "layer_share": rule.layer_share,
             "populations": {
                 population: _of_population(opened, present, np.isin(parts, POPULATIONS[population]), rule, threads)
                 for population in populations_of(parts)

@@ -218,7 +218,7 @@ def _located(summary: Part) -> Iterator[Finding]:
 
 def _location(rule: Part, population: str, site: str, found: Part) -> Finding:
     sign = ">=" if rule["inclusive"] else ">"
-    criteria = f"|x| {sign} {number(rule['threshold'])} in {percent(rule['min_layer_fraction'])} of the layers or more"
+    criteria = f"|x| {sign} {number(rule['threshold'])} in {percent(rule['layer_share'])} of the layers or more"
     where = f"Rule location ({criteria}) on {visible(site)} in population {population}"
     if not found["occurrences"]:
         return Finding("not found", f"{where} keeps no location.")

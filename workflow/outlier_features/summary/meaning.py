@@ -13,7 +13,7 @@ def _location(rule: Mapping[str, Any] | None) -> list[str]:
     sign = ">=" if rule["inclusive"] else ">"
     return [
         f"Rule location: an occurrence, |x| {sign} {number(rule['threshold'])}, is kept if its location (sequence, "
-        f"position, dimension) is hit in {percent(rule['min_layer_fraction'])} of the layers of the site or more, each "
+        f"position, dimension) is hit in {percent(rule['layer_share'])} of the layers of the site or more, each "
         "site for itself; a dimension is one-sided if one sign holds at least 95 % of its kept occurrences."
     ]
 

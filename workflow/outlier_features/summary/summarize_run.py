@@ -228,7 +228,7 @@ def location_summary(document: dict[str, Any]) -> dict[str, Any]:
     """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
     names = ("occurrences", "locations", "location_rate")
     return {
-        **{key: document[key] for key in ("threshold", "inclusive", "min_layer_fraction")},
+        **{key: document[key] for key in ("threshold", "inclusive", "layer_share")},
         "populations": {
             population: {
                 site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
