@@ -23,6 +23,7 @@ rule detect_outliers:
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,
         scaled=scaled,
+        gain_keys=lambda wildcards: MODELS[wildcards.model].get("gains", {}),
         code=code_version("detect_outliers"),
     message:
         "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"

@@ -19,5 +19,6 @@ with stage(snakemake.log[0]):
         max_density=snakemake.params.max_density,
         counted=snakemake.params.counted,
         scaled=snakemake.params.scaled,
+        gain_keys=snakemake.params.gain_keys,
         threads=snakemake.threads,
     )

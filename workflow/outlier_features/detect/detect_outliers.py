@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -43,6 +44,7 @@ def detect_outliers(
     max_density: float,
     counted: Mapping[str, Any],
     scaled: Mapping[str, Mapping[str, float]],
+    gain_keys: Mapping[str, str] = MappingProxyType({}),
     threads: int,
 ) -> None:
     """Scan the activations of a chunk, site by site; count the hits of sequences that have too many to be listed.
@@ -57,6 +59,7 @@ def detect_outliers(
     max_density   share of a sequence's values at a site that may be hits and listed
     counted       at which thresholds hits are counted where they are more, see `scan.counted_at.counted_at`
     scaled        per site and scale of `scan.scales.SCALES`, from what multiple of the scale on values are listed
+    gain_keys     of a dump, its gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
 
     The provenance of `scaled_hits` has `scaled`, the sites and scales that are there of those, and why others are not
     (`without_scale`), by site the layers whose gains are not known and the dims that are left out for their gains; that
@@ -65,7 +68,7 @@ def detect_outliers(
     Raises `InputError` on activations that are not finite or of another run.
     """
     run = Tokens.read(tokens)
-    chunk, first = Activations.open(activations, run), Activations.open(first_chunk, run)
+    chunk, first = Activations.open(activations, run, gain_keys), Activations.open(first_chunk, run)
     provenance = chunk.provenance
     require_same_run(provenance, first.provenance, str(first_chunk))
     require_equal({"start": 0}, first.provenance, ("start",), str(first_chunk))

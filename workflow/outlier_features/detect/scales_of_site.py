@@ -27,10 +27,11 @@ def scales_of_site(chunk: Activations, site: str, wanted: Mapping[str, float]) -
     scales = {name: Scale(float(k)) for name, k in wanted.items() if name != "gain"}
     if "gain" not in wanted:
         return ScalesOfSite(scales, {}, {})
-    if site not in chunk.gains:
-        return ScalesOfSite(scales, {"gain": "no gains of norms that make it are known"}, {})
+    known = chunk.gains.get(site, "no norm that is understood makes it")
+    if isinstance(known, str):
+        return ScalesOfSite(scales, {"gain": known}, {})
     layers = chunk.sites[site].layers
-    gains, left_out = usable_gains(chunk.gains[site])
-    unknown = [layer for layer, row in zip(layers, chunk.gains[site], strict=True) if not np.isfinite(row).all()]
+    gains, left_out = usable_gains(known)
+    unknown = [layer for layer, row in zip(layers, known, strict=True) if not np.isfinite(row).all()]
     about = {"unknown": unknown, "left_out": {layers[index]: dims for index, dims in left_out.items()}}
     return ScalesOfSite(scales | {"gain": Scale(float(wanted["gain"]), gains)}, {}, about)

@@ -18,6 +18,7 @@ from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder, loss_recorder
 from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.layer_keys import GAIN
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
 from outlier_features.model.forward_pass import run_blocks, sees_padding
@@ -25,6 +26,7 @@ from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
+from outlier_features.norms.site_gains import site_gains
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -56,8 +58,9 @@ def extract_activations(
     no pass.
 
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
-    that has it, and `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next
-    token. Both carry the same provenance. Memory does not grow with the number of sequences.
+    that has it and `gain.{site}` float32 (L, H), what the norms that make a site multiply by (see `site_gains`), and
+    `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next token. Both carry
+    the same provenance. Memory does not grow with the number of sequences.
 
     Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
     not what its name says, or an activation is not finite.
@@ -118,10 +121,14 @@ def extract_activations(
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
     loss_shapes = {"nll": ("F32", shape)} if recorder else {}
+    gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites).items()}
+    gain_shapes = {name: ("F32", values.shape) for name, values in gains.items()}
     with (
-        TensorFileWriter(activations, activation_shapes, provenance) as activation_file,
+        TensorFileWriter(activations, activation_shapes | gain_shapes, provenance) as activation_file,
         TensorFileWriter(losses, loss_shapes, provenance) as loss_file,
     ):
+        for name, values in gains.items():
+            activation_file.write(name, 0, values)
         size = _sequences_at_once(loaded, batch_size)
         _run(loaded, found, recorder, chunk, size, activation_file, loss_file)
 

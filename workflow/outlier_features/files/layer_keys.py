@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from outlier_features.errors import InputError
 
 LAYER = "{layer}"
+GAIN = "gain."  # before a site: the gains of the norms that make it, beside the activations
 LAYOUTS = ("NLTH", "NTLH", "LNTH", "LTNH", "TLNH", "TNLH", "NTH", "TNH", "LTH", "TLH", "TH")  # axes of a tensor
 _NUMBER = r"([0-9]{1,9})"
 _SHOWN = 5  # nearest names in a message

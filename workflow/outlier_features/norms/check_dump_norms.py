@@ -1,13 +1,13 @@
 """Rule check_dump_norms: the gains of norms that a dump holds, and what they are at the selected dims."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from outlier_features.files.tables import DIMS, read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.norms.describe_gains import Gain
-from outlier_features.norms.gains_in_file import PREFIX, gains_in_file, tensors_of
+from outlier_features.norms.gains_in_file import named_gains
 from outlier_features.norms.norm_tables import Norm, write_norms
 
 
@@ -21,19 +21,8 @@ def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Pat
     Raises `InputError` where a key is missing or does not hold gains.
     """
     rows, provenance = read_table(dims, DIMS)
-    found = [_norm(name, key, gain, provenance["d_model"]) for name, key, gain in _gains(TensorFile(file), keys)]
+    found = [_norm(name, key, gain, provenance["d_model"]) for name, key, gain in named_gains(TensorFile(file), keys)]
     write_norms(found, rows, norms, gains, provenance)
-
-
-def _gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str, str, Gain]]:
-    """Name, key and values; those of a tensor (L, H) are named `<name>.<layer>`."""
-    if not keys:
-        yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
-    for name, key in keys.items():
-        for layer, tensor in tensors_of(file, key):
-            own = name if layer is None else f"{name}.{layer}"
-            for found, gain in gains_in_file(file, [tensor]).items():
-                yield own + found.removeprefix(tensor), tensor, gain
 
 
 def _norm(name: str, key: str, gain: Gain, d_model: int | None) -> Norm:

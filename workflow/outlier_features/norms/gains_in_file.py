@@ -1,6 +1,6 @@
 """The gains of norms in a safetensors file, without torch: a dump's, or any tensors that are named."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,42 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
             raise InputError(f"{file.path}: {key} has shape {list(stored.shape)}, expected (H,) or (L, H)")
         if not stored.size:
             raise InputError(f"{file.path}: {key} of shape {list(stored.shape)} is empty, expected gains")
+    return gains
+
+
+def named_gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str, str, Gain]]:
+    """Name, key and values of gains, by the `keys` of a name each; those of a tensor (L, H) are `<name>.<layer>`.
+
+    Without keys those under `rmsnorm_gammas/<module>` are meant, whose names are the modules.
+    """
+    if not keys:
+        yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
+    for name, key in keys.items():
+        for layer, tensor in tensors_of(file, key):
+            own = name if layer is None else f"{name}.{layer}"
+            for found, gain in gains_in_file(file, [tensor]).items():
+                yield own + found.removeprefix(tensor), tensor, gain
+
+
+def gains_of_site(file: TensorFile, keys: Mapping[str, str], site: str, layers: Sequence[int], dims: int) -> Array:
+    """Gains of the norms that make a site in some layers, float64 (L, H); NaN in a layer that the file has none of.
+
+    A name such as `attn_norm.3` says the site and the layer; one without a layer does if there is only one.
+    Raises `InputError` where the file holds none of them.
+    """
+    of_site = {name: key for name, key in keys.items() if site in (name, name.rpartition(".")[0])}
+    if keys and not of_site:
+        raise InputError(f"{file.path}: no key of gains is named for it")
+    gains = np.full((len(layers), dims), np.nan)
+    for name, _, gain in named_gains(file, of_site):
+        stem, _, layer = name.rpartition(".")
+        index = int(layer) if stem == site and layer.isdecimal() else None
+        if name == site and len(layers) == 1:
+            index = layers[0]
+        if index in layers and gain.stored.size == dims:
+            gains[layers.index(index)] = gain.effective
+    if np.isnan(gains).all():
+        raise InputError(f"{file.path}: holds no gains of its layers")
     return gains
 
 
