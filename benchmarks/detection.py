@@ -20,7 +20,7 @@ import numpy as np
 
 from outlier_features.detect.dense_rows import DenseRows, groups_of
 from outlier_features.detect.detect_outliers import TableWriter, hits_frame
-from outlier_features.files.tables import HITS
+from outlier_features.detect.hits_schema import HITS
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.site_tensors import SiteTensors

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from outlier_features.files.tables import PUBLIC
+from outlier_features.files.tables import public_tables
 from outlier_features.run.config import dereferenced, read_schema
 
 DOCS = Path(__file__).parent
@@ -61,7 +61,7 @@ def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 def tables_page() -> str:
     parts = [
         "# Tables\n\n"
-        "Made from `workflow/outlier_features/files/tables.py` by `make docs`; do not edit. All lie under "
+        "Made from the modules `workflow/outlier_features/*/*_schema.py` by `make docs`; do not edit. All lie under "
         "`<results>/<model>/<corpus>/`, those of a comparison and of costs under `<results>/`; the same meanings "
         "and units stand in each file's own field metadata. Layers, dims, positions and sequences count from 0.\n\n"
         "`snakemake export` leaves every table of a run, but `hits` and those of `detect_outliers` beside it, as "
@@ -70,8 +70,8 @@ def tables_page() -> str:
         "records, where a number that is not finite is null. `pandas.read_json`, `polars.read_json` and DuckDB's "
         "`read_json` read it as it is.\n"
     ]
-    for table in PUBLIC:
-        name = PLACES.get(table.name, f"{table.name}.parquet")
+    for table in public_tables().values():
+        name = table.place or f"{table.name}.parquet"
         rows = "\n".join(
             f"| `{column.name}` | {column.dtype} | {column.unit} | {column.meaning.replace('|', '/')} |"
             for column in table.columns
@@ -123,15 +123,6 @@ def _kinds(schema: Mapping[str, Any]) -> str:
     return " or ".join({"array": "a list", "object": "a mapping", "string": "text"}.get(kind, kind) for kind in kinds)
 
 
-PLACES = {
-    "hits": "hits/<site>/<chunk>.parquet",
-    "counted_pairs": "counted_pairs/<chunk>.parquet",
-    "counted_positions": "counted_positions/<chunk>.parquet",
-    "scaled_hits": "scaled_hits/<chunk>.parquet",
-    "comparison": "comparison/dims.parquet",
-    "common_dims": "comparison/common_dims.parquet",
-    "costs": "costs.csv",
-}
 PAGES = {DOCS / "config.md": config_page, DOCS / "tables.md": tables_page, DOCS / "mask.md": mask_page}
 
 if __name__ == "__main__":

@@ -9,14 +9,24 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
 from outlier_features.dims.analyze_emergence import dims_of
-from outlier_features.files import tables
+from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
+from outlier_features.dims.emergence_schema import EMERGENCE
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import PROVENANCE, write_json
 from outlier_features.files.missing import optional
 from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tables import write_table
+from outlier_features.files.tables import public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.norms.norms_schema import GAINS, NORMS
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS
 from outlier_features.summary.summarize_run import summarize_run
+from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.tokens import tokens_digest
 
 POPULATIONS = ("all", "without_first")
@@ -175,10 +185,10 @@ class FakeRun:
             "experts": self._experts(), "routing": self._routing(),
             "super_weights": self._super_weights(), **self._ablations(),
         }  # fmt: skip
-        for table in tables.PUBLIC:
-            if table.name in frames:
-                frame = frames[table.name]
-                write_table(directory / f"{table.name}.parquet", frame, table, self.provenance | self.expert_facts)
+        for name, frame in frames.items():
+            write_table(
+                directory / f"{name}.parquet", frame, public_tables()[name], self.provenance | self.expert_facts
+            )
 
     def _layers(self) -> pl.DataFrame:
         rows = []
@@ -195,11 +205,9 @@ class FakeRun:
                         numbers |= {name: self.kurtosis(name, s, layer) for name in KURTOSES}
                     rows.append({"population": population, "site": site, "layer": layer, **numbers})
         frame = (
-            pl.DataFrame(rows, schema_overrides={"top1": pl.Float64})
-            if rows
-            else pl.DataFrame(schema=tables.LAYERS.schema)
+            pl.DataFrame(rows, schema_overrides={"top1": pl.Float64}) if rows else pl.DataFrame(schema=LAYERS.schema)
         )
-        missing = [pl.lit(None, dtype).alias(c) for c, dtype in tables.LAYERS.schema.items() if c not in frame.columns]
+        missing = [pl.lit(None, dtype).alias(c) for c, dtype in LAYERS.schema.items() if c not in frame.columns]
         return frame.with_columns(missing)
 
     def kurtosis(self, name: str, site: int, layer: int) -> float:
@@ -224,7 +232,7 @@ class FakeRun:
             for layer in range(self.layers)
             for (low, high), values in self.values(population, layer).items()
         ]
-        return pl.DataFrame(rows, schema=tables.DISTRIBUTION.schema)
+        return pl.DataFrame(rows, schema=DISTRIBUTION.schema)
 
     def hits_at(self, site: str, token: int) -> int:
         """Sequences with a hit; by rule massive at one position."""
@@ -241,7 +249,7 @@ class FakeRun:
             for site in self.sites
             for token in range(population == "without_first", len(self.pieces))
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.POSITIONS.schema)
+        return pl.DataFrame(rows, schema=POSITIONS.schema)
 
     def reach(self, site: str, dim: int, layer: int) -> tuple[float, float]:
         """Smallest and largest x in the table of emergence; dim 5 is never above 0."""
@@ -264,7 +272,7 @@ class FakeRun:
                             "affected": 0.2, "occurrences": 10, "locations": 5, "positive": 10, "first_layer": 1,
                             "last_layer": 2, "max_abs": 10.0 + dim, "passes": passes,
                         })  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.PAIRS.schema)
+        return pl.DataFrame(rows, schema=PAIRS.schema)
 
     def _emergence(self, dims: pl.DataFrame) -> pl.DataFrame:
         rows = [
@@ -277,7 +285,7 @@ class FakeRun:
             for dim in dims.filter(population=population)["dim"].unique().sort()
             for layer in range(self.layers)
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.EMERGENCE.schema)
+        return pl.DataFrame(rows, schema=EMERGENCE.schema)
 
     def _sensitivity(self) -> pl.DataFrame:
         rows = [
@@ -293,7 +301,7 @@ class FakeRun:
             for position_share in GRID["position_share"]
             if "dettmers" in self.rules
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.SENSITIVITY.schema)
+        return pl.DataFrame(rows, schema=SENSITIVITY.schema)
 
     def _massive(self) -> pl.DataFrame:
         rows = [
@@ -307,7 +315,7 @@ class FakeRun:
             for dim in self.massive
             if "massive" in self.rules
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.MASSIVE.schema)
+        return pl.DataFrame(rows, schema=MASSIVE.schema)
 
     def height(self, token: int, dim: int) -> float:
         """x in the surface: dims of rule massive stand out at their position."""
@@ -323,7 +331,7 @@ class FakeRun:
             for token, text in enumerate(self.pieces)
             for dim in range(64)
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.SURFACE.schema)
+        return pl.DataFrame(rows, schema=SURFACE.schema)
 
     def gain(self, site: str, dim: int, layer: int) -> float:
         """The gain of a norm; in layer 1, before the MLP, that of dim 7 is exactly 0."""
@@ -340,7 +348,7 @@ class FakeRun:
             for site in self.sites
             if self.norms and site in ("attn_norm", "mlp_norm")
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.NORMS.schema)
+        return pl.DataFrame(rows, schema=NORMS.schema)
 
     def _gains(self, dims: pl.DataFrame) -> pl.DataFrame:
         rows = [
@@ -350,7 +358,7 @@ class FakeRun:
             for population, rule, dim in dims.filter("selected").select("population", "rule", "dim").rows()
             for norm in self._norms().to_dicts()
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.GAINS.schema)
+        return pl.DataFrame(rows, schema=GAINS.schema)
 
     def traced(self, dim: int) -> dict[str, object]:
         return {"target_dim": dim, "sequence": 1, "traced_token": self.position, "selection": "massive"}
@@ -371,7 +379,7 @@ class FakeRun:
                         "token_text": self.pieces[self.position], "share": value / (after - before) if added else None,
                     })  # fmt: skip
                 before = after
-        return pl.DataFrame(rows, schema=tables.LIFECYCLE.schema)
+        return pl.DataFrame(rows, schema=LIFECYCLE.schema)
 
     def _origin(self) -> pl.DataFrame:
         """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
@@ -390,7 +398,7 @@ class FakeRun:
             for sizes in [(2.0, 30.0, 40.0, 2000.0)]
             for i, (name, size) in enumerate(zip(checkpoints, sizes, strict=True))
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.ORIGIN.schema)
+        return pl.DataFrame(rows, schema=ORIGIN.schema)
 
     def _origin_neurons(self) -> pl.DataFrame:
         """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""
@@ -404,13 +412,13 @@ class FakeRun:
             {**self.traced(dim), "layer": 1, "contribution": 50.0, "share": 0.025}
             for dim in (self.massive if "massive" in self.rules else ())
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.ORIGIN_NEURONS.schema)
+        return pl.DataFrame(rows, schema=ORIGIN_NEURONS.schema)
 
     def _loss(self) -> pl.DataFrame:
         rows = [
             {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0} for n in range(self.sequences)
         ]
-        return pl.DataFrame(rows, schema=tables.LOSS.schema)
+        return pl.DataFrame(rows, schema=LOSS.schema)
 
     def sink_rate(self, layer: int, head: int, token: int) -> float:
         """Layer 0 has no sink; position 0 is one in later layers, less so in head 1."""
@@ -436,8 +444,8 @@ class FakeRun:
         }  # fmt: skip
         patterns = {f"pattern.{layer}": np.stack([[pattern, pattern]]) for layer in kept}
         write_tensors(directory / "attention.safetensors", patterns, self.provenance)
-        sinks = pl.DataFrame(rows, schema=tables.SINKS.schema)
-        write_table(directory / "sinks.parquet", sinks, tables.SINKS, self.provenance)
+        sinks = pl.DataFrame(rows, schema=SINKS.schema)
+        write_table(directory / "sinks.parquet", sinks, SINKS, self.provenance)
 
     @property
     def expert_facts(self) -> dict[str, object]:
@@ -459,7 +467,7 @@ class FakeRun:
             for expert in (*range(self.experts), None)
             if self.experts
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.EXPERTS.schema)
+        return pl.DataFrame(rows, schema=EXPERTS.schema)
 
     def expert_max(self, layer: int, expert: int | None) -> float:
         return 4000.0 if (layer, expert) == (1, 1) else 1.0 + layer + (0 if expert is None else expert)
@@ -474,7 +482,7 @@ class FakeRun:
             for e, share in ((1, 1.05), (0, -0.1), (None, 0.05))
             if self.experts
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.ROUTING.schema)
+        return pl.DataFrame(rows, schema=ROUTING.schema)
 
     def _super_weights(self) -> pl.DataFrame:
         known = {(row["layer"], row["row"], row["col"]) for row in self.published}
@@ -484,7 +492,7 @@ class FakeRun:
              "published": (layer, row, col) in known if known else None}
             for n, (layer, row, col) in enumerate(self.super_weights, start=1)
         ]  # fmt: skip
-        return pl.DataFrame(rows, schema=tables.SUPER_WEIGHTS.schema)
+        return pl.DataFrame(rows, schema=SUPER_WEIGHTS.schema)
 
     def perplexity(self, variant: int, sequence: int) -> float:
         """Of the ablated models."""
@@ -517,8 +525,8 @@ class FakeRun:
             }
             rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
         return {
-            "ablation": pl.DataFrame(rows, schema=tables.ABLATION.schema),
-            "ablation_sequences": pl.DataFrame(each, schema=tables.ABLATION_SEQUENCES.schema),
+            "ablation": pl.DataFrame(rows, schema=ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=ABLATION_SEQUENCES.schema),
         }
 
     def _write_summary(self, directory: Path) -> None:

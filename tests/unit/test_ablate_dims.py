@@ -14,18 +14,14 @@ import zoo
 from fake_run import leave_out
 from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
+from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import AblationTarget, random_targets, selected_targets
 from outlier_features.ablate.find_super_weights import find_super_weights
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
-from outlier_features.files.tables import (
-    ABLATION,
-    ABLATION_SEQUENCES,
-    DIMS,
-    LOSS,
-    SUPER_WEIGHTS,
-    read_table,
-    write_table,
-)  # fmt: skip
+from outlier_features.extract.loss_schema import LOSS
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.interventions import Edit, edited
 from outlier_features.model.sites import find_sites

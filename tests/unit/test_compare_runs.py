@@ -9,9 +9,10 @@ import pytest
 from fake_run import FakeRun
 from outlier_features.command.main import main
 from outlier_features.dims.compare_runs import compare_runs
+from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import write_json
-from outlier_features.files.tables import COMMON_DIMS, COMPARISON, read_table
+from outlier_features.files.tables import read_table
 
 
 def located(folder: Path, counts: dict[int, int]) -> None:

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.hits_schema import HITS
 from outlier_features.detect.summarize_layers import summarize_layers
+from outlier_features.dims.dims_schema import PAIRS
 from outlier_features.dims.filter_systematic import filter_systematic
 from outlier_features.errors import InputError
 from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tables import HITS, PAIRS, provenance_of, read_table
+from outlier_features.files.tables import provenance_of, read_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.scan.counted_at import counted_at, serving, uncounted
 from outlier_features.tokens.tokens import tokens_digest

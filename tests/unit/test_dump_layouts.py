@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 
 from outlier_features.command.main import main
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.hits_schema import HITS
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
 from outlier_features.files import tensorfile
 from outlier_features.files.layer_keys import layer_keys, nearest_keys
-from outlier_features.files.tables import HITS, read_table
+from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.check_dump_norms import _gains
 from outlier_features.norms.gains_in_file import gains_in_file

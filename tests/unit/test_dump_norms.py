@@ -7,8 +7,9 @@ from safetensors.numpy import save_file
 from fake_run import FakeRun
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
-from outlier_features.files.tables import GAINS, NORMS, read_table
+from outlier_features.files.tables import read_table
 from outlier_features.norms.check_dump_norms import check_dump_norms
+from outlier_features.norms.norms_schema import GAINS, NORMS
 
 D_MODEL = 64  # of the fake run
 

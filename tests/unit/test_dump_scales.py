@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.hits_schema import SCALED_HITS
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
-from outlier_features.files.tables import SCALED_HITS, read_table
+from outlier_features.files.tables import read_table
 from test_dumps import described, save, values
 
 RMS = {"token_rms": 2.0, "layer_rms": 2.5}

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.hits_schema import HITS
 from outlier_features.dump.describe_dump import describe_dump
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
 from outlier_features.fetch.fetch_model import fetch_model
 from outlier_features.files.artifacts import write_json
-from outlier_features.files.tables import HITS, read_table
+from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.scan.statistics import SiteStatistics, merge
 from outlier_features.tokens.token_text import read_texts, token_text

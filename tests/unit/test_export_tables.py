@@ -10,9 +10,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.errors import InputError
-from outlier_features.files import tables
+from outlier_features.experts.experts_schema import ROUTING
 from outlier_features.files.export_tables import export_tables
+from outlier_features.files.tables import public_tables, write_table
+from outlier_features.origin.origin_schema import ORIGIN_WEIGHTS
 
 TEXTS = [
     "a,b",
@@ -52,7 +55,7 @@ def massive(rows):
             "massive_without_first": False, "excluded": True, "token_id": range(rows),
             "token_text": [TEXTS[n % len(TEXTS)] for n in range(rows)],
         },
-        schema=tables.MASSIVE.schema,
+        schema=MASSIVE.schema,
     )  # fmt: skip
 
 
@@ -66,13 +69,12 @@ def exported(tmp_path_factory):
             {"target_dim": [7, 7], "layer": [1, 1], "weight": ["gate", "down"], "outputs": [4, 4], "inputs": [4, 4],
              "max_abs": [1.0, 2.0], "max_output": [0, 1], "max_input": [2, 3], "mean_abs": [0.5, 1 / 3],
              "singular_values": [None, [3.0, 0.1]], "dim_shares": [None, [0.5, 1 / 3]]},
-            schema=tables.ORIGIN_WEIGHTS.schema,
+            schema=ORIGIN_WEIGHTS.schema,
         ),
-        "routing": pl.DataFrame(schema=tables.ROUTING.schema),
+        "routing": pl.DataFrame(schema=ROUTING.schema),
     }  # fmt: skip
     for name, frame in frames.items():
-        table = next(one for one in tables.PUBLIC if one.name == name)
-        tables.write_table(folder / f"{name}.parquet", frame, table, {"model": "tiny"})
+        write_table(folder / f"{name}.parquet", frame, public_tables()[name], {"model": "tiny"})
     export_tables({name: folder / f"{name}.parquet" for name in frames}, folder / "export")
     return folder / "export", frames
 
@@ -119,7 +121,7 @@ def test_lists_are_json_in_csv(exported):
 
 def test_an_empty_table_has_a_header(exported):
     folder, _ = exported
-    assert (folder / "routing.csv").read_text() == ",".join(tables.ROUTING.schema) + "\n"
+    assert (folder / "routing.csv").read_text() == ",".join(ROUTING.schema) + "\n"
     assert json.loads((folder / "routing.json").read_text()) == []
 
 

@@ -6,11 +6,14 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.attention.kept_patterns import AttentionMaps
+from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.dims.dims_schema import DIMS
+from outlier_features.dims.emergence_schema import EMERGENCE
 from outlier_features.errors import InputError
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, head_name, places
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
-from outlier_features.files.tables import DIMS, EMERGENCE, SINKS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.report.render_report import Run
 

@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 
 from fake_run import BASIS, KURTOSES, POPULATIONS, RULES, FakeRun
+from outlier_features.detect import layers_schema
+from outlier_features.dims import dims_schema, emergence_schema
 from outlier_features.figures.distribution import UNDRAWN, distribution, site_thresholds
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.positions import positions
 from outlier_features.figures.signs import signs
-from outlier_features.files import tables
 from outlier_features.files.artifacts import read_json
 from test_render_report import SITES, read, traces
 
@@ -75,7 +76,7 @@ def test_bins_that_are_left_out_hold_little_of_every_layer():
         for layer in (0, 1)
         for low, values in zip(*np.unique(2.0 ** exponents[layer], return_counts=True), strict=True)
     ]
-    bins = pl.DataFrame(rows, schema=tables.DISTRIBUTION.schema)
+    bins = pl.DataFrame(rows, schema=layers_schema.DISTRIBUTION.schema)
     drawn = distribution(bins, 2, {}, ["all"]).data
     assert len(drawn) < len(bins)
     for layer in (0, 1):
@@ -192,12 +193,16 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("table", "draw", "why"),
     [
-        (tables.DISTRIBUTION, lambda empty: distribution(empty, LAYERS, {}, POPULATIONS), "this run has no site"),
-        (tables.LAYERS, lambda empty: kurtosis(empty, LAYERS, POPULATIONS), "this run has no site"),
-        (tables.POSITIONS, lambda empty: positions(empty, RULES["massive"], POPULATIONS), "this run has no site"),
         (
-            tables.DIMS,
-            lambda empty: signs(empty, pl.DataFrame(schema=tables.EMERGENCE.schema), SITES, POPULATIONS),
+            layers_schema.DISTRIBUTION,
+            lambda empty: distribution(empty, LAYERS, {}, POPULATIONS),
+            "this run has no site",
+        ),
+        (layers_schema.LAYERS, lambda empty: kurtosis(empty, LAYERS, POPULATIONS), "this run has no site"),
+        (dims_schema.POSITIONS, lambda empty: positions(empty, RULES["massive"], POPULATIONS), "this run has no site"),
+        (
+            dims_schema.DIMS,
+            lambda empty: signs(empty, pl.DataFrame(schema=emergence_schema.EMERGENCE.schema), SITES, POPULATIONS),
             "no dimension is selected by a rule in any population",
         ),
     ],

@@ -5,12 +5,13 @@ import polars as pl
 import pytest
 
 from fake_run import POPULATIONS, FakeRun
+from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.figures.massive_tokens import MOST, massive_tokens, tokens_of
 from outlier_features.figures.surface import LINES, PEAKS, POINTS, surface_figures, token_label
-from outlier_features.files.tables import MASSIVE, SURFACE
 from outlier_features.populations import EXCLUDED, REST
 from outlier_features.surface.record_surface import pool_surface
 from outlier_features.surface.surface_grid import SurfaceGrid
+from outlier_features.surface.surface_schema import SURFACE
 
 T, H = 300, 700
 

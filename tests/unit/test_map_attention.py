@@ -13,9 +13,11 @@ import zoo
 from outlier_features.attention.kept_patterns import AttentionMaps, layers_of_interest
 from outlier_features.attention.map_attention import map_attention
 from outlier_features.attention.sink_counts import SinkCounter, alpha
+from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import write_json
-from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.tokens.tokens import tokens_digest
 

@@ -10,14 +10,14 @@ from outlier_features.attention.kept_patterns import AttentionMaps
 from outlier_features.errors import ConfigError, DamagedFile, InputError, stage
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.missing import ANALYSES, MissingInput, optional, require_had
-from outlier_features.files.tables import PUBLIC, read_table
+from outlier_features.files.tables import public_tables, read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.run.config import turned_off
 from outlier_features.run.failure import missing_lines
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.summary.summarize_run import summarize_run
 
-TABLES = {f"{table.name}.parquet": table for table in PUBLIC}
+TABLES = {f"{table.name}.parquet": table for table in public_tables().values()}
 LOG = "results/logs/rule/tiny/text.log"
 
 

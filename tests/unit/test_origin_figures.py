@@ -5,8 +5,8 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.figures.run_figures import lifecycle, origin
-from outlier_features.files.tables import LIFECYCLE, ORIGIN_NEURONS
 from outlier_features.origin.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
 
 
 def read(directory, name):

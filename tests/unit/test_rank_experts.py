@@ -9,11 +9,13 @@ import pytest
 
 import planted_experts
 import zoo
+from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.experts import rank_experts as module
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.experts.rank_experts import massive_targets, rank_experts, routing_of, with_flags, with_published
 from outlier_features.experts.record_experts import MAXIMA, PARTS
-from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.tokens.tokens import tokens_digest
 

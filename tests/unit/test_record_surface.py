@@ -12,10 +12,11 @@ from polars.testing import assert_frame_equal
 
 from outlier_features.detect.detect_outliers import detect_outliers
 from outlier_features.detect.summarize_layers import summarize_layers
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
 from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tables import DIMS, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.surface.pooling import largest_indices, pooled_ranges

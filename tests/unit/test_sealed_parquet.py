@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from outlier_features.errors import InputError
+from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.sealed_parquet import SEAL, metadata_of, open_parquet, sealing, write_parquet
-from outlier_features.files.tables import LOSS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 
 FRAME = pl.DataFrame(
     {"sequence": [0, 1, 2], "tokens": [9, 8, 7], "bytes": [30, 20, 10], "nll": [1.5, None, 2.5]}, schema=LOSS.schema

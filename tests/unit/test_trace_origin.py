@@ -14,12 +14,13 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 import zoo
+from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.origin import origin
 from outlier_features.files.artifacts import PROVENANCE
 from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tables import DIMS, MASSIVE, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
 from outlier_features.origin.block_parts import block_parts

@@ -1,7 +1,7 @@
 """Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
 
 Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of
-`tables.PUBLIC` is among them.
+`public_tables` is among them.
 """
 
 import json
@@ -13,13 +13,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from outlier_features.files import tables
+from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
+from outlier_features.files.tables import public_tables
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.run.costs_schema import COSTS
 
 # Sums of floats, whose last bit depends on the order of additions.
 MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
-COMPARISONS = {tables.COMPARISON.name, tables.COMMON_DIMS.name}
-PUBLIC = {one.name for one in tables.PUBLIC} - {tables.COSTS.name}  # what a run cost is another each time
+COMPARISONS = {COMPARISON.name, COMMON_DIMS.name}
+PUBLIC = set(public_tables()) - {COSTS.name}  # what a run cost is another each time
 # Beside the project's own run: chunks of 4, 2 cores, batches of 3.
 SETTINGS = {
     "one": (["--cores", "1"], {"chunk_sequences": 1, "batch_size": 8, "keep_activations": False}),

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from outlier_features.ablate.ablation_effects import MOST_NATS
+from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import (
     ALL,
     EXCLUDED,
@@ -24,13 +25,15 @@ from outlier_features.ablate.ablation_targets import (
     selected_targets,
 )
 from outlier_features.ablate.super_weights import down_projection
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder
 from outlier_features.extract.measure_loss import loss_rows
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import ABLATION, ABLATION_SEQUENCES, DIMS, SUPER_WEIGHTS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.model.interventions import Edit, edited, zeroing
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model

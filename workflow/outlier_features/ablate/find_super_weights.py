@@ -8,11 +8,13 @@ import polars as pl
 import torch
 
 from outlier_features.ablate.super_weights import SuperWeight, search_super_weights, searched
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.errors import InputError
+from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import LOSS, SUPER_WEIGHTS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import load_model
 from outlier_features.model.sites import Block, find_sites

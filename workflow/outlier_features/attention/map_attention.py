@@ -16,10 +16,12 @@ from outlier_features import __version__
 from outlier_features.attention.attention_patterns import Attention, LayerPatterns, find_attention, run_patterns
 from outlier_features.attention.kept_patterns import KEY, largest_by_layer, layers_of_interest, require_layers
 from outlier_features.attention.sink_counts import SinkCounter
+from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import LAYERS, SINKS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.errors import InputError
-from outlier_features.files.tables import SINKS
 from outlier_features.populations import EXCLUDED, PADDING
 
 Array = np.ndarray[Any, Any]

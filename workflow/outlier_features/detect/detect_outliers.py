@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from outlier_features.detect.dense_rows import DenseRows, Rows, groups_of, rows_frame
+from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
 from outlier_features.detect.scales_of_site import scales_of_site
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
 from outlier_features.files.sealed_parquet import sealing
-from outlier_features.files.tables import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS, Table, to_arrow
+from outlier_features.files.tables import Table, to_arrow
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import EXCLUDED, populations_of
 from outlier_features.progress import item_bar

@@ -7,7 +7,7 @@ edges of the histogram, which counts by 16 bits: no count is estimated. 6, the t
 import numpy as np
 import polars as pl
 
-from outlier_features.files.tables import DISTRIBUTION
+from outlier_features.detect.layers_schema import DISTRIBUTION
 from outlier_features.populations import POPULATIONS
 from outlier_features.scan.statistics import Array, SiteStatistics
 

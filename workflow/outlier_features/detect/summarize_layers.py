@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
 from outlier_features.detect.magnitude_bins import distribution_rows
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
-from outlier_features.files.tables import DISTRIBUTION, LAYERS, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import POPULATIONS
 from outlier_features.progress import item_bar

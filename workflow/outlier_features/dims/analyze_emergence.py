@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from outlier_features.dims.dims_schema import DIMS, PAIRS, READINGS
+from outlier_features.dims.emergence_schema import EMERGENCE
 from outlier_features.dims.steps import steps
 from outlier_features.files.artifacts import require_same_run
-from outlier_features.files.tables import DIMS, EMERGENCE, PAIRS, READINGS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.populations import POPULATIONS

@@ -7,9 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
-from outlier_features.files.tables import COMMON_DIMS, COMPARISON, DIMS, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 
 Key = tuple[str, str, str]  # population, rule, sites
 

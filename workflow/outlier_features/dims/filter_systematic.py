@@ -13,22 +13,13 @@ import numpy as np
 import polars as pl
 
 from outlier_features import rules
+from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS
+from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.pairs import counts_of, dettmers_passes, massive_in, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
-from outlier_features.files.tables import (
-    COUNTED_PAIRS,
-    COUNTED_POSITIONS,
-    HITS,
-    MASSIVE,
-    PAIRS,
-    POSITIONS,
-    SENSITIVITY,
-    Table,
-    read_table,
-    write_table,
-)
+from outlier_features.files.tables import Table, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar

@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.files.tables import PAIR_COUNTS
+from outlier_features.detect.hits_schema import PAIR_COUNTS
 
 
 def counts_of(hits: pl.DataFrame) -> pl.DataFrame:
-    """The columns of `tables.PAIR_COUNTS` for each (sequence, dim) with a hit.
+    """The columns of `PAIR_COUNTS` for each (sequence, dim) with a hit.
 
     hits   sequence, layer, site (index), token, dim, value: the rule's hits of one population
     """
@@ -33,7 +33,7 @@ def counts_of(hits: pl.DataFrame) -> pl.DataFrame:
 def pairs_of(counts: pl.DataFrame, positions: pl.DataFrame, blocks: int, site_tensors: int) -> pl.DataFrame:
     """Every reading of the shares for each (sequence, dim) with a hit.
 
-    counts         sequence, dim and the columns of `tables.PAIR_COUNTS`
+    counts         sequence, dim and the columns of `PAIR_COUNTS`
     positions      sequence, positions: of the population
     blocks         of the model
     site_tensors   (site, block) tensors that the model has, over the rule's sites

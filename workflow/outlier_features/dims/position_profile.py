@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from outlier_features.files.tables import POSITIONS
+from outlier_features.dims.dims_schema import POSITIONS
 from outlier_features.populations import POPULATIONS
 from outlier_features.scan.statistics import Array
 
@@ -41,7 +41,7 @@ class PositionProfile:
         self._raise(of, population, kept.group_by("token").agg(pl.col("value").abs().max()))
 
     def add_counted(self, of: HitsOfSite, population: str, rows: pl.DataFrame, largest_only: bool = False) -> None:
-        """Add rows of `tables.COUNTED_POSITIONS` of the population, of that site and threshold.
+        """Add rows of `COUNTED_POSITIONS` of the population, of that site and threshold.
 
         largest_only   what is a hit is another question
         """

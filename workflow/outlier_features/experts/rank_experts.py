@@ -13,10 +13,12 @@ import numpy as np
 import polars as pl
 
 from outlier_features import __version__
+from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import DIMS, EXPERTS, MASSIVE, ROUTING, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Loading
 from outlier_features.tokens.tokens import Tokens

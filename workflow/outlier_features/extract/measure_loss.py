@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from outlier_features.errors import InputError
+from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
-from outlier_features.files.tables import LOSS, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.tokens import Tokens
 

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dims.dims_schema import READINGS
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -20,7 +21,6 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
-from outlier_features.files.tables import READINGS
 from outlier_features.wording import count, listing, number, percent
 
 MAX_POINTS = 2000

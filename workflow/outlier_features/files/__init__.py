@@ -1,1 +1,1 @@
-"""What stages leave for one another: artifacts written whole, safetensors and Parquet, and the public tables."""
+"""What stages leave for one another: artifacts written whole, safetensors, Parquet and tables."""

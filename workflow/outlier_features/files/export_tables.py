@@ -8,11 +8,10 @@ from typing import IO, Any
 import polars as pl
 
 from outlier_features.files.artifacts import replacing_directory
-from outlier_features.files.tables import PUBLIC, Table, provenance_of, read_batches
+from outlier_features.files.tables import Table, provenance_of, public_tables, read_batches
 from outlier_features.progress import item_bar
 
 DESCRIPTION = "tables.json"
-_TABLES = {table.name: table for table in PUBLIC}
 
 
 def export_tables(tables: Mapping[str, Path], directory: Path) -> None:
@@ -24,8 +23,9 @@ def export_tables(tables: Mapping[str, Path], directory: Path) -> None:
     with replacing_directory(directory) as temporary:
         described = {}
         for name, path in item_bar(tables.items(), "export", "table"):
-            _export(path, _TABLES[name], temporary)
-            described[name] = describe(_TABLES[name], provenance_of(path, _TABLES[name]))
+            table = public_tables()[name]
+            _export(path, table, temporary)
+            described[name] = describe(table, provenance_of(path, table))
         text = json.dumps(described, indent=2, ensure_ascii=False)
         (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 

@@ -22,8 +22,8 @@ from outlier_features.errors import (
     place_of,
     results_of,
 )
-from outlier_features.files.artifacts import Provenance, replacing
-from outlier_features.files.tables import PUBLIC, provenance_of, write_table
+from outlier_features.files.artifacts import replacing
+from outlier_features.files.tables import provenance_of, public_tables, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.machine_limits import refusal
 from outlier_features.stage_log import say
@@ -40,7 +40,6 @@ ANALYSES = {
     "super_weights": "The search for super weights",
     "ablation": "The ablation of dimensions and weights",
 }
-_TABLES = {f"{table.name}.parquet": table for table in PUBLIC}
 _OF_THE_CHUNK = ("start", "stop", "job", MISSING)  # not to be inherited from an input
 
 P = ParamSpec("P")
@@ -143,8 +142,10 @@ def _within_results(log: Path) -> str:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    found: Provenance
-    found = TensorFile(path).provenance if path.suffix == ".safetensors" else provenance_of(path, _TABLES[path.name])
+    if path.suffix == ".safetensors":
+        found = TensorFile(path).provenance
+    else:
+        found = provenance_of(path, public_tables()[path.stem])
     return {key: value for key, value in found.items() if key not in _OF_THE_CHUNK}
 
 
@@ -153,7 +154,7 @@ def _write_instead(output: Path, missing: Missing, provenance: Mapping[str, Any]
     if output.suffix == ".safetensors":
         write_tensors(output, {}, marked)
     elif output.suffix == ".parquet":
-        table = _TABLES[output.name]
+        table = public_tables()[output.stem]
         write_table(output, pl.DataFrame(schema=table.schema), table, marked)
     else:
         with replacing(output) as temporary:

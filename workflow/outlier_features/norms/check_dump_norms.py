@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from outlier_features.files.tables import DIMS, read_table
+from outlier_features.dims.dims_schema import DIMS
+from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.norms.describe_gains import Gain

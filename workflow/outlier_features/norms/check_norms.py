@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import DIMS, read_table
+from outlier_features.files.tables import read_table
 from outlier_features.model.loading import Part
 from outlier_features.norms.norm_tables import write_norms
 from outlier_features.norms.norms import norms_of

@@ -7,8 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.files.tables import GAINS, NORMS, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.norms.describe_gains import Gain, describe_gains, gains_at, spread_of_others
+from outlier_features.norms.norms_schema import GAINS, NORMS
 
 RULES = ("dettmers", "massive")  # those whose dims are the residual stream's
 _AT = {name: dtype for name, dtype in GAINS.schema.items() if name not in ("population", "rule")}

@@ -13,20 +13,12 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
+from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.dims.steps import steps
 from outlier_features.errors import ConfigError, InputError
 from outlier_features.files.artifacts import replacing, require_equal
 from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import (
-    DIMS,
-    LIFECYCLE,
-    MASSIVE,
-    ORIGIN,
-    ORIGIN_NEURONS,
-    ORIGIN_WEIGHTS,
-    read_table,
-    write_table,
-)
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.model.forward_pass import run_blocks
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
@@ -37,6 +29,7 @@ from outlier_features.origin.block_parts import lifecycle_rows
 from outlier_features.origin.extremes import find_extremes
 from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
 from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spectrum, weight_of, weight_row
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS
 from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
 from outlier_features.tokens.token_text import read_texts, token_text

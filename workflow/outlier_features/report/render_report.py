@@ -6,12 +6,13 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import InputError
 from outlier_features.figures.dimension_map import TWO_RULES
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import write_page
-from outlier_features.files.tables import COMPARISON, COSTS, Table, read_table
+from outlier_features.files.tables import Table, read_table
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
 from outlier_features.report.definitions_page import anchors, definitions_page
@@ -29,6 +30,7 @@ from outlier_features.report.report_tables import (
     provenance,
     selected_dims,
 )
+from outlier_features.run.costs_schema import COSTS
 from outlier_features.summary.findings import applied_sites, findings
 from outlier_features.summary.in_short import InShort, in_short
 from outlier_features.summary.report_run import Run

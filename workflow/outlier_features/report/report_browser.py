@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from outlier_features.files.missing import missing_sentence
-from outlier_features.files.tables import PUBLIC
+from outlier_features.files.tables import public_tables
 from outlier_features.report.page_data import described, fair_shares, packed, packed_within
 from outlier_features.summary.report_run import Run
 
@@ -25,8 +25,8 @@ class BrowsedTable:
 
 def browsed_tables(run: Run, budget: int) -> list[BrowsedTable]:
     """The tables that the run has, in the order of the docs, together in so many bytes."""
-    frames = {table: run.first_rows[table.name] for table in PUBLIC if table.name in run.first_rows}
-    frames |= {table: run.tables[table.name] for table in PUBLIC if table.name in run.tables}
+    of_run = {**run.first_rows, **run.tables}
+    frames = {table: of_run[table.name] for table in public_tables().values() if table.name in of_run}
     texts = {table.name: packed(frame, described(table)) for table, frame in frames.items()}
     shares = fair_shares({name: len(text) for name, text in texts.items()}, budget)
     missing = {
@@ -35,8 +35,8 @@ def browsed_tables(run: Run, budget: int) -> list[BrowsedTable]:
         for name in facts["tables"]
     }
     found = []
-    for table in sorted(frames, key=PUBLIC.index):
-        text, kept = packed_within(frames[table], texts[table.name], shares[table.name], described(table))
-        in_all = run.rows_in_all.get(table.name, len(frames[table]))
+    for table, frame in frames.items():
+        text, kept = packed_within(frame, texts[table.name], shares[table.name], described(table))
+        in_all = run.rows_in_all.get(table.name, len(frame))
         found.append(BrowsedTable(table.name, table.row, in_all, kept, text, missing.get(table.name)))
     return found

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import position_name, target_name
-from outlier_features.files.tables import MASSIVE
+from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.populations import POPULATIONS
 from outlier_features.report.page_data import described, packed
 from outlier_features.summary.findings import Finding, applied_sites, is_dump

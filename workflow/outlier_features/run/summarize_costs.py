@@ -11,7 +11,7 @@ import polars as pl
 from outlier_features.errors import DamagedFile
 from outlier_features.files.artifacts import replacing
 from outlier_features.files.export_tables import write_csv
-from outlier_features.files.tables import COSTS
+from outlier_features.run.costs_schema import COSTS
 
 _COLUMNS = ("s", "cpu_time", "max_rss", "io_in", "io_out")
 

@@ -24,13 +24,12 @@ from outlier_features.files.artifacts import (
 from outlier_features.files.digest import sha256_of
 from outlier_features.files.model_source import SOURCE_FILE, source_of
 from outlier_features.files.sealed_parquet import metadata_of, open_parquet
-from outlier_features.files.tables import PUBLIC, schema_of
+from outlier_features.files.tables import public_tables, schema_of
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.progress import byte_bar
 from outlier_features.summary.summarize_run import facts_of
 
 _CHUNK = re.compile(r"\d+-\d+")
-_TABLES = {table.name: table for table in PUBLIC}
 _SUMMARY_FILE = "summary.json"
 _RUN_FILE = "tokens.safetensors"  # every run has it, in its own directory
 
@@ -112,7 +111,8 @@ def _check_parquet(path: Path) -> Provenance:
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DamagedFile(path, f"expected a whole Parquet file with provenance, found {error}") from error
     name = metadata.get("table")
-    if name in _TABLES and not schema.equals(schema_of(_TABLES[name])):
+    tables = public_tables()
+    if name in tables and not schema.equals(schema_of(tables[name])):
         raise DamagedFile(path, f"its columns are {schema.names} of types {schema.types}, not those of table {name!r}")
     if name not in (path.stem, path.parent.name, path.parent.parent.name):
         raise DamagedFile(path, f"is the table {name!r}")

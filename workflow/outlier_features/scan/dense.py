@@ -27,7 +27,7 @@ class DenseCounts:
     token_largest: dict[str, Array]  # float32 (T,) by site: largest abs(x) at each position
 
     def pairs(self, population: str) -> tuple[Array, dict[str, Array]]:
-        """A row for each threshold and dim with a hit: the index of the threshold; dim and `tables.PAIR_COUNTS`."""
+        """A row for each threshold and dim with a hit: index of the threshold, dim and `hits_schema.PAIR_COUNTS`."""
         members = POPULATIONS[population]
         extremes = self.extremes[:, members].max(axis=1)
         hit = extremes >= self.thresholds[:, None, None]  # (K, S, H)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from outlier_features.files.tables import READINGS
+from outlier_features.dims.dims_schema import READINGS
 from outlier_features.wording import number, percent
 
 

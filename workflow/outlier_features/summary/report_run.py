@@ -8,9 +8,11 @@ from typing import Any
 import polars as pl
 
 from outlier_features.attention.kept_patterns import AttentionMaps
+from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run
 from outlier_features.files.sealed_parquet import open_parquet
-from outlier_features.files.tables import DIMS, PUBLIC, SINKS, Table, provenance_of, read_batches, read_table
+from outlier_features.files.tables import Table, provenance_of, public_tables, read_batches, read_table
 from outlier_features.summary.summarize_run import LOCATION_KEYS, SUMMARY_KEYS, facts_of
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
@@ -60,7 +62,7 @@ class Run:
             return _first_rows(path, table)
 
         summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
-        present = [table for table in PUBLIC if table.name in summary["tables"]]
+        present = [table for table in public_tables().values() if table.name in summary["tables"]]
         tables = {table.name: rows(table) for table in present if table.name in SHOWN}
         first_rows = {table.name: first(table) for table in present if table.name not in SHOWN}
         facts = facts_of(summary)

@@ -9,30 +9,20 @@ import polars as pl
 
 from outlier_features import rules
 from outlier_features.ablate.ablation_effects import ablation_effects
+from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.detect.layers_schema import LAYERS
+from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
 from outlier_features.errors import InputError
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.experts.summarize_experts import experts_summary
+from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import read_json, require_equal, require_same_run, write_json
 from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
-from outlier_features.files.tables import (
-    ABLATION,
-    ABLATION_SEQUENCES,
-    DIMS,
-    EXPERTS,
-    GAINS,
-    LAYERS,
-    LOSS,
-    MASSIVE,
-    NORMS,
-    PAIRS,
-    PUBLIC,
-    ROUTING,
-    SUPER_WEIGHTS,
-    Table,
-    provenance_of,
-    read_table,
-)
+from outlier_features.files.tables import Table, provenance_of, public_tables, read_table
 from outlier_features.norms.gain_summary import gain_summary
+from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
 from outlier_features.tokens.tokens import Tokens
 
@@ -144,7 +134,7 @@ def summarize_run(
 def _missing(tables: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By analysis, the `cause`, `reason` and `log` that its `tables` have in their provenance."""
     found: dict[str, dict[str, Any]] = {}
-    for table in PUBLIC:
+    for table in public_tables().values():
         if table.name in tables:
             provenance = provenance_of(tables[table.name], table)
             require_same_run(run, provenance, tables[table.name])

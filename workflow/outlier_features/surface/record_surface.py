@@ -9,17 +9,19 @@ import numpy as np
 import polars as pl
 
 from outlier_features import __version__
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.extract.activations import Activations
 from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.missing import require_had
-from outlier_features.files.tables import DIMS, SURFACE, read_table, write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.surface.largest import Largest, find_largest
 from outlier_features.surface.pooling import largest_indices, pooled_ranges
+from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
 

@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 from jsonschema import Draft202012Validator
 
+from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.files.artifacts import require_same_run, write_json
 from outlier_features.files.missing import MISSING
-from outlier_features.files.tables import DIMS, MASSIVE, SUPER_WEIGHTS, Table, read_table
+from outlier_features.files.tables import Table, read_table
 from outlier_features.populations import EXCLUDED, REST, populations_of
 from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 from outlier_features.tokens.tokens import Tokens

@@ -1,0 +1,68 @@
+"""The tables that rule rank_experts writes."""
+
+import polars as pl
+
+from outlier_features.files.columns import DIM, LAYER, SEQUENCE, TOKEN
+from outlier_features.files.tables import Column, Table
+
+_PART = Column(
+    "part", pl.String, "`expert`: one that the router chooses; `shared`: the one that every token goes through"
+)
+
+_EXPERT = Column("expert", pl.UInt16, "index of the routed expert, from 0; null for the shared one")
+
+_FORMS_MASSIVE = (
+    "the layer's mlp_out has the sign and at least a tenth of the magnitude of {} massive activation at its position, "
+    "up to the layer where that is largest"
+)
+
+EXPERTS = Table(
+    "experts",
+    "layer, part, expert; site expert_out, all positions; no row for a model without experts, or where they cannot be "
+    "recorded",
+    (
+        LAYER, _PART, _EXPERT,
+        Column("max_abs", pl.Float64, "largest abs(x) of its down projection's output, before the router's weight; "
+               "null if no token chose it", "activation"),
+        Column("max_abs_weighted", pl.Float64, "largest abs(x) of that output times the router's weight, or the shared "
+               "expert's gate", "activation"),
+        Column("sequence", pl.UInt32, "sequence of `max_abs`"),
+        Column("token", pl.UInt32, "position of `max_abs`"),
+        Column("dim", pl.UInt32, "hidden dimension of `max_abs`"),
+        Column("tokens_routed", pl.Int64, "positions that chose it", "positions"),
+        Column("mean_weight", pl.Float64, "mean over these of the router's weight, or of the gate"),
+        Column("above_percentile", pl.Boolean, "max_abs > 99.5th percentile of all routed experts' max_abs (linear)"),
+        Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
+        Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),
+        Column("first_three_quarters", pl.Boolean, "layer < 0.75 x blocks of the model"),
+        Column("super_expert", pl.Boolean, "above_percentile, above_tenth and forms_massive (the text of Su et al. "
+               "2025)"),
+        Column("above_percentile_code", pl.Boolean, "max_abs > 99.5th percentile (linear) of all experts, shared ones "
+               "too, of the layers of `first_three_quarters_code`, where one that no token chose counts as 0"),
+        Column("above_tenth_code", pl.Boolean, "max_abs > the largest of these // 10 (rounded down)"),
+        Column("first_three_quarters_code", pl.Boolean, "layer < 0.75 x blocks of the model, rounded half to even"),
+        Column("super_expert_code", pl.Boolean, "above_percentile_code, above_tenth_code and first_three_quarters_code "
+               "(the code of Su et al. 2025)"),
+        Column("published", pl.Boolean, "published as a super expert of this model (workflow/published); null if "
+               "nothing was published of it"),
+    ),
+)  # fmt: skip
+
+ROUTING = Table(
+    "routing",
+    "dim, layer, part, expert: a part of the MLP's output at the largest massive activation of the dim, in the layers "
+    "that form it and where the dim steps up",
+    (
+        LAYER, SEQUENCE, TOKEN, DIM, _PART, _EXPERT,
+        Column("weight", pl.Float64, "the router's weight, or the shared expert's gate (1 without one)"),
+        Column("value", pl.Float64, "the part's down-projection output at this position and dim, signed", "activation"),
+        Column("weighted", pl.Float64, "weight x value; over the parts they sum to the MLP's output", "activation"),
+        Column("share", pl.Float64, "weighted / the MLP's output there", "share"),
+        Column("whole", pl.Float64, "the MLP's output there, before a post-norm", "activation"),
+        Column("mlp_out", pl.Float64, "what the MLP adds to the residual stream there", "activation"),
+        Column("activation", pl.Float64, "the massive activation on resid_post, in the layer where it is largest, "
+               "signed", "activation"),
+        Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("this")),
+        Column("steps_up", pl.Boolean, "the layer is the dim's step-up layer"),
+    ),
+)  # fmt: skip
