@@ -1,7 +1,7 @@
 from pathlib import Path
 
+from outlier_features.dims.write_mask import write_mask
 from outlier_features.errors import stage
-from outlier_features.summary.write_mask import write_mask
 
 with stage(snakemake.log[0]):
     write_mask(

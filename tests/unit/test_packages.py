@@ -1,7 +1,10 @@
-"""The library's packages build on one another in one direction."""
+"""The library's packages build on one another in one direction.
+
+What a table is like, in a module `<name>_schema.py`, is for all that read it: a stage may read what any other wrote.
+"""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -20,8 +23,8 @@ def imported(module: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def uses(modules: Iterator[Path]) -> set[str]:
-    names = {name for module in modules for name in imported(module)}
+def uses(modules: Iterable[Path]) -> set[str]:
+    names = {name for module in modules for name in imported(module) if not name.endswith("_schema")}
     return {name.split(".")[1] for name in names if name.startswith("outlier_features.")}
 
 
@@ -29,6 +32,12 @@ def test_no_two_packages_need_each_other():
     needs = {folder: uses((PACKAGE / folder).glob("*.py")) & FOLDERS - {folder} for folder in FOLDERS}
     order = list(TopologicalSorter(needs).static_order())
     assert order.index("files") < order.index("scan") < order.index("detect") < order.index("report")
+
+
+def test_a_table_is_described_by_what_tables_are_made_of_alone():
+    schemas = sorted(PACKAGE.glob("*/*_schema.py"))
+    assert uses(schemas) == {"files"} and {name for one in schemas for name in imported(one)} >= {"polars"}
+    assert not any(name.endswith("_schema") for one in schemas for name in imported(one))
 
 
 def test_what_all_packages_share_needs_none_of_them():

@@ -9,10 +9,10 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.dims.dims_schema import MASSIVE
+from outlier_features.dims.write_mask import write_mask
 from outlier_features.errors import InputError
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.run.verify_artifacts import verify_artifacts
-from outlier_features.summary.write_mask import write_mask
 
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/mask.schema.json"
 

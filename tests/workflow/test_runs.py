@@ -267,7 +267,7 @@ MESSAGES = {
         ("ablate/ablation_targets", ["ablate_dims"]),
         ("summary/summarize_run", ["summarize_run"]),
         ("report/render_report", ["render_report"]),
-        ("summary/write_mask", ["write_mask"]),
+        ("dims/write_mask", ["write_mask"]),
     ],
 )
 def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):

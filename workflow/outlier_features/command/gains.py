@@ -9,10 +9,11 @@ from rich.table import Table
 
 from outlier_features.command.output import make_table, write_found
 from outlier_features.errors import InputError
+from outlier_features.files.layer_keys import DUMPED_GAINS
 from outlier_features.files.model_source import SOURCE_FILE, source_of
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.describe_gains import Gain, all_exactly_one, describe_gains, gains_at
-from outlier_features.norms.gains_in_file import PREFIX, gains_in_file
+from outlier_features.norms.gains_in_file import gains_in_file
 from outlier_features.norms.norm_tables import site_of
 
 Norms = dict[str, dict[str, Any]]  # by module
@@ -24,7 +25,7 @@ def add_gains(gains: argparse.ArgumentParser) -> None:
     gains.description = "Say whether the gains of norms are all exactly 1.0, and what they are at some dims."
     gains.set_defaults(run=_gains)
     source = gains.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, metavar="F", help=f"safetensors file with keys {PREFIX}<module>")
+    source.add_argument("--input", type=Path, metavar="F", help=f"safetensors file with keys {DUMPED_GAINS}<module>")
     source.add_argument(
         "--model", metavar="NAME", help="a model's directory in transformers' format, or the name of a fetched model"
     )

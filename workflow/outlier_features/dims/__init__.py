@@ -1,1 +1,1 @@
-"""Which dims the named rules select, how they rise and fall, and which two runs share."""
+"""Which dims the named rules select, how they rise and fall, which two runs share, and the mask of them."""

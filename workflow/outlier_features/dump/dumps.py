@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from outlier_features.errors import InputError
-from outlier_features.files.layer_keys import LAYER, keys_of_stem, layer_keys, layer_names, layer_pattern, nearest_keys
+from outlier_features.files.layer_keys import (
+    DUMPED_GAINS,
+    LAYER,
+    keys_of_stem,
+    layer_keys,
+    layer_names,
+    layer_pattern,
+    nearest_keys,
+)
 from outlier_features.files.tensorfile import Entry, TensorFile
-from outlier_features.norms.gains_in_file import PREFIX
 from outlier_features.scan.site_tensors import FLOATS, SiteTensors
 
 Array = np.ndarray[Any, Any]
@@ -82,7 +89,7 @@ class Dump:
     def has_gains(self) -> bool:
         """Whether the first file holds gains of norms under the keys that are looked at by themselves."""
         first = next(iter(self.sites.values())).files[0]
-        return any(name.startswith(PREFIX) for name in first.entries)
+        return any(name.startswith(DUMPED_GAINS) for name in first.entries)
 
     @property
     def lengths(self) -> Array:

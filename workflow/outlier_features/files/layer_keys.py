@@ -1,4 +1,4 @@
-"""How activations of layers are named and laid out: `{layer}` in a key or a path stands for a layer's number."""
+"""How a dump names activations and gains and lays them out: `{layer}` in a key or a path stands for a layer's number."""
 
 import difflib
 import re
@@ -9,6 +9,7 @@ from outlier_features.errors import InputError
 
 LAYER = "{layer}"
 GAIN = "gain."  # before a site: the gains of the norms that make it, beside the activations
+DUMPED_GAINS = "rmsnorm_gammas/"  # and a module's path: where a dump has the gain of a norm, as it is applied
 LAYOUTS = ("NLTH", "NTLH", "LNTH", "LTNH", "TLNH", "TNLH", "NTH", "TNH", "LTH", "TLH", "TH")  # axes of a tensor
 _NUMBER = r"([0-9]{1,9})"
 _SHOWN = 5  # nearest names in a message

@@ -5,11 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from outlier_features.errors import InputError
-from outlier_features.files.layer_keys import LAYER, layer_names, nearest_keys
+from outlier_features.files.layer_keys import DUMPED_GAINS, LAYER, layer_names, nearest_keys
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.norms.describe_gains import Array, Gain
-
-PREFIX = "rmsnorm_gammas/"
 
 
 def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:
@@ -20,11 +18,13 @@ def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]
     Raises `InputError` where there is no such key, or a tensor is of another rank or not of floats.
     """
     names = {name: name for key in keys for _, name in tensors_of(file, key)} or {
-        name.removeprefix(PREFIX): name for name in sorted(file.entries) if name.startswith(PREFIX)
+        name.removeprefix(DUMPED_GAINS): name for name in sorted(file.entries) if name.startswith(DUMPED_GAINS)
     }
     if not names:
         found = ", ".join(sorted(file.entries)[:3]) or "no tensor"
-        raise InputError(f"{file.path}: found {found}, expected keys {PREFIX}<module>, or the gains' own keys by name")
+        raise InputError(
+            f"{file.path}: found {found}, expected keys {DUMPED_GAINS}<module>, or the gains' own keys by name"
+        )
     gains: dict[str, Gain] = {}
     for name, key in names.items():
         stored, dtype = stored_floats(file, key), DTYPES[file.entry(key).dtype]
@@ -45,7 +45,7 @@ def named_gains(file: TensorFile, keys: Mapping[str, str]) -> Iterator[tuple[str
     Without keys those under `rmsnorm_gammas/<module>` are meant, whose names are the modules.
     """
     if not keys:
-        yield from ((module, PREFIX + module, gain) for module, gain in gains_in_file(file).items())
+        yield from ((module, DUMPED_GAINS + module, gain) for module, gain in gains_in_file(file).items())
     for name, key in keys.items():
         for layer, tensor in tensors_of(file, key):
             own = name if layer is None else f"{name}.{layer}"

@@ -1,1 +1,1 @@
-"""What a run found: in one JSON file, in words, and as a mask of dims."""
+"""What a run found, in one JSON file and in words."""
