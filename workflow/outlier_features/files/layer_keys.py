@@ -1,4 +1,4 @@
-"""How a dump names activations and gains and lays them out: `{layer}` in a key or a path stands for a layer's number."""
+"""How a dump names and lays out activations and gains: `{layer}` in a key or a path stands for a layer's number."""
 
 import difflib
 import re
