@@ -80,8 +80,8 @@ def test_a_planted_super_weight_is_found(name, layer):
     first = found[0]
     assert (first.round, first.value) == (1, 7.5)
     act, down_out = seen["act"].reshape(20, -1), seen["down"].reshape(20, -1)
-    assert first.mlp_act.value == act[first.mlp_act.token, 17] and abs(first.mlp_act.value) == act.abs().max() > 50
-    assert abs(first.mlp_down.value) == down_out.abs().max() == abs(down_out[first.mlp_down.token, 33])
+    assert first.mlp_act.value == act[first.mlp_act.position, 17] and abs(first.mlp_act.value) == act.abs().max() > 50
+    assert abs(first.mlp_down.value) == down_out.abs().max() == abs(down_out[first.mlp_down.position, 33])
 
 
 def test_the_earliest_block_goes_first_and_then_what_still_spikes():

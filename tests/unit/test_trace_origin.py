@@ -502,7 +502,7 @@ def test_targets_are_the_largest_massive_activations():
     ]
     dims = filled(pl.DataFrame(steps), DIMS)
     found = recorded_targets("auto", 2, massive, dims)
-    assert [(t.dim, t.sequence, t.token, t.layer, t.value) for t in found.values()] == [
+    assert [(t.dim, t.sequence, t.position, t.layer, t.value) for t in found.values()] == [
         (5, 2, 0, 1, -300.0), (8, 0, 0, 3, 250.0),
     ]  # fmt: skip
     named = recorded_targets([8, 30], 1, massive, dims)

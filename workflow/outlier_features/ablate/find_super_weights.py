@@ -90,9 +90,9 @@ def rows_of(found: list[SuperWeight], blocks: list[Block], listed: pl.DataFrame)
                 "col": weight.col,
                 "value": weight.value,
                 "mlp_act": weight.mlp_act.value,
-                "mlp_act_token": weight.mlp_act.token,
+                "mlp_act_token": weight.mlp_act.position,
                 "mlp_down": weight.mlp_down.value,
-                "mlp_down_token": weight.mlp_down.token,
+                "mlp_down_token": weight.mlp_down.position,
                 "published": (weight.layer, weight.row, weight.col) in known if known else None,
             }
             for weight in found

@@ -19,7 +19,7 @@ class Spike:
     """The value with the largest |x| of a tensor (1, T, H), and where it is."""
 
     value: float
-    token: int
+    position: int
     dim: int
 
 
@@ -91,13 +91,13 @@ def _spikes(loaded: LoadedModel, blocks: list[Block], ids: torch.Tensor) -> dict
 
     def keep(key: tuple[int, str], x: torch.Tensor) -> None:
         at = int(x.abs().argmax())
-        value, (token, dim) = float(x.reshape(-1)[at]), divmod(at, x.shape[-1])
+        value, (position, dim) = float(x.reshape(-1)[at]), divmod(at, x.shape[-1])
         if not abs(value) < float("inf"):
             raise InputError(
                 f"dtype: {x.dtype} gives values that are not finite in {key[1]} of block {key[0]} while super weights "
                 "are searched, expected finite activations"
             )
-        found[key] = Spike(value, token, dim)
+        found[key] = Spike(value, position, dim)
 
     sites = [
         ((layer, name), block.sites[name])

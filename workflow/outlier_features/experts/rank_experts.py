@@ -115,7 +115,7 @@ class LargestActivation:
     """The largest massive activation of a dim, and the block where the dim steps up."""
 
     sequence: int
-    token: int
+    position: int
     dim: int
     layer: int
     value: float
@@ -123,7 +123,7 @@ class LargestActivation:
 
     @property
     def location(self) -> tuple[int, int, int]:
-        return self.sequence, self.token, self.dim
+        return self.sequence, self.position, self.dim
 
 
 def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[LargestActivation]:
@@ -160,7 +160,7 @@ def routing_of(parts: pl.DataFrame, targets: list[LargestActivation]) -> pl.Data
     `FORMING_SHARE` of its magnitude.
     """
     rows = [
-        {"sequence": t.sequence, "token": t.token, "dim": t.dim, "largest": t.layer, "activation": t.value,
+        {"sequence": t.sequence, "token": t.position, "dim": t.dim, "largest": t.layer, "activation": t.value,
          "step_up": t.step_up}
         for t in targets
     ]  # fmt: skip

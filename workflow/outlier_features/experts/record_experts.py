@@ -31,7 +31,7 @@ PARTS = {
     "mlp_out": pl.Float64,
 }  # fmt: skip
 
-Location = tuple[int, int, int]  # sequence, token, dim
+Location = tuple[int, int, int]  # sequence, position, dim
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def record_experts(
     """
     recorder = _ExpertRecorder(layers)
     wanted: dict[int, list[tuple[int, int]]] = {}
-    for sequence, token, dim in locations:
-        wanted.setdefault(sequence, []).append((token, dim))
+    for sequence, position, dim in locations:
+        wanted.setdefault(sequence, []).append((position, dim))
     for sequence in tqdm(sorted({*ranked, *wanted}), desc="experts", unit="sequence", file=sys.stderr):
         ids = torch.from_numpy(run.tokens[sequence][run.mask[sequence]].astype(np.int64)).to(loaded.device)[None]
         recorder.begin(sequence, sequence in set(ranked), wanted.get(sequence, []))
@@ -197,37 +197,37 @@ class _ExpertRecorder:
             rows = torch.arange(len(whole), device=whole.device)
             self._take(index, SHARED, None, rows, running.shared, weight)
             running.shared = running.gate = None
-        for (token, dim), parts in zip(self._wanted, running.parts, strict=True):
-            found = float(whole[token, dim])
+        for (position, dim), parts in zip(self._wanted, running.parts, strict=True):
+            found = float(whole[position, dim])
             running.whole.append(found)
             weighted = [weight * value for _, _, weight, value in parts]
-            rms = float(whole[token].float().square().mean().sqrt())
+            rms = float(whole[position].float().square().mean().sqrt())
             allowed = TOLERANCE[whole.dtype] * (sum(map(abs, weighted)) + abs(found) + rms)
             if not abs(sum(weighted) - found) <= allowed:
                 raise InputError(
-                    f"experts: the parts of layer {index} at sequence {self._sequence}, token {token}, dim {dim} sum "
-                    f"to {sum(weighted):.6g}, expected the MLP's output {found:.6g}"
+                    f"experts: the parts of layer {index} at sequence {self._sequence}, token {position}, dim {dim} "
+                    f"sum to {sum(weighted):.6g}, expected the MLP's output {found:.6g}"
                 )
 
     def _note(self, index: int, mlp_out: torch.Tensor) -> None:
         running = self._running[index]
-        for n, (token, dim) in enumerate(self._wanted):
+        for n, (position, dim) in enumerate(self._wanted):
             for part, expert, weight, value in running.parts[n]:
                 self._rows.append({
-                    "layer": index, "sequence": self._sequence, "token": token, "dim": dim, "part": part,
+                    "layer": index, "sequence": self._sequence, "token": position, "dim": dim, "part": part,
                     "expert": expert, "weight": weight, "value": value, "weighted": weight * value,
-                    "whole": running.whole[n], "mlp_out": float(mlp_out[token, dim]),
+                    "whole": running.whole[n], "mlp_out": float(mlp_out[position, dim]),
                 })  # fmt: skip
 
     def recorded(self) -> Recorded:
         rows = []
         for (layer, part), one in self._maxima.items():
-            sequence, token, dim = one.at
+            sequence, position, dim = one.at
             rows.append({
                 "layer": layer, "part": SHARED if part == SHARED else EXPERT,
                 "expert": None if part == SHARED else part, "max_abs": one.value,
                 "max_abs_weighted": None if one.value is None else one.weighted,
-                "sequence": sequence, "token": token, "dim": dim, "tokens_routed": one.rows,
+                "sequence": sequence, "token": position, "dim": dim, "tokens_routed": one.rows,
                 "mean_weight": one.weight / one.rows if one.rows else None,
             })  # fmt: skip
         return Recorded(pl.DataFrame(rows, schema=MAXIMA), pl.DataFrame(self._rows, schema=PARTS))

@@ -92,12 +92,12 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, name: str, length: int, row
     """A bar for each count, a broken line for magnitudes; position 0 stands out."""
     values = dict(zip(here["token"].to_list(), here[name].to_list(), strict=True))
     of = dict(zip(here["token"].to_list(), here["sequences"].to_list(), strict=True))
-    over = [values.get(token) for token in range(length)]
+    over = [values.get(position) for position in range(length)]
     counts = name == "sequences_hit"
     figure.add_scatter(
         x=list(range(length)),
         y=[_place(value) if counts and value is not None else value for value in over],
-        customdata=[(number(value), of.get(token)) for token, value in enumerate(over)],
+        customdata=[(number(value), of.get(position)) for position, value in enumerate(over)],
         hovertemplate="position %{x}: %{customdata[0]}"
         + (" of %{customdata[1]} sequences" if counts else "")
         + "<extra></extra>",

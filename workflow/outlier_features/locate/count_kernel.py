@@ -187,11 +187,11 @@ def count_slab(places, slab, bits, needed, histogram, limit, index, counts, scra
                         if key < limit:
                             scratch.keys[keys] = key
                             keys += 1
-                token, dim = cell // dims, cell % dims
+                position, dim = cell // dims, cell % dims
                 counts.dims[dim] += occurrences
                 counts.positive[dim] += positive
                 counts.negative[dim] += negative
-                counts.tokens[token] += occurrences
+                counts.tokens[position] += occurrences
                 counts.totals[OCCURRENCES] += occurrences
     if histogram:
         for i in range(BINS):

@@ -25,7 +25,7 @@ class Extremes:
 
     max_abs: Array
     sequence: Array
-    token: Array
+    position: Array
     entry: Array
 
     def largest_rises(self, count: int) -> list[int]:
@@ -36,7 +36,7 @@ class Extremes:
     def where(self, dim: int) -> tuple[int, int]:
         """Sequence and token of a dim's largest `abs(x)` over all blocks."""
         layer = int(self.max_abs[:, dim].argmax())
-        return int(self.sequence[layer, dim]), int(self.token[layer, dim])
+        return int(self.sequence[layer, dim]), int(self.position[layer, dim])
 
 
 def find_extremes(loaded: LoadedModel, blocks: list[Block], run: Tokens) -> Extremes:
@@ -44,7 +44,7 @@ def find_extremes(loaded: LoadedModel, blocks: list[Block], run: Tokens) -> Extr
     width = blocks[0].sites["resid_post"].width
     # Row 0 is the first block's resid_pre, row i + 1 the resid_post of block i.
     shape = (len(blocks) + 1, width)
-    best, sequence, token = torch.full(shape, -1.0), torch.zeros(shape).long(), torch.zeros(shape).long()
+    best, sequence, position = torch.full(shape, -1.0), torch.zeros(shape).long(), torch.zeros(shape).long()
     sites = [(0, blocks[0].sites["resid_pre"])]
     sites += [(index, block.sites["resid_post"]) for index, block in enumerate(blocks, start=1)]
     for n in tqdm(range(len(run.tokens)), desc="search for extremes", unit="seq", file=sys.stderr):
@@ -56,9 +56,9 @@ def find_extremes(loaded: LoadedModel, blocks: list[Block], run: Tokens) -> Extr
             larger = largest.float() > best[row]
             best[row] = torch.where(larger, largest.float(), best[row])
             sequence[row] = torch.where(larger, n, sequence[row])
-            token[row] = torch.where(larger, at, token[row])
+            position[row] = torch.where(larger, at, position[row])
 
         ids = torch.from_numpy(run.tokens[n : n + 1].astype(np.int64))
         with hooked(sites, keep):
             run_blocks(loaded, ids.to(loaded.device), mask[None].to(loaded.device))
-    return Extremes(best[1:].numpy(), sequence[1:].numpy(), token[1:].numpy(), best[0].numpy())
+    return Extremes(best[1:].numpy(), sequence[1:].numpy(), position[1:].numpy(), best[0].numpy())

@@ -95,13 +95,13 @@ def _equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(((found - expected).abs().float() <= allowed).all())
 
 
-def ladder_rows(chain: Sequence[Checkpoint], token: int, dim: int) -> list[dict[str, Any]]:
-    """A row for each checkpoint: over all positions, and at the traced `token`; `value` is that of `dim` there.
+def ladder_rows(chain: Sequence[Checkpoint], position: int, dim: int) -> list[dict[str, Any]]:
+    """A row for each checkpoint: over all positions, and at the traced `position`; `value` is that of `dim` there.
 
     The explosion point is the checkpoint with the largest max / previous max, if that is at least 2; the factors of a
     gated MLP are beside the way and cannot be it.
     """
-    rows = [_row(one, token, dim) for one in chain]
+    rows = [_row(one, position, dim) for one in chain]
     by_name = {row["checkpoint"]: row for row in rows}
     for row in rows:
         before = by_name[row["previous"]]["max_abs"] if row["previous"] else None
@@ -115,7 +115,7 @@ def ladder_rows(chain: Sequence[Checkpoint], token: int, dim: int) -> list[dict[
     return rows
 
 
-def _row(one: Checkpoint, token: int, dim: int) -> dict[str, Any]:
+def _row(one: Checkpoint, position: int, dim: int) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(
         ("dims", "max_abs", "token", "dim", "median_abs", "ratio", "change", "growth", "traced_max_abs", "traced_dim",
          "traced_median_abs", "value")
@@ -133,8 +133,8 @@ def _row(one: Checkpoint, token: int, dim: int) -> dict[str, Any]:
         "dim": at % width,
         "median_abs": median,
         "ratio": float(size.flat[at]) / median if median else None,
-        "traced_max_abs": float(size[token].max()),
-        "traced_dim": int(size[token].argmax()),
-        "traced_median_abs": float(np.median(size[token])),
-        "value": float(one.values[token, dim]) if one.name in RESIDUAL_BASIS else None,
+        "traced_max_abs": float(size[position].max()),
+        "traced_dim": int(size[position].argmax()),
+        "traced_median_abs": float(np.median(size[position])),
+        "value": float(one.values[position, dim]) if one.name in RESIDUAL_BASIS else None,
     }

@@ -6,7 +6,6 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.origin.origin_experts import where_the_ladder_stops
 from outlier_features.visible_text import quoted
 from outlier_features.wording import count, layers, listing, number, percent
 
@@ -192,3 +191,14 @@ def signed(value: float) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def where_the_ladder_stops(layer: int, rows: Sequence[dict[str, Any]]) -> str | None:
+    """A sentence on the checkpoints that the MLP of `layer` lacks, or None; `rows` are its rows of origin.parquet."""
+    absent = {row["checkpoint"]: row["absent"] for row in rows if row["absent"]}
+    if not absent:
+        return None
+    left = [row["checkpoint"] for row in rows if not row["absent"]]
+    verb, reasons = "is" if len(absent) == 1 else "are", "; ".join(dict.fromkeys(absent.values()))
+    has = f"the ladder has {listing(left)} alone" if left else "there is no ladder"
+    return f"In layer {layer} {listing(absent)} {verb} absent ({reasons}), so {has}."

@@ -22,7 +22,7 @@ class TracedDim:
     dim: int
     selection: Selection
     sequence: int
-    token: int
+    position: int
     steps: tuple[int | None, int | None]
     layer: int | None = None
     value: float | None = None

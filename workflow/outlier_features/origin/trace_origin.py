@@ -94,7 +94,7 @@ def trace_origin(
         loaded = load_model(Path(record["location"]), **loading)
         tracer = _Tracer.of(loaded, run)
         for target in tqdm(tracer.complete(targets, max_dims), desc="trace dims", unit="dim", file=sys.stderr):
-            spelling = token_text(spelled, run, target.sequence, target.token) or ""
+            spelling = token_text(spelled, run, target.sequence, target.position) or ""
             for name, more in tracer.trace(target, spelling).items():
                 rows[name] += more
         provenance |= {"device": loaded.device.type, "attention": loaded.attention}
@@ -156,10 +156,10 @@ class _Tracer:
         place = {
             "target_dim": target.dim,
             "sequence": target.sequence,
-            "traced_token": target.token,
+            "traced_token": target.position,
             "selection": target.selection,
         }
-        facts = {"token_id": int(self.run.tokens[target.sequence, target.token]), "token_text": spelling}
+        facts = {"token_id": int(self.run.tokens[target.sequence, target.position]), "token_text": spelling}
         rows: dict[str, Rows] = {table.name: [] for table in TABLES}
         rows["lifecycle"] = [{**place, **facts, **row} for row in life]
         layers = self._layers(target, after)
@@ -168,7 +168,7 @@ class _Tracer:
             where = {**place, "layer": layer}
             block, tensors_here = self.blocks[layer], inside[layer]
             chain = checkpoints(block, tensors_here, self._absent(block), self.loaded.config)
-            ladder = ladder_rows(chain, target.token, target.dim)
+            ladder = ladder_rows(chain, target.position, target.dim)
             ladder[-1]["share"] = shares.get(layer)
             rows["origin"] += [{**where, "step": step, **row} for row in ladder]
             rows["origin_neurons"] += [{**where, **row} for row in _feeds(block, tensors_here, target)]
@@ -185,7 +185,7 @@ class _Tracer:
             for name in LIFECYCLE_SITES
             if name in block.sites and name not in self.unproven
         }
-        found = self._run(target.sequence, sites, lambda value: value[target.token].clone())
+        found = self._run(target.sequence, sites, lambda value: value[target.position].clone())
         return [
             {name: found[index, name] for name in LIFECYCLE_SITES if (index, name) in found}
             for index in range(len(self.blocks))
@@ -199,8 +199,8 @@ class _Tracer:
         if abs(found - target.value) > max(1e-3, 3 * TOLERANCE[self.loaded.dtype]) * abs(target.value):
             raise InputError(
                 f"massive.parquet: has {target.value:.6g} in dim {target.dim} of layer {target.layer} at sequence "
-                f"{target.sequence}, position {target.token}, but the model gives {found:.6g} there, expected the same "
-                "value; delete the run's tables to have them made again"
+                f"{target.sequence}, position {target.position}, but the model gives {found:.6g} there, expected the "
+                "same value; delete the run's tables to have them made again"
             )
 
     def _layers(self, target: TracedDim, after: np.ndarray[Any, Any]) -> dict[int, str]:
@@ -270,5 +270,5 @@ def _unproven(loaded: LoadedModel, blocks: list[Block]) -> dict[str, str]:
 
 def _feeds(block: Block, tensors: Mapping[str, torch.Tensor], target: TracedDim) -> Iterator[dict[str, Any]]:
     if tensors.keys() >= {"mlp_act", "mlp_down"}:
-        neurons, written = tensors["mlp_act"][target.token], tensors["mlp_down"][target.token]
+        neurons, written = tensors["mlp_act"][target.position], tensors["mlp_down"][target.position]
         yield from feed_rows(feed(block.sites["mlp_down"], neurons, written, target.dim))

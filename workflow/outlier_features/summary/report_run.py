@@ -88,7 +88,7 @@ class Run:
         if self.maps is None or not self.maps.sequences:
             return []
         sequence, size = self.maps.sequences[0], self.maps.positions[0]
-        return [token_text(self.texts, self.tokens, sequence, token) or "" for token in range(size)]
+        return [token_text(self.texts, self.tokens, sequence, position) or "" for position in range(size)]
 
 
 def _first_rows(path: Path, table: Table) -> pl.DataFrame:

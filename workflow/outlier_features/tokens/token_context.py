@@ -78,16 +78,16 @@ def _span(row: dict[str, Any], texts: list[bytes], run: Tokens) -> MassiveSpan:
     )
 
 
-def context(texts: list[bytes], run: Tokens, sequence: int, token: int) -> tuple[str, str, str]:
+def context(texts: list[bytes], run: Tokens, sequence: int, position: int) -> tuple[str, str, str]:
     """Up to 60 characters before a token, the token, and up to 60 after it, as they can be shown.
 
     A special token covers no text; its name stands between what precedes and what follows it.
     """
-    first, last = run.offsets[sequence, token]
+    first, last = run.offsets[sequence, position]
     before = texts[sequence][:first].decode(errors="replace")
     after = texts[sequence][last:].decode(errors="replace")
     return (
         ("…" if len(before) > AROUND else "") + visible(before[-AROUND:]),
-        visible(token_text(texts, run, sequence, token) or ""),
+        visible(token_text(texts, run, sequence, position) or ""),
         visible(after[:AROUND]) + ("…" if len(after) > AROUND else ""),
     )

@@ -22,15 +22,15 @@ def read_texts(texts: Path, run: Tokens) -> list[bytes]:
     return [text.encode() for text in column]
 
 
-def token_text(texts: list[bytes], run: Tokens, sequence: int, token: int) -> str | None:
+def token_text(texts: list[bytes], run: Tokens, sequence: int, position: int) -> str | None:
     """The text that a token covers, with U+FFFD where it is only part of a character; a special token's name.
 
     None in a dump without labels.
     """
-    if run.token_id(sequence, token) is None and not texts[sequence]:
+    if run.token_id(sequence, position) is None and not texts[sequence]:
         return None
-    name = run.provenance.get("special_tokens", {}).get(str(run.tokens[sequence, token]))
-    if run.special[sequence, token] and name is not None:
+    name = run.provenance.get("special_tokens", {}).get(str(run.tokens[sequence, position]))
+    if run.special[sequence, position] and name is not None:
         return str(name)
-    first, last = run.offsets[sequence, token]
+    first, last = run.offsets[sequence, position]
     return texts[sequence][first:last].decode(errors="replace")

@@ -30,9 +30,9 @@ class Tokens:
     def parts(self) -> Array:
         return position_parts(self.special, self.mask, self.provenance.get("first_token") != "ordinary")
 
-    def token_id(self, sequence: int, token: int) -> int | None:
+    def token_id(self, sequence: int, position: int) -> int | None:
         """None where it is not known."""
-        found = int(self.tokens[sequence, token])
+        found = int(self.tokens[sequence, position])
         return None if found == UNKNOWN else found
 
     def head(self, sequences: int, tokens: int) -> "Tokens":
