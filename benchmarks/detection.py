@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from outlier_features.detect.dense_rows import DenseRows, groups_of
-from outlier_features.detect.detect_outliers import TableWriter, hits_frame
-from outlier_features.detect.hits_schema import HITS
+from outlier_features.detect.detect_outliers import TableWriter, hits_frame, scaled_frame
+from outlier_features.detect.hits_schema import HITS, SCALED_HITS
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
+from outlier_features.scan.scales import Scale
 from outlier_features.scan.scan import Hits, pilot_means, scan
 from outlier_features.scan.site_tensors import SiteTensors
 
@@ -47,14 +48,23 @@ def read(path: Path, folder: Path) -> None:
     TensorFile(path).array("acts").max()
 
 
-def detector(threads: int, profile: bool, histogram: bool = True, write: bool = False) -> Callable[[Path, Path], None]:
+def detector(
+    threads: int, profile: bool, histogram: bool = True, write: bool = False, scales: tuple[str, ...] = ()
+) -> Callable[[Path, Path], None]:
     def detect(path: Path, folder: Path) -> None:
         tensors = SiteTensors.stacked(TensorFile(path), "acts")
         parts = np.ones((tensors.shape[0], TOKENS), np.uint8)
-        with TableWriter(folder / "hits.parquet", HITS, PROVENANCE) as writer:
+        gains = np.full((LAYERS, DIMS), 2.0)
+        scaled = {name: Scale(4.0, gains if name == "gain" else None) for name in scales}
+        with (
+            TableWriter(folder / "hits.parquet", HITS, PROVENANCE) as writer,
+            TableWriter(folder / "scaled.parquet", SCALED_HITS, PROVENANCE) as scaled_writer,
+        ):
             scan(
                 tensors, parts, pilot_means(tensors, parts[0]), 6.0,
                 on_hits=(lambda hits: writer.write(hits_frame(hits, 0))) if write else keep,
+                scaled=scaled,
+                on_scaled_hits=(lambda hits: scaled_writer.write(scaled_frame(hits, "acts", 0))) if write else keep,
                 threads=threads, profile=profile, histogram=histogram,
             )  # fmt: skip
 
@@ -85,6 +95,9 @@ MODES = {
     "with histogram, hits written": detector(1, profile=False, write=True),
     "with histogram, hits counted": count,
     "with medians and token kurtosis": detector(1, profile=True),
+    "and hits against both RMS": detector(1, profile=True, scales=("token_rms", "layer_rms")),
+    "and hits against a gain": detector(1, profile=True, scales=("gain",)),
+    "and both RMS, all hits written": detector(1, profile=True, write=True, scales=("token_rms", "layer_rms")),
 }
 
 

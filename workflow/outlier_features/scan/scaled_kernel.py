@@ -5,7 +5,7 @@ from numba import njit
 
 from outlier_features.scan.scan_kernel import TILE, as_float32
 
-_GROUP = 32  # values that are compared side by side
+_GROUP = 64  # values that are compared side by side
 _SLACK = 1 + 1e-6  # more than the float32 comparison rounds; what passes it is decided in float64
 
 
@@ -35,12 +35,13 @@ def _list_row(values, k, unit, gains, reach, position, token, dim, value, scaled
             above |= np.uint32(abs(some[j]) * inverse >= reached[j])
         if above:
             for j in range(size):
-                ratio = np.float64(some[j]) / (unit * gains[begin + j])
-                token[count] = position
-                dim[count] = begin + j
-                value[count] = some[j]
-                scaled[count] = ratio
-                count += np.int64(abs(ratio) >= k)
+                if abs(some[j]) * inverse >= reached[j]:
+                    ratio = np.float64(some[j]) / (unit * gains[begin + j])
+                    token[count] = position
+                    dim[count] = begin + j
+                    value[count] = some[j]
+                    scaled[count] = ratio
+                    count += np.int64(abs(ratio) >= k)
     return count
 
 
