@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,12 @@ class Group:
 
 
 def groups_of(sites: Sequence[str], floors: Mapping[str, float], counted: Mapping[str, Any]) -> list[Group]:
-    """`counted`: as `scan.counted_at.counted_at` has it."""
+    """`counted`: as `rules.configured.counted_at` has it."""
     by_rule = [
-        Group(rule, tuple(site for site in wanted if site in sites), counted["thresholds"])
-        for rule, wanted in counted["pairs"].items()
+        Group(rule, tuple(site for site in entry["sites"] if site in sites), entry["thresholds"])
+        for rule, entry in counted["pairs"].items()
     ]
-    alone = [site for site in sites if site not in chain(*counted["pairs"].values())]
+    alone = [site for site in sites if not any(site in group.sites for group in by_rule)]
     return [group for group in by_rule if group.sites] + [Group(None, (site,), [floors[site]]) for site in alone]
 
 
@@ -70,6 +69,7 @@ class DenseRows:
         """Rows of `COUNTED_PAIRS` and of `COUNTED_POSITIONS` of a sequence, which the run calls `name`."""
         pairs: list[Rows] = []
         positions: list[Rows] = []
+        counted: dict[str, list[float]] = {site: [] for site in self.tensors}  # a site may be in several groups
         for number, group in enumerate(self.groups):
             dense = [site for site in group.sites if not self.listed[site][sequence]]
             if not dense:
@@ -81,7 +81,10 @@ class DenseRows:
                 pairs.append(_rows(*counts.pairs(population), group.thresholds, label, name))
             for site in dense:
                 label = list(self.tensors).index(site)
-                positions.append(_rows(*counts.positions(site, self.floors[site]), group.thresholds, label, name))
+                rows = _rows(*counts.positions(site, self.floors[site]), group.thresholds, label, name)
+                new = ~np.isin(rows["threshold"], counted[site])
+                positions.append({column: values[new] for column, values in rows.items()})
+                counted[site] += group.thresholds
         return pairs, positions
 
 

@@ -58,7 +58,7 @@ def detect_outliers(
     scaled_hits   the table `scaled_hits` to write, of all sites
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a sequence's values at a site that may be hits and listed
-    counted       at which thresholds hits are counted where they are more, see `scan.counted_at.counted_at`
+    counted       at which thresholds hits are counted where they are more, see `rules.configured.counted_at`
     scaled        per site and scale of `scan.scales.SCALES`, from what multiple of the scale on values are listed
     gain_keys     of a dump, its gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
 
@@ -108,7 +108,7 @@ def detect_outliers(
                     floors[site],
                     on_hits=lambda hits, writer=writer: writer.write(hits_frame(hits, provenance["start"])),  # type: ignore[misc]
                     max_density=max_density,
-                    massive=counted["massive"] if site == counted["massive"]["site"] else None,
+                    massive=counted["listed"].get(site),
                     scaled=scales[site].scales if site in scales else {},
                     on_scaled_hits=partial(write_scaled, site),
                     threads=threads,

@@ -1,38 +1,37 @@
-"""Rule filter_systematic: the named rules applied to the hits; the activations are not needed again.
+"""Rule filter_systematic: the rules that select by hits, applied to the hits; the activations are not needed again.
 
 Of a sequence with too many hits to be listed, the counts of each pair and position take their place.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from outlier_features import rules
-from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
-from outlier_features.dims.pairs import counts_of, dettmers_passes, massive_in, pairs_of
+from outlier_features.dims.pairs import counts_of, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
-from outlier_features.errors import InputError
-from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
-from outlier_features.files.tables import Table, read_table, write_table
+from outlier_features.dims.rule_hits import ChunkHits, HitFiles, HitReader, in_population
+from outlier_features.files.artifacts import require_same_run
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar
-from outlier_features.scan.counted_at import CountedAt, counted_at, uncounted
-from outlier_features.scan.statistics import SiteStatistics
+from outlier_features.rules.configured import counted_at, scaled_at
+from outlier_features.rules.kinds import hit_rules
+from outlier_features.rules.rule import HitRule
+from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
-
-HitFiles = Mapping[str, Sequence[Path]]
 
 
 def filter_systematic(
     hits: HitFiles,
+    scaled_hits: Sequence[Path],
     counted_pairs: Sequence[Path],
     counted_positions: Sequence[Path],
     statistics: Path,
@@ -43,86 +42,49 @@ def filter_systematic(
     massive: Path,
     positions: Path,
     *,
-    dettmers: Mapping[str, Any],
-    massive_rule: Mapping[str, Any],
+    rules: Mapping[str, Mapping[str, Any]],
     grid: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write the pairs of every rule, the sensitivity of `dettmers` to its criteria, the massive activations, and the
-    positions of hits.
+    """Write the pairs of every rule, how sensitive the systematic ones are to their criteria, the hits of the rules that
+    list them, and the positions of hits.
 
     hits                per site its Parquet files, in the order of their sequences, one for each chunk
+    scaled_hits         for each chunk the hits of rules with a scale
     counted_pairs       for each chunk the pairs of sequences whose hits are not all listed
     counted_positions   for each chunk the positions of sequences whose hits at a site are not listed
-    dettmers            threshold, layer_share, position_share, layer_reading, position_reading
-    massive_rule        threshold, ratio
-    grid                thresholds, layer_shares, position_shares of the sensitivity table
+    rules               the configuration's rules; those of kinds that do not select by hits are recorded only
+    grid                layer_shares and position_shares of the sensitivity table
 
     The hits are read chunk by chunk, so memory does not grow with their number.
     """
     file, run = TensorFile(statistics), Tokens.read(tokens)
     require_same_run(run.provenance, file.provenance, statistics)
     facts = _Facts.of(file, run)
-    provenance = {
-        **file.provenance,
-        "rules": {"dettmers": dict(dettmers), "massive": dict(massive_rule)},
-        "dense": facts.dense(file),
-    }
-    needed = counted_at(dettmers, massive_rule, grid)
+    applied = {name: rule for name, rule in hit_rules(rules).items() if facts.sites_of(rule)}
+    needed, scaled = counted_at(rules), scaled_at(rules, [*facts.tensors])
+    reader = HitReader(hits, scaled_hits, counted_pairs, counted_positions, file, needed, scaled)
+    provenance = {**file.provenance, "rules": {name: dict(rule) for name, rule in rules.items()}, "dense": facts.dense(file)}
+    with_rule = {site for rule in applied.values() if rule.scale is None for site in rule.sites}
     cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)
-    without_rule = facts.tensors.keys() - {rules.MASSIVE_SITE, *chain(*rules.DETTMERS_SITES.values())}
-    pair_frames, massive_frames = [pl.DataFrame(schema=PAIRS.schema)], []
-    for chunk in item_bar(range(len(counted_pairs)), "apply rules", "chunk"):
-        pair_counts = _read_counted(counted_pairs[chunk], COUNTED_PAIRS, file.provenance, needed)
-        position_counts = _read_counted(counted_positions[chunk], COUNTED_POSITIONS, file.provenance, needed)
-        for rule, wanted in rules.DETTMERS_SITES.items():
-            sites = [site for site in wanted if site in facts.tensors and site in hits]
-            if sites:
-                found = _read_hits(hits, sites, chunk, file.provenance)
-                passes = dettmers_passes(dettmers)
-                for number, site in enumerate(sites):
-                    of = HitsOfSite(site, rule, dettmers["threshold"])
-                    here = found.filter(site=number)
-                    facts.profile(profile, of, here, here.filter(pl.col("value").abs() >= of.threshold))
-                    facts.profile_counted(profile, of, position_counts.filter(threshold=of.threshold))
-                listed = found.filter(~pl.col("sequence").is_in(facts.dense_sequences(sites)))
-                for population in facts.positions:
-                    counted = pair_counts.filter(population=population, rule=rule)
-                    made = {
-                        threshold: facts.pairs(
-                            listed.filter(pl.col("value").abs() >= threshold), population, rule, sites, passes,
-                            counted.filter(threshold=threshold),
-                        )
-                        for threshold in {dettmers["threshold"], *grid["thresholds"]}
-                    }  # fmt: skip
-                    pair_frames.append(made[dettmers["threshold"]])
-                    for threshold in grid["thresholds"]:
-                        cells.add(made[threshold], (population, rule, "+".join(sites), threshold))
-        site = rules.MASSIVE_SITE
-        if site in facts.tensors and site in hits:
-            found = _read_hits(hits, [site], chunk, file.provenance)
-            extreme = _with_medians(
-                found.filter(pl.col("value").abs() > massive_rule["threshold"]),
-                SiteStatistics.read(file, site),
-                massive_rule,
-            )
-            massive_frames.append(extreme)
-            of = HitsOfSite(site, "massive", massive_rule["threshold"])
-            facts.profile(profile, of, found, extreme)
-            facts.profile_counted(profile, of, position_counts, largest_only=True)
+    pair_frames, listed = [pl.DataFrame(schema=PAIRS.schema)], list[pl.DataFrame]()
+    for index in item_bar(range(len(counted_pairs)), "apply rules", "chunk"):
+        chunk = reader.chunk(index)
+        for rule in applied.values():
             for population in facts.positions:
-                pair_frames.append(facts.pairs(extreme, population, "massive", [site], pl.lit(True)))
-        for site in sorted(without_rule & hits.keys()):
-            found = _read_hits(hits, [site], chunk, file.provenance)
-            of = HitsOfSite(site, None, file.provenance["floors"][site])
-            facts.profile(profile, of, found, found)
-            facts.profile_counted(profile, of, position_counts)
+                of = _Application(rule, facts.sites_of(rule), population, chunk, facts)
+                of.profile(profile)
+                for threshold, frame in of.pairs().items():
+                    if threshold == rule.threshold:
+                        pair_frames.append(frame)
+                    if threshold in rule.grid:
+                        cells.add(frame, (population, rule.name, "+".join(of.sites), threshold))
+            if rule.lists_hits:
+                listed += [chunk.listed_hits(rule, site) for site in facts.sites_of(rule)]
+        for site in sorted(facts.tensors.keys() - with_rule):
+            facts.profile_floor(profile, chunk, site, file.provenance["floors"][site])
     write_table(pairs, pl.concat(pair_frames).sort("population", "rule", "sequence", "dim"), PAIRS, provenance)
     write_table(sensitivity, cells.table(), SENSITIVITY, provenance)
-    if massive_frames:
-        extremes = _with_tokens(pl.concat(massive_frames), run, texts)
-    else:
-        extremes = pl.DataFrame(schema=MASSIVE.schema)
-    write_table(massive, extremes, MASSIVE, provenance)
+    write_table(massive, _with_tokens(listed, run, texts), MASSIVE, provenance)
     write_table(positions, profile.table(), POSITIONS, provenance)
 
 
@@ -148,6 +110,10 @@ class _Facts:
         unlisted = {site: np.flatnonzero(file.array(f"{site}.listed") == 0).tolist() for site in tensors}
         return cls(provenance.get("layers_saved", provenance["blocks"]), dims, tensors, positions, unlisted)
 
+    def sites_of(self, rule: HitRule) -> list[str]:
+        """Those of the rule that the run has."""
+        return [site for site in rule.sites if site in self.tensors]
+
     def dense(self, file: TensorFile) -> dict[str, Any]:
         """By site with sequences whose hits are counted: how many, the floor, and the share of hits in all values."""
         found = {}
@@ -159,117 +125,82 @@ class _Facts:
                 found[site] = {"floor": floor, "share": float(share), "sequences": len(unlisted)}
         return found
 
-    def dense_sequences(self, sites: list[str]) -> list[int]:
-        """Those whose pairs at `sites` are counted."""
-        return sorted({sequence for site in sites for sequence in self.unlisted[site]})
+    def profile_floor(self, profile: PositionProfile, chunk: ChunkHits, site: str, floor: float) -> None:
+        """Add a chunk's values of a site that no rule is applied to, at or above its floor."""
+        of = HitsOfSite(site, None, floor)
+        for population in self.positions:
+            kept = chunk.listed(site).filter(in_population(population))
+            profile.add(of, population, kept, kept)
+            profile.add_counted(of, population, chunk.counted_positions.filter(in_population(population), site=site))
 
-    def pairs(
-        self,
-        hits: pl.DataFrame,
-        population: str,
-        rule: str,
-        sites: list[str],
-        passes: pl.Expr,
-        counted: pl.DataFrame | None = None,
-    ) -> pl.DataFrame:
-        """The pairs of a rule in a population: of its listed hits, and those that were counted."""
-        counts = counts_of(hits.filter(_in_population(population, hits)))
-        if counted is not None:
+
+@dataclass(frozen=True)
+class _Application:
+    """A rule applied to a chunk in a population."""
+
+    rule: HitRule
+    sites: list[str]
+    population: str
+    chunk: ChunkHits
+    facts: _Facts
+
+    @cached_property
+    def _values(self) -> pl.DataFrame:
+        return self.chunk.of_rule(self.rule, self.sites, self.population)
+
+    @property
+    def _counted(self) -> bool:
+        """Whether hits that are too many to be listed are counted for the rule."""
+        return self.rule.scale is None and self.rule.counts_suffice
+
+    def pairs(self) -> dict[float, pl.DataFrame]:
+        """The pairs with a hit, by threshold: the rule's own and those of the sensitivity table."""
+        values = self._values
+        if self._counted:
+            dense = sorted({sequence for site in self.sites for sequence in self.facts.unlisted[site]})
+            values = values.filter(~pl.col("sequence").is_in(dense))
+        return {threshold: self._pairs_at(values, threshold) for threshold in {self.rule.threshold, *self.rule.grid}}
+
+    def _pairs_at(self, values: pl.DataFrame, threshold: float) -> pl.DataFrame:
+        counts = counts_of(values.filter(self.rule.is_hit(threshold)))
+        if self._counted:
+            counted = self.chunk.counted_for(self.sites, self.population, threshold)
             counts = pl.concat([counts, counted.select(counts.columns)])
-        tensors = sum(self.tensors[site] for site in sites)
+        tensors = sum(self.facts.tensors[site] for site in self.sites)
         return (
-            pairs_of(counts, self.positions[population], self.blocks, tensors)
+            pairs_of(counts, self.facts.positions[self.population], self.facts.blocks, tensors)
             .with_columns(
-                population=pl.lit(population), rule=pl.lit(rule), sites=pl.lit("+".join(sites)), passes=passes
+                population=pl.lit(self.population),
+                rule=pl.lit(self.rule.name),
+                sites=pl.lit("+".join(self.sites)),
+                passes=self.rule.passes(),
             )
             .select(pl.col(name).cast(dtype) for name, dtype in PAIRS.schema.items())
         )
 
-    def profile(self, profile: PositionProfile, of: HitsOfSite, kept: pl.DataFrame, hits: pl.DataFrame) -> None:
-        """Add a chunk's values of a site to `profile`, for each population."""
-        for population in self.positions:
-            profile.add(
-                of,
-                population,
-                kept.filter(_in_population(population, kept)),
-                hits.filter(_in_population(population, hits)),
-            )
-
-    def profile_counted(
-        self, profile: PositionProfile, of: HitsOfSite, counted: pl.DataFrame, largest_only: bool = False
-    ) -> None:
-        """Add what was counted of the site in a chunk to `profile`, for each population."""
-        here = counted.filter(site=of.site)
-        for population in self.positions:
-            profile.add_counted(of, population, here.filter(_in_population(population, here)), largest_only)
+    def profile(self, profile: PositionProfile) -> None:
+        """Add the chunk's values of each site to `profile`."""
+        for number, site in enumerate(self.sites):
+            of = HitsOfSite(site, self.rule.name, self.rule.threshold)
+            kept = self._values.filter(site=number)
+            counted = self.chunk.counted_positions.filter(in_population(self.population), site=site)
+            if self._counted:
+                kept = kept.filter(~pl.col("sequence").is_in(self.facts.unlisted[site]))
+                counted = counted.filter(threshold=self.rule.threshold)
+            profile.add(of, self.population, kept, kept.filter(self.rule.is_hit(self.rule.threshold)))
+            if self.rule.scale is None:
+                profile.add_counted(of, self.population, counted, largest_only=not self._counted)
 
 
-def _in_population(population: str, hits: pl.DataFrame) -> pl.Expr:
-    """Massive activations bear their own flag per population, since the median depends on it."""
-    if f"massive_{population}" in hits.columns:
-        return pl.col(f"massive_{population}")
-    return pl.lit(True) if population == "all" else ~pl.col("excluded")
-
-
-def _read_hits(hits: HitFiles, sites: Sequence[str], chunk: int, provenance: Mapping[str, Any]) -> pl.DataFrame:
-    frames = []
-    for number, site in enumerate(sites):
-        path = hits[site][chunk]
-        frame, found = read_table(path, HITS)
-        require_same_run(provenance, found, path)
-        require_sequences(found, path)
-        exactly = {"site": site, "floor": provenance["floors"][site]}
-        if holds_sequences(found):
-            exactly["attention"] = provenance["attention"]
-        require_equal(exactly, found, tuple(exactly), path)
-        frames.append(frame.with_columns(site=pl.lit(number, pl.UInt8)))
-    return pl.concat(frames)
-
-
-def _read_counted(path: Path, table: Table, provenance: Mapping[str, Any], needed: CountedAt) -> pl.DataFrame:
-    frame, found = read_table(path, table)
-    require_same_run(provenance, found, path)
-    require_sequences(found, path)
-    if not holds_sequences(found):
-        return frame  # nothing ran there, so nothing is said of how
-    require_equal(provenance, found, ("attention",), path)
-    missing = uncounted(found["counted"]["at"], needed, found["counted"]["dense"])
-    if missing:
-        raise InputError(f"{path}: lacks {missing}, expected what the rules need; run detect_outliers again")
-    return frame
-
-
-def _with_medians(hits: pl.DataFrame, statistics: SiteStatistics, rule: Mapping[str, Any]) -> pl.DataFrame:
-    """Hits with the median abs(x) of their layer and sequence in both populations; only those massive by either."""
-    row = {int(layer): i for i, layer in enumerate(statistics.layers)}
-    rows = hits["layer"].replace_strict(row, return_dtype=pl.Int64).to_numpy()
-    medians = statistics.median[rows, hits["sequence"].to_numpy()]
-    magnitude = pl.col("value").abs().cast(pl.Float64)
-    massive = {
-        population: massive_in(magnitude, pl.col(column), rule)
-        for population, column in (("all", "median"), ("without_first", "median_without_first"))
-    }
-    return (
-        hits.with_columns(median=medians[:, 0], median_without_first=medians[:, 1])
-        .with_columns(
-            massive_all=massive["all"],
-            massive_without_first=massive["without_first"] & ~pl.col("excluded"),
-            ratio=magnitude / pl.col("median"),
-            ratio_without_first=pl.when(~pl.col("excluded")).then(magnitude / pl.col("median_without_first")),
-        )
-        .filter(pl.col("massive_all") | pl.col("massive_without_first"))
-    )
-
-
-def _with_tokens(massive: pl.DataFrame, run: Tokens, texts: Path) -> pl.DataFrame:
-    text = read_texts(texts, run)
-    where = massive.select("sequence", "token").rows()
-    return massive.with_columns(
-        rule=pl.lit("massive"),
-        site=pl.lit(rules.MASSIVE_SITE),
+def _with_tokens(frames: Sequence[pl.DataFrame], run: Tokens, texts: Path) -> pl.DataFrame:
+    if not frames:
+        return pl.DataFrame(schema=MASSIVE.schema)
+    listed, text = pl.concat(frames), read_texts(texts, run)
+    where = listed.select("sequence", "token").rows()
+    return listed.with_columns(
         token_id=pl.Series([run.token_id(n, t) for n, t in where], dtype=pl.Int64),
         token_text=pl.Series([token_text(text, run, n, t) for n, t in where], dtype=pl.String),
-    ).sort("sequence", "layer", "token", "dim")
+    ).sort("sequence", "layer", "token", "dim", "rule", "site")
 
 
 class _Grid:
@@ -284,9 +215,9 @@ class _Grid:
     def add(self, pairs: pl.DataFrame, key: tuple[Any, ...]) -> None:
         """`pairs` of one `key`: population, rule, sites, threshold."""
         dim = pairs["dim"].to_numpy()
-        for layer_reading in rules.LAYER_READINGS:
+        for layer_reading in LAYER_READINGS:
             layers = pairs[layer_reading].to_numpy()
-            for position_reading in rules.POSITION_READINGS:
+            for position_reading in POSITION_READINGS:
                 positions = pairs[position_reading].to_numpy()
                 for layer_share in self._layer_shares:
                     for position_share in self._position_shares:

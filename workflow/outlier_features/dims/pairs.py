@@ -1,8 +1,5 @@
 """What the selection rules ask: hits as (sequence, dim) pairs, with every reading of layer share and position share."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import polars as pl
 
 from outlier_features.detect.hits_schema import PAIR_COUNTS
@@ -59,15 +56,3 @@ def pairs_of(counts: pl.DataFrame, positions: pl.DataFrame, blocks: int, site_te
         )
         .sort("sequence", "dim")
     )
-
-
-def dettmers_passes(rule: Mapping[str, Any]) -> pl.Expr:
-    """Whether a pair's shares meet the criteria."""
-    return (pl.col(rule["layer_reading"]) >= rule["layer_share"]) & (
-        pl.col(rule["position_reading"]) >= rule["position_share"]
-    )
-
-
-def massive_in(magnitude: pl.Expr, median: pl.Expr, rule: Mapping[str, Any]) -> pl.Expr:
-    """Whether an activation is massive by the median of its layer and sequence."""
-    return (magnitude > rule["threshold"]) & (magnitude >= rule["ratio"] * median)

@@ -84,4 +84,4 @@ class PositionProfile:
                     pl.col(name).cast(dtype) for name, dtype in POSITIONS.schema.items()
                 )
             )
-        return pl.concat(frames).sort("population", "site", "token")
+        return pl.concat(frames).sort("population", "site", "token", "rule")

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from stat import S_ISDIR
 from typing import Any
@@ -16,7 +16,8 @@ from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.documents import file_kind
 from outlier_features.files.layer_keys import LAYER
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.rules.configured import complete_rules, rules_schema, set_sensitivity, sites_of, thresholds_of
+from outlier_features.rules.kinds import rules_of
 
 Schema = Mapping[str, Any]
 
@@ -40,6 +41,9 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     config = _with_halves(config)
     selected = {**config, "catalog": _selected_catalog(config)}
     _require_plain(selected, "the top level")
+    if isinstance(selected.get("rules", {}), Mapping):
+        selected["rules"] = complete_rules(selected.get("rules", {}), schema["properties"]["rules"]["default"])
+        schema = {**schema, "properties": {**schema["properties"], "rules": rules_schema(selected["rules"])}}
     _check(selected, schema)
     for kind in ("models", "corpora"):
         for name in selected[kind]:
@@ -54,6 +58,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     for key in _PLACES:
         complete[key] = _place(key, complete[key])
     _require_apart(complete)
+    _set_rules(complete)
     _set_floors(complete, selected.get("detect", {}).get("floors", {}))
     _check_chunks(complete)
     return complete
@@ -331,26 +336,19 @@ def _kind(choice: Schema) -> str:
     return ", ".join(map(str, choice["enum"])) if "enum" in choice else f"a list of {choice['items']['type']}s"
 
 
-def _thresholds(config: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Every threshold that is applied to hits: its key, its value, the site."""
-    rules = config["rules"]
-    sites = {
-        *config["sites"],
-        *(site for model in config["catalog"]["models"].values() for site in model.get("keys", {})),
-    }
-    for rule_sites in DETTMERS_SITES.values():
-        for site in rule_sites:
-            if site in sites:
-                yield "rules.dettmers.threshold", rules["dettmers"]["threshold"], site
-                yield "sensitivity.thresholds", min(config["sensitivity"]["thresholds"]), site
-    if MASSIVE_SITE in sites:
-        yield "rules.massive.threshold", rules["massive"]["threshold"], MASSIVE_SITE
+def _set_rules(config: dict[str, Any]) -> None:
+    """Check each rule as a whole, and extract the sites that the rules need."""
+    config["rules"] = set_sensitivity(config["rules"], config["sensitivity"]["thresholds"])
+    for rule in rules_of(config["rules"]).values():
+        rule.require_sound()
+    config["sites"] = [*config["sites"], *sorted(sites_of(config["rules"]) - {*config["sites"]})]
 
 
 def _set_floors(config: dict[str, Any], chosen: Mapping[str, float]) -> None:
     """Lower floors to the thresholds that are applied there; one that was `chosen` above a threshold is an error."""
     floors = config["detect"]["floors"]
-    for key, threshold, site in _thresholds(config):
+    dumped = {site for model in config["catalog"]["models"].values() for site in model.get("keys", {})}
+    for key, threshold, site in thresholds_of(config["rules"], {*config["sites"], *dumped}):
         if threshold < floors[site]:
             if site in chosen:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""At which thresholds hits are counted where they are too many to be listed, and whether they serve other rules too."""
+"""Whether what was counted of sequences with too many hits to be listed serves the rules of today."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -6,41 +6,34 @@ from typing import Any
 
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
 
-CountedAt = Mapping[str, Any]
-
-
-def counted_at(dettmers: Mapping[str, Any], massive: Mapping[str, Any], grid: Mapping[str, Any]) -> CountedAt:
-    """What the rules need.
-
-    pairs        the sites of each rule whose pairs are counted, jointly
-    thresholds   at which they are, ascending
-    massive      site, threshold and ratio of the rule whose values are listed all the same
-
-    The arguments are the configuration's `rules.dettmers`, `rules.massive` and `sensitivity`.
-    """
-    return {
-        "pairs": {rule: list(sites) for rule, sites in DETTMERS_SITES.items()},
-        "thresholds": sorted({float(dettmers["threshold"]), *map(float, grid["thresholds"])}),
-        "massive": {"site": MASSIVE_SITE, **{key: float(massive[key]) for key in ("threshold", "ratio")}},
-    }
+CountedAt = Mapping[str, Any]  # as `rules.configured.counted_at` has it
 
 
 def uncounted(found: CountedAt, wanted: CountedAt, dense: Collection[str]) -> str | None:
     """In words what is wanted and was not counted, at the sites that have sequences with too many hits; None if all is.
 
-    A list for rule massive also serves a larger threshold and a larger ratio.
+    Counts of another rule at the same sites serve, and a list also serves a larger threshold and a larger ratio.
     """
     for site in sorted(dense):
-        if any(site in sites for sites in wanted["pairs"].values()):
-            missing = [f"{threshold:g}" for threshold in wanted["thresholds"] if threshold not in found["thresholds"]]
-            if missing:
-                return f"hits of {site} at the threshold {', '.join(missing)}"
-        if site == wanted["massive"]["site"]:
-            lower = [key for key in ("threshold", "ratio") if wanted["massive"][key] < found["massive"][key]]
+        for rule in wanted["pairs"].values():
+            if site in rule["sites"]:
+                missing = [f"{one:g}" for one in rule["thresholds"] if counting_rule(found, rule["sites"], one) is None]
+                if missing:
+                    return f"hits of {site} at the threshold {', '.join(missing)}"
+        if site in wanted["listed"]:
+            here, before = wanted["listed"][site], found["listed"].get(site)
+            lower = [key for key in ("threshold", "ratio") if before is None or here[key] < before[key]]
             if lower:
-                return f"massive activations by the {lower[0]} {wanted['massive'][lower[0]]:g}"
+                return f"values of {site} by the {lower[0]} {here[lower[0]]:g}"
+    return None
+
+
+def counting_rule(found: CountedAt, sites: Collection[str], threshold: float) -> str | None:
+    """The rule whose pairs were counted jointly at `sites` and at a threshold."""
+    for name, one in found["pairs"].items():
+        if set(one["sites"]) == set(sites) and threshold in one["thresholds"]:
+            return str(name)
     return None
 
 

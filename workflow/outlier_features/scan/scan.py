@@ -105,7 +105,7 @@ def scan(
     floor            abs(x) at or above it is a hit: a number, or float32 (L, H)
     on_hits          called with the listed hits of some sequences at a time, in order
     max_density      a sequence's hits are not listed if they are more than this share of its values
-    massive          `threshold` and `ratio` of rule massive: values that may meet it are listed all the same
+    massive          `threshold` and `ratio`: values above both, as of massive activations, are listed all the same
     scaled           by name of `scales.SCALES`, from what multiple of the scale on values are listed too
     on_scaled_hits   called with those of some sequences at a time, in order, scale by scale
     profile          whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
