@@ -19,8 +19,7 @@ rule find_super_weights:
         gpu=GPUS,
     params:
         length=CONFIG["ablate"]["tokens"],
-        threshold=CONFIG["rules"]["super_weight"]["threshold"],
-        rounds=CONFIG["rules"]["super_weight"]["rounds"],
+        rule=SUPER_WEIGHT,
         loading=loading,
         off=off("super_weights"),
         code=code_version("find_super_weights"),

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
+from outlier_features.code_version import file_hashes
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
@@ -18,7 +19,9 @@ from outlier_features.run.config import (
 from outlier_features.run.config_files import require_config_file
 from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
-from outlier_features.scan.counted_at import counted_at, serving
+from outlier_features.rules.configured import counted_at, scaled_at, the_rule
+from outlier_features.rules.kinds import rules_of, sources_of
+from outlier_features.scan.counted_at import serving
 
 ROOT = Path(workflow.basedir)
 START = time.time()
@@ -42,6 +45,13 @@ try:
     DUMPS = {
         name: Dump.open(source) for name, source in MODELS.items() if "dump" in source
     }
+    # The rules that stages of their own apply.
+    LOCATION, SUPER_WEIGHT, SUPER_EXPERT = (
+        the_rule(CONFIG["rules"], kind)
+        for kind in ("location", "super_weight", "super_expert")
+    )
+    # Kinds that other packages bring are code that their rules run.
+    KINDS = file_hashes(sources_of(rules_of(CONFIG["rules"])))
 except InputError as error:
     sys.exit(f"error: {error}")
 
@@ -157,26 +167,19 @@ def hits(wildcards):
 
 def counted(wildcards):
     """Where a chunk's hits are too many to be listed, they are counted for the rules; what was counted may serve."""
-    wanted = counted_at(
-        CONFIG["rules"]["dettmers"], CONFIG["rules"]["massive"], CONFIG["sensitivity"]
-    )
+    wanted = counted_at(CONFIG["rules"])
     statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
     return serving(wanted, Path(statistics))
 
 
 def scaled(wildcards):
-    """Per site and scale, from what multiple of it on a chunk's values are listed."""
-    wanted = {
-        "resid_post": {"token_rms": 4, "layer_rms": 4},
-        "attn_norm": {"gain": 4},
-        "mlp_norm": {"gain": 4},
-    }
-    return {site: wanted[site] for site in sites(wildcards) if site in wanted}
+    """By site of a run and scale, from where on scaled values are listed."""
+    return scaled_at(CONFIG["rules"], sites(wildcards))
 
 
 def located_sites(wildcards):
-    """Sites of a run that `location` is applied to: of a dump all."""
-    wanted = CONFIG["rules"]["location"]["sites"]
+    """Sites of a run that a rule of kind `location` is applied to: of a dump all."""
+    wanted = LOCATION["sites"]
     return [
         site for site in sites(wildcards) if site in wanted or wildcards.model in DUMPS
     ]
@@ -253,7 +256,7 @@ def tables_of(model, corpus):
     """The tables of a run by name."""
     names = RUN_TABLES + (DUMP_TABLES[model] if model in DUMPS else MODEL_TABLES)
     files = {name: f"{name}.parquet" for name in names}
-    if model in DUMPS or CONFIG["rules"]["location"]["sites"]:
+    if LOCATION and (model in DUMPS or LOCATION["sites"]):
         files["locations"] = "locations.json"
     return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
 

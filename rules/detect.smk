@@ -5,6 +5,7 @@ rule detect_outliers:
         tokens=f"{RUN}/tokens.safetensors",
     output:
         **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
+        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
         counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
         counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
         scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",

@@ -21,6 +21,7 @@ rule rank_experts:
         gpu=GPUS,
     params:
         sequences=CONFIG["experts"]["sequences"],
+        rule=SUPER_EXPERT,
         loading=loading,
         off=off("experts"),
         code=code_version("rank_experts"),

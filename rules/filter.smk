@@ -1,6 +1,7 @@
 rule filter_systematic:
     input:
         unpack(hits),
+        scaled_hits=of_chunks(f"{RUN}/scaled_hits/{{chunk}}.parquet"),
         counted_pairs=of_chunks(f"{RUN}/counted_pairs/{{chunk}}.parquet"),
         counted_positions=of_chunks(f"{RUN}/counted_positions/{{chunk}}.parquet"),
         statistics=f"{RUN}/statistics.safetensors",
@@ -20,10 +21,10 @@ rule filter_systematic:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         sites=sites,
-        dettmers=CONFIG["rules"]["dettmers"],
-        massive=CONFIG["rules"]["massive"],
+        rules=CONFIG["rules"],
         grid=CONFIG["sensitivity"],
         code=code_version("filter_systematic"),
+        kinds=KINDS,
     message:
         "Select systematic outliers of {wildcards.model} on {wildcards.corpus}"
     script:

@@ -14,11 +14,7 @@ rule locate_outliers:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         sites=located_sites,
-        location={
-            key: value
-            for key, value in CONFIG["rules"]["location"].items()
-            if key != "sites"
-        },
+        location=LOCATION,
         dump=whole_dump,
         code=code_version("locate_outliers"),
     message:

@@ -6,6 +6,7 @@ from outlier_features.errors import stage
 with stage(snakemake.log[0]):
     filter_systematic(
         hits={site: [Path(path) for path in snakemake.input.get(site)] for site in snakemake.params.sites},
+        scaled_hits=[Path(path) for path in snakemake.input.get("scaled_hits")],
         counted_pairs=[Path(path) for path in snakemake.input.get("counted_pairs")],
         counted_positions=[Path(path) for path in snakemake.input.get("counted_positions")],
         statistics=Path(snakemake.input.statistics),
@@ -15,7 +16,6 @@ with stage(snakemake.log[0]):
         sensitivity=Path(snakemake.output.sensitivity),
         massive=Path(snakemake.output.massive),
         positions=Path(snakemake.output.positions),
-        dettmers=snakemake.params.dettmers,
-        massive_rule=snakemake.params.massive,
+        rules=snakemake.params.rules,
         grid=snakemake.params.grid,
     )

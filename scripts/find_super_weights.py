@@ -16,7 +16,7 @@ with stage(snakemake.log[0]):
         published=Path(snakemake.input.published),
         super_weights=Path(snakemake.output.super_weights),
         length=params.length,
-        threshold=params.threshold,
-        rounds=params.rounds,
+        threshold=params.rule and params.rule["threshold"],
+        rounds=params.rule and params.rule["rounds"],
         **params.loading,
     )

@@ -12,6 +12,7 @@ with stage(snakemake.log[0]):
         tokens=Path(snakemake.input.tokens),
         locations=Path(snakemake.output.locations),
         sites=list(snakemake.params.sites),
+        name=rule["name"],
         rule=LocationRule(rule["threshold"], rule["inclusive"], rule["layer_share"]),
         threads=snakemake.threads,
     )

@@ -12,5 +12,7 @@ with stage(snakemake.log[0]):
         experts=Path(snakemake.output.experts),
         routing=Path(snakemake.output.routing),
         sequences=params.sequences,
+        percentile=params.rule and params.rule["percentile"],
+        share=params.rule and params.rule["share"],
         **params.loading,
     )

@@ -6,7 +6,7 @@ script imports, directly or through others, stands in for that as a parameter of
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +22,11 @@ def code_version(script: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def file_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """16 hex digits over the content of each file, by its name."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+
+
 def import_closure(script: Path) -> set[str]:
     """Files of the package, as `scan/scan.py`, that a script imports, directly or through others."""
     found: set[str] = set()
@@ -31,6 +36,7 @@ def import_closure(script: Path) -> set[str]:
         if name not in found:
             found.add(name)
             waiting += _imports(PACKAGE / name)
+            waiting += (path.relative_to(PACKAGE).as_posix() for path in _found_by(name))
     return found
 
 
@@ -51,6 +57,14 @@ def _modules(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         # Statements alone: no expression imports, and there are ten times as many.
         waiting += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, _STATEMENTS)]
+
+
+# A module that looks for others when it runs, and where.
+_LOOKS_FOR = {"rules/kinds.py": "rules/*.py"}
+
+
+def _found_by(name: str) -> list[Path]:
+    return list(PACKAGE.glob(_LOOKS_FOR[name])) if name in _LOOKS_FOR else []
 
 
 @cache

@@ -34,13 +34,14 @@ from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import read_table, write_table
+from outlier_features.model.bases import RESID_POST
 from outlier_features.model.interventions import Edit, edited, zeroing
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
 from outlier_features.populations import REST as REST_PART
-from outlier_features.rules import MASSIVE_SITE
+from outlier_features.rules.kinds import followed
 from outlier_features.tokens.tokens import Tokens
 
 _PARTS = {EXCLUDED: (EXCLUDED_PART,), REST: (REST_PART,), ALL: (EXCLUDED_PART, REST_PART)}
@@ -86,7 +87,7 @@ def ablate_dims(
         raise InputError(provenance["no_loss"])
     loaded = load_model(Path(source_of(source)["location"]), **loading)
     passes = AblationRun(loaded, sample, batch_size)
-    targets = selected_targets(dim_rows, weight_rows)
+    targets = selected_targets(dim_rows, followed(provenance["rules"]), weight_rows)
     variants = passes.variants([*targets, *random_targets(targets, loaded.d_model, passes.neurons, seeds)])
     by_sequence = passes.scores(variants)
     provenance |= {"ablate": facts}
@@ -184,7 +185,7 @@ class AblationRun:
     def _means(self, layers: set[int]) -> Means:
         """Mean `resid_post` (d_model,) of the unchanged model, by block and positions, added up in float64."""
         sums: dict[tuple[int, str], torch.Tensor] = {}
-        sites = [(layer, self._blocks[layer].sites[MASSIVE_SITE]) for layer in sorted(layers)]
+        sites = [(layer, self._blocks[layer].sites[RESID_POST]) for layer in sorted(layers)]
         for rows in self._batches() if sites else []:
 
             def add(layer: int, x: torch.Tensor, rows: slice = rows) -> None:

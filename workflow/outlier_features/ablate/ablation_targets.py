@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.model.bases import NORM_OUTPUTS, RESID_POST
+from outlier_features.rules.rule import HitRule
 
 WEIGHT_SITE = "mlp_down.weight"
 EXCLUDED, REST, ALL = "excluded", "rest", "all"
 ZERO, MEAN = "zero", "mean"
-_TREATMENTS = {MASSIVE_SITE: [(positions, value) for positions in (EXCLUDED, REST) for value in (ZERO, MEAN)]}
+_TREATMENTS = {RESID_POST: [(positions, value) for positions in (EXCLUDED, REST) for value in (ZERO, MEAN)]}
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,21 @@ class AblationTarget:
         return _TREATMENTS.get(self.site, [(ALL, ZERO)])
 
 
-def selected_targets(dims: pl.DataFrame, super_weights: pl.DataFrame) -> list[AblationTarget]:
-    """What rules massive and dettmers selected in population all, and what the search for super weights found.
+def selected_targets(dims: pl.DataFrame, rules: Mapping[str, HitRule], super_weights: pl.DataFrame) -> list[AblationTarget]:
+    """What `rules` selected in population all, and what the search for super weights found.
 
     For each rule: its dims together, each at the output of its step-up block, and the one with the largest |x| there
-    alone; for rule dettmers also its dims at the inputs of the linear layers of every block, as in LLM.int8(). Of the
-    super weights: the one with the largest spike on `mlp_down` alone, and all.
+    alone; for a rule on the inputs of linear layers also its dims there in every block, as in LLM.int8(). Of the super
+    weights: the one with the largest spike on `mlp_down` alone, and all.
     """
     targets = []
     selected = dims.filter(pl.col("selected"), population="all").sort("max_abs", descending=True, maintain_order=True)
-    for rule in ("massive", "dettmers"):
-        rows = selected.filter(rule=rule)
+    for name, rule in rules.items():
+        rows = selected.filter(rule=name)
         placed = rows.drop_nulls("step_up").select("step_up", "dim").rows()
-        targets += [_placed(rule, part) for part in _largest_and_all(placed)]
-        if rule in DETTMERS_SITES and len(rows):
-            targets.append(AblationTarget("dims", rule, rows["sites"][0], (), tuple(rows["dim"])))
+        targets += [_placed(name, part) for part in _largest_and_all(placed)]
+        if {*rule.sites} <= {*NORM_OUTPUTS} and len(rows):
+            targets.append(AblationTarget("dims", name, rows["sites"][0], (), tuple(rows["dim"])))
     weights = super_weights.sort(pl.col("mlp_down").abs(), descending=True, maintain_order=True)
     for part in _largest_and_all(weights.select("layer", "row", "col").rows()):
         layers, outputs, cols = zip(*sorted(part), strict=True)
@@ -83,7 +84,7 @@ def random_targets(
 
 def _placed(rule: str, part: Sequence[tuple[int, ...]]) -> AblationTarget:
     layers, dims = zip(*sorted(part), strict=True)
-    return AblationTarget("dims", rule, MASSIVE_SITE, layers, dims)
+    return AblationTarget("dims", rule, RESID_POST, layers, dims)
 
 
 def _largest_and_all(rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

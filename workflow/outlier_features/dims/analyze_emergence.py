@@ -1,5 +1,6 @@
 """Rule analyze_emergence: the table of dims, and how each dim with a hit rises, stays and falls over the blocks."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from outlier_features.dims.steps import steps
 from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.model.bases import RESIDUAL_BASIS
+from outlier_features.model.bases import RESID_POST, RESIDUAL, RESIDUAL_BASIS
 from outlier_features.populations import POPULATIONS
+from outlier_features.rules.kinds import followed, hit_rules
+from outlier_features.rules.rule import HitRule
 from outlier_features.scan.statistics import SiteStatistics
 
 ONE_SIDED = 0.95
@@ -25,10 +28,10 @@ def analyze_emergence(pairs: Path, statistics: Path, dims: Path, emergence: Path
     file = TensorFile(statistics)
     require_same_run(file.provenance, provenance, pairs)
     sites = {site: SiteStatistics.read(file, site) for site in provenance["sites"]}
-    found = shapes(dims_of(rows, provenance["sequences"]), sites.get("resid_post"))
+    found = shapes(dims_of(rows, provenance["sequences"]), hit_rules(provenance["rules"]), sites.get(RESID_POST))
     write_table(dims, found, DIMS, provenance)
     basis = {site: one for site, one in sites.items() if site in RESIDUAL_BASIS}
-    chosen = found.filter(pl.col("rule") != "dettmers_heads")["dim"].unique().sort().to_numpy()
+    chosen = found.filter(pl.col("rule").is_in([*followed(provenance["rules"])]))["dim"].unique().sort().to_numpy()
     frames = [
         profiles(site, one, population, chosen)
         for population in POPULATIONS
@@ -70,12 +73,12 @@ def dims_of(pairs: pl.DataFrame, sequences: int) -> pl.DataFrame:
     )
 
 
-def shapes(dims: pl.DataFrame, residual: SiteStatistics | None) -> pl.DataFrame:
-    """`dims` with the step-up and step-down blocks on resid_post of the selected ones; null without resid_post."""
+def shapes(dims: pl.DataFrame, rules: Mapping[str, HitRule], residual: SiteStatistics | None) -> pl.DataFrame:
+    """`dims` with the step-up and step-down blocks on resid_post of the selected ones of the residual stream, else null."""
     found: list[tuple[int | None, int | None]] = []
     profile = {} if residual is None else {name: residual.max_abs(name) for name in residual.populations}
     for row in dims.select("population", "rule", "dim", "selected").iter_rows(named=True):
-        if residual is None or not row["selected"] or row["rule"] == "dettmers_heads":
+        if residual is None or not row["selected"] or rules[row["rule"]].basis != RESIDUAL:
             found.append((None, None))
             continue
         up, down = steps(profile[row["population"]][:, row["dim"]])

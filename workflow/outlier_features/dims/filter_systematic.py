@@ -45,8 +45,8 @@ def filter_systematic(
     rules: Mapping[str, Mapping[str, Any]],
     grid: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write the pairs of every rule, how sensitive the systematic ones are to their criteria, the hits of the rules that
-    list them, and the positions of hits.
+    """Write the pairs of every rule, how sensitive systematic ones are to their criteria, the hits of the rules that list
+    them, and the positions of hits.
 
     hits                per site its Parquet files, in the order of their sequences, one for each chunk
     scaled_hits         for each chunk the hits of rules with a scale
@@ -63,7 +63,11 @@ def filter_systematic(
     applied = {name: rule for name, rule in hit_rules(rules).items() if facts.sites_of(rule)}
     needed, scaled = counted_at(rules), scaled_at(rules, [*facts.tensors])
     reader = HitReader(hits, scaled_hits, counted_pairs, counted_positions, file, needed, scaled)
-    provenance = {**file.provenance, "rules": {name: dict(rule) for name, rule in rules.items()}, "dense": facts.dense(file)}
+    provenance = {
+        **file.provenance,
+        "rules": {name: dict(rule) for name, rule in rules.items()},
+        "dense": facts.dense(file),
+    }
     with_rule = {site for rule in applied.values() if rule.scale is None for site in rule.sites}
     cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)
     pair_frames, listed = [pl.DataFrame(schema=PAIRS.schema)], list[pl.DataFrame]()

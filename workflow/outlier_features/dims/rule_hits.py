@@ -109,8 +109,8 @@ class ChunkHits:
                 for scale, least in scales.items():
                     if not found["scaled"].get(site, {}).get(scale, float("inf")) <= least:
                         raise InputError(
-                            f"{path}: lacks hits of {site} from {least:g} on scale {scale}, expected what the rules need; "
-                            "run detect_outliers again"
+                            f"{path}: lacks hits of {site} from {least:g} on scale {scale}, expected what the rules "
+                            "need; run detect_outliers again"
                         )
         return frame
 
@@ -132,7 +132,7 @@ class ChunkHits:
         return pl.concat(frames)
 
     def listed_hits(self, rule: HitRule, site: str) -> pl.DataFrame:
-        """The rule's hits at a site in either population, with the columns of the table `massive` but for the tokens."""
+        """The rule's hits at a site in either population: the columns of the table `massive` but for the tokens."""
         key = ("sequence", "layer", "token", "dim")
         hits = {
             population: self.of_rule(rule, [site], population).filter(rule.is_hit(rule.threshold)).select(*key)
@@ -145,7 +145,9 @@ class ChunkHits:
         for population, those in hits.items():
             here = those.with_columns(pl.lit(True).alias(f"massive_{population}"))
             frame = frame.join(here, on=key, how="left", maintain_order="left")
-        return frame.select(*key, "value", "excluded", *(pl.col(f"massive_{one}").fill_null(False) for one in hits)).with_columns(
+        return frame.select(
+            *key, "value", "excluded", *(pl.col(f"massive_{one}").fill_null(False) for one in hits)
+        ).with_columns(
             rule=pl.lit(rule.name),
             site=pl.lit(site),
             median=pl.Series(medians[:, 0]),

@@ -15,7 +15,7 @@ from outlier_features.files.artifacts import require_same_run, write_json
 from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import Table, read_table
 from outlier_features.populations import EXCLUDED, REST, populations_of
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.rules.kinds import hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 VERSION = 1
@@ -47,25 +47,25 @@ def write_mask(
             "first_or_special": int(np.count_nonzero(run.parts == EXCLUDED)),
             "other": int(np.count_nonzero(run.parts == REST)),
         },
-        "masks": list(_masks(dim_rows, activations, provenance["sites"], populations_of(run.parts))),
+        "masks": list(_masks(dim_rows, activations, provenance, populations_of(run.parts))),
         "super_weights": super_weights and _super_weights(*rows(super_weights, SUPER_WEIGHTS)),
     }
     Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(content)
     write_json(mask, content)
 
 
-def _masks(dims: pl.DataFrame, massive: pl.DataFrame, present: list[str], populations: list[str]) -> Iterator[Any]:
-    for rule, wanted in {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}.items():
-        sites = [site for site in wanted if site in present]
+def _masks(dims: pl.DataFrame, listed: pl.DataFrame, run: Mapping[str, Any], populations: list[str]) -> Iterator[Any]:
+    for name, rule in hit_rules(run["rules"]).items():
+        sites = [site for site in rule.sites if site in run["sites"]]
         for population in populations if sites else []:
-            selected = dims.filter("selected", rule=rule, population=population)
+            selected = dims.filter("selected", rule=name, population=population)
             yield {
-                "rule": rule,
+                "rule": name,
                 "population": population,
                 "sites": sites,
-                "basis": "attn_heads" if rule == "dettmers_heads" else "residual",
+                "basis": rule.basis,
                 "dims": _dims(selected),
-                "massive": _massive(massive.filter(f"massive_{population}")) if rule == "massive" else None,
+                "massive": _massive(listed.filter(f"massive_{population}", rule=name)) if rule.lists_hits else None,
             }
 
 

@@ -21,10 +21,9 @@ from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Loading
+from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.tokens import Tokens
 
-PERCENTILE = 99.5  # of the routed experts' maxima, by linear interpolation
-TENTH = 0.1  # of the largest of them
 FIRST_LAYERS = 0.75  # of the blocks: the third condition in the paper's code
 FORMING_SHARE = 0.1  # of a massive activation, that a layer's mlp_out must give it to take part in forming it
 MAX_TARGETS = 32
@@ -44,6 +43,8 @@ def rank_experts(
     routing: Path,
     *,
     sequences: int,
+    percentile: float,
+    share: float,
     **loading: Unpack[Loading],
 ) -> None:
     """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
@@ -52,6 +53,7 @@ def rank_experts(
 
     source      the model's source.json
     published   CSV of super experts that were published, by the model's hub id
+    percentile  of the routed experts' maxima, and `share` of the largest of them, that a super expert is above
 
     Raises `InputError` where the files belong to different runs, the model cannot be used, what its experts write
     cannot be recorded, or the parts of an activation do not sum to it.
@@ -65,7 +67,8 @@ def rank_experts(
     mine = {"model_revision": model["revision"], "dtype": loading["dtype"]}
     require_equal(mine, provenance, tuple(mine), dims)
     ranked = range(min(sequences, len(run.tokens)))
-    targets = massive_targets(massive_rows, dim_rows)
+    listing = pl.col("rule").is_in(listing_rules(provenance["rules"]))
+    targets = massive_targets(massive_rows.filter(listing), dim_rows.filter(listing))
     facts = {"experts_sequences": len(ranked), "experts_targets": len(targets), "package_version": __version__}
     recorded = None
     if names_experts(Path(model["location"])):
@@ -87,7 +90,7 @@ def rank_experts(
     else:
         parts = routing_of(recorded.parts, targets)
         forming = set(parts.filter("forms_massive")["layer"])
-        ranks = with_flags(recorded.maxima, forming, provenance["blocks"])
+        ranks = with_flags(recorded.maxima, forming, provenance["blocks"], percentile, share)
         ranks = with_published(ranks, pl.read_csv(published, infer_schema_length=None), model["origin"])
     write_table(experts, ranks, EXPERTS, provenance)
     write_table(routing, parts, ROUTING, provenance)
@@ -127,16 +130,17 @@ class LargestActivation:
 
 
 def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[LargestActivation]:
-    """For each dim with a massive activation its largest, in order of magnitude; at most `MAX_TARGETS`."""
+    """For each dim with a massive activation its largest, in order of magnitude; at most `MAX_TARGETS`.
+
+    massive, dims   rows of the rules that list massive activations
+    """
     order = [pl.col("value").abs(), *map(pl.col, ("dim", "layer", "sequence", "token"))]
     largest = massive.sort(order, descending=[True, False, False, False, False]).unique(
         "dim", keep="first", maintain_order=True
     )
     steps = {
         (population, dim): step
-        for population, dim, step in dims.filter(pl.col("rule") == "massive", "selected")
-        .select("population", "dim", "step_up")
-        .iter_rows()
+        for population, dim, step in dims.filter("selected").select("population", "dim", "step_up").iter_rows()
     }
     return [
         LargestActivation(
@@ -183,7 +187,9 @@ def routing_of(parts: pl.DataFrame, targets: list[LargestActivation]) -> pl.Data
     )
 
 
-def with_flags(maxima: pl.DataFrame, forming: set[int], blocks: int) -> pl.DataFrame:
+def with_flags(
+    maxima: pl.DataFrame, forming: set[int], blocks: int, percentile: float = 99.5, share: float = 0.1
+) -> pl.DataFrame:
     """The maxima of all experts with the conditions of `super_expert`, as the paper states them and as its code does.
 
     maxima    columns `record_experts.MAXIMA`
@@ -198,15 +204,15 @@ def with_flags(maxima: pl.DataFrame, forming: set[int], blocks: int) -> pl.DataF
     first = round(FIRST_LAYERS * blocks)  # half to even, as in their code
     known = maxima.filter(pl.col("part") == "expert")["max_abs"].drop_nulls().to_numpy()
     early = maxima.filter(pl.col("layer") < first)["max_abs"].fill_null(0).to_numpy()
-    percentile, largest = (np.percentile(known, PERCENTILE), known.max()) if len(known) else (np.inf, np.inf)
-    percentile_code, largest_code = (np.percentile(early, PERCENTILE), early.max()) if len(early) else (np.inf, np.inf)
+    bound, largest = (np.percentile(known, percentile), known.max()) if len(known) else (np.inf, np.inf)
+    bound_code, largest_code = (np.percentile(early, percentile), early.max()) if len(early) else (np.inf, np.inf)
     chosen = pl.col("max_abs").is_not_null()
     conditions = {
-        "above_percentile": pl.col("max_abs") > percentile,
-        "above_tenth": pl.col("max_abs") > TENTH * largest,
+        "above_percentile": pl.col("max_abs") > bound,
+        "above_tenth": pl.col("max_abs") > share * largest,
         "forms_massive": pl.col("layer").is_in(list(forming)),
         "first_three_quarters": pl.col("layer") < FIRST_LAYERS * blocks,
-        "above_percentile_code": pl.col("max_abs") > percentile_code,
+        "above_percentile_code": pl.col("max_abs") > bound_code,
         "above_tenth_code": pl.col("max_abs") > largest_code // 10,
         "first_three_quarters_code": pl.col("layer") < first,
     }

@@ -47,7 +47,7 @@ def attention_sinks(
 
 @dataclass(frozen=True)
 class _Massive:
-    """The largest dim that rule massive selects in population all: max |x| on resid_post by layer, and its step up."""
+    """The largest dim that a rule which lists its hits selects in population all: max |x| on resid_post by layer, and its step up."""
 
     dim: int
     step_up: int
@@ -55,7 +55,7 @@ class _Massive:
 
 
 def _massive(emergence: pl.DataFrame, dims: pl.DataFrame) -> _Massive | None:
-    chosen = dims.filter(pl.col("selected"), population="all", rule="massive").drop_nulls("step_up")
+    chosen = dims.filter(pl.col("selected"), population="all").drop_nulls("step_up")
     if not len(chosen):
         return None
     row = chosen.sort(["max_abs", "dim"], descending=[True, False]).row(0, named=True)

@@ -1,7 +1,7 @@
 """The figure of the selected dims over the layers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -20,8 +20,6 @@ from outlier_features.figures.style import (
 from outlier_features.wording import listing, number
 
 MAX_ROWS = 30
-TWO_RULES = ("dettmers", "massive")
-NONE_SELECTED = "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population."
 _STEPS = (("step_up", "steps up", "triangle-up"), ("step_down", "steps down", "triangle-down"))
 _TRIANGLE = {"size": 11, "color": "white", "line": {"color": "black", "width": 1.5}}
 
@@ -31,33 +29,45 @@ def dimension_map(
 ) -> Drawing:
     """Max |x| of the selected dims in every layer, a row of panels for each site; where each steps up and down.
 
-    sites   of this run that each rule was applied to
+    sites   of this run that each followed rule was applied to
     """
-    chosen = chosen_dims(dims)
+    chosen = chosen_dims(dims, sites)
     shown, drawn = chosen[:MAX_ROWS], emergence["site"].unique(maintain_order=True).to_list()
-    missing = not_applied({rule: sites[rule] for rule in TWO_RULES})
+    missing = not_applied(sites)
     drawing = Drawing(
         "dimension-map",
         "Selected dimensions over the layers",
         listing(drawn) if drawn else "none",
-        "dettmers or massive chooses the dimensions",
+        f"{choosing(sites)} the dimensions",
         listing(populations),
-        "Largest |x| over all sequences of each dimension that either rule selects in a population; triangles "
+        "Largest |x| over all sequences of each dimension that a rule selects in a population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
         "no value: the layer lacks the site, the population has no positions, or the value is 0."
         + capped(len(chosen), len(shown), "selected dimension")
         + missing,
     )
     if not shown:
-        return drawing.empty(NONE_SELECTED + missing)
-    views = {population: _figure(emergence, dims, shown, drawn, population) for population in populations}
+        return drawing.empty(none_selected(sites) + missing)
+    views = {
+        population: _figure(emergence, dims.filter(pl.col("rule").is_in([*sites])), shown, drawn, population)
+        for population in populations
+    }
     cells = emergence.filter(pl.col("dim").is_in(shown)).select("population", "site", "dim", "layer", "max_abs")
     return replace(drawing, views=views, data=cells)
 
 
-def chosen_dims(dims: pl.DataFrame) -> list[int]:
-    """Dims that either rule selects in any population, the largest first."""
-    chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES))
+def choosing(rules: Collection[str]) -> str:
+    """`dettmers or massive chooses`: for the place of the rule in a caption."""
+    return f"{' or '.join(rules)} chooses" if rules else "no rule chooses"
+
+
+def none_selected(rules: Collection[str]) -> str:
+    return f"Nothing is drawn: no dimension is selected by rule {' or rule '.join(rules)} in any population."
+
+
+def chosen_dims(dims: pl.DataFrame, rules: Collection[str]) -> list[int]:
+    """Dims that one of `rules` selects in any population, the largest first."""
+    chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in([*rules]))
     largest = chosen.group_by("dim").agg(pl.col("max_abs").max())
     return largest.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
 
@@ -158,7 +168,7 @@ def _height(figure: go.Figure, row: int) -> tuple[float, float]:
 
 def add_steps(figure: go.Figure, dims: pl.DataFrame, shown: Sequence[int], row: int) -> None:
     """Triangles where the selected dims of one population step up and down, at their index in `shown`."""
-    known = dims.filter(pl.col("selected"), pl.col("rule").is_in(TWO_RULES), pl.col("dim").is_in(shown))
+    known = dims.filter(pl.col("selected"), pl.col("dim").is_in(shown))
     for name, title, symbol in _STEPS:
         steps = known.drop_nulls(name).unique("dim").sort("dim")
         figure.add_scatter(

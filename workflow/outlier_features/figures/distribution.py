@@ -18,7 +18,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.summary.findings import RULE_SITES, applied_sites
+from outlier_features.summary.run_rules import applied_sites, run_rules
 from outlier_features.wording import listing, number, percent
 
 UNDRAWN = 0.01  # of the smallest values of every layer: the density of values near 0 tells nothing
@@ -31,13 +31,12 @@ Thresholds = Mapping[str, Mapping[float, Sequence[str]]]
 def site_thresholds(summary: Mapping[str, Any]) -> dict[str, dict[float, list[str]]]:
     """By site the thresholds of this run's rules, and the rules that have each."""
     found: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for rule in RULE_SITES:
-        threshold = summary["rules"]["massive" if rule == "massive" else "dettmers"]["threshold"]
-        for site in applied_sites(summary, rule):
-            found[site][threshold].append(rule)
+    for name, rule in run_rules(summary).items():
+        for site in applied_sites(summary, name) if rule.scale is None else ():
+            found[site][rule.threshold].append(name)
     if summary["location"]:
         for site in summary["location"]["populations"]["all"]:
-            found[site][summary["location"]["threshold"]].append("location")
+            found[site][summary["location"]["threshold"]].append(summary["location"]["rule"])
     return {site: dict(thresholds) for site, thresholds in found.items()}
 
 

@@ -1,6 +1,6 @@
 """The figure of the tokens that carry massive activations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,18 +26,20 @@ _KINDS = (
 )
 
 
-def massive_tokens(massive: pl.DataFrame, populations: Sequence[str], applied: bool) -> Drawing:
+def massive_tokens(massive: pl.DataFrame, sites: Mapping[str, Sequence[str]], populations: Sequence[str]) -> Drawing:
     """Massive activations of each token text: how many, and the largest; a token without text stands by position.
 
-    applied   rule massive was applied: the run has its site
+    sites   of this run that each rule which lists its hits was applied to
     """
+    applied = {rule: names for rule, names in sites.items() if names}
+    massive = massive.filter(pl.col("rule").is_in([*applied]))
     found = {name: tokens_of(massive, name) for name in populations}
     total = max((len(rows) for rows in found.values()), default=0)
     drawing = Drawing(
         "massive-tokens",
         "Tokens with massive activations",
-        "resid_post",
-        "massive",
+        listing(dict.fromkeys(name for names in applied.values() for name in names)) if applied else "none",
+        listing(applied) if applied else "none",
         listing(populations),
         "Left: massive activations, each a value (sequence, layer, position, dimension), at tokens of this text. "
         "Right: the largest |x| among them. A text that occurs both at a first position and elsewhere has a bar for "
@@ -45,7 +47,9 @@ def massive_tokens(massive: pl.DataFrame, populations: Sequence[str], applied: b
         + capped(total, min(total, MOST), "token text"),
     )
     if not applied:
-        return drawing.empty("Nothing is drawn: rule massive was not applied, as its site is not in this run.")
+        return drawing.empty(
+            "Nothing is drawn: no rule that lists massive activations was applied, as its site is not in this run."
+        )
     if not total:
         return drawing.empty("Nothing is drawn: there are no massive activations in any population.")
     shown = {name: rows.head(MOST) for name, rows in found.items()}

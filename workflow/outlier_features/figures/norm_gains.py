@@ -1,13 +1,13 @@
 """The figure of the norms' gains: at the selected dims, and the distribution over all others, in every layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figures.dimension_map import chosen_dims
+from outlier_features.figures.dimension_map import choosing, chosen_dims
 from outlier_features.figures.style import (
     BLUE,
     INK,
@@ -46,15 +46,17 @@ def norm_gains(
     norms: pl.DataFrame,
     gains: pl.DataFrame,
     dims: pl.DataFrame,
+    rules: Collection[str],
     found: Mapping[str, Any],
     populations: Sequence[str],
 ) -> Drawing:
     """|gain| of the selected dims in every layer, against the dims that are not selected; a row of panels a site.
 
+    rules   those whose dims are drawn
     found   the summary of the norms
     """
     placed = norms.drop_nulls(["site", "layer", "min"]).sort("layer")
-    chosen = chosen_dims(dims)
+    chosen = chosen_dims(dims, rules)
     shown = chosen[:MAX_DIMS]
     at = gains.filter(pl.col("dim").is_in(shown)).unique(["dim", "module"], maintain_order=True)
     at = at.with_columns(size_of_gain=pl.col("gain").abs())
@@ -71,7 +73,7 @@ def norm_gains(
         "norm-gains",
         "Gains of the norms",
         "; ".join(site.replace("+", " = ") for site in spans) or "none",
-        "dettmers or massive chooses the dimensions",
+        f"{choosing(rules)} the dimensions",
         f"the gains are the model's, of no population; dimensions selected in {listing(populations)}",
         f"{ones_sentence(found)} Drawn is |gain|, what a norm's normalised input is multiplied by, of the norms whose "
         "output is a site of a block. Lines: dimensions that either rule selects in a population; grey: those of "

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -18,24 +17,26 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.rules.rule import SCALES, HitRule
 from outlier_features.wording import listing, number
 
 _POSITION_AXIS = "position (token, from 0)"
 _FIRST = {"symbol": "star-diamond", "size": 12, "color": VERMILLION, "line": {"color": "black", "width": 1}}
 
 
-def positions(profile: pl.DataFrame, massive: Mapping[str, Any], populations: Sequence[str]) -> Drawing:
+def positions(profile: pl.DataFrame, rules: Mapping[str, HitRule], populations: Sequence[str]) -> Drawing:
     """Sequences with a hit at each position, and the largest |x| there, two panels for each site.
 
-    massive   the criteria of rule massive
+    rules   those whose hits are drawn
     """
+    profile = profile.filter(pl.col("rule").is_null() | pl.col("rule").is_in([*rules]))
     sites = profile.select("site", "rule", "threshold").unique(maintain_order=True).rows()
     whole = profile.filter(population="all")
     drawing = Drawing(
         "positions",
         "Positions in the sequence",
         listing(site for site, *_ in sites) if sites else "none",
-        "; ".join(_rule(rule, threshold, massive, site) for site, rule, threshold in sites) or "none",
+        "; ".join(_rule(rule, threshold, rules, site) for site, rule, threshold in sites) or "none",
         listing(populations),
         "For each site, above: in how many sequences some value of any layer and dimension is a hit by the rule named, "
         "whether or not the rule selects its dimension; below: the largest |x| at the position over all sequences, "
@@ -48,12 +49,12 @@ def positions(profile: pl.DataFrame, massive: Mapping[str, Any], populations: Se
     return replace(drawing, views={name: _figure(profile, sites, name) for name in populations}, data=profile)
 
 
-def _rule(rule: str | None, threshold: float, massive: Mapping[str, Any], site: str) -> str:
+def _rule(rule: str | None, threshold: float, rules: Mapping[str, HitRule], site: str) -> str:
     if rule is None:
         return f"no rule, |x| >= {number(threshold)} (the floor), on {site}"
-    if rule == "massive":
-        return f"massive, |x| > {number(threshold)} and |x| >= {number(massive['ratio'])} x median, on {site}"
-    return f"{rule}, |x| >= {number(threshold)}, on {site}"
+    if rules[rule].lists_hits:
+        return f"{rule}, {rules[rule].criteria()}, on {site}"
+    return f"{rule}, {SCALES[rules[rule].scale]} >= {number(threshold)}, on {site}"
 
 
 def _without_hit(whole: pl.DataFrame) -> list[str]:
@@ -64,8 +65,8 @@ def _without_hit(whole: pl.DataFrame) -> list[str]:
 def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]], population: str) -> go.Figure:
     figure = panels([110, 150] * len(sites), [f"population {population}"])
     length = int(profile["token"].max()) + 1  # type: ignore[arg-type]
-    for index, (site, _, threshold) in enumerate(sites):
-        of_site = profile.filter(site=site)
+    for index, (site, rule, threshold) in enumerate(sites):
+        of_site = profile.filter(pl.col("rule").eq_missing(pl.lit(rule, pl.String)), site=site)
         here = of_site.filter(population=population)
         upper, lower = 2 * index + 1, 2 * index + 2
         _add_line(figure, here, "sequences_hit", length, upper)

@@ -1,4 +1,4 @@
-"""The figure of the two rules side by side."""
+"""The figure of the rules side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,14 +8,18 @@ import polars as pl
 
 from outlier_features.figures.dimension_map import (
     MAX_ROWS,
-    NONE_SELECTED,
-    TWO_RULES,
     add_step_legend,
     add_steps,
     chosen_dims,
+    none_selected,
 )
 from outlier_features.figures.style import (
     BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
     VERMILLION,
     Drawing,
     add_legend_entry,
@@ -27,35 +31,36 @@ from outlier_features.figures.style import (
 )
 from outlier_features.wording import listing
 
-_COLOURS = {"dettmers": BLUE, "massive": VERMILLION}
+_COLOURS = (VERMILLION, BLUE, ORANGE, SKY, GREEN, PURPLE, INK)
+_LANES = 0.72  # of a row, that the rules' bars share
 
 
 def rules_side_by_side(
     dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], blocks: int, populations: Sequence[str]
 ) -> Drawing:
-    """From where to where each selected dim has hits by either rule, and where it steps up and down.
+    """From where to where each selected dim has hits by each rule, and where it steps up and down.
 
     sites   of this run that each rule was applied to
     """
-    chosen = chosen_dims(dims)
+    chosen = chosen_dims(dims, sites)
     shown = chosen[:MAX_ROWS]
-    applied = {rule: sites[rule] for rule in TWO_RULES if sites[rule]}
-    missing = not_applied({rule: sites[rule] for rule in TWO_RULES})
+    applied = {rule: names for rule, names in sites.items() if names}
+    missing = not_applied(sites)
     drawing = Drawing(
         "rules",
-        "Two rules side by side",
+        "Rules side by side",
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
-        "dettmers and massive",
+        listing(applied) if applied else "none",
         listing(populations),
-        "For each dimension that either rule selects in a population, a rule's bar reaches from the first to the last "
+        "For each dimension that one of the rules selects in a population, a rule's bar reaches from the first to the last "
         "layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."
         + capped(len(chosen), len(shown), "dimension")
         + missing,
     )
     if not shown:
-        return drawing.empty(NONE_SELECTED + missing)
-    bars = _bars(dims, shown)
+        return drawing.empty(none_selected(sites) + missing)
+    bars = _bars(dims, shown, list(applied))
     columns = ("population", "dim", "rule", "sites", "selected", "kind", "sequences_passing", "first_layer",
                "last_layer", "step_up", "step_down")  # fmt: skip
     views = {
@@ -65,30 +70,36 @@ def rules_side_by_side(
     return replace(drawing, views=views, data=bars.select(columns))
 
 
-def _bars(dims: pl.DataFrame, shown: Sequence[int]) -> pl.DataFrame:
-    """By either rule, the dims that one of them selects in the same population."""
-    found = dims.filter(pl.col("rule").is_in(TWO_RULES), pl.col("dim").is_in(shown))
+def _bars(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str]) -> pl.DataFrame:
+    """By each rule, the dims that one of them selects in the same population."""
+    found = dims.filter(pl.col("rule").is_in(rules), pl.col("dim").is_in(shown))
     return found.filter(pl.col("selected").any().over("population", "dim"))
 
 
 def _figure(bars: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, population: str) -> go.Figure:
-    figure = panels([max(90, 28 * len(shown) + 30)], [f"population {population}"])
+    figure = panels([max(90, (4 + 12 * max(2, len(rules))) * len(shown) + 30)], [f"population {population}"])
     if bars.is_empty():
         say_nothing_here(figure, "no dimension is selected", 1, 1)
-    for lane, rule in zip((-0.18, 0.18), TWO_RULES, strict=True):
-        _add_bars(figure, bars.filter(rule=rule), shown, rule, lane)
+    for index, rule in enumerate(rules):
+        _add_bars(figure, bars.filter(rule=rule), shown, rule, index, len(rules))
     add_steps(figure, bars, shown, 1)
     figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5])
     figure.update_yaxes(title_text="dimension", row=1, col=1)
     figure.update_layout(barmode="overlay")
     set_layer_axis(figure, blocks - 1, 1)
-    for rule in rules:
-        add_legend_entry(figure, f"rule {rule}", marker={"symbol": "square", "size": 12, "color": _COLOURS[rule]})
+    for index, rule in enumerate(rules):
+        add_legend_entry(figure, f"rule {rule}", marker={"symbol": "square", "size": 12, "color": _colour(index)})
     add_step_legend(figure)
     return figure
 
 
-def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule: str, lane: float) -> None:
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule: str, index: int, rules: int) -> None:
+    """`index`: which of how many rules, from above."""
+    lane = _LANES * ((index + 0.5) / rules - 0.5)
     for selected in (True, False):
         part = bars.filter(pl.col("selected") == selected).sort("dim")
         first, last = part["first_layer"].to_list(), part["last_layer"].to_list()
@@ -98,11 +109,11 @@ def _add_bars(figure: go.Figure, bars: pl.DataFrame, shown: Sequence[int], rule:
             x=[end - start + 0.8 for start, end in zip(first, last, strict=True)],
             y=[shown.index(dim) + lane for dim in part["dim"].to_list()],
             orientation="h",
-            width=0.3,
+            width=0.84 * _LANES / rules,
             customdata=list(zip(part["dim"], first, last, kinds, part["sequences_passing"], strict=True)),
             hovertemplate=f"dimension %{{customdata[0]}}, rule {rule}<br>layers %{{customdata[1]}} to "
             "%{customdata[2]}<br>kind: %{customdata[3]}, sequences passing: %{customdata[4]}<extra></extra>",
-            marker={"color": _COLOURS[rule], "opacity": 1.0 if selected else 0.25},
+            marker={"color": _colour(index), "opacity": 1.0 if selected else 0.25},
             name=f"rule {rule}",
             showlegend=False,
             row=1,

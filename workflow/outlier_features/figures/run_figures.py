@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import polars as pl
+
 from outlier_features.figures.ablation import ablation
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
@@ -23,8 +25,11 @@ from outlier_features.figures.signs import signs
 from outlier_features.figures.style import Drawing
 from outlier_features.figures.surface import surface_figures
 from outlier_features.files.missing import missing_sentence
-from outlier_features.summary.findings import RULE_SITES, applied_sites
+from outlier_features.model.bases import RESIDUAL
+from outlier_features.rules.kinds import listing_rules, of_kind
+from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.report_run import Run
+from outlier_features.summary.run_rules import applied_sites, main_rules, run_rules
 
 # By analysis, the name and title of the figure that says why there is none.
 PLACES = {
@@ -43,20 +48,26 @@ def run_figures(run: Run) -> list[Drawing]:
     Those whose tables the run lacks are left out; in the place of those of a missing analysis stands the reason.
     """
     tables, summary, populations = run.tables, run.summary, run.populations
-    criteria, blocks = summary["rules"]["dettmers"], summary["model"]["blocks"]
-    sites = {rule: applied_sites(summary, rule) for rule in RULE_SITES}
+    rules, blocks = run_rules(summary), summary["model"]["blocks"]
+    sites = {name: applied_sites(summary, name) for name in rules}
+    followed = {name: sites[name] for name, rule in rules.items() if rule.follow_up}
+    main = {name: sites[name] for name in main_rules(summary)}
+    of_residual = {name: sites[name] for name, rule in rules.items() if rule.basis == RESIDUAL}
+    listing = {name: sites[name] for name in main if rules[name].lists_hits}
+    systematic = of_kind(rules, Systematic)
+    closely = {name: rule for name, rule in systematic.items() if rule.follow_up}
     drawings = [
         magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
         *_optional(run, "surface"),
-        massive_tokens(tables["massive"], populations, applied=bool(sites["massive"])),
-        dimension_map(tables["emergence"], tables["dims"], sites, populations),
-        rules_side_by_side(tables["dims"], sites, blocks, populations),
-        signs(tables["dims"], tables["emergence"], sites, populations),
-        positions(tables["positions"], summary["rules"]["massive"], populations),
+        massive_tokens(tables["massive"], listing, populations),
+        dimension_map(tables["emergence"], tables["dims"], main, populations),
+        rules_side_by_side(tables["dims"], of_residual, blocks, populations),
+        signs(tables["dims"], tables["emergence"], followed, populations),
+        positions(tables["positions"], {name: rules[name] for name in followed}, populations),
         distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
         kurtosis(tables["layers"], blocks, populations),
-        shares(tables["dims"], sites, criteria, populations),
-        sensitivity(tables["sensitivity"], criteria, populations),
+        shares(tables["dims"], sites, closely, populations),
+        sensitivity(tables["sensitivity"], systematic, populations),
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
@@ -75,13 +86,16 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "surface":
         yield from surface_figures(tables["surface"], run.populations)
     elif analysis == "norms" and "norms" in tables:
-        yield norm_gains(tables["norms"], tables["gains"], tables["dims"], summary["norms"], run.populations)
+        yield norm_gains(
+            tables["norms"], tables["gains"], tables["dims"], main_rules(summary), summary["norms"], run.populations
+        )
     elif analysis == "origin" and "lifecycle" in tables:
         yield from (lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"]))
     elif analysis == "experts" and "experts" in tables:
         yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
     elif analysis == "attention_maps" and run.maps:
-        yield attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], run.maps.provenance)
+        massive = tables["dims"].filter(pl.col("rule").is_in(listing_rules(summary["rules"])))
+        yield attention_sinks(tables["sinks"], tables["emergence"], massive, run.maps.provenance)
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])

@@ -1,7 +1,7 @@
 """The figure of how many dims and pairs pass under other criteria."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import INK, VERMILLION, Drawing, above, panels
-from outlier_features.rules import LAYER_READINGS, POSITION_READINGS
+from outlier_features.rules.rule import GAIN, LAYER_RMS, SCALES, TOKEN_RMS
+from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS, Systematic
 from outlier_features.wording import listing, number, percent
 
 _SHARES = ("layer_share", "position_share")
@@ -19,33 +20,37 @@ _COLOURS = [[0.0, "#FFFFFF"], [0.02, "#EAF3FA"], [1.0, "#7DB8DC"]]
 Cells = Sequence[tuple[float, float]]
 
 
-def sensitivity(table: pl.DataFrame, criteria: Mapping[str, Any], populations: Sequence[str]) -> Drawing:
-    """Dims and pairs that pass, by threshold, layer share and position share; a menu for the other readings."""
-    rules = table["rule"].unique().sort().to_list()
+def sensitivity(table: pl.DataFrame, rules: Mapping[str, Systematic], populations: Sequence[str]) -> Drawing:
+    """Dims and pairs that pass, by threshold, layer share and position share; a menu for other rules and readings.
+
+    rules   those whose criteria are varied
+    """
+    varied = {name: rule for name, rule in rules.items() if (table["rule"] == name).any()}
+    sites = table.select("rule", "sites").unique(maintain_order=True).rows()
     drawing = Drawing(
         "sensitivity",
         "Sensitivity to the criteria",
-        "; ".join(table["sites"].unique(maintain_order=True).to_list()).replace("+", " + ") or "none",
-        f"{listing(rules) if rules else 'dettmers'}, with other criteria",
+        "; ".join(f"{joined.replace('+', ' + ')} ({rule})" for rule, joined in sites) or "none",
+        f"{listing(varied)}, with other criteria" if varied else "none",
         listing(populations),
         "In each cell, in bold: dimensions that pass in at least one sequence; below: (sequence, dimension) pairs "
-        f"that pass. Drawn at first by the readings {criteria['layer_reading']} and {criteria['position_reading']}, "
-        f"which the run uses; the menu has the others. {_on_grid(table, criteria)}",
+        "that pass. Drawn at first for the first rule, by its own readings; the menu has the others. "
+        + " ".join(_on_grid(table.filter(rule=name), rule) for name, rule in varied.items()),
     )
-    if table.is_empty():
-        return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
-    views = {population: _figure(table, criteria, population) for population in populations}
+    if not varied:
+        return drawing.empty("Nothing is drawn: no such rule was applied, as their sites are not in this run.")
+    views = {population: _figure(table, varied, population) for population in populations}
     return replace(drawing, views=views, data=table, min_width=110 + 34 * len(_cells(table)))
 
 
-def _on_grid(table: pl.DataFrame, criteria: Mapping[str, Any]) -> str:
+def _on_grid(table: pl.DataFrame, rule: Systematic) -> str:
     text = (
-        f"|x| >= {number(criteria['threshold'])}, {percent(criteria['layer_share'])} of the layers and "
-        f"{percent(criteria['position_share'])} of the positions"
+        f"{SCALES[rule.scale]} >= {number(rule.threshold)}, {percent(rule.layer_share)} of the layers and "
+        f"{percent(rule.position_share)} of the positions"
     )
-    if all((table[name] == criteria[name]).any() for name in ("threshold", *_SHARES)):
-        return f"Outlined, whatever the reading: the run's own criteria, {text}."
-    return f"The run's own criteria, {text}, are not on the grid."
+    if all((table[name] == getattr(rule, name)).any() for name in ("threshold", *_SHARES)):
+        return f"Outlined, whatever the reading: the criteria of {rule.name}, {text}."
+    return f"The criteria of {rule.name}, {text}, are not on the grid."
 
 
 def _cells(table: pl.DataFrame) -> Cells:
@@ -53,31 +58,42 @@ def _cells(table: pl.DataFrame) -> Cells:
     return table.select(_SHARES).unique().sort(_SHARES).rows()
 
 
-def _figure(table: pl.DataFrame, criteria: Mapping[str, Any], population: str) -> go.Figure:
-    thresholds, cells, keys = table["threshold"].unique().sort().to_list(), _cells(table), list(_readings(table))
-    figure = panels([max(36 * len(thresholds), 130)], [""])
-    own = (keys[0][0], criteria["layer_reading"], criteria["position_reading"])
+def _figure(table: pl.DataFrame, rules: Mapping[str, Systematic], population: str) -> go.Figure:
+    cells, keys = _cells(table), list(_readings(rules))
+    thresholds = {name: table.filter(rule=name)["threshold"].unique().sort().to_list() for name in rules}
+    figure = panels([max(36 * max(map(len, thresholds.values())), 130)], [""])
+    first = next(iter(rules.values()))
+    own = (first.name, first.layer_reading, first.position_reading)
     most = math.log10(1 + max(1, *table["dims"].to_list()))
     for key in keys:
         reading = dict(zip(("rule", "layer_reading", "position_reading"), key, strict=True))
-        heat = _heat(table.filter(population=population, **reading), thresholds, cells, most)
+        heat = _heat(table.filter(population=population, **reading), rules[key[0]], thresholds[key[0]], cells, most)
         figure.add_trace(heat.update(visible=key == own), row=1, col=1)
     figure.update_layout(margin_l=108)
-    _outline(figure, thresholds, cells, criteria)
-    _label_axes(figure, thresholds, cells, population)
+    _label_axes(figure, cells, population)
     _label_groups(figure, cells)
-    _add_menu(figure, keys, keys.index(own))
+    between = list(figure.layout.shapes)
+    layouts = {
+        name: {
+            "shapes": [*between, *_outline(thresholds[name], cells, rule)],
+            **{f"yaxis.{key}": value for key, value in _threshold_axis(rule, thresholds[name]).items()},
+        }
+        for name, rule in rules.items()
+    }
+    figure.update_layout(shapes=layouts[first.name]["shapes"])
+    figure.update_yaxes(**_threshold_axis(first, thresholds[first.name]))
+    _add_menu(figure, keys, keys.index(own), layouts)
     return figure
 
 
-def _readings(table: pl.DataFrame) -> Iterator[tuple[str, str, str]]:
-    for rule in table["rule"].unique().sort().to_list():
+def _readings(rules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    for rule in rules:
         for layer_reading in LAYER_READINGS:
             for position_reading in POSITION_READINGS:
                 yield rule, layer_reading, position_reading
 
 
-def _heat(part: pl.DataFrame, thresholds: Sequence[float], cells: Cells, most: float) -> go.Heatmap:
+def _heat(part: pl.DataFrame, rule: Systematic, thresholds: Sequence[float], cells: Cells, most: float) -> go.Heatmap:
     rows = part.select("threshold", *_SHARES, "dims", "pairs").rows()
     counts = {(threshold, *shares): (dims, pairs) for threshold, *shares, dims, pairs in rows}
     grid = [[(threshold, cell, counts.get((threshold, *cell))) for cell in cells] for threshold in thresholds]
@@ -92,7 +108,8 @@ def _heat(part: pl.DataFrame, thresholds: Sequence[float], cells: Cells, most: f
             [[threshold, percent(cell[0]), percent(cell[1]), *(found or ("", ""))] for threshold, cell, found in line]
             for line in grid
         ],
-        hovertemplate="|x| ≥ %{customdata[0]}<br>layer share ≥ %{customdata[1]}<br>position share ≥ "
+        hovertemplate=f"{SCALES[rule.scale]} ≥ %{{customdata[0]}}<br>"
+        "layer share ≥ %{customdata[1]}<br>position share ≥ "
         "%{customdata[2]}<br>%{customdata[3]} dims, %{customdata[4]} pairs<extra></extra>",
         colorscale=_COLOURS,
         zmin=0,
@@ -112,15 +129,26 @@ def _short(items: int) -> str:
     return str(items) if items < 10000 else f"{items / 1000:.3g}k"
 
 
-def _outline(figure: go.Figure, thresholds: Sequence[float], cells: Cells, criteria: Mapping[str, Any]) -> None:
-    cell = (criteria["layer_share"], criteria["position_share"])
-    if cell in cells and criteria["threshold"] in thresholds:
-        x, y = cells.index(cell), thresholds.index(criteria["threshold"])
-        line = {"color": VERMILLION, "width": 3}
-        figure.add_shape(type="rect", x0=x - 0.5, x1=x + 0.5, y0=y - 0.5, y1=y + 0.5, line=line, row=1, col=1)
+def _outline(thresholds: Sequence[float], cells: Cells, rule: Systematic) -> list[dict[str, Any]]:
+    cell = (rule.layer_share, rule.position_share)
+    if cell not in cells or rule.threshold not in thresholds:
+        return []
+    x, y = cells.index(cell), thresholds.index(rule.threshold)
+    line = {"color": VERMILLION, "width": 3}
+    place = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
+    return [{"type": "rect", "xref": "x", "yref": "y", "line": line, **place}]
 
 
-def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, population: str) -> None:
+def _threshold_axis(rule: Systematic, thresholds: Sequence[float]) -> dict[str, Any]:
+    sign = {None: "|x|", TOKEN_RMS: "|x| / RMS", LAYER_RMS: "|x| / RMS", GAIN: "|x / g|"}[rule.scale]
+    return {
+        "tickvals": list(range(len(thresholds))),
+        "ticktext": [f"{sign} ≥ {number(threshold)}" for threshold in thresholds],
+        "range": [len(thresholds) - 0.5, -0.5],
+    }
+
+
+def _label_axes(figure: go.Figure, cells: Cells, population: str) -> None:
     figure.update_xaxes(
         tickvals=list(range(len(cells))),
         ticktext=[percent(position_share).removesuffix(" %") for _, position_share in cells],
@@ -129,13 +157,7 @@ def _label_axes(figure: go.Figure, thresholds: Sequence[float], cells: Cells, po
         showgrid=False,
     )
     figure.update_xaxes(title_text="position share, at least (%)")
-    figure.update_yaxes(
-        tickvals=list(range(len(thresholds))),
-        ticktext=[f"|x| ≥ {number(threshold)}" for threshold in thresholds],
-        range=[len(thresholds) - 0.5, -0.5],
-        showgrid=False,
-        title_text=f"population {population}",
-    )
+    figure.update_yaxes(showgrid=False, title_text=f"population {population}")
 
 
 def _label_groups(figure: go.Figure, cells: Cells) -> None:
@@ -152,12 +174,14 @@ def _label_groups(figure: go.Figure, cells: Cells) -> None:
             figure.add_vline(x=members[0] - 0.5, line={"color": INK, "width": 1}, row=1, col=1)
 
 
-def _add_menu(figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int) -> None:
+def _add_menu(
+    figure: go.Figure, keys: Sequence[tuple[str, str, str]], own: int, layouts: Mapping[str, Mapping[str, Any]]
+) -> None:
     buttons = [
         {
             "label": f"{rule}: layers by {layer_reading}, positions by {position_reading}",
             "method": "update",
-            "args": [{"visible": [other == index for other in range(len(keys))]}],
+            "args": [{"visible": [other == index for other in range(len(keys))]}, layouts[rule]],
         }
         for index, (rule, layer_reading, position_reading) in enumerate(keys)
     ]

@@ -21,6 +21,8 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.rules.rule import SCALES
+from outlier_features.rules.systematic import READINGS, Systematic
 from outlier_features.wording import count, listing, number, percent
 
 MAX_POINTS = 2000
@@ -34,52 +36,50 @@ _RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
 
 
 def shares(
-    dims: pl.DataFrame, sites: Mapping[str, Sequence[str]], criteria: Mapping[str, Any], populations: Sequence[str]
+    dims: pl.DataFrame,
+    sites: Mapping[str, Sequence[str]],
+    criteria: Mapping[str, Systematic],
+    populations: Sequence[str],
 ) -> Drawing:
-    """Layer share against position share of every dim with a hit, and the region in which rule dettmers selects.
+    """Layer share against position share of every dim with a hit, and the region in which each systematic rule selects.
 
     sites      of this run that each rule was applied to
-    criteria   threshold, shares and readings of rule dettmers
+    criteria   the rules
     """
-    found = dims.filter(pl.col("rule").str.starts_with("dettmers"))
-    applied = {rule: sites[rule] for rule in ("dettmers", "dettmers_heads") if sites[rule]}
-    rules = found["rule"].unique().sort().to_list()
-    layer_reading, position_reading = criteria["layer_reading"], criteria["position_reading"]
+    found = dims.filter(pl.col("rule").is_in([*criteria]))
+    applied = {rule: sites[rule] for rule in criteria if sites[rule]}
+    rules = [rule for rule in applied if (found["rule"] == rule).any()]
+    readings = dict.fromkeys(name for rule in criteria.values() for name in (rule.layer_reading, rule.position_reading))
     drawing = Drawing(
         "shares",
         "Layer share and position share",
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
-        f"{listing(applied) if applied else 'dettmers'}, |x| >= {number(criteria['threshold'])}",
+        "; ".join(f"{rule}, {threshold_of(criteria[rule])}" for rule in applied) or "none",
         listing(populations),
-        f"Each point is a dimension with a hit. Across: {layer_reading}, {READINGS[layer_reading]}; up: "
-        f"{position_reading}, {READINGS[position_reading]}; both are means over the sequences with a hit. The dashed "
+        "Each point is a dimension with a hit. Across: its layer share; up: its position share, each by the reading that "
+        f"the axis names ({'; '.join(f'{name}: {READINGS[name]}' for name in readings)}); both are means over the "
+        "sequences with a hit. The dashed "
         "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
         f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",
     )
     if not applied:
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     if not rules:
-        return drawing.empty(f"Nothing is drawn: no value on these sites has |x| >= {number(criteria['threshold'])}.")
+        return drawing.empty("Nothing is drawn: no value on these sites reaches a rule's threshold.")
     views = {population: _figure(found, rules, criteria, population) for population in populations}
-    across, up = _axes(criteria)
-    columns = (
-        "population",
-        "rule",
-        "sites",
-        "dim",
-        across,
-        up,
-        "selected",
-        "sequences_passing",
-        "sequences",
-        "max_abs",
-    )
+    columns = ("population", "rule", "sites", "dim", *(f"{name}_mean" for name in readings), "selected",
+               "sequences_passing", "sequences", "max_abs")  # fmt: skip
     return replace(drawing, views=views, data=found.select(columns))
 
 
-def _axes(criteria: Mapping[str, Any]) -> tuple[str, str]:
+def threshold_of(rule: Systematic) -> str:
+    """`|x| >= 6`."""
+    return f"{SCALES[rule.scale]} >= {number(rule.threshold)}"
+
+
+def _axes(rule: Systematic) -> tuple[str, str]:
     """The columns that are drawn across and up."""
-    return f"{criteria['layer_reading']}_mean", f"{criteria['position_reading']}_mean"
+    return f"{rule.layer_reading}_mean", f"{rule.position_reading}_mean"
 
 
 def _undrawn(found: pl.DataFrame) -> str:
@@ -89,33 +89,37 @@ def _undrawn(found: pl.DataFrame) -> str:
     return f" At most {MAX_POINTS:,} are drawn in a panel; {count(sum(hidden), 'point')} of the smallest |x| are not."
 
 
-def _figure(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Any], population: str) -> go.Figure:
-    x, y = _axes(criteria)
+def _figure(
+    found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Systematic], population: str
+) -> go.Figure:
     figure = panels([340] * len(rules), [f"population {population}"])
-    low, _ = decades([*found[y].to_list(), criteria["position_share"] or 1.0])
+    up = [share for rule in rules for share in found.filter(rule=rule)[_axes(criteria[rule])[1]].to_list()]
+    low, _ = decades([*up, *(criteria[rule].position_share or 1.0 for rule in rules)])
     for row, rule in enumerate(rules, start=1):
+        x, y = _axes(criteria[rule])
         here = found.filter(rule=rule, population=population)
         here = here.sort(["selected", "max_abs", "dim"], descending=[True, True, False]).head(MAX_POINTS)
         if here.is_empty():
             say_nothing_here(figure, "no dimension has a hit", row, 1)
-        _add_criteria(figure, criteria, low, row)
+        _add_criteria(figure, criteria[rule], low, row)
         _add_points(figure, here, x, y, row)
         _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row)
-        title = f"{label(rule)}<br>position share ({criteria['position_reading']})"
+        title = f"{label(rule)}<br>position share ({criteria[rule].position_reading})"
         figure.update_yaxes(title_text=title, row=row, col=1)
     ticks = [10.0**k for k in range(low, 1)]
     figure.update_yaxes(type="log", range=[low - 0.08, _TOP], tickvals=ticks, ticktext=[*map(percent, ticks)])
     across = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     figure.update_xaxes(range=[-0.03, _RIGHT], tickvals=across, ticktext=[*map(percent, across)])
-    figure.update_xaxes(title_text=f"layer share ({criteria['layer_reading']})", row=len(rules))
+    names = dict.fromkeys(criteria[rule].layer_reading for rule in rules)
+    figure.update_xaxes(title_text=f"layer share ({' or '.join(names)})", row=len(rules))
     for _, title, marker in _POINTS:
         add_legend_entry(figure, title, marker=marker)
     return figure
 
 
-def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row: int) -> None:
+def _add_criteria(figure: go.Figure, rule: Systematic, low: int, row: int) -> None:
     """Lines at the criteria, each with its value; a position share of 0 lies below any logarithmic axis."""
-    layer_share, position_share = criteria["layer_share"], criteria["position_share"] or 10.0 ** (low - 1)
+    layer_share, position_share = rule.layer_share, rule.position_share or 10.0 ** (low - 1)
     place: dict[str, Any] = {"row": row, "col": 1}
     figure.add_shape(
         type="rect", x0=layer_share, x1=_RIGHT, y0=position_share, y1=10**_TOP, fillcolor=BLUE, opacity=0.09,
@@ -129,7 +133,7 @@ def _add_criteria(figure: go.Figure, criteria: Mapping[str, Any], low: int, row:
         text=f"layers ≥ {percent(layer_share)}", x=layer_share, y=low, xanchor="left", xshift=4, yanchor="bottom",
         **font, **place,
     )  # fmt: skip
-    if criteria["position_share"]:
+    if rule.position_share:
         figure.add_annotation(
             text=f"positions ≥ {percent(position_share)}", x=_RIGHT, y=math.log10(position_share), xanchor="right",
             yanchor="top", **font, **place,

@@ -50,7 +50,7 @@ def signs(
     """
     applied = {rule: names for rule, names in sites.items() if names}
     parts = [part for rule, names in applied.items() if (part := _part(rule, names, dims, emergence)).shown]
-    missing = not_applied({rule: sites[rule] for rule in ("dettmers", "massive") if rule in sites})
+    missing = not_applied(sites)
     drawing = Drawing(
         "signs",
         "Sign and one-sidedness",

@@ -15,6 +15,7 @@ from outlier_features.wording import count, number
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#E69F00", "#56B4E9", "#D55E00"
+GREEN, PURPLE = "#009E73", "#CC79A7"
 INK, GREY, PALE = "#222222", "#767676", "#EDEDED"
 
 LAYER_AXIS = "layer (block, from 0)"

@@ -51,7 +51,7 @@ def surface_figures(surface: pl.DataFrame, populations: Sequence[str]) -> list[D
                  "|x| over tokens (downward) and dimensions (to the right). Above: the largest |x| of each dimension; "
                  "right: that of each token. Both axes count rows and columns of the map, which may stand for several "
                  "tokens or dimensions; labelled are the tokens with the largest |x|, with text and position, and of "
-                 "the dimensions those that rule dettmers or massive selects and the largest. The darkest colour is "
+                 "the dimensions those that a followed rule selects and the largest. The darkest colour is "
                  "also that of the 1 % smallest values."),
     ]  # fmt: skip
     if surface.is_empty():

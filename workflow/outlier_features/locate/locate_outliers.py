@@ -26,10 +26,11 @@ def locate_outliers(
     locations: Path,
     *,
     sites: Sequence[str],
+    name: str,
     rule: LocationRule,
     threads: int,
 ) -> None:
-    """Write `locations`: per population and site what rule `location` counts, and its dims compared between sites.
+    """Write `locations`: per population and site what the rule `name` counts, and its dims compared between sites.
 
     chunks   files of activations, in the order of their sequences, or sequences of a dump
 
@@ -52,7 +53,7 @@ def locate_outliers(
     write_json(
         locations,
         {
-            "rule": "location",
+            "rule": name,
             **{key: provenance[key] for key in ("model", "model_revision", "corpus", "tokens_sha256", "dtype")},
             "threshold": rule.threshold,
             "inclusive": rule.inclusive,

@@ -17,7 +17,7 @@ def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Pat
 
     file   of the dump; the first, as all hold the same
     keys   the gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
-    dims   the run's dims.parquet; dims that dettmers or massive selects are looked at, all others compared with
+    dims   the run's dims.parquet; dims that rules with `follow_up` select are looked at, all others compared with
 
     Raises `InputError` where a key is missing or does not hold gains.
     """

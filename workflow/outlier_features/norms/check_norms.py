@@ -19,7 +19,7 @@ def check_norms(
     """Write `norms`, a row per norm of the model, and `gains`, a row per selected dim and norm of residual dims.
 
     source   the model's source.json
-    dims     the run's dims.parquet; dims that dettmers or massive selects are looked at, all others compared with
+    dims     the run's dims.parquet; dims that rules with `follow_up` select are looked at, all others compared with
 
     Of the model a few probe tokens are run, no text. Raises `InputError` where it cannot be used or is not the run's.
     """

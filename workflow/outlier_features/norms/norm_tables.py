@@ -10,8 +10,8 @@ import polars as pl
 from outlier_features.files.tables import write_table
 from outlier_features.norms.describe_gains import Gain, describe_gains, gains_at, spread_of_others
 from outlier_features.norms.norms_schema import GAINS, NORMS
+from outlier_features.rules.kinds import followed
 
-RULES = ("dettmers", "massive")  # those whose dims are the residual stream's
 _AT = {name: dtype for name, dtype in GAINS.schema.items() if name not in ("population", "rule")}
 
 
@@ -49,7 +49,9 @@ def write_norms(
     found: Sequence[Norm], dims: pl.DataFrame, norms: Path, gains: Path, provenance: dict[str, Any]
 ) -> None:
     """Write `norms`, a row per norm, and `gains`, a row per dim that is selected and norm of residual dims."""
-    selected = dims.filter(pl.col("selected"), pl.col("rule").is_in(RULES)).select("population", "rule", "dim")
+    selected = dims.filter(pl.col("selected"), pl.col("rule").is_in([*followed(provenance["rules"])])).select(
+        "population", "rule", "dim"
+    )
     chosen = selected["dim"].unique().sort().to_list()
     described = [describe_norm(norm, chosen) for norm in found]
     write_table(norms, pl.DataFrame(described, schema=NORMS.schema), NORMS, provenance)

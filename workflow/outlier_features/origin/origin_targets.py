@@ -34,15 +34,15 @@ def recorded_targets(
     """The dims to trace, None for one whose extreme the run's tables do not have.
 
     wanted     `auto`: the `max_dims` dims with the largest massive activations in population all; else those named
-    massive    rows of massive.parquet
-    dims       rows of dims.parquet
+    massive    rows of massive.parquet, of the rules that are followed
+    dims       rows of dims.parquet, of the same rules
     """
     largest = (
         massive.filter("massive_all")
         .sort(pl.col("value").abs(), "dim", descending=[True, False], maintain_order=True)
         .unique("dim", keep="first", maintain_order=True)
     )
-    selected = dims.filter("selected", population="all", rule="massive")
+    selected = dims.filter("selected", population="all")
     steps = {dim: (up, down) for dim, up, down in selected.select("dim", "step_up", "step_down").iter_rows()}
     selection: Selection = "massive" if wanted == "auto" else "named"
     found = {

@@ -32,6 +32,7 @@ from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spect
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS
 from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
+from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
 
@@ -82,7 +83,8 @@ def trace_origin(
     require_equal(provenance, run.provenance, ("tokens_sha256",), tokens)
     record = source_of(source)
     require_equal(provenance, {"model_revision": record["revision"]}, ("model_revision",), source)
-    targets = recorded_targets(wanted, max_dims, massive_rows, dim_rows)
+    listing = pl.col("rule").is_in(listing_rules(provenance["rules"]))
+    targets = recorded_targets(wanted, max_dims, massive_rows.filter(listing), dim_rows.filter(listing))
     for dim in targets:
         if dim >= provenance["d_model"]:
             raise ConfigError(

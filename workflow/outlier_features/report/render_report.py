@@ -8,7 +8,6 @@ import polars as pl
 
 from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import InputError
-from outlier_features.figures.dimension_map import TWO_RULES
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import write_page
@@ -26,14 +25,17 @@ from outlier_features.report.report_tables import (
     massive_rows,
     meanings,
     overview,
+    overview_rules,
     overview_words,
     provenance,
     selected_dims,
 )
 from outlier_features.run.costs_schema import COSTS
-from outlier_features.summary.findings import applied_sites, findings
+from outlier_features.rules.kinds import listing_rules
+from outlier_features.summary.findings import findings
 from outlier_features.summary.in_short import InShort, in_short
 from outlier_features.summary.report_run import Run
+from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import massive_spans
 
 MASSIVE_ROWS = 1000
@@ -73,6 +75,7 @@ def render_report(
     require_names([part["id"] for part in sections])
     facts: dict[str, Any] = {
         "overview": overview([run.summary for run in read]),
+        "overview_rules": overview_rules([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
         "definitions": definitions_page(definitions),
         "meanings": meanings({part["id"]: part["findings"] for part in sections}),
@@ -90,8 +93,10 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     """What the templates show of a run; all but its tables, which get the room that is left."""
     summary = run.summary
     name = f"{summary['model']['name']}/{summary['corpus']['name']}"
-    spans, in_all = massive_spans(run.tables["massive"], run.texts, run.tokens, MASSIVE_ROWS)
-    rows, hidden = selected_dims(run.tables["dims"], TWO_RULES, DIM_ROWS)
+    main, listing = list(main_rules(summary)), listing_rules(summary["rules"])
+    activations = run.tables["massive"].filter(pl.col("rule").is_in(listing))
+    spans, in_all = massive_spans(activations, run.texts, run.tokens, MASSIVE_ROWS)
+    rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
     drawings, short = run_figures(run), in_short(summary, run.tables.get("lifecycle"))
     known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
     return {
@@ -101,7 +106,14 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         "summary": summary,
         "short": short,
         "headline": headline(summary),
-        "applied": [rule for rule in TWO_RULES if applied_sites(summary, rule)],
+        "rules": main,
+        "applied": [rule for rule in main if applied_sites(summary, rule)],
+        "overlaps": [
+            (population, overlap)
+            for population, part in summary["populations"].items()
+            for overlap in part["overlaps"]
+            if {*overlap["rules"]} <= {*main}
+        ],
         "findings": findings(summary),
         "figures": [PlacedFigure.of(drawing, f"{name}/{drawing.name}", data=True) for drawing in drawings],
         "locations": run.locations
@@ -115,7 +127,10 @@ def section(run: Run, published: Path) -> dict[str, Any]:
             "packed": massive_rows(spans),
             "kept": len(spans),
             "hidden": in_all - len(spans),
-            "activations": len(run.tables["massive"]),
+            "activations": len(activations),
+            "rules": [rule for rule in listing if applied_sites(summary, rule)],
+            "sites": " + ".join(dict.fromkeys(site for rule in listing for site in applied_sites(summary, rule)))
+            or "none",
         },
         "dims": {"rows": rows, "hidden": hidden},
         "ablations": ablations(summary["ablation"]) if summary["ablation"] else [],

@@ -9,7 +9,10 @@ from outlier_features.ablate.ablation_effects import position_name, target_name
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.populations import POPULATIONS
 from outlier_features.report.page_data import described, packed
-from outlier_features.summary.findings import Finding, applied_sites, is_dump
+from outlier_features.rules.kinds import rules_of
+from outlier_features.rules.rule import HitRule
+from outlier_features.summary.findings import Finding, is_dump
+from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import MassiveSpan
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, listing, number, percent
@@ -21,17 +24,24 @@ NAMES_IN_OVERVIEW = 4
 def headline(summary: Part) -> list[tuple[str, str, str]]:
     """The run's few main numbers: value, what it is, and its site, rule and population."""
     return [
-        _rule_fact(summary, "dettmers", "outlier-feature dimension"),
-        _rule_fact(summary, "massive", "dimension with massive activations", "dimensions with massive activations"),
+        *(_rule_fact(summary, name, *_carriers(rule)) for name, rule in main_rules(summary).items()),
         _largest_fact(summary),
         *([] if is_dump(summary) else [_loss_fact(summary)]),
     ]
 
 
-def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str, str, str]:
+def _carriers(rule: HitRule) -> tuple[str, str]:
+    """What a dim that the rule selects is called, one and many."""
+    if rule.lists_hits:
+        return f"dimension with {rule.noun}s", f"dimensions with {rule.noun}s"
+    noun = rule.noun.replace(" ", "-")
+    return f"{noun} dimension", f"{noun} dimensions"
+
+
+def _rule_fact(summary: Part, rule: str, one: str, many: str) -> tuple[str, str, str]:
     sites = " + ".join(applied_sites(summary, rule))
     if not sites:
-        return DASH, many or f"{one}s", f"rule {rule} was not applied: its sites are not in this run"
+        return DASH, many, f"rule {rule} was not applied: its sites are not in this run"
     selected = {name: part["rules"][rule]["dims_selected"] for name, part in summary["populations"].items()}
     positions = summary["corpus"]["positions"]
     others = ", ".join(
@@ -39,7 +49,7 @@ def _rule_fact(summary: Part, rule: str, one: str, many: str = "") -> tuple[str,
         for name, found in selected.items()
         if name != "all"
     )
-    noun = one if selected["all"] == 1 else many or f"{one}s"
+    noun = one if selected["all"] == 1 else many
     where = f"rule {rule}, {sites}, population all"
     return number(selected["all"]), noun, f"{where}; {others}" if others else where
 
@@ -128,20 +138,7 @@ def _of_dump(summary: Part) -> list[tuple[str, str]]:
 
 
 def rules(summary: Part) -> str:
-    dettmers, massive = summary["rules"]["dettmers"], summary["rules"]["massive"]
-    return (
-        f"dettmers: |x| >= {number(dettmers['threshold'])}, {dettmers['layer_reading']} >= "
-        f"{percent(dettmers['layer_share'])}, {dettmers['position_reading']} >= {percent(dettmers['position_share'])}; "
-        f"massive: |x| > {number(massive['threshold'])}, |x| >= {number(massive['ratio'])} x median"
-        + _search(summary["super_weights"])
-    )
-
-
-def _search(super_weight: Part | None) -> str:
-    if super_weight is None:
-        return ""
-    rounds = count(super_weight["rounds"], "round")
-    return f"; super_weight: |x| > {number(super_weight['threshold'])}, at most {rounds}"
+    return "; ".join(f"{name}: {rule.criteria()}" for name, rule in rules_of(summary["rules"]).items())
 
 
 def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
@@ -231,8 +228,17 @@ def _span(values: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+_NOT_THERE = {"sites": "not one of its rules", "counts": [(DASH, "") for _ in POPULATIONS]}
+
+
+def overview_rules(summaries: Sequence[Part]) -> list[str]:
+    """Those that the table of runs has columns for."""
+    return list(dict.fromkeys(rule for summary in summaries for rule in main_rules(summary)))
+
+
 def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
     """A row for each run, to compare them."""
+    rules = overview_rules(summaries)
     return [
         {
             "model": summary["model"]["name"],
@@ -240,7 +246,7 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
             "corpus": summary["corpus"]["name"],
             "sample": f"{number(summary['corpus']['sequences'])} × "
             f"{count(summary['corpus']['sample']['tokens'], 'token')}",
-            "rules": [_selected_names(summary, rule) for rule in ("dettmers", "massive")],
+            "rules": [_selected_names(summary, rule) if rule in summary["rules"] else _NOT_THERE for rule in rules],
             "largest": _largest(summary),
             "perplexity": number(summary["loss"] and summary["loss"]["perplexity"]),
             "bits_per_byte": number(summary["loss"] and summary["loss"]["bits_per_byte"]),
@@ -252,8 +258,8 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
 def overview_words(summaries: Sequence[Part]) -> list[str]:
     """In a sentence each: in how many runs the rules select something, and the largest value of all."""
     sentences = []
-    for rule in ("dettmers", "massive"):
-        applied = [summary for summary in summaries if applied_sites(summary, rule)]
+    for rule in overview_rules(summaries):
+        applied = [one for one in summaries if rule in one["rules"] and applied_sites(one, rule)]
         selecting = [one for one in applied if one["populations"]["all"]["rules"][rule]["dims_selected"]]
         sentences.append(
             f"Rule {rule} selects at least one dimension, in population all, in {len(selecting)} of the "

@@ -64,6 +64,19 @@ def set_sensitivity(rules: Rules, thresholds: Sequence[float]) -> dict[str, dict
     return found
 
 
+def the_rule(rules: Rules, kind: str) -> dict[str, Any] | None:
+    """The one rule of a kind that a stage of its own applies: its `name` and parameters. None if it is off.
+
+    Raises `InputError` where there are several.
+    """
+    named = [{"name": name, **entry} for name, entry in rules.items() if entry["kind"] == kind]
+    if len(named) > 1:
+        raise InputError(
+            f"config: rules has {len(named)} of kind {kind}, {' and '.join(one['name'] for one in named)}, expected one at most"
+        )
+    return named[0] if named else None
+
+
 def sites_of(rules: Rules) -> set[str]:
     """Sites that are extracted for the rules' sake."""
     return {site for rule in rules_of(rules).values() for site in rule.recorded_sites}

@@ -15,6 +15,7 @@ from pkgutil import iter_modules
 from typing import Any, TypeVar
 
 from outlier_features.errors import InputError
+from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.rule import HitRule, Rule, unlisted
 
 GROUP = "outlier_features.rules"
@@ -33,11 +34,17 @@ def kinds() -> dict[str, type[Rule]]:
         try:
             kind = entry.load()
         except Exception as error:  # whatever code of others raises
-            raise InputError(f"entry point {entry.name} ({entry.value}) of {GROUP}: cannot be loaded: {error}") from error
+            raise InputError(
+                f"entry point {entry.name} ({entry.value}) of {GROUP}: cannot be loaded: {error}"
+            ) from error
         if not (isinstance(kind, type) and issubclass(kind, Rule) and getattr(kind, "kind", None)):
-            raise InputError(f"entry point {entry.name} ({entry.value}) of {GROUP}: expected a subclass of Rule with a kind")
+            raise InputError(
+                f"entry point {entry.name} ({entry.value}) of {GROUP}: expected a subclass of Rule with a kind"
+            )
         if found.setdefault(kind.kind, kind) is not kind:
-            raise InputError(f"entry point {entry.name} ({entry.value}) of {GROUP}: there is a kind {kind.kind!r} already")
+            raise InputError(
+                f"entry point {entry.name} ({entry.value}) of {GROUP}: there is a kind {kind.kind!r} already"
+            )
     return found
 
 
@@ -71,6 +78,17 @@ def of_kind(rules: Mapping[str, Rule], kind: type[Some]) -> dict[str, Some]:
 def hit_rules(config: Mapping[str, Mapping[str, Any]]) -> dict[str, HitRule]:
     """The rules that select dims by hits, see `rules_of`."""
     return of_kind(rules_of(config), HitRule)  # type: ignore[type-abstract]
+
+
+def followed(config: Mapping[str, Mapping[str, Any]], basis: str = RESIDUAL) -> dict[str, HitRule]:
+    """The rules on a basis whose dims are looked at more closely, those that list their hits first."""
+    found = {name: rule for name, rule in hit_rules(config).items() if rule.follow_up and rule.basis == basis}
+    return dict(sorted(found.items(), key=lambda item: not item[1].lists_hits))
+
+
+def listing_rules(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the followed rules of the residual stream whose hits are rows of massive.parquet."""
+    return [name for name, rule in followed(config).items() if rule.lists_hits]
 
 
 def sources_of(rules: Mapping[str, Rule]) -> list[Path]:

@@ -19,7 +19,9 @@ class Location(Rule):
         "Share of a site's layers that must hit a location; with 0 one is enough.", SHARE, 0.25
     )
     sites: tuple[str, ...] = parameter(
-        "Sites it is applied to, of those that a run has; of a dump all.", SITES, ("attn_norm", "mixer_norm", "mlp_norm")
+        "Sites it is applied to, of those that a run has; of a dump all.",
+        SITES,
+        ("attn_norm", "mixer_norm", "mlp_norm"),
     )
 
     kind: ClassVar[str] = "location"

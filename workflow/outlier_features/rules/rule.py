@@ -21,7 +21,9 @@ FLAG: Mapping[str, Any] = {"type": "boolean"}
 def parameter(description: str, schema: Mapping[str, Any], default: Any = MISSING) -> Any:
     """A field of a kind that the configuration sets; `schema` is the JSON Schema of its values."""
     about = {"description": description, **schema}
-    return field(metadata={"schema": about}) if default is MISSING else field(default=default, metadata={"schema": about})
+    return (
+        field(metadata={"schema": about}) if default is MISSING else field(default=default, metadata={"schema": about})
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

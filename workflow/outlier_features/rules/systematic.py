@@ -53,7 +53,9 @@ class Systematic(HitRule):
         None,
     )
     extract_sites: bool = parameter(
-        "Extract its sites, listed in `sites` or not. false: it is applied to those that are extracted anyway.", FLAG, True
+        "Extract its sites, listed in `sites` or not. false: it is applied to those that are extracted anyway.",
+        FLAG,
+        True,
     )
     follow_up: bool = parameter(
         "Look at the dims that it selects more closely: their shape over layers, norms' gains, surface and ablation.",

@@ -106,6 +106,9 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
     """Why the configuration leaves out an analysis, one of `missing.ANALYSES`; None if it does not."""
     if analysis in config["skip"]:
         return f"`skip` names {analysis}"
+    for name, kind in (("super_weights", "super_weight"), ("experts", "super_expert")):
+        if analysis == name and not any(rule["kind"] == kind for rule in config["rules"].values()):
+            return f"`rules` has none of kind {kind}"
     if analysis in ("super_weights", "ablation") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:

@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 from outlier_features.experts.summarize_experts import experts_in_words
 from outlier_features.files.missing import missing_sentence
-from outlier_features.model.bases import NO_OTHER_MIXER
+from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
-from outlier_features.rules import DETTMERS_SITES, MASSIVE_SITE
+from outlier_features.rules.rule import SCALES
 from outlier_features.summary.findings_ablation import ablation_sentences, super_weight_sentences
 from outlier_features.summary.meaning import meaning
+from outlier_features.summary.run_rules import applied_sites, listed, main_rules, run_rules
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent
 
 Topic = Literal["found", "not found", "missing", "prediction", "effect", "meaning"]
 Part = Mapping[str, Any]
 
-RULE_SITES = {**DETTMERS_SITES, "massive": (MASSIVE_SITE,)}
 DIMS_IN_FULL = 4
 DIMS_BY_NUMBER = 8
 _FIRST_OR_SPECIAL = "the first position of a sequence or a special token"
@@ -60,11 +60,6 @@ def is_dump(summary: Part) -> bool:
     return bool(summary["model"]["kind"] == "dump")
 
 
-def applied_sites(summary: Part, rule: str) -> list[str]:
-    """The sites of a rule that the run has."""
-    return [site for site in RULE_SITES[rule] if site in summary["sites"]["present"]]
-
-
 def _of_population(summary: Part, population: str) -> Iterator[Finding]:
     found = summary["populations"][population]
     if not summary["corpus"]["positions"][population]:
@@ -75,8 +70,11 @@ def _of_population(summary: Part, population: str) -> Iterator[Finding]:
             yield _selected(summary, population, rule, result)
         else:
             yield Finding("not found", _none_selected(summary, population, rule, result))
-    if {"dettmers", "massive"} <= found["rules"].keys():
-        yield from _overlap(found["jaccard"], population)
+    followed = main_rules(summary)
+    for overlap in found["overlaps"]:
+        if followed.keys() >= {*overlap["rules"]}:
+            yield from _overlap(overlap, population)
+    yield from _scales(summary, population)
     if found["largest"]:
         yield _largest(found["largest"], population)
 
@@ -93,8 +91,8 @@ def _largest(sites: list[Part], population: str) -> Finding:
 
 
 def _selected(summary: Part, population: str, rule: str, result: Part) -> Finding:
-    if rule == "massive":
-        text, details = _massive(summary, population, result)
+    if run_rules(summary)[rule].lists_hits:
+        text, details = _massive(summary, population, rule, result)
     else:
         text, details = _outliers(summary, population, rule, result)
     rest = [str(row["dim"]) for row in result["dims"][DIMS_IN_FULL:]]
@@ -127,12 +125,12 @@ def _extent(row: Part) -> str:
     return layers(range(row["first_layer"], row["last_layer"] + 1))
 
 
-def _massive(summary: Part, population: str, result: Part) -> tuple[str, list[str]]:
-    found = summary["populations"][population]["massive_activations"]
+def _massive(summary: Part, population: str, rule: str, result: Part) -> tuple[str, list[str]]:
+    found, noun = listed(summary, population, rule), run_rules(summary)[rule].noun
     text = (
-        f"Rule massive on {_sites(summary, 'massive')} finds {count(found['activations'], 'massive activation')} in "
+        f"Rule {rule} on {_sites(summary, rule)} finds {count(found['activations'], noun)} in "
         f"population {population}, at {count(found['positions'], 'position')} and in {layers(found['layers'])}, in "
-        f"{_dims_of(summary, 'massive', result['dims_selected'])}{_majority(result)}."
+        f"{_dims_of(summary, rule, result['dims_selected'])}{_majority(result)}."
     )
     largest = {row["dim"]: row for row in found["dims"]}
     details = [_massive_dim(summary, population, row, largest[row["dim"]]) for row in result["dims"][:DIMS_IN_FULL]]
@@ -175,11 +173,11 @@ def _steps(row: Part) -> str:
 
 
 def _none_selected(summary: Part, population: str, rule: str, result: Part) -> str:
-    sites = _sites(summary, rule)
-    if rule == "massive":
-        return f"There is no massive activation in population {population}: no value on {sites} meets rule massive."
+    sites, kind = _sites(summary, rule), run_rules(summary)[rule]
+    if kind.lists_hits:
+        return f"There is no {kind.noun} in population {population}: no value on {sites} meets rule {rule}."
     start = f"No dimension passes rule {rule} on {sites} in population {population}"
-    threshold = f"|x| >= {number(summary['rules']['dettmers']['threshold'])}"
+    threshold = f"{SCALES[kind.scale]} >= {number(kind.threshold)}"
     if not result["dims_with_hit"]:
         return f"{start}: no value there has {threshold}."
     verb = "has a value" if result["dims_with_hit"] == 1 else "have values"
@@ -187,12 +185,38 @@ def _none_selected(summary: Part, population: str, rule: str, result: Part) -> s
     return f"{start}, though {some} {verb} of {threshold} there: {_counts(result)}."
 
 
+def _scales(summary: Part, population: str) -> Iterator[Finding]:
+    """How rules that divide by a scale and those with a fixed threshold differ, by the dims that they select."""
+    rules = {name: rule for name, rule in run_rules(summary).items() if rule.basis == RESIDUAL and not rule.lists_hits}
+    selected = {
+        name: {row["dim"] for row in result["dims"]}
+        for name, result in summary["populations"][population]["rules"].items()
+        if name in rules
+    }
+    free = [name for name in selected if rules[name].scale]
+    fixed = [name for name in selected if not rules[name].scale]
+    if not free or not fixed:
+        return
+    by_free, by_fixed = (set[int]().union(*(selected[name] for name in names)) for names in (free, fixed))
+    counts = [f"{len(selected[name]):,} by {name}" for name in (*fixed, *free)]
+    yield Finding(
+        "found",
+        f"Dimensions selected in population {population} by a fixed threshold and by scale-free ones: {listing(counts)}. "
+        f"{len(by_fixed & by_free):,} in common, {len(by_fixed - by_free):,} by the fixed threshold alone, "
+        f"{len(by_free - by_fixed):,} by a scale-free one alone{_named(by_free - by_fixed)}.",
+    )
+
+
+def _named(dims: set[int]) -> str:
+    return f" ({', '.join(map(str, sorted(dims)))})" if 0 < len(dims) <= DIMS_BY_NUMBER else ""
+
+
 def _overlap(jaccard: Part, population: str) -> Iterator[Finding]:
     if jaccard["jaccard"] is None:
         return
     common, either = jaccard["common"], count(jaccard["union"], "dimension")
     where = (
-        f"selected by both rules, dettmers and massive, in population {population} (Jaccard index "
+        f"selected by both rules, {listing(jaccard['rules'])}, in population {population} (Jaccard index "
         f"{number(float(jaccard['jaccard']))}: {len(common)} of {either} selected by either)."
     )
     if not common:
@@ -235,10 +259,10 @@ def _location(rule: Part, population: str, site: str, found: Part) -> Finding:
 
 
 def _not_applied(summary: Part) -> Iterator[Finding]:
-    for rule, sites in RULE_SITES.items():
-        if not applied_sites(summary, rule):
-            reasons = [f"{site} {_why_missing(summary, site)}" for site in sites]
-            yield Finding("not found", f"Rule {rule} was not applied: {listing(reasons)}.")
+    for name, rule in run_rules(summary).items():
+        if not applied_sites(summary, name):
+            reasons = [f"{site} {_why_missing(summary, site)}" for site in rule.sites]
+            yield Finding("not found", f"Rule {name} was not applied: {listing(reasons)}.")
 
 
 def _why_missing(summary: Part, site: str) -> str:
@@ -253,7 +277,9 @@ def _absent_sites(summary: Part) -> Iterator[Finding]:
         if site in summary["sites"]["present"]:
             yield Finding("not found", f"Site {visible(site)} is absent from a part of the layers: {visible(reason)}.")
             continue
-        used = [rule for rule, sites in RULE_SITES.items() if site in sites and applied_sites(summary, rule)]
+        used = [
+            name for name, rule in run_rules(summary).items() if site in rule.sites and applied_sites(summary, name)
+        ]
         effect = "".join(f" Rule {rule} was applied to {_sites(summary, rule)} alone." for rule in used)
         yield Finding("not found", f"Site {visible(site)} is absent from this model: {visible(reason)}.{effect}")
 
@@ -309,8 +335,8 @@ def _sites(summary: Part, rule: str) -> str:
 
 
 def _dims_of(summary: Part, rule: str, selected: int) -> str:
-    """attn_heads is a basis of its own, whose width the summary does not have."""
-    total = "" if rule == "dettmers_heads" else f" of {summary['model']['d_model']:,}"
+    """Of other bases than the residual stream the summary does not have the width."""
+    total = "" if run_rules(summary)[rule].basis != RESIDUAL else f" of {summary['model']['d_model']:,}"
     return f"{count(selected, 'dimension')}{total}"
 
 

@@ -91,7 +91,7 @@ def ablation_sentences(ablation: Part) -> tuple[str, list[str]]:
 def nothing_to_ablate(ablation: Part) -> str:
     """Why an ablation has the unchanged model alone."""
     weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
-    return f"No dimension is selected by rule massive or dettmers in population all, and {weights}"
+    return f"No dimension is selected by a rule whose dimensions are ablated in population all, and {weights}"
 
 
 def _target(name: str, rule: str | None, treated: Sequence[Part], only_first: bool) -> str:

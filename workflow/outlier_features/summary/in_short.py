@@ -7,15 +7,17 @@ from typing import Any
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import position_name, target_name
+from outlier_features.model.bases import RESIDUAL
 from outlier_features.origin.origin_findings import lifecycle_sentences
-from outlier_features.summary.findings import applied_sites, is_dump
+from outlier_features.rules.kinds import followed
+from outlier_features.rules.rule import SCALES, HitRule
+from outlier_features.summary.findings import is_dump
+from outlier_features.summary.run_rules import applied_sites, listed, run_rules
 from outlier_features.visible_text import quoted
 from outlier_features.wording import count, layers, listing, number, percent
 
 Part = Mapping[str, Any]
 MAX_PROFILES = 4
-_RULES = ("massive", "dettmers")  # on a basis of d_model; attn_heads is another
-_WHAT = {"massive": "massive activations", "dettmers": "an outlier feature"}
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,22 @@ def _by_population(summary: Part, rule: str, dim: int) -> dict[str, Part]:
 
 
 def _dims(summary: Part) -> list[int]:
-    """Those that a rule selects in any population; by rule massive first, the largest first."""
+    """Those that a rule selects in any population; by a rule that lists its hits first, the largest first."""
     found: dict[int, None] = {}
-    for rule in _RULES:
+    for rule in followed(summary["rules"]):
         for population in summary["populations"]:
             found |= dict.fromkeys(_rows(summary, rule, population))
     return list(found)
 
 
 def _lead(summary: Part) -> str:
-    model, dettmers, massive = summary["model"], summary["rules"]["dettmers"], summary["rules"]["massive"]
+    model = summary["model"]
     carrier = "the model behind this dump" if is_dump(summary) else model["name"]
     return (
         f"Between its {count(model['blocks'], 'layer')}, {carrier} holds each token as {number(model['d_model'])} "
         "numbers, its hidden dimensions. In most trained transformers a few of them are far larger than the rest. An "
-        f"outlier feature is a dimension that is large (|x| >= {number(dettmers['threshold'])}) in many layers and at "
-        f"many tokens; a massive activation is a single value above {number(massive['threshold'])} that is at least "
-        f"{number(massive['ratio'])} times the median |x| around it, usually at a few tokens only. Both matter to "
+        "outlier feature is a dimension that is large in many layers and at many tokens; a massive activation is a single "
+        "value that is thousands of times larger than those around it, usually at a few tokens only. Both matter to "
         "whoever rounds activations to few bits, since one such value stretches the scale that others must share "
         "(Dettmers et al. 2022, Sun et al. 2024)."
     )
@@ -89,9 +90,9 @@ def _lead(summary: Part) -> str:
 def _answer(summary: Part, dims: list[int]) -> Iterator[str]:
     corpus, model = summary["corpus"], summary["model"]
     text = f"{count(corpus['sequences'], 'sequence')} of {count(corpus['sample']['tokens'], 'token')}"
-    applied = [rule for rule in _RULES if applied_sites(summary, rule)]
+    applied = [rule for rule in followed(summary["rules"]) if applied_sites(summary, rule)]
     if not applied:
-        yield "Neither rule could be applied: this run has none of their sites."
+        yield "No rule could be applied: this run has none of their sites."
         return
     by = f"by rule {' or '.join(applied)}, in any population"
     if not dims:
@@ -100,12 +101,13 @@ def _answer(summary: Part, dims: list[int]) -> Iterator[str]:
         names = listing([*dims[:8], *([f"{len(dims) - 8:,} more"] if len(dims) > 8 else [])])
         verb = "stands" if len(dims) == 1 else "stand"
         yield (f"In {text}, {count(len(dims), 'dimension')} of {number(model['d_model'])} {verb} out {by}: {names}.")
-    heads = {dim for population in summary["populations"] for dim in _rows(summary, "dettmers_heads", population)}
-    if heads:
-        yield (
-            f"On attn_heads, whose dimensions are another basis, rule dettmers_heads selects "
-            f"{count(len(heads), 'dimension')}."
-        )
+    for name, rule in run_rules(summary).items():
+        others = {dim for population in summary["populations"] for dim in _rows(summary, name, population)}
+        if others and rule.follow_up and rule.basis != RESIDUAL:
+            yield (
+                f"On {listing(applied_sites(summary, name))}, whose dimensions are another basis, rule {name} selects "
+                f"{count(len(others), 'dimension')}."
+            )
     if dims and "without_first" in summary["populations"]:
         yield _without_first(summary, applied)
 
@@ -122,24 +124,37 @@ def _without_first(summary: Part, applied: list[str]) -> str:
 
 
 def _profile(summary: Part, dim: int, lifecycle: pl.DataFrame | None) -> Profile:
-    by_rule = {rule: found for rule in _RULES if (found := _by_population(summary, rule, dim))}
+    rules = followed(summary["rules"])
+    by_rule = {rule: found for rule in rules if (found := _by_population(summary, rule, dim))}
     facts = [
-        *(_massive(summary, dim, by_rule["massive"]) if "massive" in by_rule else ()),
-        *(_outlier(summary, by_rule["dettmers"]) if "dettmers" in by_rule else ()),
+        *(fact for name, rows in by_rule.items() for fact in _of_rule(summary, dim, rules[name], rows)),
         *_origin(dim, lifecycle),
         *_effect(summary["ablation"], dim),
     ]
-    return Profile(dim, " and ".join(_WHAT[rule] for rule in by_rule), tuple(facts))
+    return Profile(dim, listing(dict.fromkeys(_carried(rules[name]) for name in by_rule)), tuple(facts))
 
 
 def _where(summary: Part, rule: str, population: str) -> str:
     return f"{' + '.join(applied_sites(summary, rule))}; rule {rule}; population {population}"
 
 
-def _massive(summary: Part, dim: int, rows: Mapping[str, Part]) -> Iterator[Fact]:
-    """`rows` of the populations in which the dim is selected, `all` before `without_first`."""
+def _carried(rule: HitRule) -> str:
+    if rule.lists_hits:
+        return f"{rule.noun}s"
+    return f"{'an' if rule.noun[0] in 'aeiou' else 'a'} {rule.noun}"
+
+
+def _of_rule(summary: Part, dim: int, rule: HitRule, rows: Mapping[str, Part]) -> Iterator[Fact]:
+    """`rows` of the populations in which the rule selects the dim, `all` before `without_first`."""
+    if rule.lists_hits:
+        yield from _massive(summary, dim, rule, rows)
+    else:
+        yield from _outlier(summary, rule, rows)
+
+
+def _massive(summary: Part, dim: int, rule: HitRule, rows: Mapping[str, Part]) -> Iterator[Fact]:
     population, row = next(iter(rows.items()))
-    found = summary["populations"][population]["massive_activations"]
+    found = listed(summary, population, rule.name)
     (largest,) = (one for one in found["dims"] if one["dim"] == dim)
     token = f", the token {quoted(largest['token_text'])}" if largest["token_text"] else ""
     yield Fact(
@@ -153,20 +168,20 @@ def _massive(summary: Part, dim: int, rows: Mapping[str, Part]) -> Iterator[Fact
             if found["at_excluded_positions"] == found["activations"]
             else ""
         ),
-        _where(summary, "massive", population),
+        _where(summary, rule.name, population),
     )
 
 
-def _outlier(summary: Part, rows: Mapping[str, Part]) -> Iterator[Fact]:
+def _outlier(summary: Part, rule: HitRule, rows: Mapping[str, Part]) -> Iterator[Fact]:
     population, row = next(iter(rows.items()))
     yield Fact(
-        f"|x| is {number(summary['rules']['dettmers']['threshold'])} or more at {percent(row['union_mean'])} of the "
+        f"{SCALES[rule.scale]} is {number(rule.threshold)} or more at {percent(row['union_mean'])} of the "
         f"positions and in {percent(row['blocks_mean'])} of the layers (within "
         f"{layers(range(row['first_layer'], row['last_layer'] + 1))}), on average over the sequences where it is so at "
         f"all; {row['sequences_passing']:,} of {count(summary['corpus']['sequences'], 'sequence')} pass. The largest "
         f"is {number(row['max_abs'])}."
         + _elsewhere(summary, rows, "Without the first position and special tokens it does not pass."),
-        _where(summary, "dettmers", population),
+        _where(summary, rule.name, population),
     )
 
 

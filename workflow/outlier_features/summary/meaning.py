@@ -3,19 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from outlier_features.dims.dims_schema import READINGS
-from outlier_features.wording import number, percent
-
-
-def _location(rule: Mapping[str, Any] | None) -> list[str]:
-    if rule is None:
-        return []
-    sign = ">=" if rule["inclusive"] else ">"
-    return [
-        f"Rule location: an occurrence, |x| {sign} {number(rule['threshold'])}, is kept if its location (sequence, "
-        f"position, dimension) is hit in {percent(rule['layer_share'])} of the layers of the site or more, each "
-        "site for itself; a dimension is one-sided if one sign holds at least 95 % of its kept occurrences."
-    ]
+from outlier_features.rules.kinds import rules_of
 
 
 def _populations(names: Collection[str]) -> str:
@@ -29,19 +17,8 @@ def _populations(names: Collection[str]) -> str:
 
 def meaning(summary: Mapping[str, Any]) -> list[str]:
     """A sentence or two on each rule, word and limit, with the criteria that the run used."""
-    dettmers, massive = summary["rules"]["dettmers"], summary["rules"]["massive"]
-    layer_reading, position_reading = dettmers["layer_reading"], dettmers["position_reading"]
     return [
-        "Rule dettmers (LLM.int8(), Dettmers et al. 2022): a dimension passes in a sequence if it has hits, |x| >= "
-        f"{number(dettmers['threshold'])}, in {percent(dettmers['layer_share'])} of the layers or more and at "
-        f"{percent(dettmers['position_share'])} of the positions or more, on the inputs of the linear layers: "
-        "attn_norm, mixer_norm and mlp_norm jointly. Rule dettmers_heads is the same on attn_heads.",
-        f"These shares can be read in several ways; this run selects by {layer_reading} ({READINGS[layer_reading]}) "
-        f"and {position_reading} ({READINGS[position_reading]}).",
-        "Rule massive (Sun et al. 2024): a value on resid_post is a massive activation if |x| > "
-        f"{number(massive['threshold'])} and |x| >= {number(massive['ratio'])} times the median |x| of its layer and "
-        "sequence, a median over the positions of the population.",
-        *_location(summary["location"]),
+        *(rule.meaning() for rule in rules_of(summary["rules"]).values()),
         "A dimension is selected if at least one sequence passes; how many do is given beside it.",
         _populations(summary["populations"]),
         "The kind of a selected dimension follows from the share of positions with a hit, averaged over the sequences "

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from outlier_features import rules
 from outlier_features.ablate.ablation_effects import ablation_effects
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
@@ -21,9 +21,11 @@ from outlier_features.files.artifacts import read_json, require_equal, require_s
 from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
 from outlier_features.files.tables import Table, provenance_of, public_tables, read_table
+from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
+from outlier_features.rules.kinds import hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
@@ -120,10 +122,10 @@ def summarize_run(
                             pair_rows.filter(population=population, rule=rule),
                             sites,
                         )
-                        for rule, sites in _applied(provenance["sites"]).items()
+                        | ({"massive_activations": _massive(massive_rows.filter(rule=rule), population)} if lists else {})
+                        for rule, (sites, lists) in _applied(provenance).items()
                     },
-                    "massive_activations": _massive(massive_rows, population),
-                    "jaccard": jaccard(dim_rows.filter(population=population), provenance["sites"]),
+                    "overlaps": overlaps(dim_rows.filter(population=population), provenance),
                 }
                 for population in populations_of(run.parts)
             },
@@ -168,11 +170,11 @@ def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _applied(present: list[str]) -> dict[str, str]:
-    """The rules that could be applied, with the sites they were applied to."""
-    wanted = {**rules.DETTMERS_SITES, "massive": (rules.MASSIVE_SITE,)}
-    found = {rule: [site for site in sites if site in present] for rule, sites in wanted.items()}
-    return {rule: "+".join(sites) for rule, sites in found.items() if sites}
+def _applied(run: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """The rules that could be applied, with the sites they were applied to and whether they list their hits."""
+    rules = hit_rules(run["rules"])
+    found = {name: [site for site in rule.sites if site in run["sites"]] for name, rule in rules.items()}
+    return {name: ("+".join(sites), rules[name].lists_hits) for name, sites in found.items() if sites}
 
 
 def loss_summary(loss: pl.DataFrame) -> dict[str, Any] | None:
@@ -256,16 +258,21 @@ def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
     }
 
 
-def jaccard(dims: pl.DataFrame, sites: list[str]) -> dict[str, Any]:
-    """Overlap of the dims selected by `dettmers` and by `massive`: |A and B| / |A or B|.
+def overlaps(dims: pl.DataFrame, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of every two rules of the residual stream that could be applied, how the dims that they select overlap.
 
-    None where both are empty, or where the sites of a rule are not there.
+    `jaccard`, |A and B| / |A or B|, is None where neither selects any.
     """
-    applied = {"dettmers", "massive"} <= _applied(sites).keys()
-    one, other = (set(dims.filter(pl.col("rule") == rule, "selected")["dim"]) for rule in ("dettmers", "massive"))
-    return {
-        "rules": ["dettmers", "massive"],
-        "common": sorted(one & other),
-        "union": len(one | other),
-        "jaccard": len(one & other) / len(one | other) if applied and one | other else None,
-    }
+    rules = [name for name in _applied(run) if hit_rules(run["rules"])[name].basis == RESIDUAL]
+    selected = {name: set(dims.filter("selected", rule=name)["dim"]) for name in rules}
+    return [
+        {
+            "rules": [one, other],
+            "common": sorted(selected[one] & selected[other]),
+            "union": len(selected[one] | selected[other]),
+            "jaccard": len(selected[one] & selected[other]) / len(selected[one] | selected[other])
+            if selected[one] | selected[other]
+            else None,
+        }
+        for one, other in combinations(rules, 2)
+    ]

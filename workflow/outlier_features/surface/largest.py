@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.rules import MASSIVE_SITE
+from outlier_features.model.bases import RESID_POST
 from outlier_features.scan.statistics import SiteStatistics
 
 
@@ -21,7 +21,7 @@ def find_largest(statistics: TensorFile) -> Largest | None:
     Of equals it is that of the first site by name, then layer, then sequence. Padding does not count.
     """
     sites = sorted(statistics.provenance["sites"])
-    candidates = [_of_site(statistics, site) for site in ([MASSIVE_SITE] if MASSIVE_SITE in sites else sites)]
+    candidates = [_of_site(statistics, site) for site in ([RESID_POST] if RESID_POST in sites else sites)]
     return max(candidates, key=lambda one: one.max_abs, default=None)
 
 

@@ -1,6 +1,6 @@
 """Rule record_surface: |x| over (token, dim) of the sequence and layer that hold a run's largest |x|."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.missing import require_had
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.model.bases import RESIDUAL_BASIS
+from outlier_features.model.bases import basis_of
 from outlier_features.populations import EXCLUDED, PADDING, REST
+from outlier_features.rules.kinds import followed
 from outlier_features.surface.largest import Largest, find_largest
 from outlier_features.surface.pooling import largest_indices, pooled_ranges
 from outlier_features.surface.surface_schema import SURFACE
@@ -66,7 +67,7 @@ def record_surface(
         values = tensors.sequence(tensors.layers.index(largest.layer), largest.sequence - chunk.provenance["start"])
         parts = run.parts[largest.sequence]
         _require_largest(values[parts != PADDING], largest, path, AGAIN[file.provenance["dtype"]] if rerun else None)
-        frame = pool_surface(values, parts, selected_dims(dim_rows, largest.site)).with_columns(
+        frame = pool_surface(values, parts, selected_dims(dim_rows, provenance, largest.site)).with_columns(
             pl.lit(largest.site).alias("site"),
             pl.lit(largest.layer).alias("layer"),
             pl.lit(largest.sequence).alias("sequence"),
@@ -105,10 +106,11 @@ def _require_largest(values: Array, largest: Largest, where: Path | DumpRange, t
         raise DamagedFile(str(where), text) if tolerance is None else InputError(f"{text}, though it was run again")
 
 
-def selected_dims(dims: pl.DataFrame, site: str) -> list[int]:
-    """Dims of the table `dims` that a rule selects on the site's own basis in any population, the largest first."""
-    rules = ["dettmers", "massive"] if site in RESIDUAL_BASIS else ["dettmers_heads"] if site == "attn_heads" else []
-    chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in(rules))
+def selected_dims(dims: pl.DataFrame, provenance: Mapping[str, Any], site: str) -> list[int]:
+    """Dims of the table `dims` that a rule with `follow_up` selects on the site's basis in any population, the largest
+    first."""
+    rules = followed(provenance["rules"], basis_of(site))
+    chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in([*rules]))
     largest = chosen.group_by("dim").agg(pl.col("max_abs").max())
     return largest.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
 

@@ -1,0 +1,32 @@
+"""The rules of a run, by its summary: which select by hits, and at which of their sites they could be applied."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from outlier_features.model.bases import RESIDUAL
+from outlier_features.rules.kinds import hit_rules
+from outlier_features.rules.rule import HitRule
+
+Part = Mapping[str, Any]
+
+
+def run_rules(summary: Part) -> dict[str, HitRule]:
+    """Every rule that selects by hits, applied or not."""
+    return hit_rules(summary["rules"])
+
+
+def applied_sites(summary: Part, rule: str) -> list[str]:
+    """The sites of a rule that the run has."""
+    return [site for site in run_rules(summary)[rule].sites if site in summary["sites"]["present"]]
+
+
+def main_rules(summary: Part) -> dict[str, HitRule]:
+    """The followed rules of the residual stream, applied or not: what the run's tables and figures of dims are about."""
+    return {name: rule for name, rule in run_rules(summary).items() if rule.follow_up and rule.basis == RESIDUAL}
+
+
+def listed(summary: Part, population: str, rule: str) -> Part:
+    """What a rule that lists its hits has of them in a population."""
+    result = summary["populations"][population]["rules"][rule]
+    activations: Part = result["massive_activations"]
+    return activations
