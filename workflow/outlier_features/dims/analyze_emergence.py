@@ -74,7 +74,7 @@ def dims_of(pairs: pl.DataFrame, sequences: int) -> pl.DataFrame:
 
 
 def shapes(dims: pl.DataFrame, rules: Mapping[str, HitRule], residual: SiteStatistics | None) -> pl.DataFrame:
-    """`dims` with the step-up and step-down blocks on resid_post of the selected ones of the residual stream, else null."""
+    """`dims` with the step-up and step-down blocks on resid_post of the selected ones of d_model; else null."""
     found: list[tuple[int | None, int | None]] = []
     profile = {} if residual is None else {name: residual.max_abs(name) for name in residual.populations}
     for row in dims.select("population", "rule", "dim", "selected").iter_rows(named=True):

@@ -45,8 +45,8 @@ def filter_systematic(
     rules: Mapping[str, Mapping[str, Any]],
     grid: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write the pairs of every rule, how sensitive systematic ones are to their criteria, the hits of the rules that list
-    them, and the positions of hits.
+    """Write the pairs of every rule, how sensitive systematic ones are to their criteria, the hits of rules that
+    list them, and the positions of hits.
 
     hits                per site its Parquet files, in the order of their sequences, one for each chunk
     scaled_hits         for each chunk the hits of rules with a scale

@@ -47,7 +47,7 @@ def attention_sinks(
 
 @dataclass(frozen=True)
 class _Massive:
-    """The largest dim that a rule which lists its hits selects in population all: max |x| on resid_post by layer, and its step up."""
+    """The largest selected dim in population all: max |x| on resid_post by layer, and its step up."""
 
     dim: int
     step_up: int

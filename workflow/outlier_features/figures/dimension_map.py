@@ -48,10 +48,8 @@ def dimension_map(
     )
     if not shown:
         return drawing.empty(none_selected(sites) + missing)
-    views = {
-        population: _figure(emergence, dims.filter(pl.col("rule").is_in([*sites])), shown, drawn, population)
-        for population in populations
-    }
+    of_rules = dims.filter(pl.col("rule").is_in([*sites]))
+    views = {population: _figure(emergence, of_rules, shown, drawn, population) for population in populations}
     cells = emergence.filter(pl.col("dim").is_in(shown)).select("population", "site", "dim", "layer", "max_abs")
     return replace(drawing, views=views, data=cells)
 

@@ -52,8 +52,8 @@ def rules_side_by_side(
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         listing(applied) if applied else "none",
         listing(populations),
-        "For each dimension that one of the rules selects in a population, a rule's bar reaches from the first to the last "
-        "layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
+        "For each dimension that one of the rules selects in a population, a rule's bar reaches from the first to the "
+        "last layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."
         + capped(len(chosen), len(shown), "dimension")
         + missing,

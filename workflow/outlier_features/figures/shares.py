@@ -56,8 +56,8 @@ def shares(
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
         "; ".join(f"{rule}, {threshold_of(criteria[rule])}" for rule in applied) or "none",
         listing(populations),
-        "Each point is a dimension with a hit. Across: its layer share; up: its position share, each by the reading that "
-        f"the axis names ({'; '.join(f'{name}: {READINGS[name]}' for name in readings)}); both are means over the "
+        "Each point is a dimension with a hit. Across: its layer share; up: its position share, each by the reading "
+        f"that the axis names ({'; '.join(f'{name}: {READINGS[name]}' for name in readings)}); both are means over the "
         "sequences with a hit. The dashed "
         "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
         f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from math import inf
 from typing import Any
 
 from outlier_features.errors import InputError
@@ -13,7 +14,7 @@ Rules = Mapping[str, Mapping[str, Any]]
 
 
 def complete_rules(own: Mapping[str, Any], standard: Rules) -> dict[str, dict[str, Any]]:
-    """The rules by name, those that are off left out: `own` entries, and the `standard` ones that these do not turn off.
+    """The rules by name, those that are off left out: `own` ones, and the `standard` ones that these do not turn off.
 
     An entry takes the keys that it lacks from the standard one of its name, if that is of the same kind, and from the
     rule that it is `like`. Raises `InputError` where it is no mapping, or its kind is missing or unknown.
@@ -72,7 +73,8 @@ def the_rule(rules: Rules, kind: str) -> dict[str, Any] | None:
     named = [{"name": name, **entry} for name, entry in rules.items() if entry["kind"] == kind]
     if len(named) > 1:
         raise InputError(
-            f"config: rules has {len(named)} of kind {kind}, {' and '.join(one['name'] for one in named)}, expected one at most"
+            f"config: rules has {len(named)} of kind {kind}, {' and '.join(one['name'] for one in named)}, expected "
+            "one at most"
         )
     return named[0] if named else None
 
@@ -120,8 +122,10 @@ def scaled_at(rules: Rules, sites: Collection[str]) -> dict[str, dict[str, float
     """By site of `sites` and scale, the smallest threshold of a rule."""
     found: dict[str, dict[str, float]] = {}
     for rule in hit_rules(rules).values():
-        for site in rule.sites if rule.scale is not None else ():
+        if rule.scale is None:
+            continue
+        for site in rule.sites:
             if site in sites:
-                least = float(min(rule.threshold, *rule.grid, found.get(site, {}).get(rule.scale, float("inf"))))
-                found.setdefault(site, {})[rule.scale] = least
+                before = found.setdefault(site, {}).get(rule.scale, inf)
+                found[site][rule.scale] = float(min(rule.threshold, *rule.grid, before))
     return found

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from outlier_features.model.bases import NORM_OUTPUTS
 from outlier_features.rules.rule import FLAG, SHARE, SITES, Rule, parameter
 from outlier_features.wording import number, percent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Location(Rule):
-    """Values over a threshold at locations (sequence, token, dim) that enough layers of a site hit, each site for itself.
-    It needs the activations of all sequences at once, so with `extract.keep_activations: false` they stay until it has
-    run, unless `sites` is empty."""
+    """Values over a threshold at locations (sequence, token, dim) that enough layers of a site hit, each site for
+    itself. It needs the activations of all sequences at once, so with `extract.keep_activations: false` they stay until it
+    has run, unless `sites` is empty."""
 
     threshold: float = parameter("abs(x) more than.", {"type": "number", "minimum": 0}, 6.0)
     inclusive: bool = parameter("abs(x) equal to the threshold is a hit too.", FLAG, False)
@@ -21,7 +22,7 @@ class Location(Rule):
     sites: tuple[str, ...] = parameter(
         "Sites it is applied to, of those that a run has; of a dump all.",
         SITES,
-        ("attn_norm", "mixer_norm", "mlp_norm"),
+        NORM_OUTPUTS,
     )
 
     kind: ClassVar[str] = "location"
@@ -35,6 +36,6 @@ class Location(Rule):
         sign = ">=" if self.inclusive else ">"
         return (
             f"{self.titled()}: an occurrence, |x| {sign} {number(self.threshold)}, is kept if its location (sequence, "
-            f"position, dimension) is hit in {percent(self.layer_share)} of the layers of the site or more, each site for "
-            "itself; a dimension is one-sided if one sign holds at least 95 % of its kept occurrences."
+            f"position, dimension) is hit in {percent(self.layer_share)} of the layers of the site or more, each site "
+            "for itself; a dimension is one-sided if one sign holds at least 95 % of its kept occurrences."
         )

@@ -56,7 +56,7 @@ class Rule(ABC):
             "properties": {"kind": {"description": "The kind.", "const": cls.kind}, **keys},
         }
 
-    def require_sound(self) -> None:
+    def require_sound(self) -> None:  # noqa: B027, a kind may have nothing to check
         """Raise `InputError` where parameters that are valid each for itself do not go together."""
 
     @property

@@ -24,8 +24,8 @@ class SuperExpert(Rule):
 
     def criteria(self) -> str:
         return (
-            f"largest |x| above the {number(self.percentile)}th percentile and {percent(self.share)} of the largest of all "
-            "routed experts"
+            f"largest |x| above the {number(self.percentile)}th percentile and {percent(self.share)} of the largest of "
+            "all routed experts"
         )
 
     def meaning(self) -> str:

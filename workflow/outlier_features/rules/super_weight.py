@@ -27,7 +27,7 @@ class SuperWeight(Rule):
 
     def meaning(self) -> str:
         return (
-            f"{self.titled()}: the weight between the neuron with the largest |x| on mlp_act and the dimension with the "
-            f"largest |x| on mlp_down of a layer, both above {number(self.threshold)}; it is set to zero and the search "
-            "goes on."
+            f"{self.titled()}: the weight between the neuron with the largest |x| on mlp_act and the dimension with "
+            f"the largest |x| on mlp_down of a layer, both above {number(self.threshold)}; it is set to zero and the "
+            "search goes on."
         )

@@ -28,8 +28,9 @@ class Systematic(HitRule):
     sites: tuple[str, ...] = parameter("Sites it is applied to, jointly.", {**SITES, "minItems": 1})
     threshold: float = parameter("abs(x) at least, on the scale.", POSITIVE, 6.0)
     scale: str | None = parameter(
-        "What abs(x) is divided by first: nothing (null); `token_rms`, the RMS over the dims of its position; `layer_rms`, "
-        "the RMS over the positions and dims of its sequence and layer; `gain`, the gain of the norm that makes the site.",
+        "What abs(x) is divided by first: nothing (null); `token_rms`, the RMS over the dims of its position; "
+        "`layer_rms`, the RMS over the positions and dims of its sequence and layer; `gain`, the gain of the norm that "
+        "makes the site.",
         SCALE,
         None,
     )
@@ -41,14 +42,14 @@ class Systematic(HitRule):
         "blocks",
     )
     position_reading: str = parameter(
-        "`union`: positions with a hit anywhere / positions; `pooled`: hits / (positions x site tensors); `affected`: mean "
-        "share over the site tensors with a hit.",
+        "`union`: positions with a hit anywhere / positions; `pooled`: hits / (positions x site tensors); `affected`: "
+        "mean share over the site tensors with a hit.",
         {"enum": [*POSITION_READINGS]},
         "union",
     )
     sensitivity: tuple[float, ...] | None = parameter(
-        "Thresholds of the sensitivity table. null takes `sensitivity.thresholds` or, where the rule's threshold is not "
-        "within their range, as many with the same ratios to it as those have to 6; [] leaves the rule out.",
+        "Thresholds of the sensitivity table. null takes `sensitivity.thresholds` or, where the rule's threshold is "
+        "not within their range, as many with the same ratios to it as those have to 6; [] leaves the rule out.",
         {**_THRESHOLDS, "type": ["array", "null"]},
         None,
     )

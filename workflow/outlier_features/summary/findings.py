@@ -201,7 +201,8 @@ def _scales(summary: Part, population: str) -> Iterator[Finding]:
     counts = [f"{len(selected[name]):,} by {name}" for name in (*fixed, *free)]
     yield Finding(
         "found",
-        f"Dimensions selected in population {population} by a fixed threshold and by scale-free ones: {listing(counts)}. "
+        f"Dimensions selected in population {population} by a fixed threshold and by scale-free ones: {listing(counts)}"
+        ". "
         f"{len(by_fixed & by_free):,} in common, {len(by_fixed - by_free):,} by the fixed threshold alone, "
         f"{len(by_free - by_fixed):,} by a scale-free one alone{_named(by_free - by_fixed)}.",
     )

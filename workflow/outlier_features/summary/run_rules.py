@@ -21,7 +21,7 @@ def applied_sites(summary: Part, rule: str) -> list[str]:
 
 
 def main_rules(summary: Part) -> dict[str, HitRule]:
-    """The followed rules of the residual stream, applied or not: what the run's tables and figures of dims are about."""
+    """The followed rules of the residual stream, applied or not: those that tables and figures of dims show."""
     return {name: rule for name, rule in run_rules(summary).items() if rule.follow_up and rule.basis == RESIDUAL}
 
 

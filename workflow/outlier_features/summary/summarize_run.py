@@ -122,7 +122,7 @@ def summarize_run(
                             pair_rows.filter(population=population, rule=rule),
                             sites,
                         )
-                        | ({"massive_activations": _massive(massive_rows.filter(rule=rule), population)} if lists else {})
+                        | (_listed(massive_rows.filter(rule=rule), population) if lists else {})
                         for rule, (sites, lists) in _applied(provenance).items()
                     },
                     "overlaps": overlaps(dim_rows.filter(population=population), provenance),
@@ -235,6 +235,10 @@ def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
     """Per site the layer with the largest abs(x)."""
     best = layers.drop_nulls("max").sort("max", descending=True).unique("site", keep="first", maintain_order=True)
     return best.sort("site").select("site", "layer", "max", "median").to_dicts()
+
+
+def _listed(massive: pl.DataFrame, population: str) -> dict[str, Any]:
+    return {"massive_activations": _massive(massive, population)}
 
 
 def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
