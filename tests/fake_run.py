@@ -32,9 +32,10 @@ from outlier_features.tokens.tokens import tokens_digest
 POPULATIONS = ("all", "without_first")
 BASIS = ("attn_norm", "mlp_norm", "resid_post")
 RULES = {
-    "dettmers": {"threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks",
-                 "position_reading": "union"},
-    "massive": {"threshold": 100.0, "ratio": 1000.0},
+    "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mixer_norm", "mlp_norm"], "threshold": 6.0,
+                 "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks", "position_reading": "union",
+                 "sensitivity": [4.0, 6.0]},
+    "massive": {"kind": "massive", "threshold": 100.0, "ratio": 1000.0},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
 RUN_TABLES = (

@@ -110,7 +110,7 @@ MISTAKES = {
     "rules.dettmers.threshold is 6, below detect.floors.attn_norm: 7": {
         "detect__floors__attn_norm": 7, "sensitivity__thresholds": [8.0]
     },
-    "sensitivity.thresholds is 2, below detect.floors.mlp_norm: 4": {
+    "rules.dettmers.sensitivity or sensitivity.thresholds is 2, below detect.floors.mlp_norm: 4": {
         "detect__floors__mlp_norm": 4, "sensitivity__thresholds": [2.0, 6.0]
     },
     "sensitivity.thresholds is [6.0, 6], expected each entry once": {"sensitivity__thresholds": [6.0, 6]},

@@ -6,7 +6,9 @@ from math import inf
 from typing import Any
 
 from outlier_features.errors import InputError
+from outlier_features.model.bases import NORM_OUTPUTS
 from outlier_features.rules.kinds import hit_rules, kinds, rules_of
+from outlier_features.rules.rule import SMALLEST_SCALED
 from outlier_features.rules.systematic import Systematic
 
 _TYPICAL = 6.0  # the threshold that the numbers of `sensitivity.thresholds` stand around
@@ -47,11 +49,17 @@ def _completed(name: str, entries: Rules, standard: Rules, before: tuple[str, ..
 
 
 def rules_schema(rules: Rules) -> dict[str, Any]:
-    """JSON Schema of `rules` with these names and kinds."""
-    return {
-        "type": "object",
-        "properties": {name: kinds()[entry["kind"]].schema() for name, entry in rules.items()},
-    }
+    """JSON Schema of the key `rules`, for complete rules of these names and kinds."""
+    return {"type": "object", "properties": {name: kinds()[entry["kind"]].schema() for name, entry in rules.items()}}
+
+
+def own_keys_schema(rules: Rules) -> dict[str, Any]:
+    """JSON Schema of the key `rules` as it was written, so that a mistake is found where it stands."""
+    entries = {}
+    for name, complete in rules_schema(rules)["properties"].items():
+        properties = {**complete["properties"], "like": {"type": "string"}}
+        entries[name] = {"type": ["object", "boolean", "null"], "additionalProperties": False, "properties": properties}
+    return {"type": "object", "properties": entries}
 
 
 def set_sensitivity(rules: Rules, thresholds: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -59,9 +67,10 @@ def set_sensitivity(rules: Rules, thresholds: Sequence[float]) -> dict[str, dict
     found = {name: dict(entry) for name, entry in rules.items()}
     for entry in found.values():
         if entry["kind"] == Systematic.kind and entry["sensitivity"] is None:
-            within = min(thresholds) <= entry["threshold"] <= max(thresholds)
-            ratio = 1.0 if within else entry["threshold"] / _TYPICAL
-            entry["sensitivity"] = [float(f"{threshold * ratio:.6g}") for threshold in thresholds]
+            known = entry["scale"] is not None or {*entry["sites"]} <= {*NORM_OUTPUTS, "attn_heads"}
+            ratio = 1.0 if known else entry["threshold"] / _TYPICAL
+            least = 0.0 if entry["scale"] is None else SMALLEST_SCALED
+            entry["sensitivity"] = [float(f"{one * ratio:.6g}") for one in thresholds if one >= least]
     return found
 
 

@@ -16,7 +16,14 @@ from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.documents import file_kind
 from outlier_features.files.layer_keys import LAYER
-from outlier_features.rules.configured import complete_rules, rules_schema, set_sensitivity, sites_of, thresholds_of
+from outlier_features.rules.configured import (
+    complete_rules,
+    own_keys_schema,
+    rules_schema,
+    set_sensitivity,
+    sites_of,
+    thresholds_of,
+)
 from outlier_features.rules.kinds import rules_of
 
 Schema = Mapping[str, Any]
@@ -42,8 +49,10 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     selected = {**config, "catalog": _selected_catalog(config)}
     _require_plain(selected, "the top level")
     if isinstance(selected.get("rules", {}), Mapping):
-        selected["rules"] = complete_rules(selected.get("rules", {}), schema["properties"]["rules"]["default"])
-        schema = {**schema, "properties": {**schema["properties"], "rules": rules_schema(selected["rules"])}}
+        rules = complete_rules(selected.get("rules", {}), schema["properties"]["rules"]["default"])
+        _check(selected, _with_rules(schema, own_keys_schema(rules)))
+        selected["rules"] = rules
+        schema = _with_rules(schema, rules_schema(rules))
     _check(selected, schema)
     for kind in ("models", "corpora"):
         for name in selected[kind]:
@@ -62,6 +71,10 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     _set_floors(complete, selected.get("detect", {}).get("floors", {}))
     _check_chunks(complete)
     return complete
+
+
+def _with_rules(schema: Schema, rules: Schema) -> Schema:
+    return {**schema, "properties": {**schema["properties"], "rules": rules}}
 
 
 def fetched_name(model: str, source: Mapping[str, Any]) -> str:
