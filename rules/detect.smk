@@ -8,7 +8,6 @@ rule detect_outliers:
         scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
         counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
         counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
-        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
         statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",

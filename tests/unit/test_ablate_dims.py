@@ -25,6 +25,7 @@ from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.interventions import Edit, edited
 from outlier_features.model.sites import find_sites
+from outlier_features.rules.kinds import followed
 from outlier_features.tokens.tokens import Tokens, tokens_digest
 from test_sites import BY_HAND
 from test_super_weights import plant
@@ -213,9 +214,16 @@ DIM_ROWS = dims_table(
 )  # fmt: skip
 
 
+RULES = {
+    "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mlp_norm"]},
+    "dettmers_heads": {"kind": "systematic", "sites": ["attn_heads"]},
+    "massive": {"kind": "massive"},
+}
+
+
 def test_the_targets_are_what_was_selected():
     weights = weights_table((2, 507, 90, 600.0), (11, 507, 1229, -24000.0))
-    assert selected_targets(DIM_ROWS, weights) == [
+    assert selected_targets(DIM_ROWS, followed(RULES), weights) == [
         AblationTarget("dims", "massive", "resid_post", (3,), (507,)),
         AblationTarget("dims", "massive", "resid_post", (2, 3), (247, 507)),
         AblationTarget("dims", "dettmers", "resid_post", (2,), (247,)),
@@ -223,13 +231,13 @@ def test_the_targets_are_what_was_selected():
         AblationTarget("weight", "super_weight", "mlp_down.weight", (11,), (507,), (1229,)),
         AblationTarget("weight", "super_weight", "mlp_down.weight", (2, 11), (507, 507), (90, 1229)),
     ]
-    assert selected_targets(dims_table(), weights_table()) == []
+    assert selected_targets(dims_table(), followed(RULES), weights_table()) == []
     unplaced = dims_table(("dettmers", 5, 12.0, None, True, "all"))  # without resid_post
-    assert [target.layers for target in selected_targets(unplaced, weights_table())] == [()]
+    assert [target.layers for target in selected_targets(unplaced, followed(RULES), weights_table())] == [()]
 
 
 def test_random_targets_are_as_many_and_others():
-    targets = selected_targets(DIM_ROWS, weights_table((1, 3, 6, 99.0)))
+    targets = selected_targets(DIM_ROWS, followed(RULES), weights_table((1, 3, 6, 99.0)))
     found = list(random_targets(targets, 600, {1: 8}, seeds=3))
     shapes = [(target.site, target.layers, len(target.dims)) for target in targets]
     assert [(one.site, one.layers, len(one.dims), one.seed) for one in found] == [
@@ -269,6 +277,7 @@ class Files:
             "model_revision": "0",
             "dtype": "float32",
             "no_loss": no_loss,
+            "rules": RULES,
         }
         write_table(folder / "loss.parquet", pl.DataFrame(schema=LOSS.schema), LOSS, self.provenance)
         write_table(folder / "dims.parquet", dims_table() if dims is None else dims, DIMS, self.provenance)

@@ -19,7 +19,8 @@ from outlier_features.errors import InputError
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import provenance_of, read_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
-from outlier_features.scan.counted_at import counted_at, serving, uncounted
+from outlier_features.rules.configured import counted_at
+from outlier_features.scan.counted_at import serving, uncounted
 from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_heads", "attn_norm", "mixer_norm", "mlp_norm", "mlp_out", "resid_post")
@@ -29,6 +30,18 @@ DETTMERS = {
 }  # fmt: skip
 MASSIVE = {"threshold": 2.5, "ratio": 3.0}
 GRID = {"thresholds": [3.0, 4.1, 6], "layer_shares": [0.0, 0.5], "position_shares": [0.0, 0.3]}
+
+
+def rules_of(dettmers=DETTMERS, massive=MASSIVE, grid=GRID):
+    """The rules as the configuration has them."""
+    systematic = {"kind": "systematic", **dettmers, "sensitivity": grid["thresholds"]}
+    return {
+        "dettmers": {**systematic, "sites": ["attn_norm", "mixer_norm", "mlp_norm"]},
+        "dettmers_heads": {**systematic, "sites": ["attn_heads"]},
+        "massive": {"kind": "massive", **massive},
+    }
+
+
 FACTS = {
     "model": "m", "corpus": "c", "special_tokens": {}, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
     "sites": list(SITES),
@@ -86,7 +99,7 @@ class Case:
                 {site: self.folder / f"{site}{start}" for site in SITES}, self.folder / f"pairs{start}",
                 self.folder / f"positions{start}", self.folder / f"scaled{start}",
                 self.folder / f"statistics{start}", floors=FLOORS, max_density=max_density,
-                counted=counted_at(dettmers, MASSIVE, grid), scaled={}, threads=threads,
+                counted=counted_at(rules_of(dettmers, MASSIVE, grid)), scaled={}, threads=threads,
             )  # fmt: skip
 
     def filter(self, size: int, dettmers=DETTMERS, massive=MASSIVE, grid=GRID) -> dict[str, pl.DataFrame]:
@@ -97,11 +110,12 @@ class Case:
         )  # fmt: skip
         filter_systematic(
             {site: [self.folder / f"{site}{start}" for start in chunks] for site in SITES},
+            [self.folder / f"scaled{start}" for start in chunks],
             [self.folder / f"pairs{start}" for start in chunks],
             [self.folder / f"positions{start}" for start in chunks],
             self.folder / "statistics", self.folder / "tokens", self.folder / "texts",
             self.folder / "pairs", self.folder / "sensitivity", self.folder / "massive", self.folder / "positions",
-            dettmers=dettmers, massive_rule=massive, grid=grid,
+            rules=rules_of(dettmers, massive, grid), grid=grid,
         )  # fmt: skip
         return {name: pl.read_parquet(self.folder / name) for name in TABLES}
 
@@ -187,17 +201,17 @@ def test_rules_that_were_counted_apply_again_and_others_are_refused(tmp_path):
     for rule, words in (
         ({"dettmers": DETTMERS | {"threshold": 5.0}}, "lacks hits of attn_heads at the threshold 5"),
         ({"grid": GRID | {"thresholds": [3.5, 4.1]}}, "threshold 3.5"),
-        ({"massive": MASSIVE | {"ratio": 2.0}}, "lacks massive activations by the ratio 2"),
-        ({"massive": MASSIVE | {"threshold": 2.2}}, "lacks massive activations by the threshold 2.2"),
+        ({"massive": MASSIVE | {"ratio": 2.0}}, "lacks values of resid_post by the ratio 2"),
+        ({"massive": MASSIVE | {"threshold": 2.2}}, "lacks values of resid_post by the threshold 2.2"),
     ):
         with pytest.raises(InputError, match=words):
             case.filter(3, **rule)
 
 
 def test_a_chunk_is_counted_again_only_where_what_was_counted_does_not_serve(tmp_path):
-    wanted = counted_at(DETTMERS, MASSIVE, GRID)
-    other = counted_at(DETTMERS | {"threshold": 5.0}, MASSIVE, GRID)
-    fewer = counted_at(DETTMERS, MASSIVE | {"ratio": 7}, GRID | {"thresholds": [6.0]})
+    wanted = counted_at(rules_of())
+    other = counted_at(rules_of(DETTMERS | {"threshold": 5.0}, MASSIVE, GRID))
+    fewer = counted_at(rules_of(DETTMERS, MASSIVE | {"ratio": 7}, GRID | {"thresholds": [6.0]}))
     assert serving(wanted, tmp_path / "statistics0") == wanted  # nothing is there yet
     case = Case(tmp_path, 5, (2, 3, 20, 16))
     case.detect(2, 1.0)
@@ -211,8 +225,11 @@ def test_a_chunk_is_counted_again_only_where_what_was_counted_does_not_serve(tmp
 
 @pytest.mark.parametrize("dense", [s for k in range(3) for s in itertools.combinations(SITES, k)])
 def test_only_what_a_dense_site_is_asked_for_can_be_lacking(dense):
-    found, wanted = counted_at(DETTMERS, MASSIVE, GRID), counted_at(DETTMERS | {"threshold": 9.0}, MASSIVE, GRID)
+    found, wanted = (
+        counted_at(rules_of()),
+        counted_at(rules_of(DETTMERS | {"threshold": 9.0}, MASSIVE, GRID)),
+    )
     assert (uncounted(found, wanted, dense) is None) == (not {*SITES[:4]} & set(dense))
-    assert uncounted(found, counted_at(DETTMERS, {"threshold": 2.5, "ratio": 1}, GRID), dense) is None or (
+    assert uncounted(found, counted_at(rules_of(DETTMERS, {"threshold": 2.5, "ratio": 1}, GRID)), dense) is None or (
         "resid_post" in dense
     )

@@ -136,7 +136,7 @@ def tables(folder, source):
             where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
             folder / "pairs.parquet", folder / "positions.parquet", folder / "scaled.parquet", path,
             floors={"attn_norm": 4.0},
-            max_density=1.0, threads=2, counted={"pairs": {}, "thresholds": [], "massive": {"site": "resid_post"}},
+            max_density=1.0, threads=2, counted={"pairs": {}, "listed": {}},
             scaled={},
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])

@@ -14,6 +14,7 @@ from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.positions import positions
 from outlier_features.figures.signs import signs
 from outlier_features.files.artifacts import read_json
+from outlier_features.rules.kinds import hit_rules
 from test_render_report import SITES, read, traces
 
 LAYERS = 4
@@ -90,7 +91,7 @@ def test_thresholds_are_those_of_the_run(run):
         "attn_norm": {6.0: ["dettmers"]}, "mlp_norm": {6.0: ["dettmers"]}, "resid_post": {100.0: ["massive"]},
     }  # fmt: skip
     summary["rules"]["dettmers"]["threshold"] = 5.0
-    summary["location"] = {"threshold": 6.5, "populations": {"all": {"mlp_norm": {}}}}
+    summary["location"] = {"rule": "location", "threshold": 6.5, "populations": {"all": {"mlp_norm": {}}}}
     assert site_thresholds(summary)["mlp_norm"] == {5.0: ["dettmers"], 6.5: ["location"]}
 
 
@@ -123,7 +124,7 @@ def test_kurtosis_of_a_constant_tensor_and_of_a_layer_without_the_site(run):
 @pytest.mark.parametrize("population", POPULATIONS)
 def test_positions_equal_the_table(run, population):
     plan = FakeRun()
-    drawing = positions(read(run, "positions"), RULES["massive"], POPULATIONS)
+    drawing = positions(read(run, "positions"), hit_rules(RULES), POPULATIONS)
     over = [trace for trace in traces(drawing, population=population) if trace.mode.startswith("lines")]
     first = 1 if population == "without_first" else 0
     for site, (counts, largest) in zip(BASIS, zip(over[::2], over[1::2], strict=True), strict=True):
@@ -135,7 +136,7 @@ def test_positions_equal_the_table(run, population):
     assert axes(drawing)[0] == axes(drawing)[1]
     assert drawing.views[population].layout.xaxis.range[0] < -0.5
     assert lines(drawing.views["all"]) == [("y2", 6.0), ("y4", 6.0), ("y6", 100.0)]
-    assert "massive, |x| > 100 and |x| >= 1,000 x median, on resid_post" in drawing.rule
+    assert "massive, |x| > 100 and |x| >= 1,000 medians, on resid_post" in drawing.rule
 
 
 def test_positions_of_sites_without_a_rule_or_a_hit():
@@ -144,7 +145,7 @@ def test_positions_of_sites_without_a_rule_or_a_hit():
         sequences_hit=pl.when(pl.col("site") == "mlp_norm").then(0).otherwise("sequences_hit"),
         max_abs=pl.when(pl.col("site") == "attn_out").then("max_abs"),
     )
-    drawing = positions(table, RULES["massive"], POPULATIONS)
+    drawing = positions(table, hit_rules(RULES), POPULATIONS)
     assert drawing.rule == "no rule, |x| >= 4 (the floor), on attn_out; dettmers, |x| >= 6, on mlp_norm"
     assert "No sequence has a hit on mlp_norm." in drawing.text
     notes = [note.text for note in drawing.views["all"].layout.annotations]
@@ -199,7 +200,7 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path):
             "this run has no site",
         ),
         (layers_schema.LAYERS, lambda empty: kurtosis(empty, LAYERS, POPULATIONS), "this run has no site"),
-        (dims_schema.POSITIONS, lambda empty: positions(empty, RULES["massive"], POPULATIONS), "this run has no site"),
+        (dims_schema.POSITIONS, lambda empty: positions(empty, hit_rules(RULES), POPULATIONS), "this run has no site"),
         (
             dims_schema.DIMS,
             lambda empty: signs(empty, pl.DataFrame(schema=emergence_schema.EMERGENCE.schema), SITES, POPULATIONS),
@@ -217,7 +218,7 @@ def test_a_population_without_positions_and_one_layer(tmp_path):
     drawings = [
         distribution(read(run, "distribution"), 1, THRESHOLDS, POPULATIONS),
         kurtosis(read(run, "layers"), 1, POPULATIONS),
-        positions(read(run, "positions"), RULES["massive"], POPULATIONS),
+        positions(read(run, "positions"), hit_rules(RULES), POPULATIONS),
     ]
     for drawing in drawings:
         notes = [note.text for note in drawing.views["without_first"].layout.annotations]

@@ -119,6 +119,9 @@ def rows(*found):
     return pl.DataFrame(given, schema=MASSIVE.schema)
 
 
+MASSIVE_SITES = {"massive": ["resid_post"]}
+
+
 def test_tokens_are_counted_by_text_and_part():
     massive = rows(
         (0, 1, 0, -500, "a"), (1, 1, 0, 400, "a"), (0, 1, 5, 300, "a"), (0, 2, 5, 310, "a"), (0, 1, 6, 9, None)
@@ -129,7 +132,7 @@ def test_tokens_are_counted_by_text_and_part():
     assert found.rows() == [
         ("a", None, True, 2, 2, 500.0), ("a", None, False, 2, 1, 310.0), (None, 6, False, 1, 1, 9.0)
     ]  # fmt: skip
-    drawing = massive_tokens(massive, POPULATIONS, applied=True)
+    drawing = massive_tokens(massive, MASSIVE_SITES, POPULATIONS)
     figure = drawing.views["all"]
     bars = {
         (x, y)
@@ -146,7 +149,7 @@ def test_tokens_are_counted_by_text_and_part():
 
 
 def test_many_tokens_are_capped_and_hostile_ones_escaped():
-    drawing = massive_tokens(rows(*((0, 1, n, 1000 - n, f"<i>{n}") for n in range(40))), ["all"], applied=True)
+    drawing = massive_tokens(rows(*((0, 1, n, 1000 - n, f"<i>{n}") for n in range(40))), MASSIVE_SITES, ["all"])
     labels = drawing.views["all"].layout.yaxis.ticktext
     assert len(labels) == MOST and labels[0] == "“&lt;i&gt;0”"
     assert f"Shown: the {MOST} with the largest |x| of 40 token texts." in drawing.text
@@ -154,8 +157,8 @@ def test_many_tokens_are_capped_and_hostile_ones_escaped():
 
 def test_without_massive_activations_nothing_is_drawn():
     empty = pl.DataFrame(schema=MASSIVE.schema)
-    assert massive_tokens(empty, ["all"], applied=True).text.endswith("no massive activations in any population.")
-    assert "was not applied" in massive_tokens(empty, ["all"], applied=False).text
+    assert massive_tokens(empty, MASSIVE_SITES, ["all"]).text.endswith("no massive activations in any population.")
+    assert "was not applied" in massive_tokens(empty, {"massive": []}, ["all"]).text
 
 
 def test_the_fake_runs_surface_is_whole(tmp_path):

@@ -29,21 +29,20 @@ def rule(dims=(), **changes):
     return found | changes
 
 
-def population(dettmers=None, massive=None, activations=None, jaccard=None, **others):
+NO_ACTIVATIONS = {
+    "activations": 0, "layers": [], "positions": 0, "at_excluded_positions": 0, "dims": [], "tokens": 0, "by_token": [],
+}  # fmt: skip
+
+
+def population(dettmers=None, massive=None, activations=None, overlap=None, **others):
     return {
         "largest": [{"site": "resid_post", "layer": 11, "max": 24727.5625, "median": 1.65685}],
-        "rules": {"dettmers": dettmers or rule(), "massive": massive or rule()} | others,
-        "massive_activations": activations
-        or {
-            "activations": 0,
-            "layers": [],
-            "positions": 0,
-            "at_excluded_positions": 0,
-            "dims": [],
-            "tokens": 0,
-            "by_token": [],
-        },
-        "jaccard": jaccard or {"rules": ["dettmers", "massive"], "common": [], "union": 0, "jaccard": None},
+        "rules": {
+            "dettmers": dettmers or rule(),
+            "massive": (massive or rule()) | {"massive_activations": activations or NO_ACTIVATIONS},
+        }
+        | others,
+        "overlaps": [overlap or {"rules": ["dettmers", "massive"], "common": [], "union": 0, "jaccard": None}],
     }
 
 
@@ -77,9 +76,10 @@ def summary():
         "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
         "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}, "dense": {}},
         "rules": {
-            "dettmers": {"threshold": 6.0, "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks",
-                         "position_reading": "union"},
-            "massive": {"threshold": 100.0, "ratio": 1000.0},
+            "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mixer_norm", "mlp_norm"]},
+            "dettmers_heads": {"kind": "systematic", "sites": ["attn_heads"]},
+            "massive": {"kind": "massive"},
+            "location": {"kind": "location"},
         },
         "norms": {"norms": 0, "with_gain": 0, "undecided": 0, "all_one": 0, "all_exactly_one": None, "gains": 0,
                   "gains_exactly_one": 0, "dims": []},
@@ -161,8 +161,8 @@ def test_what_was_not_found_is_said(summary):
 def test_what_ablations_did(summary):
     assert said(summary, "effect") == [
         "Over the first 96 tokens of the first 2 sequences (190 predicted tokens) the unchanged model has perplexity "
-        "31 (20 to 48 in single sequences) and mean top-1 probability 43.4 %. No dimension is selected by rule massive "
-        "or dettmers in population all, and no super weight was found, so nothing was ablated."
+        "31 (20 to 48 in single sequences) and mean top-1 probability 43.4 %. No dimension is selected by a rule "
+        "whose dimensions are ablated in population all, and no super weight was found, so nothing was ablated."
     ]
     summary["ablation"]["effects"] += [ZERO_FIRST, MEAN_FIRST, ZERO_REST, WEIGHT]
     _, dim, weight = said(summary, "effect")
@@ -258,7 +258,9 @@ def test_hits_that_do_not_pass_are_counted(summary):
 
 
 def test_the_overlap_of_the_rules(summary):
-    summary["populations"]["all"]["jaccard"] = {"common": [247], "union": 2, "jaccard": 0.5}
+    summary["populations"]["all"]["overlaps"] = [
+        {"rules": ["dettmers", "massive"], "common": [247], "union": 2, "jaccard": 0.5}
+    ]
     assert (
         "Dimension 247 is selected by both rules, dettmers and massive, in population all (Jaccard index 0.5: 1 of 2 "
         "dimensions selected by either)."
@@ -308,6 +310,8 @@ def test_sites_whose_hits_are_counted(summary):
 def test_a_rule_whose_sites_are_missing_is_not_applied(summary):
     summary["sites"] = {"present": ["resid_post"], "absent": {"attn_norm": "none"}, "dense": {}}
     del summary["populations"]["all"]["rules"]["dettmers"], summary["populations"]["without_first"]["rules"]["dettmers"]
+    for population in summary["populations"].values():
+        population["overlaps"] = []
     lines = said(summary, "not found")
     absent = "attn_norm is absent (none), mixer_norm was not recorded and mlp_norm was not recorded"
     assert f"Rule dettmers was not applied: {absent}." in lines
@@ -345,7 +349,7 @@ def test_how_many_sequences(summary, selected, majority, phrase):
      (9, 1, "1 of them is at the first"), (9, 2, "2 of them are at the first"), (9, 9, "All of them are at the first")],
 )  # fmt: skip
 def test_where_massive_activations_lie(summary, activations, excluded, phrase):
-    summary["populations"]["all"]["massive_activations"] |= {
+    summary["populations"]["all"]["rules"]["massive"]["massive_activations"] |= {
         "activations": activations, "at_excluded_positions": excluded
     }  # fmt: skip
     assert phrase in said(summary, "found")[2]
@@ -362,9 +366,9 @@ def test_every_rule_and_threshold_is_defined(summary):
     changed = copy.deepcopy(summary)
     changed["rules"]["dettmers"] |= {"threshold": 7.5, "layer_share": 0.5, "position_share": 0.01,
                                      "layer_reading": "sites_share", "position_reading": "pooled"}  # fmt: skip
-    changed["rules"]["massive"] = {"threshold": 50.0, "ratio": 20.0}
+    changed["rules"]["massive"] |= {"threshold": 50.0, "ratio": 20.0}
     text = " ".join(said(changed, "meaning"))
-    for part in ("|x| >= 7.5, in 50 % of the layers", "1 % of the positions", "by sites_share (", "and pooled (",
+    for part in ("|x| >= 7.5, in 50 % of the layers", "1 % of the positions", "(sites_share: ", "(pooled: ",
                  "|x| > 50 and |x| >= 20 times", "6.0, 25 % and 6 %", "at least one sequence passes"):  # fmt: skip
         assert part in text
 

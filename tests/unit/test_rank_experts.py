@@ -22,6 +22,7 @@ from outlier_features.tokens.tokens import tokens_digest
 TOKEN = 77
 SETTINGS = {
     "sequences": 2, "dtype": "float32", "device": "cpu", "attention": "sdpa", "threads": 1, "trust_remote_code": False,
+    "percentile": 99.5, "share": 0.1,
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ class Run:
         digest = tokens_digest(ids, flags, ~flags)
         self.provenance = {
             "tokens_sha256": digest, "model_revision": "abc", "dtype": "float32", "blocks": blocks, "absent": {},
+            "rules": {"massive": {"kind": "massive"}},
         }  # fmt: skip
         arrays = {"tokens": ids, "special": flags, "mask": ~flags, "offsets": np.zeros((*ids.shape, 2), np.int32)}
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
@@ -238,7 +240,7 @@ def test_targets_are_the_largest_of_each_dim():
             ("all", "dettmers", 2, 3),
         ]
     ]  # fmt: skip
-    targets = massive_targets(massive_rows(rows), filled(dims, DIMS.schema))
+    targets = massive_targets(massive_rows(rows), filled(dims, DIMS.schema).filter(rule="massive"))
     assert [(t.dim, t.value, t.location, t.layer, t.step_up) for t in targets] == [
         (2, 5000.0, (0, 5, 2), 2, None), (7, 901.0, (0, 3, 7), 1, 1), (9, 150.0, (0, 5, 9), 2, 2),
     ]  # fmt: skip

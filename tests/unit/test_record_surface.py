@@ -27,9 +27,7 @@ from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
 
 SELECTED = ([], [0, 1, 4, 511, 512, 513, 599])
-COUNTED = {
-    "pairs": {}, "thresholds": [], "massive": {"site": "resid_post", "threshold": 100.0, "ratio": 1000.0}
-}  # fmt: skip
+COUNTED = {"pairs": {}, "listed": {}}
 
 
 def parts_of(t, specials=(), padding=0):
@@ -99,12 +97,20 @@ def test_ranges_are_even_and_as_short_as_fits():
     assert largest_indices(np.array([1.0, 3.0, -np.inf, 3.0]), 4).tolist() == [1, 3, 0]
 
 
+RULES = {
+    "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mlp_norm"]},
+    "dettmers_heads": {"kind": "systematic", "sites": ["attn_heads"]},
+    "massive": {"kind": "massive"},
+}
+RUN = {"rules": RULES}
+
+
 def test_selected_dims_are_those_of_the_sites_basis():
     rows = [("all", "massive", 7, True, 9.0), ("without_first", "dettmers", 5, True, 20.0),
             ("all", "dettmers", 6, False, 99.0), ("all", "dettmers_heads", 3, True, 8.0)]  # fmt: skip
     dims = pl.DataFrame(rows, schema=["population", "rule", "dim", "selected", "max_abs"], orient="row")
-    assert selected_dims(dims, "resid_post") == selected_dims(dims, "mlp_norm") == [5, 7]
-    assert selected_dims(dims, "attn_heads") == [3] and selected_dims(dims, "mlp_act") == []
+    assert selected_dims(dims, RUN, "resid_post") == selected_dims(dims, RUN, "mlp_norm") == [5, 7]
+    assert selected_dims(dims, RUN, "attn_heads") == [3] and selected_dims(dims, RUN, "mlp_act") == []
 
 
 @pytest.fixture
@@ -129,7 +135,7 @@ def recorded(tmp_path):
             tmp_path / "distribution.parquet",
         )
         summarize_layers(parts, *summarized)
-        provenance = TensorFile(tmp_path / "statistics.safetensors").provenance
+        provenance = TensorFile(tmp_path / "statistics.safetensors").provenance | RUN
         write_table(tmp_path / "dims.parquet", pl.DataFrame(schema=DIMS.schema), DIMS, provenance)
         if not (tmp_path / "texts.parquet").exists():
             texts = pl.DataFrame({"text": [""] * len(run.tokens)}).to_arrow()

@@ -30,6 +30,7 @@ from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.published import published_facts
 from outlier_features.report.page_template import FOLDER, PLOTLY, script_hash
 from outlier_features.report.render_report import render_report
+from outlier_features.rules.kinds import hit_rules
 from outlier_features.tokens.token_context import context
 from outlier_features.tokens.token_text import read_texts
 from outlier_features.tokens.tokens import Tokens
@@ -118,6 +119,11 @@ def traces(drawing, kind=None, population="all"):
     """The traces with data: legend entries have none."""
     found = [trace for trace in drawing.views[population].data if trace.x is not None and list(trace.x) != [None]]
     return [trace for trace in found if kind is None or trace.type == kind]
+
+
+def dettmers(**changes):
+    """Rule dettmers with other criteria, as figures have it."""
+    return hit_rules({"dettmers": RULES["dettmers"] | changes})
 
 
 def read(directory, name):
@@ -298,7 +304,7 @@ def test_rules_side_by_side_equal_the_table(tmp_path):
 def test_shares_equal_the_table(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
+    drawing = shares(dims, SITES, dettmers(), POPULATIONS)
     found = {
         (population, trace.name, data[0], x, y)
         for population in POPULATIONS
@@ -318,13 +324,13 @@ def test_shares_equal_the_table(tmp_path):
 def test_shares_follow_the_configured_readings(tmp_path):
     dims = read(FakeRun().write(tmp_path / "run"), "dims")
     readings = {"layer_reading": "sites_share", "position_reading": "affected"}
-    points = traces(shares(dims, SITES, RULES["dettmers"] | readings, POPULATIONS))
+    points = traces(shares(dims, SITES, dettmers(**readings), POPULATIONS))
     assert {(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)} == {(0.25, 0.2)}
 
 
 def test_sensitivity_equals_the_table(tmp_path):
     table = read(FakeRun().write(tmp_path / "run"), "sensitivity")
-    drawing = sensitivity(table, RULES["dettmers"], POPULATIONS)
+    drawing = sensitivity(table, dettmers(), POPULATIONS)
     for population in POPULATIONS:
         heats = traces(drawing, "heatmap", population)
         (menu,) = drawing.views[population].layout.updatemenus
@@ -346,11 +352,11 @@ def test_the_run_s_own_criteria_are_outlined(tmp_path):
     x, y = cells.index((0.25, 0.06)), GRID["threshold"].index(6.0)
     outlined = [
         shape
-        for shape in sensitivity(table, RULES["dettmers"], POPULATIONS).views["all"].layout.shapes
+        for shape in sensitivity(table, dettmers(), POPULATIONS).views["all"].layout.shapes
         if shape.type == "rect"
     ]
     assert [(shape.x0, shape.x1, shape.y0, shape.y1) for shape in outlined] == [(x - 0.5, x + 0.5, y - 0.5, y + 0.5)]
-    other = sensitivity(table, RULES["dettmers"] | {"threshold": 5.0}, POPULATIONS)
+    other = sensitivity(table, dettmers(threshold=5.0), POPULATIONS)
     assert not [shape for shape in other.views["all"].layout.shapes if shape.type == "rect"]
     assert "are not on the grid" in other.text
 
@@ -395,7 +401,7 @@ def test_the_table_of_ablations(page):
 def gains_drawing(tmp_path, **changes):
     run = FakeRun(**changes).write(tmp_path / "run")
     norms, gains, dims = (read(run, name) for name in ("norms", "gains", "dims"))
-    return norm_gains(norms, gains, dims, gain_summary(norms, gains), POPULATIONS)
+    return norm_gains(norms, gains, dims, RULES, gain_summary(norms, gains), POPULATIONS)
 
 
 def test_norm_gains_equal_the_table(tmp_path):
@@ -429,7 +435,7 @@ def test_norm_gains_of_a_run_that_selects_nothing(tmp_path):
 def test_norms_that_lack_in_a_layer_leave_a_gap(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     norms, gains = (read(run, name).filter(pl.col("module") != "blocks.1.attn_norm") for name in ("norms", "gains"))
-    drawing = norm_gains(norms, gains, read(run, "dims"), gain_summary(norms, gains), POPULATIONS)
+    drawing = norm_gains(norms, gains, read(run, "dims"), RULES, gain_summary(norms, gains), POPULATIONS)
     attn = [trace for trace in traces(drawing, "scatter") if trace.yaxis == "y"]
     assert [[value is None for value in trace.y] for trace in attn] == [[False, True, False, False]] * 3
     assert list(traces(drawing, "bar")[0].x) == [0, 2, 3]
@@ -448,7 +454,7 @@ def test_nothing_found_is_said(page):
     assert list(parsed.figures) == [f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]]
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
-        "Nothing is drawn: no value on these sites has |x| >= 6.",
+        "Nothing is drawn: no value on these sites reaches a rule's threshold.",
         "There are none in any population.",
         "Nothing is drawn: no layer of this model has attention patterns.",
         "Nothing is drawn: this run kept no attention pattern.",
@@ -497,7 +503,7 @@ def test_many_dims_are_cut_and_the_cut_is_said(tmp_path, page):
     plan = FakeRun(outliers=tuple(range(60)), massive=tuple(range(50, 130)), hits=tuple(range(200, 2500)))
     parsed = page(plan)
     dims = read(tmp_path / "0/tiny/text", "dims")
-    drawing = shares(dims, SITES, RULES["dettmers"], POPULATIONS)
+    drawing = shares(dims, SITES, dettmers(), POPULATIONS)
     for population in POPULATIONS:
         points = traces(drawing, population=population)
         assert sum(len(trace.x) for trace in points) == MAX_POINTS

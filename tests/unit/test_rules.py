@@ -16,7 +16,7 @@ from outlier_features.dims.steps import steps
 from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import position_parts
-from outlier_features.scan.counted_at import counted_at
+from outlier_features.rules.configured import counted_at
 from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_norm", "mlp_norm", "resid_post")
@@ -28,6 +28,16 @@ DETTMERS = {
 }  # fmt: skip
 MASSIVE = {"threshold": 100.0, "ratio": 1000.0}
 GRID = {"thresholds": [4.0, 6.0, 9.0], "layer_shares": [0.0, 0.25, 0.6], "position_shares": [0.0, 0.06, 0.5]}
+
+
+def rules_of(dettmers=DETTMERS, massive=MASSIVE, grid=GRID):
+    """The rules as the configuration has them."""
+    systematic = {"kind": "systematic", **dettmers, "sensitivity": grid["thresholds"]}
+    return {
+        "dettmers": {**systematic, "sites": ["attn_norm", "mixer_norm", "mlp_norm"]},
+        "dettmers_heads": {**systematic, "sites": ["attn_heads"]},
+        "massive": {"kind": "massive", **massive},
+    }
 
 
 @dataclass
@@ -84,7 +94,7 @@ def run(request, tmp_path_factory):
             {site: folder / f"{site}{start}" for site in SITES},
             folder / f"pairs{start}", folder / f"positions{start}", folder / f"scaled{start}",
             folder / f"statistics{start}",
-            floors=FLOORS, max_density=max_density, counted=counted_at(DETTMERS, MASSIVE, GRID), scaled={}, threads=2,
+            floors=FLOORS, max_density=max_density, counted=counted_at(rules_of()), scaled={}, threads=2,
         )  # fmt: skip
     summarize_layers(
         [folder / f"statistics{start}" for start in chunks],
@@ -92,10 +102,11 @@ def run(request, tmp_path_factory):
     )  # fmt: skip
     filter_systematic(
         {site: [folder / f"{site}{start}" for start in chunks] for site in SITES},
-        [folder / f"pairs{start}" for start in chunks], [folder / f"positions{start}" for start in chunks],
+        [folder / f"scaled{start}" for start in chunks], [folder / f"pairs{start}" for start in chunks],
+        [folder / f"positions{start}" for start in chunks],
         folder / "statistics", folder / "tokens", folder / "texts",
         folder / "pairs", folder / "sensitivity", folder / "massive", folder / "positions",
-        dettmers=DETTMERS, massive_rule=MASSIVE, grid=GRID,
+        rules=rules_of(), grid=GRID,
     )  # fmt: skip
     analyze_emergence(folder / "pairs", folder / "statistics", folder / "dims", folder / "emergence")
     return Run(folder, x, position_parts(special, mask))

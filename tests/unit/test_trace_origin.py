@@ -67,7 +67,7 @@ class Run:
         self.provenance = {
             "model": "tiny", "model_revision": "abc", "corpus": "words", "corpus_sha256": "0" * 64, "dtype": "float32",
             "tokens_sha256": tokens_digest(self.ids, special, self.mask), "d_model": zoo.D_MODEL,
-            "sites": ["resid_post"], "device": "cpu", "attention": "eager",
+            "sites": ["resid_post"], "device": "cpu", "attention": "eager", "rules": {"massive": {"kind": "massive"}},
         }  # fmt: skip
         arrays = {"tokens": self.ids, "special": special, "mask": self.mask, "offsets": np.tile(offsets, (N, 1, 1))}
         write_tensors(self.directory / "tokens.safetensors", arrays, self.provenance)

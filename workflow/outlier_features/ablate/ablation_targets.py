@@ -39,7 +39,9 @@ class AblationTarget:
         return _TREATMENTS.get(self.site, [(ALL, ZERO)])
 
 
-def selected_targets(dims: pl.DataFrame, rules: Mapping[str, HitRule], super_weights: pl.DataFrame) -> list[AblationTarget]:
+def selected_targets(
+    dims: pl.DataFrame, rules: Mapping[str, HitRule], super_weights: pl.DataFrame
+) -> list[AblationTarget]:
     """What `rules` selected in population all, and what the search for super weights found.
 
     For each rule: its dims together, each at the output of its step-up block, and the one with the largest |x| there

@@ -15,14 +15,14 @@ import polars as pl
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.pairs import counts_of, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
-from outlier_features.dims.rule_hits import ChunkHits, HitFiles, HitReader, in_population
+from outlier_features.dims.rule_hits import ChunkHits, HitFiles, HitReader, in_population, without_scale
 from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar
 from outlier_features.rules.configured import counted_at, scaled_at
-from outlier_features.rules.kinds import hit_rules
+from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.rules.rule import HitRule
 from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS
 from outlier_features.tokens.token_text import read_texts, token_text
@@ -59,7 +59,7 @@ def filter_systematic(
     """
     file, run = TensorFile(statistics), Tokens.read(tokens)
     require_same_run(run.provenance, file.provenance, statistics)
-    facts = _Facts.of(file, run)
+    facts = _Facts.of(file, run, without_scale(counted_pairs))
     applied = {name: rule for name, rule in hit_rules(rules).items() if facts.sites_of(rule)}
     needed, scaled = counted_at(rules), scaled_at(rules, [*facts.tensors])
     reader = HitReader(hits, scaled_hits, counted_pairs, counted_positions, file, needed, scaled)
@@ -67,6 +67,7 @@ def filter_systematic(
         **file.provenance,
         "rules": {name: dict(rule) for name, rule in rules.items()},
         "dense": facts.dense(file),
+        "without_scale": facts.without_scale,
     }
     with_rule = {site for rule in applied.values() if rule.scale is None for site in rule.sites}
     cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)
@@ -101,9 +102,10 @@ class _Facts:
     tensors: dict[str, int]
     positions: dict[str, pl.DataFrame]
     unlisted: dict[str, list[int]]  # by site the sequences whose hits are counted
+    without_scale: Mapping[str, Mapping[str, str]]  # by site and scale why it is not known
 
     @classmethod
-    def of(cls, file: TensorFile, run: Tokens) -> "_Facts":
+    def of(cls, file: TensorFile, run: Tokens, absent: Mapping[str, Mapping[str, str]]) -> "_Facts":
         provenance = file.provenance
         positions = {
             population: pl.DataFrame({"sequence": np.arange(len(size), dtype=np.uint32), "positions": size})
@@ -112,11 +114,11 @@ class _Facts:
         tensors = {site: len(file.array(f"{site}.layers")) for site in provenance["sites"]}
         dims = max((file.array(f"{site}.pilot").shape[1] for site in tensors), default=0)
         unlisted = {site: np.flatnonzero(file.array(f"{site}.listed") == 0).tolist() for site in tensors}
-        return cls(provenance.get("layers_saved", provenance["blocks"]), dims, tensors, positions, unlisted)
+        return cls(provenance.get("layers_saved", provenance["blocks"]), dims, tensors, positions, unlisted, absent)
 
     def sites_of(self, rule: HitRule) -> list[str]:
         """Those of the rule that the run has."""
-        return [site for site in rule.sites if site in self.tensors]
+        return applied_sites(rule, {"sites": self.tensors, "without_scale": self.without_scale})
 
     def dense(self, file: TensorFile) -> dict[str, Any]:
         """By site with sequences whose hits are counted: how many, the floor, and the share of hits in all values."""

@@ -10,7 +10,7 @@ import polars as pl
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
 from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
-from outlier_features.files.tables import Table, read_table
+from outlier_features.files.tables import Table, provenance_of, read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS
 from outlier_features.rules.rule import LAYER_RMS, HitRule
@@ -107,6 +107,8 @@ class ChunkHits:
             require_equal(self._reader.provenance, found, ("attention",), path)
             for site, scales in self._reader.scaled.items():
                 for scale, least in scales.items():
+                    if scale in found.get("without_scale", {}).get(site, {}):
+                        continue
                     if not found["scaled"].get(site, {}).get(scale, float("inf")) <= least:
                         raise InputError(
                             f"{path}: lacks hits of {site} from {least:g} on scale {scale}, expected what the rules "
@@ -179,6 +181,23 @@ class ChunkHits:
         if missing:
             raise InputError(f"{path}: lacks {missing}, expected what the rules need; run detect_outliers again")
         return frame
+
+
+def without_scale(counted_pairs: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """By site and scale why the run does not know the scale, from what its chunks say.
+
+    Hits of a sequence that are too many on a scale are not listed; then nothing is said of the site by that scale.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in counted_pairs:
+        provenance = provenance_of(path, COUNTED_PAIRS)
+        for site, scales in provenance.get("without_scale", {}).items():
+            found.setdefault(site, {}).update(scales)
+        for site, sequences_of in provenance.get("unlisted", {}).items():
+            for scale, sequences in sequences_of.items():
+                reason = f"too many values of sequence {sequences[0]} are hits on this scale to be listed"
+                found.setdefault(site, {}).setdefault(scale, reason)
+    return found
 
 
 def in_population(population: str) -> pl.Expr:

@@ -15,7 +15,7 @@ from outlier_features.files.artifacts import require_same_run, write_json
 from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import Table, read_table
 from outlier_features.populations import EXCLUDED, REST, populations_of
-from outlier_features.rules.kinds import hit_rules
+from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 VERSION = 1
@@ -56,7 +56,7 @@ def write_mask(
 
 def _masks(dims: pl.DataFrame, listed: pl.DataFrame, run: Mapping[str, Any], populations: list[str]) -> Iterator[Any]:
     for name, rule in hit_rules(run["rules"]).items():
-        sites = [site for site in rule.sites if site in run["sites"]]
+        sites = applied_sites(rule, run)
         for population in populations if sites else []:
             selected = dims.filter("selected", rule=name, population=population)
             yield {

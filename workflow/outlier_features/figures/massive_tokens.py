@@ -47,7 +47,9 @@ def massive_tokens(massive: pl.DataFrame, sites: Mapping[str, Sequence[str]], po
         + capped(total, min(total, MOST), "token text"),
     )
     if not applied:
-        return drawing.empty("Nothing is drawn: no rule for massive activations was applied, as its site is not there.")
+        return drawing.empty(
+            "Nothing is drawn: a rule for massive activations was not applied, as its site is not there."
+        )
     if not total:
         return drawing.empty("Nothing is drawn: there are no massive activations in any population.")
     shown = {name: rows.head(MOST) for name, rows in found.items()}

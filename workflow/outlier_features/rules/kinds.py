@@ -80,6 +80,15 @@ def hit_rules(config: Mapping[str, Mapping[str, Any]]) -> dict[str, HitRule]:
     return of_kind(rules_of(config), HitRule)  # type: ignore[type-abstract]
 
 
+def applied_sites(rule: HitRule, run: Mapping[str, Any]) -> list[str]:
+    """The rule's sites that a run has and, if it has a scale, knows the scale of.
+
+    run   `sites`, and `without_scale`: by site and scale why it is not known
+    """
+    absent = run.get("without_scale", {})
+    return [site for site in rule.sites if site in run["sites"] and rule.scale not in absent.get(site, {})]
+
+
 def followed(config: Mapping[str, Mapping[str, Any]], basis: str = RESIDUAL) -> dict[str, HitRule]:
     """The rules on a basis whose dims are looked at more closely, those that list their hits first."""
     found = {name: rule for name, rule in hit_rules(config).items() if rule.follow_up and rule.basis == basis}

@@ -48,9 +48,9 @@ class Systematic(HitRule):
         "union",
     )
     sensitivity: tuple[float, ...] | None = parameter(
-        "Thresholds of the sensitivity table. null takes `sensitivity.thresholds` or, without a scale and on other sites "
-        "than the inputs of linear layers, as many with the same ratios to its threshold as those have to 6; [] leaves "
-        "the rule out.",
+        "Thresholds of the sensitivity table. null takes `sensitivity.thresholds` or, without a scale and on other "
+        "sites than the inputs of linear layers, as many with the same ratios to its threshold as those have to 6; [] "
+        "leaves the rule out.",
         {**_THRESHOLDS, "type": ["array", "null"]},
         None,
     )

@@ -262,11 +262,14 @@ def _location(rule: Part, population: str, site: str, found: Part) -> Finding:
 def _not_applied(summary: Part) -> Iterator[Finding]:
     for name, rule in run_rules(summary).items():
         if not applied_sites(summary, name):
-            reasons = [f"{site} {_why_missing(summary, site)}" for site in rule.sites]
+            reasons = [f"{site} {_why_missing(summary, site, rule.scale)}" for site in rule.sites]
             yield Finding("not found", f"Rule {name} was not applied: {listing(reasons)}.")
 
 
-def _why_missing(summary: Part, site: str) -> str:
+def _why_missing(summary: Part, site: str, scale: str | None) -> str:
+    unknown = summary["sites"].get("without_scale", {}).get(site, {}).get(scale)
+    if unknown:
+        return f"has no scale ({visible(unknown)})"
     reason = summary["sites"]["absent"].get(site)
     return f"is absent ({visible(reason)})" if reason else "was not recorded"
 

@@ -82,8 +82,8 @@ def _lead(summary: Part) -> str:
         "numbers, its hidden dimensions. In most trained transformers a few of them are far larger than the rest. An "
         "outlier feature is a dimension that is large in many layers and at many tokens; a massive activation is a "
         "single value that is thousands of times larger than those around it, usually at a few tokens only. Both "
-        "matter to whoever rounds activations to few bits, since one such value stretches the scale that others must share "
-        "(Dettmers et al. 2022, Sun et al. 2024)."
+        "matter to whoever rounds activations to few bits, since one such value stretches the scale that others must "
+        "share (Dettmers et al. 2022, Sun et al. 2024)."
     )
 
 

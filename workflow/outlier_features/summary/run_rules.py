@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outlier_features.model.bases import RESIDUAL
+from outlier_features.rules.kinds import applied_sites as sites_of_run
 from outlier_features.rules.kinds import hit_rules
 from outlier_features.rules.rule import HitRule
 
@@ -17,7 +18,9 @@ def run_rules(summary: Part) -> dict[str, HitRule]:
 
 def applied_sites(summary: Part, rule: str) -> list[str]:
     """The sites of a rule that the run has."""
-    return [site for site in run_rules(summary)[rule].sites if site in summary["sites"]["present"]]
+    sites = summary["sites"]
+    run = {"sites": sites["present"], "without_scale": sites.get("without_scale", {})}
+    return sites_of_run(run_rules(summary)[rule], run)
 
 
 def main_rules(summary: Part) -> dict[str, HitRule]:

@@ -25,7 +25,7 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
-from outlier_features.rules.kinds import hit_rules
+from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
@@ -103,7 +103,7 @@ def summarize_run(
             "run": {key: provenance[key]
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
-                      "dense": provenance["dense"]},
+                      "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {})},
             "rules": provenance["rules"],
             "tables": sorted(tables),
             "missing": missing,
@@ -173,7 +173,7 @@ def facts_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _applied(run: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
     """The rules that could be applied, with the sites they were applied to and whether they list their hits."""
     rules = hit_rules(run["rules"])
-    found = {name: [site for site in rule.sites if site in run["sites"]] for name, rule in rules.items()}
+    found = {name: applied_sites(rule, run) for name, rule in rules.items()}
     return {name: ("+".join(sites), rules[name].lists_hits) for name, sites in found.items() if sites}
 
 
@@ -220,7 +220,7 @@ def location_summary(document: dict[str, Any]) -> dict[str, Any]:
     """The criteria of rule `location` and, per population and site, its counts and the dims with the most."""
     names = ("occurrences", "locations", "location_rate")
     return {
-        **{key: document[key] for key in ("threshold", "inclusive", "layer_share")},
+        **{key: document[key] for key in ("rule", "threshold", "inclusive", "layer_share")},
         "populations": {
             population: {
                 site: {**{name: found[name] for name in names}, "dims": len(found["dims"]), "top": found["dims"][:TOP]}
