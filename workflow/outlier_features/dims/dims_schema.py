@@ -4,14 +4,7 @@ import polars as pl
 
 from outlier_features.files.columns import DIM, LAYER, POPULATION, RULE, SEQUENCE, SITE, SITES, TOKEN
 from outlier_features.files.tables import Column, Table
-
-READINGS = {
-    "blocks": "blocks with a hit at any of the sites / blocks of the model; of a dump, the blocks it has",
-    "sites_share": "site tensors with a hit / site tensors that the model has",
-    "union": "positions with a hit at any site tensor / positions of the population",
-    "pooled": "hits / (positions x site tensors)",
-    "affected": "share of positions with a hit, averaged over the site tensors that have one",
-}
+from outlier_features.rules.systematic import READINGS
 
 PAIRS = Table(
     "pairs",

@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
-from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
 from outlier_features.files.tables import Table, provenance_of, read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS

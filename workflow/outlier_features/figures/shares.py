@@ -8,7 +8,6 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.dims.dims_schema import READINGS
 from outlier_features.figures.style import (
     BLUE,
     GREY,

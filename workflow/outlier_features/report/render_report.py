@@ -30,8 +30,8 @@ from outlier_features.report.report_tables import (
     provenance,
     selected_dims,
 )
-from outlier_features.run.costs_schema import COSTS
 from outlier_features.rules.kinds import listing_rules
+from outlier_features.run.costs_schema import COSTS
 from outlier_features.summary.findings import findings
 from outlier_features.summary.in_short import InShort, in_short
 from outlier_features.summary.report_run import Run
