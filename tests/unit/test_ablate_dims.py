@@ -268,7 +268,7 @@ class Files:
         self.folder = folder
         location = zoo.save(name, folder / "model")
         files = {path.name: {"bytes": path.stat().st_size} for path in location.iterdir()}
-        source = {"kind": "path", "location": str(location), "origin": "model", "files": files}
+        source = {"kind": "path", "location": str(location), "origin": "model", "revision": "0", "files": files}
         (folder / "source.json").write_text(json.dumps(source))
         self.tokens = tokens or sample()
         arrays = {key: getattr(self.tokens, key) for key in ("tokens", "special", "mask", "offsets")}

@@ -70,7 +70,8 @@ class Run:
             "sites": ["resid_post"], "device": "cpu", "attention": "eager", "rules": {"massive": {"kind": "massive"}},
         }  # fmt: skip
         arrays = {"tokens": self.ids, "special": special, "mask": self.mask, "offsets": np.tile(offsets, (N, 1, 1))}
-        write_tensors(self.directory / "tokens.safetensors", arrays, self.provenance)
+        fed = {key: value for key, value in self.provenance.items() if key not in ("dtype", "sites")}
+        write_tensors(self.directory / "tokens.safetensors", arrays, fed)
         texts = pa.table({"sequence": range(N), "text": ["".join(TEXT)] * N})
         texts = texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)})
         write_parquet(self.directory / "texts.parquet", texts)

@@ -30,10 +30,8 @@ from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder
 from outlier_features.extract.measure_loss import loss_rows
-from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST
 from outlier_features.model.interventions import Edit, edited, zeroing
 from outlier_features.model.loading import Loading
@@ -71,10 +69,8 @@ def ablate_dims(
     Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
     run = Tokens.read(tokens)
-    dim_rows, provenance = read_table(dims, DIMS)
-    weight_rows, found = read_table(super_weights, SUPER_WEIGHTS)
-    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), dims)
-    require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), super_weights)
+    dim_rows, provenance = run.files.table(dims, DIMS)
+    weight_rows, found = run.files.table(super_weights, SUPER_WEIGHTS)
     sample = run.head(sequences, length)
     facts = {
         "sequences": len(sample.tokens),
@@ -85,7 +81,7 @@ def ablate_dims(
     }
     if provenance["no_loss"]:
         raise InputError(provenance["no_loss"])
-    loaded = load_model(Path(source_of(source)["location"]), **loading)
+    loaded = load_model(Path(run.files.model(source)["location"]), **loading)
     passes = AblationRun(loaded, sample, batch_size)
     targets = selected_targets(dim_rows, followed(provenance["rules"]), weight_rows)
     variants = passes.variants([*targets, *random_targets(targets, loaded.d_model, passes.neurons, seeds)])

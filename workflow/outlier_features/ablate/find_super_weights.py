@@ -11,10 +11,8 @@ from outlier_features.ablate.super_weights import SuperWeight, search_super_weig
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.errors import InputError
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import MISSING
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import load_model
 from outlier_features.model.sites import Block, find_sites
@@ -46,10 +44,9 @@ def find_super_weights(
     Raises `InputError` where the files are of another run or no block can be searched.
     """
     run = Tokens.read(tokens)
-    _, provenance = read_table(loss, LOSS)
-    require_equal(run.provenance, provenance, ("tokens_sha256", "model", "corpus"), loss)
+    _, provenance = run.files.table(loss, LOSS)
     provenance.pop(MISSING, None)  # the search needs no loss
-    model_source = source_of(source)
+    model_source = run.files.model(source)
     listed = published_super_weights(published, model_source)
     loaded = load_model(Path(model_source["location"]), **loading)
     blocks = find_sites(loaded)

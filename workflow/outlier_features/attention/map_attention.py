@@ -19,9 +19,7 @@ from outlier_features.attention.sink_counts import SinkCounter
 from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import require_equal
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
@@ -61,9 +59,8 @@ def map_attention(
     Raises `InputError` where the files are of another run, or the model has no attention patterns.
     """
     run = Tokens.read(tokens)
-    layer_rows, made_by = read_table(layers, LAYERS)
-    require_equal(run.provenance, made_by, ("tokens_sha256",), layers)
-    model_source = source_of(source)
+    layer_rows = run.files.rows(layers, LAYERS)
+    model_source = run.files.model(source)
     loading["attention"] = "eager"  # no other hands out its patterns
     loaded = load_model(Path(model_source["location"]), **loading)
     found = find_attention(loaded)

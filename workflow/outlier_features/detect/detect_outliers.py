@@ -18,7 +18,7 @@ from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS
 from outlier_features.detect.scales_of_site import scales_of_site
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import require_equal, require_same_run, require_sequences
+from outlier_features.files.artifacts import require_equal
 from outlier_features.files.sealed_parquet import sealing
 from outlier_features.files.tables import Table, to_arrow
 from outlier_features.files.tensorfile import write_tensors
@@ -71,10 +71,7 @@ def detect_outliers(
     run = Tokens.read(tokens)
     chunk, first = Activations.open(activations, run, gain_keys), Activations.open(first_chunk, run)
     provenance = chunk.provenance
-    require_same_run(provenance, first.provenance, str(first_chunk))
     require_equal({"start": 0}, first.provenance, ("start",), str(first_chunk))
-    if isinstance(activations, Path):
-        require_sequences(provenance, activations)
     parts = run.parts[provenance["start"] : provenance["stop"]]
     found: dict[str, SiteStatistics] = {}
     scales = {site: scales_of_site(chunk, site, dict(scaled[site])) for site in chunk.sites if site in scaled}

@@ -1,6 +1,6 @@
 """Rule summarize_layers: the statistics of all chunks together, and the tables of layers and of distributions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import polars as pl
 
 from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
 from outlier_features.detect.magnitude_bins import distribution_rows
-from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
+from outlier_features.files.artifacts import holds_sequences
+from outlier_features.files.run_files import RunFiles, require_whole
 from outlier_features.files.tables import write_table
-from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import POPULATIONS
 from outlier_features.progress import item_bar
 from outlier_features.scan.statistics import SiteStatistics, merge
@@ -22,17 +23,11 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
-    files = [file for file in map(TensorFile, chunks) if holds_sequences(file.provenance)]
-    provenance: Mapping[str, Any] = files[0].provenance
-    covered = 0
-    for file in files:
-        require_same_run(provenance, file.provenance, file.path)
-        require_equal(provenance, file.provenance, ("attention", "stored_as"), file.path)
-        require_equal({"start": covered}, file.provenance, ("start",), file.path)
-        covered = file.provenance["stop"]
-    provenance = {**provenance, "start": 0, "stop": covered}
+    run = RunFiles()
+    files = [file for file in map(run.tensors, chunks) if holds_sequences(file.provenance)]
+    require_whole([(file.path, file.provenance) for file in files], same=("attention", "stored_as"))
+    provenance = {**files[0].provenance, "start": 0, "stop": files[-1].provenance["stop"]}
     del provenance["counted"]  # of the first chunk
-    require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), files[-1].path)
     merged = {
         site: merge(SiteStatistics.read(file, site) for file in files)
         for site in item_bar(provenance["sites"], "merge statistics", "site")

@@ -10,9 +10,8 @@ import polars as pl
 from outlier_features.dims.dims_schema import DIMS, PAIRS, READINGS
 from outlier_features.dims.emergence_schema import EMERGENCE
 from outlier_features.dims.steps import steps
-from outlier_features.files.artifacts import require_same_run
-from outlier_features.files.tables import read_table, write_table
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.run_files import RunFiles
+from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST, RESIDUAL, RESIDUAL_BASIS
 from outlier_features.populations import POPULATIONS
 from outlier_features.rules.kinds import followed, hit_rules
@@ -24,9 +23,9 @@ ONE_SIDED = 0.95
 
 def analyze_emergence(pairs: Path, statistics: Path, dims: Path, emergence: Path) -> None:
     """Write `dims`, a row per population, rule and dim with a hit, and `emergence`, their extremes per block."""
-    rows, provenance = read_table(pairs, PAIRS)
-    file = TensorFile(statistics)
-    require_same_run(file.provenance, provenance, pairs)
+    files = RunFiles()
+    file = files.tensors(statistics)
+    rows, provenance = files.table(pairs, PAIRS)
     sites = {site: SiteStatistics.read(file, site) for site in provenance["sites"]}
     found = shapes(dims_of(rows, provenance["sequences"]), hit_rules(provenance["rules"]), sites.get(RESID_POST))
     write_table(dims, found, DIMS, provenance)

@@ -11,9 +11,8 @@ from jsonschema import Draft202012Validator
 
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE
-from outlier_features.files.artifacts import require_same_run, write_json
+from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import MISSING
-from outlier_features.files.tables import Table, read_table
 from outlier_features.populations import EXCLUDED, REST, populations_of
 from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.tokens.tokens import Tokens
@@ -31,15 +30,8 @@ def write_mask(
     super_weights   None for a dump
     """
     run = Tokens.read(tokens)
-    dim_rows, provenance = read_table(dims, DIMS)
-    require_same_run(run.provenance, provenance, dims)
-
-    def rows(path: Path, table: Table) -> tuple[pl.DataFrame, Mapping[str, Any]]:
-        frame, found = read_table(path, table)
-        require_same_run(provenance, found, path)
-        return frame, found
-
-    activations, _ = rows(massive, MASSIVE)
+    dim_rows, provenance = run.files.table(dims, DIMS)
+    activations = run.files.rows(massive, MASSIVE)
     content = {
         "version": VERSION,
         **{key: provenance[key] for key in _FACTS},
@@ -48,7 +40,7 @@ def write_mask(
             "other": int(np.count_nonzero(run.parts == REST)),
         },
         "masks": list(_masks(dim_rows, activations, provenance, populations_of(run.parts))),
-        "super_weights": super_weights and _super_weights(*rows(super_weights, SUPER_WEIGHTS)),
+        "super_weights": super_weights and _super_weights(*run.files.table(super_weights, SUPER_WEIGHTS)),
     }
     Draft202012Validator(json.loads(schema.read_text(encoding="utf-8"))).validate(content)
     write_json(mask, content)

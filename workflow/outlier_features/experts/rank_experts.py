@@ -16,9 +16,8 @@ from outlier_features import __version__
 from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.experts.experts_schema import EXPERTS, ROUTING
-from outlier_features.files.artifacts import read_json, require_equal, require_same_run
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.artifacts import read_json, require_equal
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Loading
 from outlier_features.rules.kinds import listing_rules
@@ -59,13 +58,10 @@ def rank_experts(
     cannot be recorded, or the parts of an activation do not sum to it.
     """
     run = Tokens.read(tokens)
-    model = source_of(source)
-    dim_rows, provenance = read_table(dims, DIMS)
-    massive_rows, found = read_table(massive, MASSIVE)
-    require_same_run(run.provenance, provenance, dims)
-    require_same_run(provenance, found, massive)
-    mine = {"model_revision": model["revision"], "dtype": loading["dtype"]}
-    require_equal(mine, provenance, tuple(mine), dims)
+    dim_rows, provenance = run.files.table(dims, DIMS)
+    massive_rows = run.files.rows(massive, MASSIVE)
+    model = run.files.model(source)
+    require_equal({"dtype": loading["dtype"]}, provenance, ("dtype",), dims)
     ranked = range(min(sequences, len(run.tokens)))
     listing = pl.col("rule").is_in(listing_rules(provenance["rules"]))
     targets = massive_targets(massive_rows.filter(listing), dim_rows.filter(listing))

@@ -7,7 +7,7 @@ from typing import Any
 
 from outlier_features.dump.dumps import Dump, DumpRange
 from outlier_features.errors import DamagedFile, InputError
-from outlier_features.files.artifacts import holds_sequences, require_same_run
+from outlier_features.files.artifacts import holds_sequences
 from outlier_features.files.layer_keys import GAIN
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.gains_in_file import gains_of_site
@@ -44,8 +44,7 @@ class Activations:
             sites = {site: one.rows(where.start, where.stop).padded(tokens) for site, one in dump.sites.items()}
             gains = {} if gain_keys is None else _gains_of_dump(dump, gain_keys)
             return cls(sites, {**run.provenance, "start": where.start, "stop": where.stop}, gains)
-        file = TensorFile(where)
-        require_same_run(run.provenance, file.provenance, where)
+        file = run.files.tensors(where)
         names = file.provenance["sites"] if holds_sequences(file.provenance) else []
         found = {site: SiteTensors.per_layer(file, site) for site in names}
         gains = {site: file.array(GAIN + site) for site in found if GAIN + site in file.entries}

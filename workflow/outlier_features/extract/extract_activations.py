@@ -17,9 +17,8 @@ from tqdm import tqdm
 from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.losses import LossRecorder, loss_recorder
-from outlier_features.files.artifacts import require_equal, require_same_run
+from outlier_features.files.artifacts import require_equal
 from outlier_features.files.layer_keys import GAIN
-from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
@@ -69,8 +68,7 @@ def extract_activations(
     sequences = len(run.tokens)
     start, stop = min(start, sequences), min(stop, sequences)
     _check_request(run, tokens, sites)
-    model_source = source_of(source)
-    require_same_run({"model_revision": model_source["revision"]}, run.provenance, tokens)
+    model_source = run.files.model(source)
     if sample is not None:
         require_equal({"sample": dict(sample)}, run.provenance, ("sample",), tokens)
     if start == stop:

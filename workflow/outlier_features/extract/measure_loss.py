@@ -9,9 +9,9 @@ import polars as pl
 
 from outlier_features.errors import InputError
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run
+from outlier_features.files.artifacts import holds_sequences
+from outlier_features.files.run_files import require_whole
 from outlier_features.files.tables import write_table
-from outlier_features.files.tensorfile import TensorFile
 from outlier_features.tokens.tokens import Tokens
 
 
@@ -23,18 +23,13 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
     Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
     run = Tokens.read(tokens)
-    frames, covered = [], 0
-    provenance: dict[str, Any] = {}
-    for file in filter(lambda file: holds_sequences(file.provenance), map(TensorFile, chunks)):
-        path, provenance = file.path, file.provenance
-        require_same_run(run.provenance, provenance, path)
-        require_equal({"start": covered}, provenance, ("start",), path)
-        covered = provenance["stop"]
-        if provenance["no_loss"]:
-            raise InputError(provenance["no_loss"])
-        frames.append(loss_rows(run, provenance["start"], provenance["stop"], file.array("nll")))
-    require_equal({"stop": provenance["sequences"]}, provenance, ("stop",), chunks[-1])
-    write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0, "stop": provenance["sequences"]})
+    files = [file for file in map(run.files.tensors, chunks) if holds_sequences(file.provenance)]
+    require_whole([(file.path, file.provenance) for file in files])
+    for file in files:
+        if file.provenance["no_loss"]:
+            raise InputError(file.provenance["no_loss"])
+    frames = [loss_rows(run, file.provenance["start"], file.provenance["stop"], file.array("nll")) for file in files]
+    write_table(loss, pl.concat(frames), LOSS, {**files[-1].provenance, "start": 0})
 
 
 def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any]) -> pl.DataFrame:

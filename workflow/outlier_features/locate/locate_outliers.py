@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from outlier_features.dump.dumps import DumpRange
-from outlier_features.errors import InputError
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, write_json
+from outlier_features.files.artifacts import holds_sequences, write_json
+from outlier_features.files.run_files import require_whole
 from outlier_features.locate.count_document import comparison_document, count_document
 from outlier_features.locate.count_locations import LocationCount, LocationRule, compare_dims, count_locations
 from outlier_features.model.bases import RESIDUAL_BASIS
@@ -37,17 +37,11 @@ def locate_outliers(
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
     run = Tokens.read(tokens)
-    every = [Activations.open(chunk, run) for chunk in chunks]
-    opened = [chunk for chunk in every if holds_sequences(chunk.provenance)]
+    every = [(where, Activations.open(where, run)) for where in chunks]
+    held = [(where, chunk) for where, chunk in every if holds_sequences(chunk.provenance)]
+    require_whole([(where, chunk.provenance) for where, chunk in held], same=("attention",))
+    opened = [chunk for _, chunk in held]
     provenance = opened[0].provenance
-    covered = 0
-    for path, chunk in zip(chunks, opened, strict=False):  # the last may hold no sequence
-        require_same_run(provenance, chunk.provenance, str(path))
-        require_equal(provenance, chunk.provenance, ("attention",), str(path))
-        require_equal({"start": covered}, chunk.provenance, ("start",), str(path))
-        covered = chunk.provenance["stop"]
-    if covered != len(run.tokens):
-        raise InputError(f"{chunks[-1]}: ends before sequence {covered}, expected the last of {len(run.tokens)}")
     present = [site for site in sites if site in opened[0].sites]
     parts = run.parts
     write_json(

@@ -5,9 +5,7 @@ from pathlib import Path
 import torch
 
 from outlier_features.dims.dims_schema import DIMS
-from outlier_features.files.artifacts import require_equal
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table
+from outlier_features.files.run_files import RunFiles
 from outlier_features.model.loading import Part
 from outlier_features.norms.norm_tables import write_norms
 from outlier_features.norms.norms import norms_of
@@ -24,8 +22,8 @@ def check_norms(
     Of the model a few probe tokens are run, no text. Raises `InputError` where it cannot be used or is not the run's.
     """
     torch.set_num_threads(threads)
-    rows, provenance = read_table(dims, DIMS)
-    model = source_of(source)
-    require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), dims)
+    files = RunFiles()
+    rows, provenance = files.table(dims, DIMS)
+    model = files.model(source)
     found = norms_of(Path(model["location"]), trust_remote_code, part)
     write_norms(found, rows, norms, gains, provenance)

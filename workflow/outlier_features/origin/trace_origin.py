@@ -16,9 +16,8 @@ from outlier_features import __version__
 from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.dims.steps import steps
 from outlier_features.errors import ConfigError, InputError
-from outlier_features.files.artifacts import replacing, require_equal
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.artifacts import replacing
+from outlier_features.files.tables import write_table
 from outlier_features.model.forward_pass import run_blocks
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
@@ -77,12 +76,9 @@ def trace_origin(
     """
     run = Tokens.read(tokens)
     spelled = read_texts(texts, run)
-    dim_rows, provenance = read_table(dims, DIMS)
-    massive_rows, found = read_table(massive, MASSIVE)
-    require_equal(provenance, found, ("tokens_sha256", "model_revision", "dtype"), massive)
-    require_equal(provenance, run.provenance, ("tokens_sha256",), tokens)
-    record = source_of(source)
-    require_equal(provenance, {"model_revision": record["revision"]}, ("model_revision",), source)
+    dim_rows, provenance = run.files.table(dims, DIMS)
+    massive_rows = run.files.rows(massive, MASSIVE)
+    record = run.files.model(source)
     listing = pl.col("rule").is_in(listing_rules(provenance["rules"]))
     targets = recorded_targets(wanted, max_dims, massive_rows.filter(listing), dim_rows.filter(listing))
     for dim in targets:

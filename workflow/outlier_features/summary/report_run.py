@@ -10,7 +10,8 @@ import polars as pl
 from outlier_features.attention.kept_patterns import AttentionMaps
 from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.dims.dims_schema import DIMS
-from outlier_features.files.artifacts import read_json, require_equal, require_same_run
+from outlier_features.files.artifacts import read_json, require_equal
+from outlier_features.files.run_files import RunFiles
 from outlier_features.files.sealed_parquet import open_parquet
 from outlier_features.files.tables import Table, provenance_of, public_tables, read_batches, read_table
 from outlier_features.summary.summarize_run import LOCATION_KEYS, SUMMARY_KEYS, facts_of
@@ -47,18 +48,14 @@ class Run:
     @classmethod
     def read(cls, directory: Path) -> "Run":
         tokens = Tokens.read(directory / "tokens.safetensors")
-        _, provenance = read_table(directory / "dims.parquet", DIMS)
-        require_same_run(tokens.provenance, provenance, directory / "dims.parquet")
+        _, provenance = tokens.files.table(directory / "dims.parquet", DIMS)
 
         def rows(table: Table) -> pl.DataFrame:
-            path = directory / f"{table.name}.parquet"
-            frame, found = read_table(path, table)
-            require_same_run(provenance, found, path)
-            return frame
+            return tokens.files.rows(directory / f"{table.name}.parquet", table)
 
         def first(table: Table) -> pl.DataFrame:
             path = directory / f"{table.name}.parquet"
-            require_same_run(provenance, provenance_of(path, table), path)
+            tokens.files.require(provenance_of(path, table), path)
             return _first_rows(path, table)
 
         summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
@@ -74,7 +71,7 @@ class Run:
             {name: _rows_in_all(directory / f"{name}.parquet") for name in first_rows},
             tokens,
             read_texts(directory / "texts.parquet", tokens),
-            _locations(directory / "locations.json", provenance) if summary["location"] else None,
+            _locations(directory / "locations.json", tokens.files) if summary["location"] else None,
             _maps(directory) if "sinks" in tables and "attention_maps" not in summary["missing"] else None,
         )
 
@@ -105,9 +102,9 @@ def _rows_in_all(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def _locations(path: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _locations(path: Path, run: RunFiles) -> dict[str, Any]:
     document: dict[str, Any] = read_json(path, *LOCATION_KEYS)
-    require_same_run(provenance, document, path)
+    run.require(document, path)
     return document
 
 

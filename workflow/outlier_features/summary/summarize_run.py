@@ -17,10 +17,11 @@ from outlier_features.errors import InputError
 from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import read_json, require_equal, require_same_run, write_json
+from outlier_features.files.artifacts import read_json, write_json
 from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
-from outlier_features.files.tables import Table, provenance_of, public_tables, read_table
+from outlier_features.files.run_files import RunFiles
+from outlier_features.files.tables import Table, provenance_of, public_tables
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
@@ -52,22 +53,19 @@ def summarize_run(
     an analysis could not be had.
     """
     run = Tokens.read(tokens)
-    _, provenance = read_table(tables["pairs"], PAIRS)
-    require_same_run(run.provenance, provenance, tables["pairs"])
+    pair_rows, provenance = run.files.table(tables["pairs"], PAIRS)
 
     def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
-        frame, found = read_table(tables[table.name], table)
-        require_same_run(provenance, found, tables[table.name])
-        return frame, found
+        return run.files.table(tables[table.name], table)
 
     def rows(table: Table) -> pl.DataFrame:
-        return checked(table)[0]
+        return run.files.rows(tables[table.name], table)
 
-    missing = _missing(tables, provenance)
+    missing = _missing(tables, run.files)
     if strict:
         _require_none(missing, provenance)
     had = [name for name in tables if name not in missing]
-    layer_rows, dim_rows, pair_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(PAIRS), rows(MASSIVE)
+    layer_rows, dim_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(MASSIVE)
     experts = ablation = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
@@ -77,12 +75,12 @@ def summarize_run(
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
-        require_same_run(provenance, located, tables["locations"])
+        run.files.require(located, tables["locations"])
     model = record_of(model_source, "origin", "revision", "location")
     corpus = record_of(corpus_source, "origin", "revision", "documents") if corpus_source else {}
-    require_equal({"model_revision": model["revision"]}, provenance, ("model_revision",), tables["pairs"])
-    if corpus:
-        require_equal({"corpus_sha256": corpus["sha256"]}, provenance, ("corpus_sha256",), tables["pairs"])
+    run.files.require({"model_revision": model["revision"]}, model_source)
+    if corpus_source:
+        run.files.require({"corpus_sha256": corpus["sha256"]}, corpus_source)
     write_json(
         summary,
         {
@@ -133,13 +131,13 @@ def summarize_run(
     )  # fmt: skip
 
 
-def _missing(tables: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _missing(tables: Mapping[str, Path], run: RunFiles) -> dict[str, dict[str, Any]]:
     """By analysis, the `cause`, `reason` and `log` that its `tables` have in their provenance."""
     found: dict[str, dict[str, Any]] = {}
     for table in public_tables().values():
         if table.name in tables:
             provenance = provenance_of(tables[table.name], table)
-            require_same_run(run, provenance, tables[table.name])
+            run.require(provenance, tables[table.name])
             if MISSING in provenance:
                 facts = dict(provenance[MISSING])
                 found.setdefault(facts.pop("analysis"), facts | {"tables": []})["tables"].append(table.name)

@@ -13,10 +13,8 @@ from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.extract.activations import Activations
-from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.missing import require_had
-from outlier_features.files.tables import read_table, write_table
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.tables import write_table
 from outlier_features.model.bases import basis_of
 from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.rules.kinds import followed
@@ -53,11 +51,10 @@ def record_surface(
     sequence's largest `abs(x)` is not the one that the statistics have (run again, up to 0.1 % in float32; 16-bit
     products differ by more).
     """
-    run, file = Tokens.read(tokens), TensorFile(statistics)
+    run = Tokens.read(tokens)
+    file = run.files.tensors(statistics)
     spelled = read_texts(texts, run)
-    dim_rows, provenance = read_table(dims, DIMS)
-    require_same_run(run.provenance, file.provenance, statistics)
-    require_same_run(file.provenance, provenance, dims)
+    dim_rows, provenance = run.files.table(dims, DIMS)
     largest = find_largest(file)
     frame, rerun = pl.DataFrame(schema=SURFACE.schema), False
     if largest is not None:

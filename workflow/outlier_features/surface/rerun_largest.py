@@ -8,9 +8,7 @@ import torch
 
 from outlier_features import __version__
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import require_equal, require_same_run
-from outlier_features.files.model_source import source_of
-from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.forward_pass import run_blocks
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import load_model
@@ -34,10 +32,8 @@ def rerun_largest(
     16-bit format is exactly. Raises `InputError` where a file is of another run or the model lacks the site.
     """
     run = Tokens.read(tokens)
-    file = TensorFile(statistics)
-    require_same_run(run.provenance, file.provenance, statistics)
-    record = source_of(source)
-    require_equal(file.provenance, {"model_revision": record["revision"]}, ("model_revision",), source)
+    file = run.files.tensors(statistics)
+    record = run.files.model(source)
     largest = find_largest(file)
     provenance = {**file.provenance, "rerun": True, "package_version": __version__, "torch": torch.__version__}
     if largest is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
+from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import position_parts
 
@@ -25,6 +27,13 @@ class Tokens:
     mask: Array
     offsets: Array
     provenance: dict[str, Any]
+
+    @cached_property
+    def files(self) -> RunFiles:
+        """What else the run left, to be opened as files of these tokens' run."""
+        files = RunFiles()
+        files.require(self.provenance, getattr(self.provenance, "path", "the tokens"))
+        return files
 
     @property
     def parts(self) -> Array:
