@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.files.tables import public_tables
+from outlier_features.rules.kinds import kinds
 from outlier_features.run.config import dereferenced, read_schema
 
 DOCS = Path(__file__).parent
@@ -24,8 +25,19 @@ def config_page() -> str:
         "An overlay, `snakemake --cores all --configfile mine.yaml`, needs only the keys it changes: mappings are "
         "merged, lists replaced whole. Paths are relative to the working directory. `<name>` matches "
         f"`{schema['$defs']['name']['pattern']}`.\n\n"
-        f"| key | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
+        f"| key | values | default | meaning |\n|---|---|---|---|\n{rows}\n{_kinds_of_rules(schema)}"
     )
+
+
+def _kinds_of_rules(schema: Mapping[str, Any]) -> str:
+    parts = ["\n## Kinds of rules\n\nThe keys of `rules.<name>`; docs/rules.md says how to add a rule.\n"]
+    for name, kind in kinds().items():
+        found = kind.schema()
+        rows = "\n".join(_keys(found, schema, ""))
+        parts.append(
+            f"\n### {name}\n\n{found['description']}\n\n| key | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
+        )
+    return "".join(parts)
 
 
 def _keys(schema: Mapping[str, Any], root: Mapping[str, Any], prefix: str) -> Iterator[str]:
@@ -47,13 +59,17 @@ def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_values(choice, root) for choice in schema["anyOf"])
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return ", ".join(f"`{'null' if value is None else value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if schema.get("type") == "array":
         return f"list of {_values(dereferenced(schema['items'], root), root)}"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
     limits = " and ".join(f"{sign} {schema[name]}" for name, sign in bounds.items() if name in schema)
     if isinstance(schema["type"], list):
         return " or ".join(_values({**schema, "type": kind}, root) for kind in schema["type"])
+    if schema["type"] == "null":
+        return "`null`"
     kind = {"object": "a mapping", "string": "text", "boolean": "`true`, `false`"}.get(schema["type"], schema["type"])
     return f"{kind} {limits}".strip()
 
