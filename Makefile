@@ -4,7 +4,7 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run resume test test-all soak test-slurm lint format docs docs-types bench clean
+.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format docs docs-types bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -17,16 +17,15 @@ resume: $(VENV)/installed
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
+# What takes long stands first, so that the many small files of tests/unit keep all processes busy to the end.
+TEST := $(BIN)/python -m pytest -n auto
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/every_type $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -n auto --dist loadfile tests/workflow $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+	$(TEST) --dist loadfile --no-loadscope-reorder tests/workflow tests/browser tests/every_type tests/unit $(PYTEST_ARGS)
 
-# What takes hours: every type of model that transformers has, the catalog's real models, the soak and, where it can be, a SLURM cluster.
+# What takes hours: every type of model that transformers has, the catalog's real models, every damage, the soak and, where it can be, a SLURM cluster.
 test-all: test
-	$(BIN)/python -m pytest -n auto --dist worksteal tests/every_type -m slow $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/workflow -m slow $(PYTEST_ARGS)
+	$(TEST) --dist worksteal tests/every_type -m slow $(PYTEST_ARGS)
+	$(TEST) --dist loadfile tests/workflow tests/unit -m slow $(PYTEST_ARGS)
 	$(MAKE) soak
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then $(MAKE) test-slurm; fi
 
@@ -38,12 +37,21 @@ soak: $(VENV)/installed
 test-slurm: $(VENV)/installed
 	$(BIN)/python -m pytest -s tests/slurm
 
-lint: $(VENV)/installed
+# Four parts that run beside each other: make -j lint
+lint: lint-code lint-types lint-workflow lint-lock
+
+lint-code: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile rules
+
+lint-types: $(VENV)/installed
 	$(BIN)/mypy
+
+lint-workflow: $(VENV)/installed
+	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/python tests/lint_workflow.py
+
+lint-lock: $(VENV)/installed
 	$(BIN)/python tests/audit_lock.py
 
 format: $(VENV)/installed

@@ -11,11 +11,8 @@ import table
 from tiny_types import TYPES, why_not_alone
 from worker import Worker
 
-SPREAD = {
-    "albert", "bart", "bert", "deepseek_v3", "falcon_h1", "gemma3", "gemma4_text", "gpt2", "gpt_neox", "llama4",
-    "mamba",
-    "mixtral", "mllama", "modernbert", "mpt", "nemotron_h", "opt", "qwen3_next", "t5", "zamba2",
-}  # fmt: skip
+# An encoder-decoder, an encoder, a wrapper, parallel blocks, a mixer alone and one beside attention, experts.
+SPREAD = {"bart", "bert", "gemma3", "gpt2", "gpt_neox", "mamba", "mixtral", "nemotron_h"}
 # Types that transformers runs and this project does not, and why that is so; tried by hand.
 REFUSED = {
     "flaubert": "a block is no module: attention, norms and MLPs lie in lists of their own",
@@ -73,5 +70,5 @@ def test_of_the_types_that_run_on_text_alone_at_least_95_of_100_work():
     assert len(works) >= 0.95 * len(results) > 250
 
 
-def test_the_spread_has_twenty_types():
-    assert len(SPREAD) == 20 and set(TYPES) >= SPREAD
+def test_the_types_that_are_always_tried_are_types():
+    assert set(TYPES) >= SPREAD

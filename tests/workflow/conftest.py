@@ -1,4 +1,7 @@
-"""A copy of the workflow in a temporary directory, with tiny models and a text; every run is a real Snakemake run."""
+"""A copy of the workflow in a temporary directory, with tiny models and a text.
+
+`Project.run` is a run of Snakemake; what is asked of numbers only runs the same jobs in this process (`run_here`).
+"""
 
 import os
 import re
@@ -13,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from planted_experts import planted_moe
+from rule_jobs import plans, run_jobs
 from soak import copy_project
 
 PERSISTENT, MASSIVE = 5, 7  # planted dims
@@ -111,14 +116,18 @@ class Project:
 
     def write(self, **changes: object) -> None:
         """Write the config with keys set."""
-        config = yaml.safe_load(yaml.safe_dump(self.config))
+        (self.folder / "mine.yaml").write_text(yaml.safe_dump(self.changed(**changes)))
+
+    def changed(self, **changes: object) -> dict[str, Any]:
+        """The config with keys set."""
+        config: dict[str, Any] = yaml.safe_load(yaml.safe_dump(self.config))
         for key, value in changes.items():
             *path, last = key.split("__")
             place = config
             for name in path:
                 place = place.setdefault(name, {})
             place[last] = value
-        (self.folder / "mine.yaml").write_text(yaml.safe_dump(config))
+        return config
 
     def snakemake(self, *arguments: str, **options: Any) -> Run:
         """Run Snakemake; `options` are those of `subprocess.run`, `env` is added to the environment."""
@@ -129,6 +138,12 @@ class Project:
             **options,
         )  # fmt: skip
         return Run(done.returncode, done.stdout + done.stderr)
+
+    def run_here(self, *targets: str, **changes: object) -> None:
+        """Run the jobs that Snakemake plans for the config with keys set, in this process; none may fail."""
+        [jobs] = plans({self.folder: self.changed(**changes)}, targets)
+        error = run_jobs(jobs, self.folder)
+        assert error is None, error
 
     def planned(self, **changes: object) -> Run:
         return self.run("--dry-run", "--nocolor", **changes)
@@ -148,8 +163,26 @@ class Project:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
-    """The project after a complete run."""
-    folder = tmp_path_factory.mktemp("project")
+    """The project after a complete run, which one process of tests makes and each has a copy of."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    place = tmp_path_factory.mktemp("alone") if alone else tmp_path_factory.getbasetemp().parent
+    finished = place / "finished"
+    with FileLock(place / "finished.lock"):
+        if not (place / "mine.yaml").exists():
+            complete_run(finished)
+            shutil.copy(finished / "mine.yaml", place)
+    folder, first = tmp_path_factory.mktemp("copy") / "project", tmp_path_factory.mktemp("first")
+    shutil.copytree(finished, folder, symlinks=True)
+    for path in (folder / ".snakemake/metadata").iterdir():  # what jobs read of the workflow itself
+        path.write_text(path.read_text().replace(str(finished), str(folder)))
+    for name in ("results", "resources"):
+        shutil.copytree(folder / name, first / name, copy_function=os.link)
+    return Project(folder, yaml.safe_load((place / "mine.yaml").read_text()), first)
+
+
+def complete_run(folder: Path) -> Project:
+    """A run of Snakemake in a new copy of the workflow."""
+    folder.mkdir()
     copy_project(folder)
     for name, make in (("llama", tiny_llama), ("bert", tiny_bert), ("moe", tiny_moe)):
         (folder / name).mkdir()
@@ -167,9 +200,7 @@ def project(tmp_path_factory) -> Project:
             "corpora": {"text": {"files": ["text.txt"]}},
         },
     }
-    project = Project(folder, config, tmp_path_factory.mktemp("first"))
+    project = Project(folder, config, folder)
     run = project.run("--skip-script-cleanup")
     assert run.status == 0, run.output
-    for name in ("results", "resources"):
-        shutil.copytree(folder / name, project.first / name, copy_function=os.link)
     return project

@@ -23,7 +23,9 @@ from outlier_features.files.artifacts import write_json
 from outlier_features.run.verify_artifacts import verify_artifacts
 from same_artifacts import SUFFIXES, content
 
-FLIPS = 6  # bytes of each artifact's header, footer or text in which a bit is flipped
+# Bytes of each artifact's header, footer or text in which a bit is flipped, and places from it of siblings of its kind
+# that may stand in its place.
+FEW, GRID = (2, (1,)), (6, (-2, -1, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ def jobs(project) -> list[Job]:
 @pytest.fixture(scope="module")
 def another(project) -> Path:
     """Another run's results: fewer tokens, another rule."""
-    run = project.run(results="another", sample__tokens=40, rules__dettmers__threshold=7.0)
-    assert run.status == 0, run.output
+    project.run_here(results="another", sample__tokens=40, rules__dettmers__threshold=7.0)
     return project.folder / "another"
 
 
@@ -79,7 +80,7 @@ def copy_of(folder: Path, place: Path) -> Iterator[None]:
         shutil.rmtree(place)
 
 
-def sealed_bytes(path: Path, whole: bytes) -> list[int]:
+def sealed_bytes(path: Path, whole: bytes, flips: int) -> list[int]:
     """Places, spread over what describes the data: header, footer, metadata; of text all of it."""
     if path.suffix == ".safetensors":
         first, last = 0, whole.index(b"  ")
@@ -87,27 +88,27 @@ def sealed_bytes(path: Path, whole: bytes) -> list[int]:
         first, last = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)
     else:
         first, last = 0, len(whole)
-    return [first + (last - 1 - first) * i // (FLIPS - 1) for i in range(FLIPS)]
+    return [first + (last - 1 - first) * i // (flips - 1) for i in range(flips)]
 
 
 def flipped(whole: bytes, place: int) -> bytes:
     return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
 
 
-def damages(path: Path, folder: Path, another: Path) -> Iterator[tuple[str, bytes]]:
+def damages(path: Path, folder: Path, another: Path, flips: int, steps: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
     """What a file may become, by name."""
     whole = path.read_bytes()
     yield "empty", b""
     yield "cut in half", whole[: len(whole) // 2]
     yield "cut at the end", whole[:-3]
-    for place in sealed_bytes(path, whole):
+    for place in sealed_bytes(path, whole, flips):
         yield f"byte {place} flipped", flipped(whole, place)
     if path.suffix == ".parquet":
         yield "data flipped", flipped(whole, len(whole) // 4)
     alike = [one for one in artifacts_of(folder) if one.suffix == path.suffix]
     place = alike.index(path)
     for sibling in {one for one in alike if one.parent == path.parent and one.stem[0].isdecimal()} | {
-        alike[(place + step) % len(alike)] for step in (-2, -1, 1, 2)
+        alike[(place + step) % len(alike)] for step in steps
     }:
         if sibling != path:
             yield f"{sibling.relative_to(folder)} instead", sibling.read_bytes()
@@ -126,7 +127,8 @@ def test_every_artifact_is_read_by_a_stage_or_is_the_last(project, jobs):
     assert unread == {"results/report.html", "results/tiny/text/mask.json"} and len(written) > 15
 
 
-def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tmp_path, capfd):
+@pytest.mark.parametrize(("flips", "steps"), [FEW, pytest.param(*GRID, marks=pytest.mark.slow)])
+def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, flips, steps, tmp_path, capfd):
     undisturbed = cache(lambda path: content(project.first / path))
     tried = refused = 0
 
@@ -150,7 +152,7 @@ def test_damage_is_refused_by_name_or_changes_nothing(project, jobs, another, tm
     for path in artifacts_of(project.first):
         name = str(path.relative_to(project.first))
         readers = [job for job in jobs if name in job.snakemake.input]
-        for what, damaged in damages(path, project.first, another):
+        for what, damaged in damages(path, project.first, another, flips, steps):
             with copy_of(project.first, tmp_path / "copy"):
                 Path(name).unlink()
                 Path(name).write_bytes(damaged)

@@ -1,6 +1,8 @@
 """A dump as a model: counted where it lies, without loss, beside a model that is run."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import polars as pl
@@ -33,6 +35,9 @@ def catalog(**changes):
 
 
 def test_a_dump_beside_a_model(project, shards):
+    # The model's run is the project's own, and is not run again.
+    shutil.copytree(project.first / "results", project.folder / "both", copy_function=os.link)
+    (project.folder / "both/report.html").unlink()
     run = project.run(models=["tiny", "saved"], catalog=catalog(layout="NLTH"), results="both")
     assert run.status == 0, run.output
     folder = project.folder / "both/saved/dump"
@@ -93,12 +98,11 @@ def test_a_special_first_token_and_labels(project, shards):
     labels = [f"cell {t}" for t in range(SHAPE[2])]
     (project.folder / "names.json").write_text(json.dumps(labels))
     entry = catalog(first_token="special", labels="names.json", keys={"resid_post": "attn"})
-    run = project.run(
+    project.run_here(
         "tables", models=["saved"], catalog=entry, results="special",
         detect={"floors": {"resid_post": 10.0}, "max_density": 0.2},
         rules={"massive": {"threshold": 20.0, "ratio": 10.0}},
     )  # fmt: skip
-    assert run.status == 0, run.output
     massive = pl.read_parquet(project.folder / "special/saved/dump/massive.parquet")
     assert set(massive["token_text"]) == {"cell 2"} and set(massive["dim"]) == {20}
     assert set(pl.read_parquet(project.folder / "special/saved/dump/layers.parquet")["population"]) == {
@@ -132,8 +136,7 @@ def test_requests_of_different_length_in_files_as_others_write_them(project, lay
         entry = {"dump": f"{folder.name}/{{layer}}.safetensors", "keys": {"attn_norm": "acts"}, "lengths": "n"}
     results = f"results-{folder.name}"
     sources = {**catalog(), "models": {"saved": entry}}
-    run = project.run(models=["saved"], catalog=sources, results=results, detect={"max_density": 0.5})
-    assert run.status == 0, run.output
+    project.run_here(models=["saved"], catalog=sources, results=results, detect={"max_density": 0.5})
     found = project.folder / results / "saved/dump"
     layers = pl.read_parquet(found / "layers.parquet")
     assert layers["layer"].to_list() == [2, 5, 7] and layers["positions"].to_list() == [16] * 3

@@ -91,8 +91,7 @@ def test_strict_makes_it_an_error_and_skip_turns_it_off(project, mamba):
     skipping = {**CONFIG, "skip": ["surface", *sorted(WITHOUT)], "strict": True}
     assert {"map_attention", "find_super_weights"} <= project.planned(**skipping).jobs()
     assert "extract_activations" not in project.planned(**skipping).jobs()
-    run = project.run(**skipping)
-    assert run.status == 0, run.output
+    project.run_here(**skipping)
     assert {facts["cause"] for facts in summary_of(project)["missing"].values()} == {"off"}
     log = Path(project.folder / "missing" / summary_of(project)["missing"]["attention_maps"]["log"]).read_text()
     assert log == "missing: The map of attention sinks and patterns is turned off: `skip` names attention_maps.\n"

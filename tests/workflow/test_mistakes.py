@@ -1,7 +1,7 @@
 """Mistakes of users and machines: each ends in one line `error: ...`: where, what was found, what was expected.
 
-Each case is a real Snakemake run. It must fail, say exactly one such line, print no traceback, and leave nothing
-half-written. The first part never gets as far as a job; the cases of the second meet what is wrong in a job.
+A real Snakemake run must fail, say exactly one such line, print no traceback, and leave nothing half-written. What a
+job finds is tried in the jobs of a run as Snakemake plans them, but for a few in a run.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from tokenizers import pre_tokenizers
 
 from hub_server import running_hub
 from outlier_features.run.verify_artifacts import verify_artifacts
+from rule_jobs import Job, plans, run_jobs
 
 Project = Run = Any  # those of conftest.py
 Z = 2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index("z")
@@ -37,8 +38,8 @@ LLAMA, TEXT = "catalog__models__tiny", "catalog__corpora__text"
 def place(project, tmp_path_factory) -> Project:
     """The project after a complete run, copied, since failed jobs take their outputs with them."""
     folder = tmp_path_factory.mktemp("mistakes") / "project"
-    aside = shutil.ignore_patterns("another", "other", "both", "special", "same-*", "order-*")  # of other tests
-    shutil.copytree(project.folder, folder, symlinks=True, ignore=aside)
+    others = ("another", "both", "special", "same-*", "order-*", "short*", "super-expert")  # of other tests
+    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(*others))
     return replace(project, folder=folder)
 
 
@@ -69,132 +70,39 @@ def dump(name: str, **keys: Any) -> dict[str, Any]:
     return {LLAMA: {"dump": f"{name}.safetensors", "keys": {"attn_norm": "attn"}, **keys}}
 
 
-# What Snakemake or the configuration's check finds: key, what was found, what was expected.
-CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "unknown key, nearest": (
-        {"rules__dettmers__treshold": 6},
-        ("unknown key 'treshold' in rules.dettmers", "'threshold'"),
-    ),
-    "unknown key in the catalog": ({"catalog__model": {}}, ("unknown key 'model' in catalog", "'models'")),
-    "text for a number": ({"sample__sequences": "6"}, ("sample.sequences is '6', expected integer",)),
-    "half a sequence": ({"sample__sequences": 1.5}, ("sample.sequences is 1.5, expected integer",)),
-    "a number for a section": ({"rules": 3}, ("rules is 3, expected object",)),
-    "nothing for a list": ({"models": None}, ("models is None, expected array",)),
-    "a list for a catalog": ({"catalog": [1]}, ("catalog is [1], expected object",)),
-    "zero": ({"extract__chunk_sequences": 0}, ("extract.chunk_sequences is 0, expected at least 1",)),
-    "negative": ({"extract__batch_size": -8}, ("extract.batch_size is -8, expected at least 1",)),
-    "huge": ({"trace_origin__dims": [10**30]}, ("trace_origin.dims.0 is 1000", "expected a finite number")),
-    "too many chunks": (
-        {"sample__sequences": 10**9},
-        ("make 250000000 chunks of extract.chunk_sequences", "at most 100000"),
-    ),
-    "not a number": ({"rules__dettmers__threshold": float("nan")}, ("rules.dettmers.threshold is nan", "finite")),
-    "infinite": ({"rules__massive__ratio": float("inf")}, ("rules.massive.ratio is inf", "finite")),
-    "a share above 1": (
-        {"rules__dettmers__position_share": 6},
-        ("rules.dettmers.position_share is 6, expected at most 1",),
-    ),
-    "a share below 0": ({"detect__max_density": -0.1}, ("detect.max_density is -0.1, expected at least 0",)),
-    "a floor above a threshold": (
-        {"detect__floors": {"mlp_norm": 7}},
-        ("rules.dettmers.threshold is 6", "detect.floors.mlp_norm: 7"),
-    ),
-    "unknown model": ({"models": ["tinny"]}, ("models names 'tinny'", "did you mean 'tiny'")),
-    "unknown corpus": ({"corpora": ["test"]}, ("corpora names 'test'", "did you mean 'text'")),
-    "a model twice": ({"models": ["tiny", "tiny"]}, ("models is ['tiny', 'tiny'], expected each entry once",)),
-    "a name that goes up": ({"models": ["../up"]}, ("models.0 is '../up', expected a match",)),
-    "an absolute name": ({"corpora": ["/etc"]}, ("corpora.0 is '/etc', expected a match",)),
-    "a name with a line break": ({"models": ["tiny\n"]}, ("models.0 is 'tiny\\n'", "without control characters")),
-    "a name with NUL": ({"models": ["a\0b"]}, ("models.0 is 'a\\x00b'", "without control characters")),
-    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 64 characters")),
-    "unknown site": ({"sites": ["residual"]}, ("sites.0 is 'residual', expected one of resid_pre",)),
-    "unknown dtype": ({"extract__dtype": "fp32"}, ("extract.dtype is 'fp32', expected one of float32",)),
-    "unknown device": ({"extract__device": "gpu"}, ("extract.device is 'gpu', expected one of auto",)),
-    "two sources": (
-        {LLAMA: {"path": "llama", "hub": "a/b"}},
-        ("catalog.models.tiny.path: llama is no .gguf file, expected one of the repository",),
-    ),
-    "no source": ({TEXT: {"column": "text"}}, ("catalog.corpora.text has the keys column", "exactly one source")),
-    "no such directory": ({LLAMA: {"path": "none"}}, ("catalog.models.tiny.path: none is not a directory",)),
-    "no such text": ({TEXT: {"files": ["none.txt"]}}, ("catalog.corpora.text.files: none.txt is not a file",)),
-    "a directory for a text": (
-        {TEXT: {"files": ["folder.txt"]}},
-        ("catalog.corpora.text.files: folder.txt is not a file",),
-    ),
-    "braces in the path of a text": ({TEXT: {"files": ["a{b}.txt"]}}, ("files: 'a{b}.txt' has braces",)),
-    "braces in the path of a model": ({LLAMA: {"path": "my{model}"}}, ("path: 'my{model}' has braces",)),
-    "a text of another kind": (
-        {TEXT: {"files": ["text.docx"]}},
-        ("files: text.docx is of no known kind, expected .txt",),
-    ),
-    "a hub id that is a path": (
-        {LLAMA: {"hub": "../../etc/passwd"}},
-        ("catalog.models.tiny.hub is '../../etc/passwd'",),
-    ),
-    "an option for a wheel": (
-        {LLAMA: {"pypi": "--pre==1", "path": "x", "sha256": "0" * 64}},
-        ("tiny.pypi is '--pre==1'",),
-    ),
-    "results in a file": ({"results": "text.txt/x"}, ("results is 'text.txt/x', but text.txt is a file",)),
-    "results as a pattern": ({"results": "{model}"}, ("results is '{model}', expected a path without braces",)),
-    "results are resources": ({"results": "x", "resources": "./x/"}, ("results and resources are both 'x'",)),
-    "a dump without its key": (dump("a", keys={"attn_norm": "atn"}), ("has no tensor 'atn', nearest: attn",)),
-    "a dump of an unknown site": (dump("a", keys={"attention": "attn"}), ("catalog.models.tiny.keys",)),
-    "a dump that is not there": (dump("no"), ("dump: no.safetensors is not a file",)),
-    "a dump cut at its end": (dump("cut"), ("cut.safetensors: expected a whole safetensors file",)),
-    "a dump of three axes": (dump("flat"), ("attn has shape [4, 5, 32]", "expected layout to say which")),
-    "a dump with a layout": (dump("a", layout="NLHT"), ("layout is 'NLHT', expected one of NLTH",)),
-    "a dump that is a model": (dump("a", path="llama"), ("exactly one source",)),
-}
-
-
 @pytest.fixture(scope="module")
 def dumps(place) -> None:
     x = np.random.default_rng(3).standard_normal((4, 4, 5, 32)).astype(np.float32)
     save_file({"attn": x, "mlp": x}, place.folder / "a.safetensors")
     (place.folder / "cut.safetensors").write_bytes((place.folder / "a.safetensors").read_bytes()[:-100])
-    save_file({"attn": x[0]}, place.folder / "flat.safetensors")
     x[3, 2, 1, 0] = np.nan
     save_file({"attn": x}, place.folder / "nan.safetensors")
-    (place.folder / "folder.txt").mkdir()
 
 
-@pytest.mark.parametrize("case", CONFIGS)
-def test_a_mistake_in_the_configuration(place, dumps, case):
-    changes, words = CONFIGS[case]
+# One of each part that finds mistakes; tests/unit/test_refused_configs.py has all of them.
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rules__dettmers__treshold": 6}, ("unknown key 'treshold' in rules.dettmers", "'threshold'")),
+        ({TEXT: {"files": ["none.txt"]}}, ("catalog.corpora.text.files: none.txt is not a file",)),
+        (dump("cut"), ("cut.safetensors: expected a whole safetensors file",)),
+    ],
+)
+def test_a_mistake_in_the_configuration(place, dumps, changes, words):
     require_one_line(place.run("--dry-run", "tables", **changes), *words)
 
 
-OVERLAYS: dict[str, tuple[bytes, tuple[str, ...]]] = {
-    "not closed": (b"models: [tiny\ncorpora: [text]\n", ("bad.yaml, line 2", "expected YAML")),
-    "a tab": (b"sample:\n\ttokens: 8\n", ("bad.yaml, line 2, column 1", "'\\t'")),
-    "a key twice": (b"models: [tiny]\nmodels: [tiny]\n", ("bad.yaml, line 2", "'models' twice")),
-    "a key twice, deep": (b"a:\n  b: {c: 1, c: 2}\n", ("bad.yaml, line 2", "'c' twice")),
-    "a key twice in JSON": (b'{"models": [], "models": []}', ("bad.yaml", "'models' twice")),
-    "a list": (b"- models\n", ("bad.yaml: found a list", "expected keys")),
-    "empty": (b"# nothing\n", ("bad.yaml: found nothing", "expected keys")),
-    "another encoding": ("models: [tiny]".encode("utf-16"), ("bad.yaml: expected UTF-8, found byte 0xff",)),
-    "a Python object": (b"a: !!python/name:os.system\n", ("bad.yaml, line 1", "python/name:os.system")),
-    "a template": (b"__use_yte__: true\na: ?open('ran', 'w')\n", ("bad.yaml", "__use_yte__")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", OVERLAYS)
-def test_a_file_that_is_no_configuration(place, case):
-    content, words = OVERLAYS[case]
-    (place.folder / "bad.yaml").write_bytes(content)
-    require_one_line(place.snakemake("--dry-run", "--configfile", "mine.yaml", "bad.yaml"), *words)
+def test_a_configuration_runs_no_code(place):
+    (place.folder / "bad.yaml").write_text("__use_yte__: true\na: ?open('ran', 'w')\n")
+    require_one_line(place.snakemake("--dry-run", "--configfile", "mine.yaml", "bad.yaml"), "bad.yaml", "__use_yte__")
     assert not (place.folder / "ran").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--configfile", "none.yaml"), ("none.yaml: cannot be read, No such file",)),
         (("--configfile", "rules"), ("rules: cannot be read, Is a directory",)),
         (("--config", "rules=3"), ("rules is 3, expected object",)),
-        (("--config", "rules"), ("--config: found 'rules', expected key=value",)),
-        (("--config", "sample.tokens=3"), ("--config: found 'sample.tokens=3'", "a key of the top level")),
         (("tabels",), ("found 'tabels', expected a target: all, tables, report",)),
     ],
 )
@@ -373,15 +281,40 @@ JOBS: dict[str, Mistake] = {
 }
 
 
+# In a run of Snakemake: a fetch that fails, and a detection.
+FROM_END_TO_END = ("only a pickle", "NaN in a dump")
+
+
+@pytest.fixture(scope="module")
+def planned(place, dumps, tmp_path_factory) -> dict[str, tuple[Path, list[Job]]]:
+    """A directory for each mistake that a job finds, and the jobs of its run."""
+    folders, configs = {}, {}
+    for case, mistake in JOBS.items():
+        folder = folders[case] = tmp_path_factory.mktemp("job")
+        for name in ("llama", "bert", "text.txt", "a.safetensors", "nan.safetensors"):
+            (folder / name).symlink_to(place.folder / name)
+        mistake.prepare(folder)
+        configs[folder] = place.changed(**mistake.changes)
+    return dict(zip(JOBS, zip(configs, plans(configs, ["tables"]), strict=True), strict=True))
+
+
 @pytest.mark.parametrize("case", JOBS)
-def test_a_mistake_that_a_job_finds(place, dumps, case, monkeypatch):
+def test_a_mistake_that_a_job_finds(planned, case, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    folder, jobs = planned[case]
+    error = run_jobs(jobs, folder)
+    assert error and all(word in error for word in JOBS[case].words), error
+    require_nothing_half_written(folder)
+    assert not list(folder.glob("results/*/*/summary.json"))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("case", FROM_END_TO_END)
+def test_a_run_says_what_a_job_found(place, dumps, case):
     mistake = JOBS[case]
     mistake.prepare(place.folder)
-    shutil.rmtree(place.folder / "w", ignore_errors=True)
-    run = place.run("tables", **{"results": "w/results", "resources": "w/resources"} | mistake.changes)
-    require_one_line(run, *mistake.words)
+    require_one_line(run_anew(place, {}, **mistake.changes), *mistake.words)
     require_nothing_half_written(place.folder)
     assert not list((place.folder / "w").glob("results/*/*/summary.json"))
     assert not (place.folder / "ran").exists()
@@ -398,27 +331,13 @@ def test_code_of_a_model_runs_with_its_key(place, monkeypatch):
     (place.folder / "ran").unlink()
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "words"),
-    [
-        ("org/none", 0, ("hub: model 'org/none' was not found", "check its name")),
-        ("org/closed", 403, ("hub: access to model 'org/closed' was refused (HTTP 403)", "token")),
-        ("org/expired", 401, ("hub: model 'org/expired' was not found", "log in with")),
-    ],
-)
-def test_a_hub_that_refuses(place, name, status, words, tmp_path):
+def test_a_hub_that_refuses(place, tmp_path):
+    """More refusals, and no network, are in tests/unit/test_fetch_model.py."""
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     with running_hub() as hub:
-        if status:
-            hub.model(name, {"config.json": b"{}"}).info_status = status
-        run = run_anew(place, environment | {"HF_ENDPOINT": hub.url}, **{LLAMA: {"hub": name}})
-    require_one_line(run, *words)
-
-
-def test_no_network(place, tmp_path):
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    run = run_anew(place, environment, **{LLAMA: {"hub": "org/model"}})
-    require_one_line(run, "hub: model 'org/model' at revision 'main' is not in the cache", "HF_HUB_OFFLINE")
+        hub.model("org/closed", {"config.json": b"{}"}).info_status = 403
+        run = run_anew(place, environment | {"HF_ENDPOINT": hub.url}, **{LLAMA: {"hub": "org/closed"}})
+    require_one_line(run, "hub: access to model 'org/closed' was refused (HTTP 403)", "token")
 
 
 def test_files_may_not_grow(place):

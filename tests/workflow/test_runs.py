@@ -1,6 +1,7 @@
 """Reruns do what changed and nothing else, and the tables are those of plain transformers on the run's own tokens."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import planted_experts
+from outlier_features.code_version import import_closure
 
+ROOT = Path(__file__).parents[2]
 RUN = "results/tiny/text"
 
 
@@ -243,42 +246,50 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("module", "first"),
-    [
-        ("tokens/tokenize_corpus", ["tokenize_corpus"]),
-        ("extract/losses", ["extract_activations"]),
-        ("model/sites", ["extract_activations"]),
-        ("scan/scan_kernel", ["detect_outliers", "locate_outliers"]),
-        ("scan/statistics", ["detect_outliers", "locate_outliers"]),
-        ("locate/count_locations", ["locate_outliers"]),
-        ("detect/summarize_layers", ["summarize_layers"]),
-        ("rules", ["filter_systematic"]),
-        ("dims/pairs", ["filter_systematic"]),
-        ("attention/attention_patterns", ["map_attention"]),
-        ("tokens/token_text", ["filter_systematic"]),
-        ("dims/analyze_emergence", ["analyze_emergence"]),
-        ("norms/norms", ["check_norms"]),
-        ("surface/pooling", ["record_surface"]),
-        ("origin/mlp_weights", ["trace_origin"]),
-        ("experts/record_experts", ["rank_experts"]),
-        ("experts/summarize_experts", ["summarize_run"]),
-        ("ablate/super_weights", ["find_super_weights"]),
-        ("ablate/ablation_targets", ["ablate_dims"]),
-        ("summary/summarize_run", ["summarize_run"]),
-        ("report/render_report", ["render_report"]),
-        ("dims/write_mask", ["write_mask"]),
-    ],
-)
-def test_an_edited_module_reruns_the_stages_that_import_it(project, module, first):
+FIRST = {
+    "tokens/tokenize_corpus": ["tokenize_corpus"],
+    "extract/losses": ["extract_activations"],
+    "model/sites": ["extract_activations"],
+    "scan/scan_kernel": ["detect_outliers", "locate_outliers"],
+    "scan/statistics": ["detect_outliers", "locate_outliers"],
+    "locate/count_locations": ["locate_outliers"],
+    "detect/summarize_layers": ["summarize_layers"],
+    "rules": ["filter_systematic"],
+    "dims/pairs": ["filter_systematic"],
+    "attention/attention_patterns": ["map_attention"],
+    "tokens/token_text": ["filter_systematic"],
+    "dims/analyze_emergence": ["analyze_emergence"],
+    "norms/norms": ["check_norms"],
+    "surface/pooling": ["record_surface"],
+    "origin/mlp_weights": ["trace_origin"],
+    "experts/record_experts": ["rank_experts"],
+    "experts/summarize_experts": ["summarize_run"],
+    "ablate/super_weights": ["find_super_weights"],
+    "ablate/ablation_targets": ["ablate_dims"],
+    "summary/summarize_run": ["summarize_run"],
+    "report/render_report": ["render_report"],
+    "dims/write_mask": ["write_mask"],
+}
+
+
+@pytest.mark.parametrize("module", FIRST)
+def test_an_edited_module_concerns_the_stages_that_import_it(module):
+    """By the code versions: what stands first among them, and what else imports it follows those anyway."""
+    importing = {rule for rule in FEEDS if f"{module}.py" in import_closure(ROOT / "scripts" / f"{rule}.py")}
+    after = set().union(*(following(rule) - {rule} for rule in importing))
+    assert importing - after == set(FIRST[module])
+
+
+@pytest.mark.parametrize("module", ["scan/scan_kernel", "rules"])
+def test_an_edited_module_reruns_the_stages_that_import_it(project, module):
     """The first of them for its new code, and what follows for its new inputs; nothing before."""
     undo = project.edit(module)
     try:
         planned = project.planned()
     finally:
         undo()
-    assert planned.jobs_with_other_parameters() == {MESSAGES[rule] for rule in first}
-    assert planned.jobs() == following(*first)
+    assert planned.jobs_with_other_parameters() == {MESSAGES[rule] for rule in FIRST[module]}
+    assert planned.jobs() == following(*FIRST[module])
 
 
 def test_an_edit_that_concerns_no_stage_reruns_none(project):
@@ -297,9 +308,8 @@ def test_a_dense_model_has_empty_tables_of_experts(project):
 
 def test_a_planted_super_expert_is_found(project):
     """From a model directory to the report; the maxima are those of plain transformers on the run's own tokens."""
-    run = project.run(models=["tiny-moe"], results="moe", experts__sequences=4)
-    assert run.status == 0, run.output
-    folder = project.folder / "moe/tiny-moe/text"
+    project.run_here(models=["tiny-moe"], results="super-expert", experts__sequences=4)
+    folder = project.folder / "super-expert/tiny-moe/text"
     experts, routing = (pl.read_parquet(folder / f"{name}.parquet") for name in ("experts", "routing"))
     layer, expert, dim = planted_experts.LAYER, planted_experts.EXPERT, planted_experts.DIM
     found = experts.filter("super_expert").row(0, named=True)
@@ -329,22 +339,21 @@ def test_a_planted_super_expert_is_found(project):
     written = float(seen["written"][top["sequence"], top["token"], dim])
     parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
     assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
-    assert "expert 3 of layer 1" in (project.folder / "moe/report.html").read_text()
+    assert "expert 3 of layer 1" in (project.folder / "super-expert/report.html").read_text()
 
 
 def test_documents_bert_and_a_site_that_is_absent(project):
     (project.folder / "lines.jsonl").write_text('{"text": "A short one."}\n{"text": "' + "long " * 30 + '"}\n')
-    run = project.run(
+    project.run_here(
         "tables",
         models=["tiny-bert"],
         corpora=["lines"],
-        results="bert",
+        results="documents",
         sample={"sequences": 2, "pack": "documents", "tokens": 64},
         catalog__models__gone={"path": "nowhere"},
         catalog__corpora__lines={"files": ["lines.jsonl"]},
     )
-    assert run.status == 0, run.output
-    folder = project.folder / "bert/tiny-bert/lines"
+    folder = project.folder / "documents/tiny-bert/lines"
     layers = pl.read_parquet(folder / "layers.parquet")
     assert set(layers["site"]) == {"mlp_norm", "resid_post"}
     file = load_file(folder / "tokens.safetensors")

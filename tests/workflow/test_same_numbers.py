@@ -1,6 +1,6 @@
 """Definitions, Agreement: the same numbers whatever the chunks, the batch, the cores, the order and what is kept.
 
-Real runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of
+Runs, compared cell by cell and bit by bit; moments to 1e-9, in another order to 1e-6. Each table of
 `public_tables` is among them.
 """
 
@@ -22,10 +22,10 @@ from outlier_features.run.costs_schema import COSTS
 MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
 COMPARISONS = {COMPARISON.name, COMMON_DIMS.name}
 PUBLIC = set(public_tables()) - {COSTS.name}  # what a run cost is another each time
-# Beside the project's own run: chunks of 4, 2 cores, batches of 3.
+# Beside the project's own run of Snakemake: chunks of 4, 2 cores, batches of 3. These run on one.
 SETTINGS = {
-    "one": (["--cores", "1"], {"chunk_sequences": 1, "batch_size": 8, "keep_activations": False}),
-    "all": (["--cores", "2"], {"chunk_sequences": 16, "batch_size": 1, "keep_activations": True}),
+    "one": {"chunk_sequences": 1, "batch_size": 8, "keep_activations": False},
+    "all": {"chunk_sequences": 16, "batch_size": 1, "keep_activations": True},
 }
 
 
@@ -68,9 +68,8 @@ def differing(one: pl.DataFrame, other: pl.DataFrame, close: Iterable[str], tole
 
 @pytest.fixture(scope="module")
 def runs(project) -> dict[str, Path]:
-    for name, (arguments, extract) in SETTINGS.items():
-        run = project.run("tables", *arguments, models=["tiny", "tiny-moe"], results=f"same-{name}", extract=extract)
-        assert run.status == 0, run.output
+    for name, extract in SETTINGS.items():
+        project.run_here("tables", models=["tiny", "tiny-moe"], results=f"same-{name}", extract=extract)
     return {name: project.folder / f"same-{name}" for name in SETTINGS}
 
 
@@ -86,7 +85,7 @@ def test_every_public_table_is_compared(project, runs):
         assert len(found[f"tiny-moe/text/{table}"]), table
 
 
-def test_chunks_batches_cores_and_kept_activations_change_no_cell(runs):
+def test_chunks_batches_and_kept_activations_change_no_cell(runs):
     assert not list(runs["one"].glob("*/*/activations/*")) and list(runs["all"].glob("*/*/activations/*"))
     assert not list(runs["one"].glob("*/*/largest.safetensors"))
     one, other = public(runs["one"]), public(runs["all"])
@@ -94,7 +93,7 @@ def test_chunks_batches_cores_and_kept_activations_change_no_cell(runs):
     assert {key: found for key in one if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
 
 
-def test_neither_do_chunks_of_four(project, runs):
+def test_neither_do_chunks_of_four_and_two_cores(project, runs):
     """The project's own run."""
     one, other = public(project.folder / "results"), public(runs["all"])
     assert {key: found for key in one if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
@@ -104,8 +103,12 @@ def test_neither_do_chunks_of_four(project, runs):
 def test_neither_does_counting_the_hits(project):
     """Of all sequences here. What was counted serves other rules, as far as it goes."""
     counting = {"detect__max_density": 0.0, "models": ["tiny"], "results": "same-dense"}
-    run = project.run("tables", extract={"chunk_sequences": 1}, **counting)
+    counting["extract"] = {"chunk_sequences": 3}
+    run = project.run(
+        "same-dense/tiny/text/dims.parquet", **counting
+    )  # by Snakemake: what it plans then is asked below
     assert run.status == 0, run.output
+    project.run_here("tables", **counting)
     one, other = public(project.folder / "same-dense"), public(project.folder / "results")
     hits = {key for key in one if {"hits", "counted_pairs", "counted_positions"} & {*key.split("/")}}
     assert {key: found for key in one.keys() - hits if (found := differing(one[key], other[key], MOMENTS, 1e-9))} == {}
@@ -114,7 +117,6 @@ def test_neither_does_counting_the_hits(project):
     assert {site: found["sequences"] for site, found in dense.items()} == dict.fromkeys(
         ("attn_norm", "mlp_norm", "resid_post"), 6
     )
-    counting["extract"] = {"chunk_sequences": 1}
     assert project.planned(**counting, sensitivity__thresholds=[5.0, 6.0]).jobs_with_other_parameters() == {
         "Select systematic"
     }
@@ -157,12 +159,11 @@ def test_the_order_of_the_sequences_changes_no_number(project):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         folder = f"order-{name}/tiny/docs"
         names = [*OVER_SEQUENCES, *BY_SEQUENCE]
-        run = project.run(
+        project.run_here(
             *(f"{folder}/{table}.parquet" for table in names), corpora=["docs"], results=f"order-{name}",
             resources=f"order-{name}/resources", sample={"sequences": 6, "tokens": 48, "pack": "documents"},
             catalog__corpora__docs={"files": [path.name]},
         )  # fmt: skip
-        assert run.status == 0, run.output
         found[name] = {table: pl.read_parquet(project.folder / folder / f"{table}.parquet") for table in names}
     for table, frame in found["turned"].items():
         straight = found["straight"][table]
@@ -186,12 +187,11 @@ def test_a_text_shorter_than_the_sample_changes_no_number(project):
     found, folders = {}, {}
     for sequences in (6, 10):
         folders[sequences] = project.folder / f"short-{sequences}/tiny/short"
-        run = project.run(
+        project.run_here(
             *(f"short-{sequences}/tiny/short/{name}" for name in (*names, "locations.json")), corpora=["short"],
             results=f"short-{sequences}", sample={"sequences": sequences, "tokens": 48},
             catalog__corpora__short={"files": ["short.txt"]}, extract={"chunk_sequences": 4},
         )  # fmt: skip
-        assert run.status == 0, run.output
         found[sequences] = public(project.folder / f"short-{sequences}")
     assert found[6].keys() == found[10].keys() and len(found[6]["tiny/short/massive"])
     for table, frame in found[6].items():

@@ -4,11 +4,13 @@ A run of a tiny model costs seconds, of which a process for each job would take 
 """
 
 import contextlib
+import json
 import os
 import pickle
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +18,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
-NAME, CONFIG = "tiny", "mine.yaml"
+ROOT = Path(__file__).parents[1]
+NAME, CONFIG = "tiny", "planned.yaml"
 SAMPLE = {"sequences": 2, "tokens": 24}
 
 
@@ -47,20 +49,21 @@ class Job:
         return None
 
 
-def plan(folder: Path, model: str, **config: Any) -> list[Job]:
-    """Jobs up to the report, in an order in which they can run, for a `model` in `model/` and the text in `text.txt`.
+def run_jobs(jobs: Sequence[Job], folder: Path) -> str | None:
+    """Run jobs in the directory of their run, up to the first that fails; returns its `error:` line."""
+    with inside(folder):
+        return next((error for job in jobs if (error := job.run())), None)
 
-    config   further keys of the configuration
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "text.txt").touch()
-    catalog = {"models": {NAME: {"path": "model"}}, "corpora": {"text": {"files": ["text.txt"]}}}
-    (folder / CONFIG).write_text(yaml.safe_dump({"models": [model], "corpora": ["text"], "catalog": catalog, **config}))
+
+def plans(configs: dict[Path, dict[str, Any]], targets: Sequence[str] = ()) -> list[list[Job]]:
+    """Jobs that runs need to reach their targets, in an order in which they can run, by the directories of the runs."""
+    for folder, config in configs.items():
+        (folder / CONFIG).write_text(yaml.safe_dump(config))
     # Snakemake sets up logging for its whole process, so it gets one of its own.
-    command = [sys.executable, __file__, str(folder / "jobs.pickle")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: list[Job] = pickle.loads((folder / "jobs.pickle").read_bytes())
+    command = [sys.executable, __file__, json.dumps([[str(folder) for folder in configs], list(targets)])]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    found: list[list[Job]] = pickle.loads(done.stdout)
     return found
 
 
@@ -71,26 +74,31 @@ class Plans(dict[str | None, list[Job]]):
         self._folder = folder
         (folder / "model").mkdir(parents=True, exist_ok=True)
         (folder / "model" / "config.json").write_text("{}")
+        (folder / "text.txt").touch()
 
     def __missing__(self, part: str | None) -> list[Job]:
-        self[part] = plan(self._folder, f"{NAME}.{part}" if part else NAME, sample=SAMPLE)
+        catalog = {"models": {NAME: {"path": "model"}}, "corpora": {"text": {"files": ["text.txt"]}}}
+        model = f"{NAME}.{part}" if part else NAME
+        config = {"models": [model], "corpora": ["text"], "catalog": catalog, "sample": SAMPLE}
+        [self[part]] = plans({self._folder: config})
         return self[part]
 
 
-def _planned() -> list[Job]:
+def _planned(folder: Path, targets: Sequence[str]) -> list[Job]:
     from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
+    with inside(folder), SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(configfiles=[Path(CONFIG)]),
             snakefile=ROOT / "Snakefile",
-            workdir=Path.cwd(),
+            workdir=folder,
         )
-        workflow.dag().execute_workflow(executor="dryrun")
-        levels = workflow._workflow.dag.toposorted()
-        return [_job(job) for level in levels for job in sorted(level, key=lambda job: job.rule.name) if job.is_script]
+        workflow.dag(DAGSettings(targets=set(targets))).execute_workflow(executor="dryrun")
+        dag = workflow._workflow.dag
+        needed = [sorted(filter(dag.needrun, level), key=lambda job: job.rule.name) for level in dag.toposorted()]
+        return [_job(job) for level in needed for job in level if job.is_script]
 
 
 def _job(job: Any) -> Job:
@@ -102,7 +110,7 @@ def _job(job: Any) -> Job:
 
 
 @contextlib.contextmanager
-def inside(folder: Path) -> Any:
+def inside(folder: Path) -> Iterator[None]:
     """With `folder` as the working directory."""
     before = Path.cwd()
     os.chdir(folder)
@@ -113,7 +121,10 @@ def inside(folder: Path) -> Any:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     import rule_jobs  # pickled under its name, not as __main__
 
-    Path(sys.argv[1]).write_bytes(pickle.dumps(rule_jobs._planned()))
+    answer = os.fdopen(os.dup(1), "wb")  # what the workflow prints goes elsewhere
+    os.dup2(2, 1)
+    folders, wanted = json.loads(sys.argv[1])
+    answer.write(pickle.dumps([rule_jobs._planned(Path(folder), wanted) for folder in folders]))
+    answer.close()
