@@ -1,9 +1,9 @@
 """One seal for files of every kind: the CRC-32 of what describes a file, kept in it as eight digits.
 
-It stands after `content_crc32`, where a format has room for a text: a key of JSON, a comment of HTML, the metadata in the
-header of safetensors and in the footer of Parquet. It is taken over JSON and HTML as a whole; of the others over the
-header or the footer, which even damaged may be one, with other shapes, columns or provenance. The data has checksums of
-its own: of each tensor in the header, of each page in Parquet's pages.
+It stands after `content_crc32`, where a format has room for a text: a key of JSON, a comment of HTML, the metadata of a
+safetensors header or of a Parquet footer. It is taken over JSON and HTML as a whole; of the others over the header or
+the footer, which even damaged may be one, with other shapes, columns or provenance. The data has checksums of its own:
+of each tensor in the header, of each page in Parquet's pages.
 """
 
 import re
