@@ -34,7 +34,7 @@ def content(path: Path) -> Any:
     if path.suffix == ".parquet":
         table = pq.read_table(path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        metadata.pop("footer_crc32", None)
+        metadata.pop("content_crc32", None)
         columns = {name: table.column(name).combine_chunks() for name in table.column_names}
         fields = [(field.name, str(field.type), field.metadata) for field in table.schema]
         bits = {name: [buffer and buffer.to_pybytes() for buffer in one.buffers()] for name, one in columns.items()}

@@ -91,9 +91,9 @@ def test_json_is_read_back_and_any_flipped_bit_is_seen(tmp_path):
         except InputError as error:
             assert str(path) in str(error)
             seen += 1
-        else:  # white space, or the name of the checksum itself
+        else:  # the name of the checksum itself: such a file is another program's
             assert {key: read[key] for key in CONTENT} == CONTENT
-    assert seen > 0.7 * len(whole)
+    assert seen >= len(whole) - len("content_crc32")
     path.write_text(json.dumps({"a": 1}))  # a file of another program has no checksum
     assert read_json(path) == {"a": 1}
 

@@ -63,8 +63,29 @@ def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script
 def test_stages_import_no_more_than_they_need():
     closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
     kernel = "scan/scan_kernel.py"
-    assert kernel in closure["detect_outliers"] and kernel not in closure["filter_systematic"]
+    assert {stage for stage, modules in closure.items() if kernel in modules} == {"detect_outliers", "locate_outliers"}
     assert "rules.py" in closure["filter_systematic"] and "rules.py" not in closure["detect_outliers"]
     for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
         unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/extract_activations.py"}
         assert not closure[stage] & (unneeded | {"run/config.py"})
+
+
+@pytest.mark.parametrize(
+    ("schema", "stages"),
+    [
+        ("detect/hits_schema.py", {"detect_outliers", "filter_systematic"}),
+        ("dims/emergence_schema.py", {"analyze_emergence"}),
+        ("surface/surface_schema.py", {"record_surface"}),
+        ("origin/origin_schema.py", {"trace_origin"}),
+        ("attention/sinks_schema.py", {"map_attention", "draw_figures", "render_report"}),
+    ],
+)
+def test_a_reworded_column_concerns_the_stages_that_write_or_read_its_table(schema, stages):
+    """Who handles any table alike reads the description at work, and is rerun with the stage that writes it."""
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py") if schema in module.import_closure(path)} == stages
+
+
+def test_every_table_is_described_where_a_stage_writes_it():
+    written = {name for path in (ROOT / "scripts").glob("*.py") for name in module.import_closure(path)}
+    found = {f"{path.parent.name}/{path.name}" for path in module.PACKAGE.glob("*/*_schema.py")}
+    assert found and found <= written

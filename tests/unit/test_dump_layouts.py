@@ -21,8 +21,7 @@ from outlier_features.files import tensorfile
 from outlier_features.files.layer_keys import layer_keys, nearest_keys
 from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.norms.check_dump_norms import _gains
-from outlier_features.norms.gains_in_file import gains_in_file
+from outlier_features.norms.gains_in_file import gains_in_file, named_gains
 from outlier_features.scan import site_tensors as module
 from test_count_locations import brute
 from test_dumps import described
@@ -361,7 +360,7 @@ def test_gains_of_a_key_with_the_layer_in_it(tmp_path):
     save_file({f"blocks.{layer}.ln1.w": gain for layer, gain in gains.items()}, tmp_path / "a")
     found = gains_in_file(TensorFile(tmp_path / "a"), ["blocks.{layer}.ln1.w"])
     assert list(found) == ["blocks.2.ln1.w", "blocks.10.ln1.w"]
-    named = [name for name, _, _ in _gains(TensorFile(tmp_path / "a"), {"attn_norm": "blocks.{layer}.ln1.w"})]
+    named = [name for name, _, _ in named_gains(TensorFile(tmp_path / "a"), {"attn_norm": "blocks.{layer}.ln1.w"})]
     assert named == ["attn_norm.2", "attn_norm.10"]
     np.testing.assert_array_equal(found["blocks.10.ln1.w"].stored, gains[10].numpy())
     with pytest.raises(InputError, match=r"nearest: blocks.\{layer\}.ln1.w"):

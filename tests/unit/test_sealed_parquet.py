@@ -21,7 +21,7 @@ def test_other_readers_read_it(tmp_path):
     write_table(tmp_path / "loss.parquet", FRAME, LOSS, {"start": 0})
     assert pl.read_parquet(tmp_path / "loss.parquet").equals(FRAME)
     metadata = pq.read_schema(tmp_path / "loss.parquet").metadata
-    assert json.loads(metadata[b"provenance"]) == {"start": 0} and len(metadata[b"footer_crc32"]) == 8
+    assert json.loads(metadata[b"provenance"]) == {"start": 0} and len(metadata[b"content_crc32"]) == 8
 
 
 def test_no_flipped_bit_goes_unseen(tmp_path):

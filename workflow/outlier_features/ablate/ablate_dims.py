@@ -143,7 +143,7 @@ class AblationRun:
             mean = pl.Series(top1.sum(axis=1, dtype=np.float64)) / rows["tokens"]
             frames.append(rows.with_columns(variant=pl.lit(index), top1_probability=mean))
         rows = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
-        return rows.select(pl.col(name).cast(dtype) for name, dtype in ABLATION_SEQUENCES.schema.items())
+        return rows.pipe(ABLATION_SEQUENCES.cast)
 
     def _run(self, variant: Variant, means: Means) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Losses and largest probabilities, float32 (N, T)."""

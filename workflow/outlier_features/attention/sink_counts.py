@@ -113,4 +113,4 @@ class SinkCounter:
             "excluded": np.tile(excluded[keys], sums.heads),
         }
         frame = pl.DataFrame(columns).with_columns(token=pl.when(~pl.col("learned")).then("token"))
-        return frame.select(pl.col(name).cast(dtype) for name, dtype in SINKS.schema.items())
+        return frame.pipe(SINKS.cast)

@@ -11,14 +11,12 @@ from outlier_features.command.output import make_table, write_found, write_text
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.summary.facts import facts_in
-from outlier_features.summary.summarize_run import SUMMARY_KEYS
+from outlier_features.summary.summarize_run import DIM_COLUMNS, SUMMARY_KEYS
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, number
 
 Part = Mapping[str, Any]
 _SUMMARY = "summary.json"
-_DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
-                "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
 
 
 def add_show(show: argparse.ArgumentParser) -> None:
@@ -59,13 +57,13 @@ def dims_csv(summaries: Mapping[str, Part]) -> str:
     """A line for each dim that a rule selects; nulls are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "corpus", "population", "rule", "sites", *_DIM_COLUMNS])
+    writer.writerow(["model", "corpus", "population", "rule", "sites", *DIM_COLUMNS])
     for summary in summaries.values():
         names = summary["model"]["name"], summary["corpus"]["name"]
         for population, part in summary["populations"].items():
             for rule, found in part["rules"].items():
                 for dim in found["dims"]:
-                    values = [str(dim[name]).lower() if name == "one_sided" else dim[name] for name in _DIM_COLUMNS]
+                    values = [str(dim[name]).lower() if name == "one_sided" else dim[name] for name in DIM_COLUMNS]
                     writer.writerow([*names, population, rule, found["sites"], *values])
     return text.getvalue()
 

@@ -37,7 +37,7 @@ def distribution_rows(site: str, statistics: SiteStatistics, population: str, st
         .agg(pl.col("values").sum())
         .sort("layer", "low")
         .with_columns(population=pl.lit(population), site=pl.lit(site))
-        .select(pl.col(name).cast(dtype) for name, dtype in DISTRIBUTION.schema.items())
+        .pipe(DISTRIBUTION.cast)
     )
 
 

@@ -179,7 +179,7 @@ def routing_of(parts: pl.DataFrame, targets: list[LargestActivation]) -> pl.Data
             [pl.col("activation").abs(), "dim", "layer", pl.col("weighted").abs(), "expert"],
             descending=[True, False, False, True, False],
         )
-        .select(pl.col(name).cast(dtype) for name, dtype in ROUTING.schema.items())
+        .pipe(ROUTING.cast)
     )
 
 

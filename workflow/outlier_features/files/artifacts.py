@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.errors import DamagedFile
+from outlier_features.files.seal import BLANK, MARK, require_seal, sealed
 
 PROVENANCE = "provenance"
 SAME_RUN = ("model", "model_revision", "corpus", "corpus_sha256", "tokens_sha256", "dtype", "sites", "floors",
             "rules")  # fmt: skip
-JSON_CHECKSUM = "content_crc32"
 HOST = re.sub("[^A-Za-z0-9_-]", "_", platform.node().split(".")[0]) or "host"
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9_-]+)-(?P<process>\d+)-[0-9a-f]{8}\.tmp")
 
@@ -111,56 +110,49 @@ def unfinished(paths: Iterator[Path]) -> list[Unfinished]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content`; if it has keys, with a checksum of it and the file's name, by which `read_json` knows damage."""
-    seal = {JSON_CHECKSUM: _json_crc32(content, Path(path))}
-    sealed = {**content, **seal} if isinstance(content, Mapping) else content
+    """Write `content`; if it has keys, with a seal over it and the file's name, by which `read_json` knows damage."""
+    has_keys = isinstance(content, Mapping)
+    text = json.dumps({**content, MARK: BLANK} if has_keys else content, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(sealed(text.encode(), _sealed_name(path)) if has_keys else text.encode())
 
 
 def read_json(path: str | Path, *keys: str) -> Any:
-    """The content of a JSON file; of one that `write_json` wrote, checked against its checksum and without it.
+    """The content of a JSON file; of one that `write_json` wrote, checked against its seal and without it.
 
     Raises `InputError` where the file is damaged or lacks one of `keys`.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
+        content = json.loads(text)
+        if isinstance(content, dict) and MARK in content:
+            require_seal(text, _sealed_name(path))
+            del content[MARK]
     except (OSError, ValueError) as error:
         raise DamagedFile(path, f"expected a JSON file, found {type(error).__name__}: {error}") from error
-    if isinstance(content, dict) and JSON_CHECKSUM in content:
-        recorded = content.pop(JSON_CHECKSUM)
-        if recorded != _json_crc32(content, Path(path)):
-            raise DamagedFile(path, f"its content and name do not have the checksum {recorded} that it names")
     if keys and not (isinstance(content, dict) and set(keys) <= content.keys()):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DamagedFile(path, f"expected the keys {', '.join(keys)}, found {found}")
     return content
 
 
-def _json_crc32(content: Any, path: Path) -> str:
-    """Of the content and the last three names of the path, as in `models/mine/source.json`."""
-    return f"{zlib.crc32(json.dumps([content, path.absolute().parts[-3:]], sort_keys=True).encode()):08x}"
+def _sealed_name(path: str | Path) -> str:
+    """The last three names of the path, as in `models/mine/source.json`."""
+    return "/".join(Path(path).absolute().parts[-3:])
 
 
 def write_page(path: str | Path, html: str) -> None:
-    """Write an HTML page, with a checksum of it in a comment at its end."""
+    """Write an HTML page, with a seal over it in a comment at its end."""
     with replacing(path) as temporary:
-        temporary.write_text(html + _seal(html), encoding="utf-8")
+        temporary.write_bytes(sealed(f"{html}<!-- {MARK} {BLANK} -->\n".encode()))
 
 
 def require_page(path: str | Path) -> None:
     """Raise `InputError` where a page is not as `write_page` wrote it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        require_seal(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise DamagedFile(path, f"expected a page, found {error}") from error
-    length = len(_seal(""))
-    if text[-length:] != _seal(text[:-length]):
-        raise DamagedFile(path, "does not end with the checksum of its content")
-
-
-def _seal(html: str) -> str:
-    return f"<!-- content_crc32 {zlib.crc32(html.encode()):08x} -->\n"
 
 
 class Provenance(dict[str, Any]):

@@ -1,10 +1,5 @@
-"""Parquet files whose pages and footer carry checksums.
+"""Parquet files whose pages carry checksums, as the format has them, and whose footer has the seal in its metadata."""
 
-The format has checksums for pages only, yet a damaged footer may still be a footer, with another schema or provenance.
-Here the footer's metadata has a field `footer_crc32`: the CRC-32 of the footer with this field at zero.
-"""
-
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from outlier_features.files.artifacts import replacing
+from outlier_features.files.seal import BLANK, MARK, require_seal, sealed
 
-SEAL = {"footer_crc32": "0" * 8}  # must be among the metadata of a file that `sealing` writes
+SEAL = {MARK: BLANK}  # must be among the metadata of a file that `sealing` writes
 _MAGIC = b"PAR1"
-_FIELD = b"footer_crc32\x18\x08"  # in Thrift's compact protocol: the key, "the next field is text", "of 8 bytes"
 
 
 @contextmanager
@@ -27,8 +22,8 @@ def sealing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as file:
             footer, start = _footer(file)
-            file.seek(start + _place(footer))
-            file.write(_checksum(footer))
+            file.seek(start)
+            file.write(sealed(footer))
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
@@ -48,9 +43,7 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("a file that does not begin as Parquet files do")
         footer, _ = _footer(file)
-    place = _place(footer)
-    if footer[place : place + 8] != _checksum(footer):
-        raise ValueError("a footer that does not have the checksum that it names")
+    require_seal(footer)
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
@@ -68,15 +61,3 @@ def _footer(file: BinaryIO) -> tuple[bytes, int]:
         raise ValueError(f"{end} bytes that do not end as Parquet files do")
     file.seek(start)
     return file.read(length), start
-
-
-def _place(footer: bytes) -> int:
-    """Where the checksum stands in the footer."""
-    if footer.count(_FIELD) != 1:
-        raise ValueError("a footer without a checksum, not one that this workflow wrote")
-    return footer.index(_FIELD) + len(_FIELD)
-
-
-def _checksum(footer: bytes) -> bytes:
-    place = _place(footer)
-    return f"{zlib.crc32(footer[:place] + b'0' * 8 + footer[place + 8 :]):08x}".encode()

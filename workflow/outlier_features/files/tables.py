@@ -45,6 +45,10 @@ class Table:
     def schema(self) -> dict[str, Any]:
         return {column.name: column.dtype for column in self.columns}
 
+    def cast(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The table's columns of `frame`, in its order and types."""
+        return frame.select(pl.col(name).cast(dtype) for name, dtype in self.schema.items())
+
 
 @cache
 def public_tables() -> dict[str, Table]:
@@ -57,7 +61,7 @@ def public_tables() -> dict[str, Table]:
 
 def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> pa.Table:
     """`frame` with the columns, types and field metadata of `table`, in its order."""
-    arrow = frame.select(pl.col(name).cast(dtype) for name, dtype in table.schema.items()).to_arrow()
+    arrow = table.cast(frame).to_arrow()
     fields = [
         field.with_type(pa.string()).with_metadata({"meaning": column.meaning, "unit": column.unit})
         if pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type)

@@ -4,10 +4,10 @@ The safetensors library copies what it slices and cannot write a tensor piece by
 is larger than memory. The format (8 bytes of header length, a JSON header, the data) is described at
 https://github.com/huggingface/safetensors#format.
 
-Files written here carry checksums (CRC-32, as Parquet's pages do) in their metadata: `header_crc32`, of the length and
-the header with this field at zero, is compared whenever a file is opened, since a damaged header may still be a header;
-`crc32`, of each tensor's bytes in the order in which they lie, only on request (`TensorFile.damaged_tensors`). And
-`written_as` is the file's name, since the files of a job share their provenance and may be mistaken for each other.
+Files written here carry checksums in their metadata: the seal, over the length and the header, is compared whenever a
+file is opened; `crc32`, of each tensor's bytes in the order in which they lie, only on request
+(`TensorFile.damaged_tensors`). And `written_as` is the file's name, since the files of a job share their provenance and
+may be mistaken for each other.
 """
 
 import json
@@ -27,6 +27,7 @@ import numpy as np
 
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.artifacts import PROVENANCE, Provenance, replacing
+from outlier_features.files.seal import BLANK, MARK, require_seal, sealed
 
 _NUMPY: dict[str, type[np.generic]] = {
     "C64": np.complex64, "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
@@ -44,8 +45,7 @@ _BIT_WIDTHS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # values that share bytes
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # floats, as they are called
 _NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
 _MAX_HEADER = 100_000_000
-_CHECKSUMS, _HEADER_CHECKSUM, _NAME = "crc32", "header_crc32", "written_as"
-_NO_CHECKSUM = "0" * 8
+_CHECKSUMS, _NAME = "crc32", "written_as"
 _AT_ONCE = 1 << 22
 _MOST_OPEN = 256  # at a time; each takes two descriptors, of which a process may often have no more than 1,024
 
@@ -121,7 +121,7 @@ class TensorFile:
 
         Raises `InputError` where it was written by another program or as another file.
         """
-        if _HEADER_CHECKSUM not in self.metadata:
+        if MARK not in self.metadata:
             raise DamagedFile(self.path, "its metadata has no checksum, expected a file that this workflow wrote")
         if (name := self.metadata.get(_NAME)) != _name(self.path):
             raise DamagedFile(self.path, f"was written as {name}")
@@ -218,11 +218,8 @@ def _read_header(read: Any, size: int) -> tuple[dict[str, Entry], dict[str, str]
     text = read(length)
     header = json.loads(text)
     metadata = header.pop("__metadata__", {})
-    if _HEADER_CHECKSUM in metadata:
-        recorded = metadata[_HEADER_CHECKSUM]
-        blank = text.replace(_field(_HEADER_CHECKSUM, recorded), _field(_HEADER_CHECKSUM, _NO_CHECKSUM), 1)
-        if f"{zlib.crc32(prefix + blank):08x}" != recorded:
-            raise ValueError(f"a header that does not have the checksum {recorded} that it names")
+    if MARK in metadata:
+        require_seal(prefix + text)
     entries, spans = {}, []
     for name, fields in header.items():
         start, stop = fields["data_offsets"]
@@ -286,8 +283,8 @@ class TensorFileWriter:
         metadata = {
             PROVENANCE: json.dumps(provenance),
             _NAME: _name(path),
-            _CHECKSUMS: " ".join(_NO_CHECKSUM for _ in tensors),
-            _HEADER_CHECKSUM: _NO_CHECKSUM,
+            _CHECKSUMS: " ".join(BLANK for _ in tensors),
+            MARK: BLANK,
         }
         header: dict[str, Any] = {"__metadata__": metadata}
         sizes = {name: math.prod(shape) * np.dtype(STORAGE[dtype]).itemsize for name, (dtype, shape) in tensors.items()}
@@ -346,11 +343,10 @@ class TensorFileWriter:
 
     def _seal(self) -> None:
         """Put the checksums into the header, over the zeros that hold their place."""
-        blank = " ".join(_NO_CHECKSUM for _ in self._sums)
+        blank = " ".join(BLANK for _ in self._sums)
         sums = " ".join(f"{self._checksum(name):08x}" for name in self._sums)
         header = self._header.replace(_field(_CHECKSUMS, blank), _field(_CHECKSUMS, sums), 1)
-        whole = _field(_HEADER_CHECKSUM, f"{zlib.crc32(header):08x}")
-        self._put(header.replace(_field(_HEADER_CHECKSUM, _NO_CHECKSUM), whole, 1), 0)
+        self._put(sealed(header), 0)
 
     def _checksum(self, name: str) -> int:
         found, entry = self._sums[name].value, self._entries[name]

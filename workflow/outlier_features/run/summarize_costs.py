@@ -57,7 +57,7 @@ def read_costs(benchmarks: Path, outputs: Mapping[str, Sequence[str]]) -> pl.Dat
             output_bytes=pl.col("rule").map_elements(lambda rule: _size(outputs.get(rule, ())), return_dtype=pl.Int64)
         )
         .sort(["seconds", "rule"], descending=[True, False])
-        .select(pl.col(name).cast(dtype) for name, dtype in COSTS.schema.items())
+        .pipe(COSTS.cast)
     )
 
 

@@ -358,14 +358,9 @@ def itemsize(dtype: str) -> int:
 
 def widened(bits: Array, dtype: str) -> Array:
     """The float32 values of raw bits: of float32 where they lie, of 16-bit formats a copy."""
-    if dtype == "F32":
-        return bits.view(np.float32)
-    # Not at the top: who asks only for shapes, as every start of Snakemake does, need not wait for numba.
-    from outlier_features.scan import scan_kernel as kernel
-
-    out = np.empty(bits.size, np.float32)
-    (kernel.widen_bfloat16 if dtype == "BF16" else kernel.widen_float16)(bits, out)
-    return out
+    if dtype == "BF16":
+        return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+    return bits.view(np.float16).astype(np.float32) if dtype == "F16" else bits.view(np.float32)
 
 
 def _convert(values: Array, stored: str, out: Array) -> None:

@@ -31,6 +31,9 @@ from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
 LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
+# Of a selected dim, as they stand in dims.parquet.
+DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
+               "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
 TOP = 5  # dims of rule `location`
 
 
@@ -198,8 +201,6 @@ def super_weights_summary(found: pl.DataFrame, provenance: dict[str, Any]) -> di
 def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[str, Any]:
     """Counts of a rule in a population, none of them bare, and its selected dims, the largest first."""
     selected = dims.filter("selected").sort(["max_abs", "dim"], descending=[True, False])
-    columns = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
-               "first_layer", "last_layer", "step_up", "step_down", "max_abs", "one_sided")  # fmt: skip
     passing = pairs.filter("passes")
     return {
         "sites": sites,
@@ -210,7 +211,7 @@ def rule_summary(dims: pl.DataFrame, pairs: pl.DataFrame, sites: str) -> dict[st
         "pairs_passing": len(passing),
         "locations": int(pairs["locations"].sum()),
         "occurrences": int(pairs["occurrences"].sum()),
-        "dims": selected.select(columns).to_dicts(),
+        "dims": selected.select(DIM_COLUMNS).to_dicts(),
     }
 
 
