@@ -10,7 +10,7 @@ from typing import Any
 from outlier_features.command.output import make_table, write_found, write_text
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
-from outlier_features.summary.findings import findings
+from outlier_features.summary.facts import facts_in
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, number
@@ -79,7 +79,7 @@ def _parts(summaries: Mapping[str, Part]) -> Iterator[Any]:
         if summary["loss"]:
             yield "\n" + _loss(summary["loss"])
         for topic in ("not found", "missing"):
-            said = [f"- {visible(one.text)}" for one in findings(summary) if one.topic == topic]
+            said = [f"- {visible(fact.text)}" for fact in facts_in(summary) if fact.topic == topic]
             if said:
                 yield "\n".join([f"{topic.capitalize()}:", *said])
 

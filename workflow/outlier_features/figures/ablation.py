@@ -22,7 +22,7 @@ from outlier_features.figures.style import (
     panels,
     power,
 )
-from outlier_features.summary.findings_ablation import nothing_to_ablate
+from outlier_features.summary.ablation_facts import nothing_to_ablate
 from outlier_features.wording import count, number, percent
 
 Part = Mapping[str, Any]

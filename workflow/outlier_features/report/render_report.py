@@ -21,18 +21,19 @@ from outlier_features.report.page_template import FIGURE_SCRIPTS, FOLDER, PLOTLY
 from outlier_features.report.report_browser import browsed_tables
 from outlier_features.report.report_tables import (
     ablations,
-    headline,
     massive_rows,
     meanings,
     overview,
     overview_rules,
     overview_words,
     provenance,
+    rule_rows,
     selected_dims,
 )
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.run.costs_schema import COSTS
-from outlier_features.summary.findings import findings
+from outlier_features.summary.facts import facts_in
+from outlier_features.summary.glossary import FOR_NEWCOMERS, LIMITS, TERMS
 from outlier_features.summary.in_short import InShort, in_short
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules
@@ -78,7 +79,10 @@ def render_report(
         "overview_rules": overview_rules([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
         "definitions": definitions_page(definitions),
-        "meanings": meanings({part["id"]: part["findings"] for part in sections}),
+        "meanings": meanings([run.summary for run in read]),
+        "terms": TERMS,
+        "limits": LIMITS,
+        "for_newcomers": FOR_NEWCOMERS,
         "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
     }
@@ -97,7 +101,8 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     activations = run.tables["massive"].filter(pl.col("rule").is_in(listing))
     spans, in_all = massive_spans(activations, run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
-    drawings, short = run_figures(run), in_short(summary, run.tables.get("lifecycle"))
+    facts = facts_in(summary, run.tables.get("lifecycle"))
+    drawings, short = run_figures(run), in_short(summary, facts)
     known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
     return {
         "id": name,
@@ -105,16 +110,8 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         "contents": _contents(drawings, short=short, published=bool(known), missing=bool(summary["missing"])),
         "summary": summary,
         "short": short,
-        "headline": headline(summary),
-        "rules": main,
-        "applied": [rule for rule in main if applied_sites(summary, rule)],
-        "overlaps": [
-            (population, overlap)
-            for population, part in summary["populations"].items()
-            for overlap in part["overlaps"]
-            if {*overlap["rules"]} <= {*main}
-        ],
-        "findings": findings(summary),
+        "rules": rule_rows(summary),
+        "facts": facts,
         "figures": [PlacedFigure.of(drawing, f"{name}/{drawing.name}", data=True) for drawing in drawings],
         "locations": run.locations
         and {
@@ -147,6 +144,7 @@ def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool, m
         *([("dimensions", "What stands out")] if short.profiles else []),
         ("not-found", "What was not found"),
         ("limits", "What the numbers do not mean"),
+        ("rules-table", "Rules"),
         ("findings", "Findings, rule by rule"),
         *((drawing.name, drawing.title) for drawing in drawings),
         ("massive", "Massive activations"),

@@ -10,8 +10,8 @@ from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.populations import POPULATIONS
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
-from outlier_features.rules.rule import HitRule
-from outlier_features.summary.findings import Finding, is_dump
+from outlier_features.summary.facts import is_dump
+from outlier_features.summary.in_short import largest
 from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import MassiveSpan
 from outlier_features.visible_text import visible
@@ -19,61 +19,6 @@ from outlier_features.wording import DASH, count, listing, number, percent
 
 Part = Mapping[str, Any]
 NAMES_IN_OVERVIEW = 4
-
-
-def headline(summary: Part) -> list[tuple[str, str, str]]:
-    """The run's few main numbers: value, what it is, and its site, rule and population."""
-    return [
-        *(_rule_fact(summary, name, *_carriers(rule)) for name, rule in main_rules(summary).items()),
-        _largest_fact(summary),
-        *([] if is_dump(summary) else [_loss_fact(summary)]),
-    ]
-
-
-def _carriers(rule: HitRule) -> tuple[str, str]:
-    """What a dim that the rule selects is called, one and many."""
-    if rule.lists_hits:
-        return f"dimension with {rule.noun}s", f"dimensions with {rule.noun}s"
-    noun = rule.noun.replace(" ", "-")
-    return f"{noun} dimension", f"{noun} dimensions"
-
-
-def _rule_fact(summary: Part, rule: str, one: str, many: str) -> tuple[str, str, str]:
-    sites = " + ".join(applied_sites(summary, rule))
-    if not sites:
-        return DASH, many, f"rule {rule} was not applied: its sites are not in this run"
-    selected = {name: part["rules"][rule]["dims_selected"] for name, part in summary["populations"].items()}
-    positions = summary["corpus"]["positions"]
-    others = ", ".join(
-        f"{number(found) if positions[name] else 'no positions'} in {name}"
-        for name, found in selected.items()
-        if name != "all"
-    )
-    noun = one if selected["all"] == 1 else many
-    where = f"rule {rule}, {sites}, population all"
-    return number(selected["all"]), noun, f"{where}; {others}" if others else where
-
-
-def _largest_fact(summary: Part) -> tuple[str, str, str]:
-    value, where = _largest(summary)
-    return value, "largest |x|", f"{where}, no rule, population all"
-
-
-def _largest(summary: Part) -> tuple[str, str]:
-    """The largest |x| in population all, and its site and layer."""
-    sites = summary["populations"]["all"]["largest"]
-    if not sites:
-        return DASH, "no site in this run"
-    row = max(sites, key=lambda row: row["max"])
-    return number(row["max"]), f"{visible(row['site'])}, layer {row['layer']}"
-
-
-def _loss_fact(summary: Part) -> tuple[str, str, str]:
-    loss = summary["loss"]
-    if loss is None:
-        return DASH, "perplexity", summary["missing"].get("loss", {"reason": "no token has one before it"})["reason"]
-    bits = "" if loss["bits_per_byte"] is None else f"; {number(loss['bits_per_byte'])} bits per byte"
-    return number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}{bits}"
 
 
 def provenance(summary: Part) -> list[tuple[str, str]]:
@@ -103,7 +48,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Positions", positions),
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
-        ("Rules", rules(summary)),
+        ("Rules", ", ".join(summary["rules"])),
         ("Ablations", _ablation_sample(summary["ablation"])),
         ("Missing", ", ".join(f"{name} ({why['cause']})" for name, why in summary["missing"].items()) or "none"),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
@@ -131,20 +76,16 @@ def _of_dump(summary: Part) -> list[tuple[str, str]]:
                   f"{count(corpus['sample']['tokens'], 'position')}, d_model {number(model['d_model'])}"),
         ("Number format", summary["run"]["dtype"]),
         ("Sites", ", ".join(summary["sites"]["present"])),
-        ("Rules", rules(summary)),
+        ("Rules", ", ".join(summary["rules"])),
         ("Made with", f"outlier-features {summary['run']['package_version']}"),
     ]  # fmt: skip
     return [(name, visible(str(value))) for name, value in facts]
 
 
-def rules(summary: Part) -> str:
-    return "; ".join(f"{name}: {rule.criteria()}" for name, rule in rules_of(summary["rules"]).items())
-
-
 def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[list[dict[str, Any]], int]:
-    """For each population the dims that any of `rules` selects, the largest first, with their row by each rule.
+    """For each population the dims that any of `rules` selects, the largest first, a row for each rule with a hit.
 
-    Gives at most so many of each population, and how many are left out.
+    Gives at most so many dims of each population, and how many are left out.
     """
     rows, hidden = [], 0
     for population in dims["population"].unique().sort():
@@ -152,12 +93,8 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
         chosen = here.filter("selected").group_by("dim").agg(pl.col("max_abs").max())
         order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
         hidden += max(0, len(order) - most)
-        by_rule = {(row["rule"], row["dim"]): row for row in here.iter_rows(named=True)}
-        for dim in order[:most]:
-            found = {rule: by_rule.get((rule, dim)) for rule in rules}
-            steps = next(row for row in found.values() if row and row["selected"])
-            rows.append({"population": population, "dim": dim, "rules": found,
-                         "step_up": steps["step_up"], "step_down": steps["step_down"]})  # fmt: skip
+        by_rule = {(row["dim"], row["rule"]): row for row in here.iter_rows(named=True)}
+        rows += [by_rule[dim, rule] for dim in order[:most] for rule in rules if (dim, rule) in by_rule]
     return rows, hidden
 
 
@@ -189,14 +126,32 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
     )
 
 
-def meanings(found: Mapping[str, Sequence[Finding]]) -> list[tuple[str, list[str]]]:
-    """What the runs' findings say of the numbers' meaning, with the names of the runs where it is not said of all."""
+def meanings(summaries: Sequence[Part]) -> list[tuple[str, list[str]]]:
+    """What each rule selects, with the names of the runs where it is not the same in all."""
     runs_of: dict[str, list[str]] = {}
-    for name, findings in found.items():
-        for finding in findings:
-            if finding.topic == "meaning":
-                runs_of.setdefault(finding.text, []).append(name)
-    return [(text, names if len(names) < len(found) else []) for text, names in runs_of.items()]
+    for summary in summaries:
+        for rule in rules_of(summary["rules"]).values():
+            name = f"{summary['model']['name']}/{summary['corpus']['name']}"
+            runs_of.setdefault(rule.meaning(), []).append(name)
+    return [(text, names if len(names) < len(summaries) else []) for text, names in runs_of.items()]
+
+
+def rule_rows(summary: Part) -> list[dict[str, Any]]:
+    """A row for each rule of the run, of whatever kind, with what it selects by population."""
+    rows = []
+    for name, rule in rules_of(summary["rules"]).items():
+        results = [part["rules"].get(name) for part in summary["populations"].values()]
+        rows.append(
+            {
+                "rule": name,
+                "looks_for": rule.noun,
+                "criteria": rule.criteria(),
+                "sites": next((found["sites"].replace("+", " + ") for found in results if found), DASH),
+                "dims": [number(found and found["dims_selected"]) for found in results],
+                "source": rule.source,
+            }
+        )
+    return rows
 
 
 def ablations(ablation: Part) -> list[list[str]]:
@@ -247,7 +202,7 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
             "sample": f"{number(summary['corpus']['sequences'])} × "
             f"{count(summary['corpus']['sample']['tokens'], 'token')}",
             "rules": [_selected_names(summary, rule) if rule in summary["rules"] else _NOT_THERE for rule in rules],
-            "largest": _largest(summary),
+            "largest": largest(summary),
             "perplexity": number(summary["loss"] and summary["loss"]["perplexity"]),
             "bits_per_byte": number(summary["loss"] and summary["loss"]["bits_per_byte"]),
         }

@@ -1,0 +1,80 @@
+"""Everything that a run computed and that its reader is told: one list, which each page tells at its own length."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from outlier_features.files.missing import missing_sentence
+from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
+from outlier_features.origin.origin_findings import lifecycle_sentences
+from outlier_features.summary.ablation_facts import ablation_facts, super_weight_facts
+from outlier_features.summary.expert_facts import expert_facts
+from outlier_features.summary.fact import Fact, is_or_are
+from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
+from outlier_features.visible_text import visible
+from outlier_features.wording import count, number
+
+Part = Mapping[str, Any]
+
+
+def facts_in(summary: Part, lifecycle: pl.DataFrame | None = None) -> list[Fact]:
+    """The facts of a run, from its summary.json and, where dims were traced, the table `lifecycle`."""
+    had = [name for name in ("super_weights", "loss", "ablation") if name not in summary["missing"]]
+    of_model = [] if is_dump(summary) else had
+    return [
+        *(
+            Fact(what="missing", topic="missing", values=why, short=visible(missing_sentence(analysis, why)))
+            for analysis, why in summary["missing"].items()
+        ),
+        *rule_facts(summary),
+        *expert_facts(summary["experts"]),
+        *_gains(summary["norms"]),
+        *(super_weight_facts(summary["super_weights"]) if "super_weights" in of_model else ()),
+        *_origin(lifecycle),
+        *(_loss(summary["loss"]) if "loss" in of_model else ()),
+        *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
+    ]
+
+
+def is_dump(summary: Part) -> bool:
+    """Whether the activations were saved by some other program, so that there is no model to speak of."""
+    return bool(summary["model"]["kind"] == "dump")
+
+
+def _gains(norms: Part | None) -> Iterator[Fact]:
+    if norms is None or not norms["norms"]:
+        return
+    notable = [row for row in norms["dims"] if is_notable(row)]
+    dims = [
+        Fact(what="gain of dim", topic="found", short=dim_sentence(row), values=row) for row in notable[:DIMS_IN_FULL]
+    ]
+    yield Fact(what="gains", topic="found", short=ones_sentence(norms), values=norms, parts=tuple(dims))
+    if norms["dims"] and not notable:
+        text = (
+            f"At no selected dimension is a norm's |gain| {number(NOTABLE)} times larger or smaller than the median "
+            "|gain| of the unselected dimensions."
+        )
+        yield Fact(what="gains", topic="not found", short=text)
+
+
+def _origin(lifecycle: pl.DataFrame | None) -> Iterator[Fact]:
+    for dim in [] if lifecycle is None else lifecycle["target_dim"].unique(maintain_order=True):
+        text = " ".join(lifecycle_sentences(lifecycle.filter(target_dim=dim)))
+        yield Fact(what="origin", topic="found", rule="trace_origin", sites="resid_post and its parts", dim=dim, short=text,
+                   population="", leading=True)  # fmt: skip
+
+
+def _loss(loss: Part | None) -> Iterator[Fact]:
+    if loss is None:
+        yield Fact(what="loss", topic="not found", short="There is no loss: no token of the text has one before it.")
+        return
+    bits = "" if loss["bits_per_byte"] is None else f" and {number(loss['bits_per_byte'])} bits per byte"
+    yield Fact(
+        what="loss",
+        topic="prediction",
+        values=loss,
+        short=f"The model predicts the text with perplexity {number(loss['perplexity'])}{bits} "
+        f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')}, which "
+        f"{is_or_are(loss['tokens'])} {count(loss['bytes'], 'byte')} of UTF-8 text.",
+    )
