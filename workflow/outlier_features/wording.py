@@ -24,8 +24,8 @@ def count(items: int, noun: str) -> str:
 
 
 def listing(items: Iterable[object]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *first, last = map(str, items)
+    """`a`, `a and b`, `a, b and c`; nothing of nothing."""
+    *first, last = [*map(str, items)] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 

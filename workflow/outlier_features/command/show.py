@@ -79,7 +79,8 @@ def _parts(summaries: Mapping[str, Part]) -> Iterator[Any]:
         if summary["loss"]:
             yield "\n" + _loss(summary["loss"])
         for topic in ("not found", "missing"):
-            said = [f"- {visible(fact.text)}" for fact in facts_in(summary) if fact.topic == topic]
+            told = [fact for fact in facts_in(summary) if fact.topic == topic]
+            said = [line for fact in told for line in (f"- {fact.text}", *(f"  - {part.text}" for part in fact.parts))]
             if said:
                 yield "\n".join([f"{topic.capitalize()}:", *said])
 

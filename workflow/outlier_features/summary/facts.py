@@ -59,10 +59,12 @@ def _gains(norms: Part | None) -> Iterator[Fact]:
 
 
 def _origin(lifecycle: pl.DataFrame | None) -> Iterator[Fact]:
-    for dim in [] if lifecycle is None else lifecycle["target_dim"].unique(maintain_order=True):
+    if lifecycle is None:
+        return
+    for dim in lifecycle["target_dim"].unique(maintain_order=True):
         text = " ".join(lifecycle_sentences(lifecycle.filter(target_dim=dim)))
-        yield Fact(what="origin", topic="found", rule="trace_origin", sites="resid_post and its parts", dim=dim, short=text,
-                   population="", leading=True)  # fmt: skip
+        yield Fact(what="origin", topic="found", rule="trace_origin", sites="resid_post and its parts", dim=dim,
+                   short=text, leading=True)  # fmt: skip
 
 
 def _loss(loss: Part | None) -> Iterator[Fact]:

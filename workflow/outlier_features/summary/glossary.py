@@ -8,14 +8,14 @@ dimensions are counted from 0.
 
 Site: Where in a block a tensor is taken: resid_pre, resid_mid and resid_post are the residual stream before the block,
 between attention and MLP, and after the block; attn_norm, mixer_norm and mlp_norm are the outputs of the norms, gain
-included, which the linear layers of attention, of another part that mixes tokens and of the MLP read; attn_heads is what
-attention's output projection reads; attn_out, mixer_out and mlp_out are what they add.
+included, which the linear layers of attention, of another part that mixes tokens and of the MLP read; attn_heads is
+what attention's output projection reads; attn_out, mixer_out and mlp_out are what they add.
 
 Population: The positions that count: all, or without_first, which leaves out the first position of each sequence and
 special tokens. Padding never counts. Where nothing would be left out, all is the only one.
 
-Rule: What selects dimensions: how large a value must be, at which sites, in how many layers and at how many positions. A
-dimension is selected if at least one sequence passes; how many do is given beside it.
+Rule: What selects dimensions: how large a value must be, at which sites, in how many layers and at how many positions.
+A dimension is selected if at least one sequence passes; how many do is given beside it.
 
 Hit: A value that is large enough for a rule.
 
@@ -32,8 +32,8 @@ compares it with a threshold, so that the threshold means the same in every mode
 Kind of a dimension: From the share of positions with a hit, averaged over the sequences that pass: persistent (at least
 50 %), massive (at most 5 %) or mixed. It is not the kind of a rule.
 
-Step up, step down: A dimension steps up in the first layer where its largest |x| on resid_post reaches half of its maximum
-over layers, and down in the first later layer where it is below that half.
+Step up, step down: A dimension steps up in the first layer where its largest |x| on resid_post reaches half of its
+maximum over layers, and down in the first later layer where it is below that half.
 
 Gain: What a norm multiplies its normalised input by, dimension by dimension. A gain near 0 hides a dimension from the
 linear layers that read the norm, however large it is in the residual stream.
@@ -44,15 +44,15 @@ Super expert: An expert of a mixture-of-experts model that makes a massive activ
 
 Attention sink: A position to which many heads give much of their attention, whatever it says.
 
-Perplexity, bits per byte: How badly the model predicts the text: the exponential of the mean loss per token, and the same
-loss in bits for each byte of text, which models with other tokenizers can be compared by. Lower is better.
+Perplexity, bits per byte: How badly the model predicts the text: the exponential of the mean loss per token, and the
+same loss in bits for each byte of text, which models with other tokenizers can be compared by. Lower is better.
 
 Top-1 probability: The largest that the model gives to any next token, whether it is right or not.
 
 Ablation: A run of the model with some values set to zero or to their mean, to see what they do. Dimensions selected in
-population all are changed in the output of the layer where they step up, at some positions or all (the mean is that of the
-unchanged model over the same positions), or set to zero in all inputs of linear layers as in LLM.int8(). Where zero does
-harm and the mean does not, it is the value that the model needs and not how it varies.
+population all are changed in the output of the layer where they step up, at some positions or all (the mean is that
+of the unchanged model over the same positions), or set to zero in all inputs of linear layers as in LLM.int8(). Where
+zero does harm and the mean does not, it is the value that the model needs and not how it varies.
 """
 
 # In the order in which a newcomer needs them.
@@ -83,6 +83,6 @@ OF_WHAT_KINDS = (
 FOR_NEWCOMERS = (
     "A transformer language model holds a list of numbers for each token, one for each hidden dimension; every layer "
     "reads the list and adds to it. In most trained models a few dimensions hold numbers far larger than all others. "
-    f"{OF_WHAT_KINDS} The page of each run says which dimensions they are, where, by which rule, where they come from and "
-    "what happens without them."
+    f"{OF_WHAT_KINDS} The page of each run says which dimensions they are, where, by which rule, where they come "
+    "from and what happens without them."
 )

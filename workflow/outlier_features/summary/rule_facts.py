@@ -106,7 +106,8 @@ class _RuleInPopulation:
         return (
             f"{self.start} finds {count(self.hits['activations'], self.rule.noun)} in population {self.population}, "
             f"in {dims}{self._majority()}.",
-            f"They are at {count(self.hits['positions'], 'position')} and in {layers(self.hits['layers'])}."
+            f"{'It is' if self.hits['activations'] == 1 else 'They are'} at "
+            f"{count(self.hits['positions'], 'position')} and in {layers(self.hits['layers'])}."
             f"{self._where_excluded()}",
         )
 
@@ -131,7 +132,8 @@ class _RuleInPopulation:
             return ""
         excluded, all_of_them = self.hits["at_excluded_positions"], self.hits["activations"]
         position = f" (position {self.hits['by_token'][0]['token']})" if self.hits["tokens"] == 1 else ""
-        return f" Of {all_of_them:,}, {excluded:,} {is_or_are(excluded)} at {_FIRST}{position}."
+        number_of = "All" if excluded == all_of_them else f"{excluded:,} of {all_of_them:,}"
+        return f" {number_of} {is_or_are(all_of_them)} at {_FIRST}{position}."
 
     def _none(self) -> tuple[str, str]:
         hit = self.result["dims_with_hit"]
@@ -153,7 +155,7 @@ class _RuleInPopulation:
                 short += " Without the first position and special tokens it does not pass."
             # Medians of population without_first are others, so that it selects none does not say this.
             elif self.hits["at_excluded_positions"] == self.hits["activations"]:
-                short += f" All {self.rule.noun}s are at the first position or special tokens."
+                short += f" Every {self.rule.noun} of this text is at the first position or a special token."
         return Fact(
             what="dim",
             topic="found",
@@ -168,9 +170,9 @@ class _RuleInPopulation:
         )
 
     def _values_of(self, row: Part) -> str:
-        what = "It has hits" if not self.rule.counts_suffice else f"{self.size}"
+        what = self.size if self.rule.counts_suffice else "hits"
         return (
-            f"{what} at {percent(row['union_mean'])} of the positions and in {percent(row['blocks_mean'])} of the "
+            f"It has {what} at {percent(row['union_mean'])} of the positions and in {percent(row['blocks_mean'])} of the "
             f"layers (within {_extent(row)}), on average over the {count(row['sequences'], 'sequence')} with a hit; "
             f"{row['sequences_passing']:,} of {self.sequences} pass. The largest is {number(row['max_abs'])}."
         )
@@ -231,7 +233,7 @@ def _jaccard(pair: Part) -> str:
 
 
 def _scales(rules: Mapping[str, HitRule], results: Part, population: str) -> Iterator[Fact]:
-    """How rules that compare |x| itself with a threshold and rules with a scale differ, by the dims that they select."""
+    """How rules that compare |x| itself with a threshold and rules with a scale differ by what they select."""
     kinds = {rule.kind for rule in rules.values() if rule.scale}
     alike = {name: rule for name, rule in rules.items() if rule.kind in kinds and rule.basis == RESIDUAL}
     selected = {name: {row["dim"] for row in results[name]["dims"]} for name in alike}
@@ -284,7 +286,7 @@ def _located(location: Part | None) -> Iterator[Fact]:
         facts = [_location(criteria, population, site, result) for site, result in sites.items()]
         yield from (fact for fact in facts if fact.topic == "found")
         none = [fact for fact in facts if fact.topic == "not found"]
-        names = listing(fact.sites for fact in none) if none else ""
+        names = listing(fact.sites for fact in none)
         yield from summed(none, f"Rule location ({criteria}) keeps no location in population {population} on {names}.")
 
 
@@ -319,7 +321,7 @@ def _not_applied(summary: Part) -> Iterator[Fact]:
              f"applied: {listing(f'{site} {_why_missing(summary, site)}' for site in rule.sites)}.")
         for name, rule in missing.items()
     ]  # fmt: skip
-    yield from summed(facts, f"Rules {listing(missing)} were not applied." if missing else "")
+    yield from summed(facts, f"Rules {listing(missing)} were not applied.")
 
 
 def _why_missing(summary: Part, site: str) -> str:
@@ -335,7 +337,7 @@ def _absent_sites(summary: Part) -> Iterator[Fact]:
         used = [name for name, rule in run_rules(summary).items() if whole and site in rule.sites]
         applied: dict[str, list[str]] = {}
         for name in used:
-            if sites := listing(applied_sites(summary, name) or [""]):
+            if sites := listing(applied_sites(summary, name)):
                 applied.setdefault(sites, []).append(name)
         effect = "".join(
             f" {'Rule' if len(names) == 1 else 'Rules'} {listing(names)} "
