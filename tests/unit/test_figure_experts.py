@@ -4,9 +4,9 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.experts.summarize_experts import experts_in_words
 from outlier_features.figures.experts import MAX_ROWS, expert_figures, expert_map, routed_parts
 from outlier_features.files.artifacts import read_json
+from outlier_features.summary.expert_facts import expert_facts
 from test_render_report import page  # noqa: F401  (a fixture)
 
 EXPERTS, LAYERS = 3, 4
@@ -22,7 +22,7 @@ def tables(run):
 
 
 def said(run):
-    return [(topic, " ".join([text, *details])) for topic, text, details in experts_in_words(summary(run)["experts"])]
+    return [(fact.topic, " ".join(one.text for one in fact.flat)) for fact in expert_facts(summary(run)["experts"])]
 
 
 def summary(run):
@@ -134,13 +134,13 @@ NOTHING = {
     ],
 )  # fmt: skip
 def test_what_was_not_found_is_said(changes, sentences):
-    assert [(topic, text) for topic, text, _ in experts_in_words(NOTHING | changes)] == sentences
+    assert [(fact.topic, fact.text) for fact in expert_facts(NOTHING | changes)] == sentences
 
 
 def test_published_experts_are_compared():
     published = [{"layer": layer, "part": "expert", "expert": 5, "super_expert": layer == 1} for layer in (1, 2)]
-    *_, (topic, text, _) = experts_in_words(NOTHING | {"published": published})
-    assert (topic, text) == (
+    *_, fact = expert_facts(NOTHING | {"published": published})
+    assert (fact.topic, fact.text) == (
         "found",
         "Published as super experts of this model: expert 5 of layer 1 and expert 5 of layer 2 (Su et al. 2025); 1 of "
         "2 is among those found here.",

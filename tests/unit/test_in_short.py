@@ -5,6 +5,7 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.files.artifacts import read_json
+from outlier_features.summary.facts import facts_in
 from outlier_features.summary.in_short import MAX_PROFILES, in_short
 from outlier_features.wording import number
 
@@ -13,7 +14,7 @@ def short(tmp_path, **changes):
     run = FakeRun(**changes).write(tmp_path / "run")
     summary = read_json(run / "summary.json")
     table = run / "lifecycle.parquet"
-    return summary, in_short(summary, pl.read_parquet(table) if table.exists() else None)
+    return summary, in_short(summary, facts_in(summary, pl.read_parquet(table) if table.exists() else None))
 
 
 def test_the_largest_dims_come_with_what_every_rule_found(tmp_path):
@@ -23,16 +24,14 @@ def test_the_largest_dims_come_with_what_every_rule_found(tmp_path):
     massive, outlier = told.profiles
     assert (massive.what, outlier.what) == ("massive activations", "massive activations and an outlier feature")
     largest = pl.read_parquet(tmp_path / "run/massive.parquet").sort(pl.col("value").abs()).row(-1, named=True)
-    start = (
-        f"Its value reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times"
-    )
-    assert massive.facts[0].text.startswith(start)
-    assert "never massive outside the first position" in massive.facts[0].text
+    start = f"x reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times"
+    assert massive.facts[0].short.startswith(start)
+    assert "at the first position or a special token" in massive.facts[0].short
     assert massive.facts[0].where == "resid_post; rule massive; population all"
     row = dims.filter(dim=5, rule="dettmers", population="all").row(0, named=True)
-    assert f"{row['sequences_passing']} of {summary['corpus']['sequences']} sequences pass" in outlier.facts[1].text
-    assert f"The largest is {number(row['max_abs'])}." in outlier.facts[1].text
-    assert "does not pass" not in outlier.facts[1].text  # it passes in both populations
+    assert f"{row['sequences_passing']} of {summary['corpus']['sequences']} sequences pass" in outlier.facts[1].short
+    assert f"The largest is {number(row['max_abs'])}." in outlier.facts[1].short
+    assert "does not pass" not in outlier.facts[1].short  # it passes in both populations
     assert "2 dimensions of 64 stand out" in told.answer[0] and "7 and 5" in told.answer[0]
     assert told.answer[1].endswith("none by rule massive and 1 dimension by rule dettmers.")
 
@@ -41,9 +40,9 @@ def test_an_ablation_is_told_by_the_target_that_does_most(tmp_path):
     _, told = short(tmp_path)
     rows = pl.read_parquet(tmp_path / "run/ablation.parquet")
     zeros = rows.filter(target="dims", dims="7", value="zero")
-    (fact,) = [fact for fact in told.profiles[0].facts if fact.text.startswith("Perplexity")]
+    (fact,) = [fact for fact in told.profiles[0].facts if fact.short.startswith("Perplexity")]
     base, worst = rows["perplexity"][0], zeros["perplexity"].max()
-    assert f"from {number(base)} to {number(worst)} when it is set to zero" in fact.text
+    assert f"from {number(base)} to {number(worst)} when it is set to zero" in fact.short
 
 
 def test_where_nothing_is_found_that_is_the_answer(tmp_path):

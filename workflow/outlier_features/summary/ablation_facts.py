@@ -100,7 +100,7 @@ def ablation_facts(ablation: Part) -> Iterator[Fact]:
 def nothing_to_ablate(ablation: Part) -> str:
     """Why an ablation has the unchanged model alone."""
     weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
-    return f"No dimension is selected in population all by a rule that ablations follow, and {weights}"
+    return f"No dimension is selected by a rule whose dimensions are ablated in population all, and {weights}"
 
 
 class _Target:

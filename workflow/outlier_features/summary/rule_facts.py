@@ -132,8 +132,9 @@ class _RuleInPopulation:
             return ""
         excluded, all_of_them = self.hits["at_excluded_positions"], self.hits["activations"]
         position = f" (position {self.hits['by_token'][0]['token']})" if self.hits["tokens"] == 1 else ""
-        number_of = "All" if excluded == all_of_them else f"{excluded:,} of {all_of_them:,}"
-        return f" {number_of} {is_or_are(all_of_them)} at {_FIRST}{position}."
+        if excluded == all_of_them:
+            return f" {'It is' if all_of_them == 1 else 'All of them are'} at {_FIRST}{position}."
+        return f" {excluded:,} of {all_of_them:,} {is_or_are(excluded)} at {_FIRST}{position}."
 
     def _none(self) -> tuple[str, str]:
         hit = self.result["dims_with_hit"]
@@ -172,9 +173,9 @@ class _RuleInPopulation:
     def _values_of(self, row: Part) -> str:
         what = self.size if self.rule.counts_suffice else "hits"
         return (
-            f"It has {what} at {percent(row['union_mean'])} of the positions and in {percent(row['blocks_mean'])} of the "
-            f"layers (within {_extent(row)}), on average over the {count(row['sequences'], 'sequence')} with a hit; "
-            f"{row['sequences_passing']:,} of {self.sequences} pass. The largest is {number(row['max_abs'])}."
+            f"It has {what} at {percent(row['union_mean'])} of the positions and in {percent(row['blocks_mean'])} of "
+            f"the layers (within {_extent(row)}), on average over the {count(row['sequences'], 'sequence')} with a "
+            f"hit; {row['sequences_passing']:,} of {self.sequences} pass. The largest is {number(row['max_abs'])}."
         )
 
     def _hits_of(self, row: Part) -> str:
@@ -280,7 +281,7 @@ def _located(location: Part | None) -> Iterator[Fact]:
     if location is None:
         return
     sign = ">=" if location["inclusive"] else ">"
-    share = percent(location["min_layer_fraction"])
+    share = percent(location["layer_share"])
     criteria = f"|x| {sign} {number(location['threshold'])} in {share} of the layers or more"
     for population, sites in location["populations"].items():
         facts = [_location(criteria, population, site, result) for site, result in sites.items()]
@@ -318,13 +319,16 @@ def _not_applied(summary: Part) -> Iterator[Fact]:
     missing = {name: rule for name, rule in run_rules(summary).items() if not applied_sites(summary, name)}
     facts = [
         Fact(what="not applied", topic="not found", rule=name, leading=rule.follow_up, short=f"Rule {name} was not "
-             f"applied: {listing(f'{site} {_why_missing(summary, site)}' for site in rule.sites)}.")
+             f"applied: {listing(f'{site} {_why_missing(summary, site, rule.scale)}' for site in rule.sites)}.")
         for name, rule in missing.items()
     ]  # fmt: skip
     yield from summed(facts, f"Rules {listing(missing)} were not applied.")
 
 
-def _why_missing(summary: Part, site: str) -> str:
+def _why_missing(summary: Part, site: str, scale: str | None) -> str:
+    unknown = summary["sites"].get("without_scale", {}).get(site, {}).get(scale)
+    if unknown:
+        return f"has no scale ({visible(unknown)})"
     reason = summary["sites"]["absent"].get(site)
     return f"is absent ({visible(reason)})" if reason else "was not recorded"
 

@@ -1,11 +1,10 @@
-"""The sentences of the report's first page, from hand-made summaries."""
-
-import copy
+"""The facts that a reader is told, and their sentences, from hand-made summaries."""
 
 import pytest
 
 from outlier_features.model.bases import NO_OTHER_MIXER
-from outlier_features.summary.findings import findings
+from outlier_features.summary.facts import facts_in
+from outlier_features.summary.in_short import in_short
 from outlier_features.visible_text import quoted, visible
 from outlier_features.wording import count, layers, listing, number, percent, ranges
 
@@ -73,7 +72,8 @@ FOUND = {
 def summary():
     return {
         "model": {"name": "tiny", "kind": "path", "d_model": 576, "blocks": 30},
-        "corpus": {"name": "text", "sequences": 16, "positions": {"all": 4096, "without_first": 4080}},
+        "corpus": {"name": "text", "sequences": 16, "sample": {"tokens": 256},
+                   "positions": {"all": 4096, "without_first": 4080}},
         "sites": {"present": ["attn_norm", "mlp_norm", "resid_post"], "absent": {}, "dense": {}},
         "rules": {
             "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mixer_norm", "mlp_norm"]},
@@ -107,55 +107,77 @@ def summary():
 
 
 def said(summary, topic):
-    return [
-        line for finding in findings(summary) if finding.topic == topic for line in (finding.text, *finding.details)
-    ]
+    return [line.text for fact in facts_in(summary) if fact.topic == topic for line in fact.flat]
 
 
-def test_what_rule_dettmers_found(summary):
-    found = said(summary, "found")
-    assert found[0] == (
-        "Rule dettmers on attn_norm and mlp_norm selects 1 dimension of 576 in population all, in more than half of "
-        "the sequences. 1 dimension with a hit has 41,373 occurrences at 7,960 locations, in 48 pairs of a sequence "
-        "and a dimension, of which 16 pass."
+def told(summary, what, **where):
+    """The only fact of a sort and place."""
+    (fact,) = (
+        one
+        for fact in facts_in(summary)
+        for one in fact.flat
+        if one.what == what and all(getattr(one, name) == value for name, value in where.items())
     )
-    assert found[1] == (
-        "Dimension 247 (kind persistent) passes in 16 of 16 sequences. On average over the 16 sequences with a hit, it "
-        "has hits in 44 % of the layers (within layers 10 to 24) and at 97.1 % of the positions; max |x| is 11.94. On "
-        "resid_post it steps up in layer 11 and down in 28."
-    )
+    return fact
 
 
-def test_what_rule_massive_found_and_at_which_token(summary):
-    found = said(summary, "found")
-    assert found[2] == (
-        "Rule massive on resid_post finds 272 massive activations in population all, at 16 positions and in layers 11 "
-        "to 27, in 1 dimension of 576, in more than half of the sequences. All of them are at the first position of a "
-        "sequence or a special token (position 0)."
-    )
-    assert found[3] == (
-        "Dimension 507 (kind massive) has them in 16 of 16 sequences, within layers 11 to 27. The largest, x = "
-        '-24,728, is at the token “="⏎” (position 0 of sequence 8) in layer 11, 15,745 times the median |x| over '
-        "the positions of population all there (1.571). On resid_post it steps up in layer 11 and down in 28."
-    )
-    assert found[4] == (
-        "Largest |x| of each site in population all, whatever the rule: 24,728 on resid_post in layer 11 (median |x| "
-        "there 1.657)."
-    )
+def holds(text, *parts):
+    assert [part for part in parts if part not in text] == []
+
+
+def test_what_a_rule_with_shares_selects(summary):
+    fact = told(summary, "selected", rule="dettmers", population="all")
+    assert (fact.topic, fact.sites, fact.values["dims"]) == ("found", "attn_norm + mlp_norm", [247])
+    holds(fact.text, "1 dimension of 576", "41,373 occurrences", "7,960 locations", "48 pairs", "16 pass")
+    dim = told(summary, "dim", dim=247)
+    assert dim.text.startswith("Dimension 247") and dim.short in dim.text
+    holds(dim.short, "44 % of the layers", "layers 10 to 24", "97.1 % of the positions", "16 of 16", "11.94")
+    holds(dim.text, "persistent", "up in layer 11 and down in 28")
+
+
+def test_what_a_rule_that_lists_its_hits_finds_and_at_which_token(summary):
+    fact = told(summary, "selected", rule="massive", population="all")
+    assert (fact.sites, fact.values["dims"]) == ("resid_post", [507])
+    holds(fact.text, "272 massive activations", "16 positions", "layers 11 to 27", "1 dimension of 576", "position 0")
+    dim = told(summary, "dim", dim=507)
+    holds(dim.short, "-24,728 in layer 11", "15,745 times", "1.571", "position 0 of sequence 8", '“="⏎”', "16 of 16")
+    holds(told(summary, "largest", population="all").text, "24,728 on resid_post in layer 11", "1.657")
 
 
 def test_what_was_not_found_is_said(summary):
-    assert said(summary, "not found") == [
-        "No dimension is selected by both rules, dettmers and massive, in population all (Jaccard index 0: 0 of 2 "
-        "dimensions selected by either).",
-        "No dimension passes rule dettmers on attn_norm and mlp_norm in population without_first: no value there has "
-        "|x| >= 6.",
-        "There is no massive activation in population without_first: no value on resid_post meets rule massive.",
-        "Rule dettmers_heads was not applied: attn_heads was not recorded.",
-        "There is no super weight by rule super_weight on mlp_act and mlp_down (|x| > 50 on both), over the first 96 "
-        "tokens of sequence 0, population all: in no layer do both spike.",
-        "No published super weights of this model are known here, to compare with.",
-    ]
+    facts = {(fact.what, fact.rule) for one in facts_in(summary) for fact in one.flat if fact.topic == "not found"}
+    none = {("none selected by several", ""), ("none selected", "dettmers"), ("none selected", "massive")}
+    assert {("overlap", ""), ("not applied", "dettmers_heads"), ("super weights", "super_weight"), *none} <= facts
+    holds(told(summary, "none selected", rule="dettmers").text, "without_first", "no value there has |x| >= 6")
+    holds(told(summary, "none selected by several").text, "without_first", "dettmers and massive")
+
+
+def test_rules_that_select_the_same_are_told_together(summary):
+    """Eight rules: three that select the same dim, three that select nothing, one of 300 dims, one on another basis."""
+    summary["sites"]["present"].append("mlp_act")
+    names = ("same", "again", "none", "nothing", "wide", "neurons")
+    for name in names:
+        site, scale = {"neurons": ("mlp_act", None), "wide": ("resid_post", "token_rms")}.get(name, ("mlp_norm", None))
+        summary["rules"][name] = {"kind": "systematic", "sites": [site], "scale": scale, "follow_up": name != "wide"}
+    dims = {"same": [247], "again": [247], "wide": range(300), "neurons": [247]}
+    summary["populations"]["all"]["rules"] |= {
+        name: rule([OUTLIER | {"dim": dim} for dim in dims.get(name, ())]) for name in names
+    }
+    group = told(summary, "selected by several", population="all")
+    assert {part.rule for part in group.parts} == {"dettmers", "same", "again"}
+    none = told(summary, "none selected by several", population="all")
+    assert {part.rule for part in none.parts} == {"none", "nothing"}
+    assert told(summary, "selected", rule="neurons").sites == "mlp_act"
+    assert len(told(summary, "selected", rule="wide").text) < 400
+    differ = told(summary, "scales", population="all")
+    assert differ.values == {"fixed": [247], "scale_free": list(range(300)), "common": [247]}
+    holds(differ.text, "1 in common (247)", "0 by a fixed threshold alone", "299 by a scale-free rule alone")
+    assert not any(fact.leading for one in facts_in(summary) for fact in one.flat if fact.rule == "wide")
+    short = in_short(summary, facts_in(summary))
+    assert [profile.dim for profile in short.profiles] == [507, 247]
+    assert (
+        sum(fact.what == "dim" for fact in short.profiles[1].facts) == 2 and "again" in short.profiles[1].facts[2].short
+    )
 
 
 def test_what_ablations_did(summary):
@@ -251,20 +273,16 @@ def test_layers_that_were_not_searched(summary):
 def test_hits_that_do_not_pass_are_counted(summary):
     some = rule(dims_with_hit=1, pairs_with_hit=1, locations=1, occurrences=1)
     summary["populations"]["all"] = population(some)
-    assert said(summary, "not found")[0] == (
-        "No dimension passes rule dettmers on attn_norm and mlp_norm in population all, though 1 dimension has a value "
-        "of |x| >= 6 there: 1 occurrence at 1 location, in 1 pair of a sequence and a dimension, of which none passes."
-    )
+    text = told(summary, "none selected", rule="dettmers", population="all").text
+    holds(text, "1 dimension with |x| >= 6", "1 occurrence at 1 location", "1 pair", "none passes")
 
 
 def test_the_overlap_of_the_rules(summary):
-    summary["populations"]["all"]["overlaps"] = [
-        {"rules": ["dettmers", "massive"], "common": [247], "union": 2, "jaccard": 0.5}
-    ]
-    assert (
-        "Dimension 247 is selected by both rules, dettmers and massive, in population all (Jaccard index 0.5: 1 of 2 "
-        "dimensions selected by either)."
-    ) in said(summary, "found")
+    pair = {"rules": ["dettmers", "massive"], "common": [247], "union": 2, "jaccard": 0.5}
+    summary["populations"]["all"]["overlaps"] = [pair]
+    fact = told(summary, "overlap", population="all")
+    assert (fact.topic, fact.values) == ("found", pair)
+    holds(fact.text, "Dimension 247", "dettmers and massive", "0.5", "1 of 2 dimensions")
 
 
 def test_the_loss_in_words(summary):
@@ -328,9 +346,10 @@ def test_a_population_without_positions(summary):
 def test_many_dimensions_are_listed_by_number(summary):
     dims = [OUTLIER | {"dim": dim} for dim in range(20)]
     summary["populations"]["all"]["rules"]["dettmers"] = rule(dims, dims_selected_majority=5)
-    text, *details = said(summary, "found")[:6]
-    assert "selects 20 dimensions of 576 in population all, 5 of them in more than half of the sequences." in text
-    assert details[-1] == "And 16 more dimensions: 4, 5, 6, 7, 8, 9, 10, 11 and others."
+    fact = told(summary, "selected", rule="dettmers", population="all")
+    holds(fact.text, "20 dimensions of 576", "5 of them in more than half of the sequences")
+    assert [part.dim for part in fact.parts] == [0, 1, 2, 3, None]
+    holds(fact.parts[-1].text, "16 more dimensions: 4, 5, 6, 7, 8, 9, 10, 11 and others")
 
 
 @pytest.mark.parametrize(
@@ -340,44 +359,30 @@ def test_many_dimensions_are_listed_by_number(summary):
 )  # fmt: skip
 def test_how_many_sequences(summary, selected, majority, phrase):
     summary["populations"]["all"]["rules"]["dettmers"] = rule([OUTLIER] * selected, dims_selected_majority=majority)
-    assert phrase in said(summary, "found")[0]
+    assert phrase in told(summary, "selected", rule="dettmers", population="all").text
 
 
 @pytest.mark.parametrize(
     ("activations", "excluded", "phrase"),
-    [(1, 1, "It is at the first"), (1, 0, "It is not at the first"), (9, 0, "None of them is at the first"),
-     (9, 1, "1 of them is at the first"), (9, 2, "2 of them are at the first"), (9, 9, "All of them are at the first")],
-)  # fmt: skip
+    [(1, 1, "It is at"), (9, 1, "1 of 9 is"), (9, 0, "0 of 9 are"), (9, 9, "All of them are")],
+)
 def test_where_massive_activations_lie(summary, activations, excluded, phrase):
     summary["populations"]["all"]["rules"]["massive"]["massive_activations"] |= {
         "activations": activations, "at_excluded_positions": excluded
     }  # fmt: skip
-    assert phrase in said(summary, "found")[2]
+    assert phrase in told(summary, "selected", rule="massive", population="all").text
 
 
 def test_no_step_is_no_claim(summary):
     summary["populations"]["all"]["rules"]["dettmers"]["dims"] = [OUTLIER | {"step_down": None}]
-    assert said(summary, "found")[1].endswith("On resid_post it steps up in layer 11 and does not step down.")
+    assert "up in layer 11 and does not step down" in told(summary, "dim", dim=247).text
     summary["populations"]["all"]["rules"]["dettmers"]["dims"] = [OUTLIER | {"step_up": None, "step_down": None}]
-    assert "resid_post" not in said(summary, "found")[1]
+    assert "resid_post" not in told(summary, "dim", dim=247).text
 
 
-def test_every_rule_and_threshold_is_defined(summary):
-    changed = copy.deepcopy(summary)
-    changed["rules"]["dettmers"] |= {"threshold": 7.5, "layer_share": 0.5, "position_share": 0.01,
-                                     "layer_reading": "sites_share", "position_reading": "pooled"}  # fmt: skip
-    changed["rules"]["massive"] |= {"threshold": 50.0, "ratio": 20.0}
-    text = " ".join(said(changed, "meaning"))
-    for part in ("|x| >= 7.5, in 50 % of the layers", "1 % of the positions", "(sites_share: ", "(pooled: ",
-                 "|x| > 50 and |x| >= 20 times", "6.0, 25 % and 6 %", "at least one sequence passes"):  # fmt: skip
-        assert part in text
-
-
-def test_every_finding_names_rule_site_and_population(summary):
-    for finding in findings(summary):
-        if finding.topic == "found":
-            assert "population " in finding.text
-            assert any(site in finding.text for site in ("resid_post", "mlp_norm")) or "both rules" in finding.text
+def test_every_selection_names_rule_site_and_population(summary):
+    for fact in (fact for one in facts_in(summary) for fact in one.flat if fact.what in ("selected", "dim")):
+        assert fact.rule and fact.sites and fact.population
 
 
 def test_wording():
@@ -455,19 +460,16 @@ def test_rule_location_by_site(summary):
     none = {"occurrences": 0, "locations": 0, "location_rate": 0.0, "dims": 0, "top": []}
     summary["location"] = {"threshold": 6.0, "inclusive": False, "layer_share": 0.25,
                            "populations": {"all": {"attn_norm": some, "mlp_norm": none}}}  # fmt: skip
-    found = {finding.text: finding for finding in findings(summary)}
-    text = (
-        "Rule location (|x| > 6 in 25 % of the layers or more) on attn_norm in population all keeps 40 occurrences at "
-        "8 locations (0.1 % of all) in 2 dimensions."
-    )
-    assert found[text].details == ("Dimension 7 has 75 % of them, of which 0 % are positive.",)
-    nothing = "Rule location (|x| > 6 in 25 % of the layers or more) on mlp_norm in population all keeps no location."
-    assert found[nothing].topic == "not found"
+    kept, without = (told(summary, "location", sites=site) for site in ("attn_norm", "mlp_norm"))
+    holds(kept.text, "|x| > 6", "25 % of the layers", "40 occurrences", "8 locations", "0.1 % of all", "2 dimensions")
+    (dim,) = kept.parts
+    holds(dim.text, "Dimension 7", "75 %", "0 % are positive")
+    assert without.topic == "not found"
 
 
 def test_a_dump_has_no_loss_to_speak_of(summary):
     summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
-    assert not [finding for finding in findings(summary) if "loss" in finding.text or "predict" in finding.text]
+    assert not [fact for fact in facts_in(summary) if "loss" in fact.text or "predict" in fact.text]
 
 
 def test_that_most_models_have_no_mixer_is_no_finding(summary):
