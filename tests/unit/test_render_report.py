@@ -495,7 +495,7 @@ def test_a_rule_that_was_not_applied_finds_nothing_and_denies_nothing(page, site
 
 def test_one_layer_and_one_sequence(page):
     parsed = page(FakeRun(layers=1, sequences=1))
-    assert "passes in 1 of 1 sequence." in parsed.shown
+    assert "1 of 1 sequence pass" in parsed.shown
     assert parsed.figures["tiny/text/magnitude-by-layer/all"]["data"][0]["x"] == [0]
 
 
