@@ -1,13 +1,11 @@
 """A small run, written table by table: what it holds is chosen, so what a report of it must show is known."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
@@ -18,15 +16,15 @@ from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITI
 from outlier_features.dims.emergence_schema import EMERGENCE
 from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import PROVENANCE, write_json
+from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
-from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
+from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 
 POPULATIONS = ("all", "without_first")
@@ -165,10 +163,8 @@ class FakeRun:
                        "weights_searched": "super_weights" not in self.missing},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
-        texts = pa.table({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
-        write_parquet(
-            directory / "texts.parquet", texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)})
-        )
+        texts = pl.DataFrame({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
+        write_table(directory / "texts.parquet", texts, TEXTS, self.provenance)
 
     def _write_tables(self, directory: Path) -> None:
         pairs, has_residual = self._pairs(), "resid_post" in self.sites

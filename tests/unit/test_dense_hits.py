@@ -16,11 +16,11 @@ from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.dims_schema import PAIRS
 from outlier_features.dims.filter_systematic import filter_systematic
 from outlier_features.errors import InputError
-from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tables import provenance_of, read_table
+from outlier_features.files.tables import provenance_of, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.rules.configured import counted_at
 from outlier_features.scan.counted_at import serving, uncounted
+from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_heads", "attn_norm", "mixer_norm", "mlp_norm", "mlp_out", "resid_post")
@@ -78,9 +78,8 @@ class Case:
         self.facts = FACTS | {"tokens_sha256": digest, "sequences": self.n, "blocks": self.layers}
         arrays = {"tokens": ids, "special": self.special, "mask": self.mask, "offsets": offsets}
         write_tensors(folder / "tokens", arrays, self.facts)
-        texts = pl.DataFrame({"sequence": range(self.n), "text": ["x" * (self.t + 1)] * self.n}).to_arrow()
-        metadata = {"provenance": f'{{"tokens_sha256": "{digest}"}}'}
-        write_parquet(folder / "texts", texts.replace_schema_metadata(metadata))
+        texts = pl.DataFrame({"sequence": range(self.n), "text": ["x" * (self.t + 1)] * self.n})
+        write_table(folder / "texts", texts, TEXTS, {"tokens_sha256": digest})
 
     def chunks(self, size: int) -> list[int]:
         return list(range(0, self.n, size))

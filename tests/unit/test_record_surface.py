@@ -1,6 +1,5 @@
 """The surface's cells against brute force over planted activations; kept or run again, of a model or a dump."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +14,13 @@ from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
-from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.surface.pooling import largest_indices, pooled_ranges
 from outlier_features.surface.record_surface import pool_surface, record_surface, selected_dims
 from outlier_features.surface.rerun_largest import rerun_largest
+from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import Tokens
 from test_dumps import described, save
 from test_extract_activations import SETTINGS, Run
@@ -138,9 +137,8 @@ def recorded(tmp_path):
         provenance = TensorFile(tmp_path / "statistics.safetensors").provenance | RUN
         write_table(tmp_path / "dims.parquet", pl.DataFrame(schema=DIMS.schema), DIMS, provenance)
         if not (tmp_path / "texts.parquet").exists():
-            texts = pl.DataFrame({"text": [""] * len(run.tokens)}).to_arrow()
-            metadata = {"provenance": json.dumps(run.provenance)}
-            write_parquet(tmp_path / "texts.parquet", texts.replace_schema_metadata(metadata))
+            texts = pl.DataFrame({"sequence": range(len(run.tokens)), "text": [""] * len(run.tokens)})
+            write_table(tmp_path / "texts.parquet", texts, TEXTS, run.provenance)
 
     def record(activations):
         named = {name: tmp_path / f"{name}.parquet" for name in ("texts", "dims", "surface")}

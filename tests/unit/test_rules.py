@@ -13,10 +13,11 @@ from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.analyze_emergence import analyze_emergence
 from outlier_features.dims.filter_systematic import filter_systematic
 from outlier_features.dims.steps import steps
-from outlier_features.files.sealed_parquet import write_parquet
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import position_parts
 from outlier_features.rules.configured import counted_at
+from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 
 SITES = ("attn_norm", "mlp_norm", "resid_post")
@@ -78,8 +79,8 @@ def run(request, tmp_path_factory):
                   "sequences": N, "blocks": L, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
                   "sites": sorted(SITES)}  # fmt: skip
     write_tensors(folder / "tokens", {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}, provenance)
-    texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N}).to_arrow()
-    write_parquet(folder / "texts", texts.replace_schema_metadata({"provenance": f'{{"tokens_sha256": "{digest}"}}'}))
+    texts = pl.DataFrame({"sequence": range(N), "text": ["abcdefghijklmnopqrstuvwxyz"] * N})
+    write_table(folder / "texts", texts, TEXTS, {"tokens_sha256": digest})
     chunks = range(0, N, chunk)
     for start in chunks:
         stop = min(start + chunk, N)

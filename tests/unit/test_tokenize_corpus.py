@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.tokens.token_text import token_text
+from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokenize_corpus import tokenize_corpus
 from outlier_features.tokens.tokens import Tokens
 
@@ -56,6 +56,23 @@ def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None, config=None, par
     arguments = ("model.json", "documents", "corpus.json", "tokens", "texts")
     tokenize_corpus("m", "c", *(folder / name for name in arguments), sample=sample, part=part)
     return Tokens.read(folder / "tokens"), pl.read_parquet(folder / "texts")["text"].to_list()
+
+
+def test_tokens_are_read_as_they_were_written(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 99, (2, 5)).astype(np.int32)
+    special, mask = rng.random((2, 5)) < 0.3, rng.random((2, 5)) < 0.7
+    offsets = rng.integers(0, 9, (2, 5, 2)).astype(np.int32)
+    texts = ["naïve 🙂", ""]
+    Tokens(ids, special, mask, offsets, {"model": "m"}).write(tmp_path / "tokens", tmp_path / "texts", texts)
+    found = Tokens.read(tmp_path / "tokens")
+    for name, written in {"tokens": ids, "special": special, "mask": mask, "offsets": offsets}.items():
+        np.testing.assert_array_equal(getattr(found, name), written)
+    assert found.provenance["model"] == "m"
+    assert [text.decode() for text in read_texts(tmp_path / "texts", found)] == texts
+    Tokens(ids + 1, special, mask, offsets, {"model": "m"}).write(tmp_path / "others", tmp_path / "texts", texts)
+    with pytest.raises(InputError, match="tokens_sha256"):
+        read_texts(tmp_path / "texts", found)
 
 
 def check_offsets(tokenizer, tokens, texts):

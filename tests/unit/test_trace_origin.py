@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
@@ -18,8 +17,6 @@ from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.origin import origin
-from outlier_features.files.artifacts import PROVENANCE
-from outlier_features.files.sealed_parquet import write_parquet
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
@@ -28,6 +25,7 @@ from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
 from outlier_features.origin.mlp_weights import spectrum
 from outlier_features.origin.origin_targets import recorded_targets
 from outlier_features.origin.trace_origin import trace_origin
+from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 from outlier_features.wording import number
 from test_sites import BY_HAND, seen_by_hand
@@ -72,16 +70,15 @@ class Run:
         arrays = {"tokens": self.ids, "special": special, "mask": self.mask, "offsets": np.tile(offsets, (N, 1, 1))}
         fed = {key: value for key, value in self.provenance.items() if key not in ("dtype", "sites")}
         write_tensors(self.directory / "tokens.safetensors", arrays, fed)
-        texts = pa.table({"sequence": range(N), "text": ["".join(TEXT)] * N})
-        texts = texts.replace_schema_metadata({PROVENANCE: json.dumps(self.provenance)})
-        write_parquet(self.directory / "texts.parquet", texts)
+        texts = pl.DataFrame({"sequence": range(N), "text": ["".join(TEXT)] * N})
+        write_table(self.directory / "texts.parquet", texts, TEXTS, fed)
         self._write_tables()
         record = {"location": "model", "origin": "org/tiny", "revision": "abc", "licence": None, "files": {}}
         (self.directory / "source.json").write_text(json.dumps(record))
 
     def _write_tables(self):
         keys = ("sequence", "layer", "token", "dim", "value")
-        rows = [dict(zip(keys, row, strict=True), massive_all=True) for row in self.massive]
+        rows = [dict(zip(keys, row, strict=True), rule="massive", massive_all=True) for row in self.massive]
         frame = pl.DataFrame(rows, schema_overrides={"value": pl.Float64}) if rows else pl.DataFrame()
         write_table(self.directory / "massive.parquet", filled(frame, MASSIVE), MASSIVE, self.provenance)
         rows = [

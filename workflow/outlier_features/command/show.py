@@ -11,7 +11,6 @@ from outlier_features.command.output import make_table, write_found, write_text
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.summary.facts import facts_in
-from outlier_features.summary.facts import facts_in
 from outlier_features.summary.summarize_run import DIM_COLUMNS, SUMMARY_KEYS
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, number

@@ -1,22 +1,18 @@
 """Rule describe_dump: what stands for the tokens and texts of a run whose activations come from a dump."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
-from outlier_features import __version__
 from outlier_features.dump.dumps import CORPUS, INTEGERS, Dump
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import PROVENANCE, read_json
+from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
-from outlier_features.files.sealed_parquet import write_parquet
-from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
-from outlier_features.tokens.tokens import UNKNOWN, tokens_digest
+from outlier_features.tokens.tokens import UNKNOWN, Tokens
 
 Array = np.ndarray[Any, Any]
 Labels = list[list[str]]
@@ -63,7 +59,6 @@ def describe_dump(
         "sample": {"sequences": shape[0], "tokens": shape[1]},
         "first_token": first_token,
         "special_tokens": {},
-        "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
         "architecture": "activation dump",
         **dict.fromkeys(("parameters", "vocab_size", "device", "attention", "torch", "transformers")),
         "blocks": dump.blocks,
@@ -75,12 +70,8 @@ def describe_dump(
         "sites": list(keys),
         "keys": dict(keys),
         "absent": {},
-        "package_version": __version__,
     }
-    write_tensors(tokens, arrays, provenance)
-    frame = pl.DataFrame({"sequence": range(shape[0]), "text": ["".join(row) for row in pieces]})
-    table = frame.cast({"sequence": pl.UInt32}).to_arrow()
-    write_parquet(texts, table.replace_schema_metadata({"table": "texts", PROVENANCE: json.dumps(provenance)}))
+    Tokens(**arrays, provenance=provenance).write(tokens, texts, ["".join(row) for row in pieces])
 
 
 def _width(dump: Dump, keys: Mapping[str, str]) -> int | None:

@@ -1,6 +1,5 @@
 """Rule tokenize_corpus: the token sequences of a run, and the text of each."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import PROVENANCE, Provenance, read_json
 from outlier_features.files.model_source import record_of, source_of
-from outlier_features.files.sealed_parquet import metadata_of, open_parquet, write_parquet
-from outlier_features.files.tensorfile import write_tensors
+from outlier_features.files.sealed_parquet import metadata_of, open_parquet
 from outlier_features.model.loading import Part
 from outlier_features.progress import item_bar
-from outlier_features.tokens.tokens import tokens_digest
+from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
 SEPARATOR = "\n\n"
@@ -77,13 +73,8 @@ def tokenize_corpus(
         "sample": dict(sample),
         "special_tokens": wrapped.names(),
         "notes": notes,
-        "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
-        "package_version": __version__,
     }
-    write_tensors(tokens, arrays, provenance)
-    frame = pl.DataFrame({"sequence": range(len(pieces)), "text": [piece.text for piece in pieces]})
-    table = frame.cast({"sequence": pl.UInt32}).to_arrow()
-    write_parquet(texts, table.replace_schema_metadata({"table": "texts", PROVENANCE: json.dumps(provenance)}))
+    Tokens(**arrays, provenance=provenance).write(tokens, texts, [piece.text for piece in pieces])
 
 
 def _shortfall(

@@ -1,18 +1,23 @@
 """The tokens of a run: what was fed to the model, and where each token lies in the text."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.run_files import RunFiles
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.tables import write_table
+from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.populations import position_parts
+from outlier_features.tokens.texts_schema import TEXTS
 
 Array = np.ndarray[Any, Any]
 UNKNOWN = -1  # in `tokens`: what stood there is not known
@@ -49,8 +54,23 @@ class Tokens:
         names = ("tokens", "special", "mask", "offsets")
         return replace(self, **{name: getattr(self, name)[:sequences, :tokens] for name in names})
 
+    def write(self, tokens: Path, texts: Path, text: Sequence[str]) -> None:
+        """Write the files that every run begins with; their provenance is this one with `tokens_sha256`.
+
+        text   of each sequence, what `offsets` are in
+        """
+        arrays = {"tokens": self.tokens, "special": self.special, "mask": self.mask, "offsets": self.offsets}
+        provenance = {
+            **self.provenance,
+            "tokens_sha256": tokens_digest(self.tokens, self.special, self.mask),
+            "package_version": __version__,
+        }
+        write_tensors(tokens, arrays, provenance)
+        write_table(texts, pl.DataFrame({"sequence": range(len(text)), "text": text}), TEXTS, provenance)
+
     @classmethod
     def read(cls, path: str | Path) -> "Tokens":
+        """What `write` left. Raises `InputError` where the file is damaged or its tokens are not the recorded ones."""
         file = TensorFile(path)
         arrays = {name: file.array(name) for name in ("tokens", "special", "mask", "offsets")}
         shape = arrays["tokens"].shape
