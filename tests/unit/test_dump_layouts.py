@@ -215,7 +215,7 @@ def test_tables_are_the_same_in_every_layout(tmp_path, monkeypatch, reference, l
         monkeypatch.setattr("outlier_features.dump.dumps._CHUNK_VALUES", 300)
         monkeypatch.setattr(module, "_COPIED", 20)
         monkeypatch.setattr("outlier_features.scan.scan._BLOCK_VALUES", 50)
-        monkeypatch.setattr("outlier_features.locate.count_locations._BLOCK_VALUES", 40)
+        monkeypatch.setattr("outlier_features.locate.count_locations._SLAB_VALUES", 40)
         monkeypatch.setattr(tensorfile, "_MOST_OPEN", 2)
     for found, expected in zip(tables(tmp_path, write(tmp_path / "d", layout, planted())), reference, strict=True):
         assert_frame_equal(found, expected)
