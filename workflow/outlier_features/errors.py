@@ -42,6 +42,7 @@ class DamagedFile(InputError):
     def __init__(self, path: str | Path, found: str):
         super().__init__(f"{path}: {found}")
         self.path = Path(path)
+        self.found = found
 
 
 @contextmanager

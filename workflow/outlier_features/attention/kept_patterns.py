@@ -45,7 +45,7 @@ class AttentionMaps:
             why = {layer: str(facts["why"]) for layer, facts in layers.items()}
             kv_heads = {layer: facts["kv_heads"] for layer, facts in layers.items()}
         except (KeyError, TypeError, ValueError, DamagedFile) as error:
-            found = str(error).removeprefix(f"{path}: ") if isinstance(error, DamagedFile) else repr(error)
+            found = error.found if isinstance(error, DamagedFile) else repr(error)
             raise DamagedFile(path, f"expected the attention patterns of a run, found that {found}") from error
         patterns = {layer: file.array(f"{KEY}.{layer}") for layer in layers}
         return cls(patterns, why, sequences, positions, kv_heads, file.provenance)

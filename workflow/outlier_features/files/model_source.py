@@ -15,7 +15,7 @@ def record_of(source_json: Path, *keys: str) -> dict[str, Any]:
     try:
         return dict(read_json(source_json, *keys))
     except DamagedFile as error:
-        raise DamagedFile(source_json, f"{str(error).removeprefix(f'{source_json}: ')}; {_REMEDY}") from error
+        raise DamagedFile(source_json, f"{error.found}; {_REMEDY}") from error
 
 
 def source_of(source_json: Path) -> dict[str, Any]:

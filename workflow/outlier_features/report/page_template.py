@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,9 @@ class Pages:
 
         It loads nothing else, and runs no other script than those named in it by their hashes.
         """
-        theme, style = self._text("theme.js"), self._text("report.css")
+        theme, style, *own = (_text(self.folder / name) for name in ("theme.js", "report.css", *scripts))
         page = self.environment.get_template(template)
-        return page.render(scripts=[*map(self._text, scripts)], beside=beside, theme=theme, style=style, **facts)
-
-    def _text(self, name: str) -> Markup:
-        return Markup((self.folder / name).read_text(encoding="utf-8"))
+        return page.render(scripts=own, beside=beside, theme=theme, style=style, **facts)
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,12 @@ class PlacedFigure:
             json.dumps({name: f"{place}/{name}" for name in drawing.views}),
             packed(drawing.data) if data and drawing.data.width else "",
         )
+
+
+@cache
+def _text(path: Path) -> Markup:
+    """A script or style, read once for all pages."""
+    return Markup(path.read_text(encoding="utf-8"))
 
 
 def json_script(figure: go.Figure) -> Markup:
