@@ -34,9 +34,8 @@ def _kinds_of_rules(schema: Mapping[str, Any]) -> str:
     for name, kind in kinds().items():
         found = kind.schema()
         rows = "\n".join(_keys(found, schema, ""))
-        parts.append(
-            f"\n### {name}\n\n{found['description']}\n\n| key | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
-        )
+        head = "| key | values | default | meaning |\n|---|---|---|---|"
+        parts.append(f"\n### {name}\n\n{found['description']}\n\n{head}\n{rows}\n")
     return "".join(parts)
 
 

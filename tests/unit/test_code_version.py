@@ -64,7 +64,8 @@ def test_stages_import_no_more_than_they_need():
     closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
     kernel = "scan/scan_kernel.py"
     assert {stage for stage, modules in closure.items() if kernel in modules} == {"detect_outliers", "locate_outliers"}
-    assert "rules.py" in closure["filter_systematic"] and "rules.py" not in closure["detect_outliers"]
+    for kind in ("rules/kinds.py", "rules/massive.py"):
+        assert kind in closure["filter_systematic"] and kind not in closure["detect_outliers"]
     for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
         unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/extract_activations.py"}
         assert not closure[stage] & (unneeded | {"run/config.py"})

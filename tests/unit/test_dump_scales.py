@@ -15,7 +15,7 @@ from test_dumps import described, save, values
 
 RMS = {"token_rms": 2.0, "layer_rms": 2.5}
 SCALED = {"attn_norm": {"gain": 2.0}, "resid_post": RMS}
-NO_COUNTS = {"pairs": {}, "thresholds": [], "massive": {"site": "none"}}
+NO_COUNTS = {"pairs": {}, "listed": {}}
 
 
 def scaled_hits(folder, dump, gain_keys=None, scaled=SCALED):

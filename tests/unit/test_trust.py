@@ -24,8 +24,9 @@ NO_CALL = {
     "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pickle.load", "pickle.loads", "runpy.run_path",
     "pd.read_pickle", "pandas.read_pickle", "torch.hub.load", "zipfile.ZipFile.extractall", "tarfile.open",
 }  # fmt: skip
-# A module's name that is put together: of the standard library as the schema lists them, and of our own commands.
-IMPORTS_BY_NAME = {"documents.py", "main.py"}
+# A module's name that is put together: of the standard library as the schema lists them, of our own commands, of our
+# own tables' descriptions and of our own kinds of rules.
+IMPORTS_BY_NAME = {"documents.py", "main.py", "tables.py", "kinds.py"}
 
 
 def dotted(node: ast.expr) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.dims.dims_schema import DIMS, PAIRS, READINGS
+from outlier_features.dims.dims_schema import DIMS, PAIRS
 from outlier_features.dims.emergence_schema import EMERGENCE
 from outlier_features.dims.steps import steps
+from outlier_features.files.columns import READINGS
 from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST, RESIDUAL, RESIDUAL_BASIS

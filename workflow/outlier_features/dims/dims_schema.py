@@ -2,9 +2,8 @@
 
 import polars as pl
 
-from outlier_features.files.columns import DIM, LAYER, POPULATION, RULE, SEQUENCE, SITE, SITES, TOKEN
+from outlier_features.files.columns import DIM, LAYER, POPULATION, READINGS, RULE, SEQUENCE, SITE, SITES, TOKEN
 from outlier_features.files.tables import Column, Table
-from outlier_features.rules.systematic import READINGS
 
 PAIRS = Table(
     "pairs",

@@ -20,8 +20,9 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.files.columns import READINGS
 from outlier_features.rules.rule import SCALES
-from outlier_features.rules.systematic import READINGS, Systematic
+from outlier_features.rules.systematic import Systematic
 from outlier_features.wording import count, listing, number, percent
 
 MAX_POINTS = 2000

@@ -14,3 +14,12 @@ SEQUENCE = Column("sequence", pl.UInt32, "index of the sequence, from 0")
 LAYER = Column("layer", pl.UInt16, "index of the block, from 0")
 TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
 DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
+
+# Shares of a (sequence, dim) pair by each reading of the two shares that rules of kind systematic ask for.
+READINGS = {
+    "blocks": "blocks with a hit at any of the sites / blocks of the model; of a dump, the blocks it has",
+    "sites_share": "site tensors with a hit / site tensors that the model has",
+    "union": "positions with a hit at any site tensor / positions of the population",
+    "pooled": "hits / (positions x site tensors)",
+    "affected": "share of positions with a hit, averaged over the site tensors that have one",
+}

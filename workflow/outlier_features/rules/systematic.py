@@ -5,18 +5,12 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from outlier_features.files.columns import READINGS
 from outlier_features.rules.rule import FLAG, POSITIVE, SCALE, SCALES, SHARE, SITES, HitRule, parameter
 from outlier_features.wording import listing, number, percent
 
 LAYER_READINGS = ("blocks", "sites_share")
 POSITION_READINGS = ("union", "pooled", "affected")
-READINGS = {
-    "blocks": "blocks with a hit at any of the sites / blocks of the model; of a dump, the blocks it has",
-    "sites_share": "site tensors with a hit / site tensors that the model has",
-    "union": "positions with a hit at any site tensor / positions of the population",
-    "pooled": "hits / (positions x site tensors)",
-    "affected": "share of positions with a hit, averaged over the site tensors that have one",
-}
 _THRESHOLDS: dict[str, Any] = {"type": "array", "uniqueItems": True, "items": POSITIVE}
 
 
