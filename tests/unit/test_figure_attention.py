@@ -34,7 +34,7 @@ def heats(figure):
 
 def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
     sinks, emergence, dims, facts = tables(run)
-    figure = attention_sinks(sinks, emergence, dims, facts).views["all"]
+    figure = attention_sinks(sinks, emergence, dims, ["massive"], facts).views["all"]
     by_head, by_key = heats(figure)
     assert [list(line) for line in by_head.z] == [[0, 1, 1, 1], [0, 0.5, 0.5, 0.5]]
     assert [list(line) for line in by_key.z] == [[0, 0.75, 0.75, 0.75], *[[0, 0, 0, 0]] * 5]
@@ -44,7 +44,7 @@ def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
 
 
 def test_the_caption_of_the_sinks_is_computed(run):
-    text = attention_sinks(*tables(run)).text
+    text = attention_sinks(*tables(run)[:3], ["massive"], tables(run)[3]).text
     for sentence in (
         "Position 0 is a sink (alpha > 0.3) in 56.2 % of (sequence, layer, head), over the first 6 positions of 2 "
         "sequences.",
@@ -62,12 +62,12 @@ def test_what_is_absent_is_said(run):
     )
     sinks = pl.concat([sinks, learned]).filter(pl.col("layer") != 2)
     facts |= {"layers_without_patterns": [2], "short_sequences": 1}
-    drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), facts)
+    drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), ["massive"], facts)
     for sentence in (
         "The learned sink, which has no position, is one in 25 % of them.",
         "Grey, without attention patterns: layer 2.",
         "Of these, 1 sequence with fewer positions",
-        "Rule massive selects no dimension",
+        "By rule massive, no dimension has massive activations",
     ):
         assert sentence in drawing.text
     by_head, by_key = heats(drawing.views["all"])

@@ -47,7 +47,7 @@ def test_the_map_shows_every_expert_of_every_layer(run):
 
 
 def test_bars_split_the_mlps_output(run):
-    drawing = routed_parts(tables(run)[1])
+    drawing = routed_parts(tables(run)[1], ["massive"])
     bars = [trace for trace in drawing.views["all"].data if trace.type == "bar"]
     assert [*drawing.views["all"].layout.yaxis.ticktext] == ["dim 7, layer 1", "dim 5, layer 1"]
     for at in (0, 1):
@@ -60,14 +60,16 @@ def test_bars_split_the_mlps_output(run):
 def test_many_activations_are_capped_and_said(run):
     routing = tables(run)[1].filter(dim=7)
     many = pl.concat([routing.with_columns(dim=pl.lit(dim, pl.UInt32)) for dim in range(MAX_ROWS + 5)])
-    drawing = routed_parts(many)
+    drawing = routed_parts(many, ["massive"])
     assert len(drawing.views["all"].layout.yaxis.ticktext) == MAX_ROWS
     assert f"Shown: the {MAX_ROWS} of the largest activations out of {MAX_ROWS + 5} bars." in drawing.text
 
 
 def test_without_experts_nothing_is_drawn_or_said(tmp_path):
     run = FakeRun().write(tmp_path / "run")
-    assert expert_figures(*tables(run), LAYERS) == [] and said(run) == [] and summary(run)["experts"] is None
+    assert (
+        expert_figures(*tables(run), LAYERS, ["massive"]) == [] and said(run) == [] and summary(run)["experts"] is None
+    )
 
 
 def test_the_report_has_figures_and_sentences(page):  # noqa: F811

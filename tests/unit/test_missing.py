@@ -17,6 +17,7 @@ from outlier_features.run.failure import missing_lines
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.summary.summarize_run import summarize_run
 
+RULES = {name: {"kind": name} for name in ("super_weight", "super_expert")}
 TABLES = {f"{table.name}.parquet": table for table in public_tables().values()}
 LOG = "results/logs/rule/tiny/text.log"
 
@@ -173,7 +174,7 @@ def test_strict_names_all_that_is_missing_and_not_what_is_turned_off(tmp_path):
 
 
 def test_every_analysis_has_a_key_to_turn_it_off():
-    config = {"skip": [], "ablate": {"sequences": 2}, "trace_origin": {"dims": "auto"}}
+    config = {"skip": [], "ablate": {"sequences": 2}, "trace_origin": {"dims": "auto"}, "rules": RULES}
     assert not any(turned_off(config, analysis) for analysis in ANALYSES)
     for analysis in ANALYSES:
         skipping = {**config, "skip": [analysis]}
@@ -181,5 +182,6 @@ def test_every_analysis_has_a_key_to_turn_it_off():
     for changes, off in (
         ({"ablate": {"sequences": 0}}, ["super_weights", "ablation"]),
         ({"trace_origin": {"dims": []}}, ["origin"]),
+        ({"rules": {}}, ["experts", "super_weights"]),
     ):
         assert [one for one in ANALYSES if turned_off(config | changes, one)] == off

@@ -227,7 +227,7 @@ def test_a_run_that_selects_nothing(tmp_path):
 
 
 def test_another_model_than_the_runs(tmp_path):
-    with pytest.raises(InputError, match="its model_revision is '00000000', expected 'abc'"):
+    with pytest.raises(InputError, match=r"its model_revision is 'abc', expected '00000000' as in .*dims.parquet"):
         rule(tmp_path, revision="abc")
 
 

@@ -8,6 +8,8 @@ from outlier_features.figures.run_figures import lifecycle, origin
 from outlier_features.origin.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
 
+MASSIVE = ["massive"]
+
 
 def read(directory, name):
     return pl.read_parquet(directory / f"{name}.parquet")
@@ -32,7 +34,7 @@ def life(*layers, text="The"):
 
 def test_the_lifecycle_figure_equals_the_table(run):
     rows = read(run, "lifecycle")
-    figure = lifecycle(rows).views["all"]
+    figure = lifecycle(rows, MASSIVE).views["all"]
     for panel, dim in enumerate((7, 5), start=1):
         axis = "y" if panel == 1 else f"y{panel}"
         found = {trace.name: list(trace.y) for trace in figure.data if trace.yaxis == axis}
@@ -50,7 +52,7 @@ def test_the_lifecycle_figure_equals_the_table(run):
 
 def test_the_origin_figure_equals_the_tables(run):
     rows, neurons = read(run, "origin"), read(run, "origin_neurons")
-    drawing = origin(rows, neurons)
+    drawing = origin(rows, neurons, MASSIVE)
     ladder = rows.filter(target_dim=7, layer=1)
     shown = {trace.name: trace for trace in drawing.views["all"].data if trace.yaxis == "y"}
     for name, column in (
@@ -70,17 +72,23 @@ def test_the_origin_figure_equals_the_tables(run):
 
 
 def test_captions_name_site_rule_and_population(run):
-    for drawing in (lifecycle(read(run, "lifecycle")), origin(read(run, "origin"), read(run, "origin_neurons"))):
-        assert drawing.rule == "massive (the dimensions it selects)"
+    for drawing in (
+        lifecycle(read(run, "lifecycle"), MASSIVE),
+        origin(read(run, "origin"), read(run, "origin_neurons"), MASSIVE),
+    ):
+        assert drawing.rule == "massive (the selected dimensions)"
         assert drawing.population == "all, in the 1 sequence traced"
-    assert "resid_post" in lifecycle(read(run, "lifecycle")).sites
-    assert origin(read(run, "origin"), read(run, "origin_neurons")).sites == "mlp_norm, mlp_pre, mlp_act and mlp_down"
+    assert "resid_post" in lifecycle(read(run, "lifecycle"), MASSIVE).sites
+    assert (
+        origin(read(run, "origin"), read(run, "origin_neurons"), MASSIVE).sites
+        == "mlp_norm, mlp_pre, mlp_act and mlp_down"
+    )
 
 
 def test_without_traced_dims_nothing_is_drawn(run):
     for drawing in (
-        lifecycle(read(run, "lifecycle").clear()),
-        origin(read(run, "origin").clear(), read(run, "origin_neurons").clear()),
+        lifecycle(read(run, "lifecycle").clear(), MASSIVE),
+        origin(read(run, "origin").clear(), read(run, "origin_neurons").clear(), MASSIVE),
     ):
         assert not drawing.views and drawing.text == "Nothing is drawn: no dimension was traced."
 
@@ -155,11 +163,12 @@ def test_the_explosion_point_in_words(run):
 
 def test_how_dims_were_chosen():
     auto = {"dims": "auto", "max_dims": 3}
-    assert "that rule massive selects" in selection(life((1, 2, 3)), auto, True)
+    assert "that rule massive selects" in selection(life((1, 2, 3)), auto, MASSIVE, ["resid_post"])
     other = life((1, 2, 3)).with_columns(selection=pl.lit("largest_rise"))
-    assert selection(other, auto, True).startswith("Rule massive selects no dim in population all")
-    assert selection(other, auto, False).startswith("Rule massive was not applied")
-    assert selection(other, {"dims": [7], "max_dims": 3}, True).startswith(
+    assert "By rule massive no dim" in selection(other, auto, MASSIVE, ["resid_post"])
+    assert "No rule" in selection(other, auto, [], ["resid_post"])
+    assert selection(other, auto, MASSIVE, []).startswith("resid_post is not in this run")
+    assert selection(other, {"dims": [7], "max_dims": 3}, MASSIVE, ["resid_post"]).startswith(
         "Traced are the dims that `trace_origin.dims`"
     )
-    assert selection(other.clear(), {"dims": [], "max_dims": 3}, True) == "No dim is traced."
+    assert selection(other.clear(), {"dims": [], "max_dims": 3}, MASSIVE, []) == "No dim is traced."

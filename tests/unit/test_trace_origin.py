@@ -258,7 +258,7 @@ def test_a_residual_after_the_norm_is_traced_by_whole_blocks(tmp_path, monkeypat
     assert len(added) == zoo.BLOCKS and life["part"].n_unique() == 3
     assert added["value"].to_list()[1:] == pytest.approx(np.diff(after).tolist(), rel=1e-3, abs=1e-6)
     said = "Of layers 0 to 3 only what the whole block adds is known"
-    assert said in run.text and said in lifecycle(life).text
+    assert said in run.text and said in lifecycle(life, ["massive"]).text
 
 
 def test_a_block_without_an_mlp_has_no_ladder(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_a_block_without_an_mlp_has_no_ladder(tmp_path, monkeypatch):
     assert life.filter(part="resid_post")["layer"].n_unique() == zoo.BLOCKS
     without = rows.filter(pl.col("layer") != 2)
     assert len(without) and without["max_abs"].is_null().all() and without["absent"].is_not_null().all()
-    drawing = origin(rows, tables["origin_neurons"])
+    drawing = origin(rows, tables["origin_neurons"], ["massive"])
     for layer in without["layer"].unique():
         assert f"In layer {layer} mlp_norm, mlp_pre, mlp_act and mlp_down are absent" in drawing.text
         assert f"In the MLP of layer {layer} " not in drawing.text
@@ -427,7 +427,7 @@ def test_without_massive_activations_the_dims_that_rise_most(tmp_path):
         assert where(tables["lifecycle"], int(dim)) == (n, t)
         assert tables["origin"].filter(target_dim=int(dim))["token"].max() < run.mask[n].sum()
     assert set(tables["lifecycle"]["selection"]) == {"largest_rise"}
-    assert "Rule massive selects no dim in population all" in run.text
+    assert "By rule massive no dim of population all has massive activations" in run.text
 
 
 def test_padding_is_in_no_maximum_and_no_median(tmp_path):

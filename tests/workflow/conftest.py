@@ -20,6 +20,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from outlier_features.files.artifacts import read_json, write_json
 from planted_experts import planted_moe
 from rule_jobs import plans, run_jobs
 from soak import copy_project
@@ -175,6 +176,10 @@ def project(tmp_path_factory) -> Project:
     shutil.copytree(finished, folder, symlinks=True)
     for path in (folder / ".snakemake/metadata").iterdir():  # what jobs read of the workflow itself
         path.write_text(path.read_text().replace(str(finished), str(folder)))
+    source = folder / "resources/models/tiny/source.json"  # names where the model lies
+    times = source.stat()
+    write_json(source, {**read_json(source), "location": str(folder / "llama")})
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
     for name in ("results", "resources"):
         shutil.copytree(folder / name, first / name, copy_function=os.link)
     return Project(folder, yaml.safe_load((place / "mine.yaml").read_text()), first)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
+POSITIVE = 0.002
 MINE = {"kind": "systematic", "sites": ["mlp_act"], "threshold": 0.05, "layer_share": 0.1, "position_share": 0}
 KIND = '''
 """Kind `one_sided`: values of one sign over a threshold."""
@@ -60,7 +61,8 @@ def own(project):
     )
     path = f"{project.folder / 'workflow'}:{package}"
     project.write(
-        results="results-own", rules={"mine": MINE, "giants": {"kind": "one_sided", "site": "mlp_out", "threshold": 1}}
+        results="results-own",
+        rules={"mine": MINE, "giants": {"kind": "one_sided", "site": "mlp_out", "threshold": POSITIVE}},
     )
     run = project.snakemake("--configfile", "mine.yaml", env={"PYTHONPATH": path})
     assert run.status == 0, run.output
@@ -78,7 +80,7 @@ def test_hits_are_those_of_brute_force(own):
     pairs = pl.read_parquet(own / "pairs.parquet").filter(population="all")
     for name, site, hit in (
         ("mine", "mlp_act", lambda x: np.abs(x) >= np.float32(0.05)),
-        ("giants", "mlp_out", lambda x: x >= 1),
+        ("giants", "mlp_out", lambda x: x >= np.float32(POSITIVE)),
     ):
         found = pairs.filter(rule=name).select("sequence", "dim", "occurrences", "blocks", "union").rows()
         x = hit(activations(own, site))

@@ -1,6 +1,6 @@
 """Numbers and lists in English sentences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 DASH = "–"
 
@@ -27,6 +27,12 @@ def listing(items: Iterable[object]) -> str:
     """`a`, `a and b`, `a, b and c`; nothing of nothing."""
     *first, last = [*map(str, items)] or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def rules_named(names: Collection[str], verb: str = "") -> str:
+    """`rule massive`, `rules massive and mine`, and a verb in the singular or the plural: `rules a and b select`."""
+    subject = f"rule {listing(names)}" if len(names) == 1 else f"rules {listing(names)}" if names else "no rule"
+    return f"{subject} {verb if len(names) > 1 else verb + 's'}" if verb else subject
 
 
 def ranges(indices: Iterable[int]) -> str:

@@ -10,14 +10,12 @@ from outlier_features.command.output import write_found
 from outlier_features.dims.compare_runs import comparisons, dim_counts, name_of
 from outlier_features.errors import InputError
 
-RULES = ("location", "dettmers", "dettmers_heads", "massive")
-
 
 def add_compare(compare: argparse.ArgumentParser) -> None:
     compare.description = "Compare the dims that each rule selects in two runs: Jaccard index, and the dims in common."
     compare.set_defaults(run=_compare)
     compare.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a directory <results>/<model>/<corpus>")
-    compare.add_argument("--rule", choices=RULES, help="only this rule")
+    compare.add_argument("--rule", metavar="NAME", help="only this rule")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
 
@@ -27,8 +25,10 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     counts = dim_counts(one), dim_counts(other)
     found = [row for row in comparisons(*counts) if options.rule in (None, row["rule"])]
     if not found:
+        named = {rule for _, rule, _ in counts[0].keys() & counts[1].keys()}
         wanted = "a rule" if options.rule is None else f"rule {options.rule}"
-        raise InputError(f"{one} and {other}: have no population and sites in common of {wanted} that both were given")
+        there = f"; they have those of {', '.join(sorted(named))}" if named else ""
+        raise InputError(f"{one} and {other}: have no population and sites in common of {wanted}{there}")
     document = {
         f"{row['rule']} {row['sites']} {row['population']}": {"keys": [name_of(one), name_of(other)], **_fields(row)}
         for row in found

@@ -8,7 +8,7 @@ from outlier_features.files.tables import Column, Table
 HITS = Table(
     "hits",
     "a value at or above the site's floor; of a sequence in which these are more than `detect.max_density` of the "
-    "values, none, but on resid_post those that rule massive may select",
+    "values, none but those that a rule like massive, which counts do not suffice for, may select",
     (
         SEQUENCE, LAYER, TOKEN, DIM,
         Column("value", pl.Float32, "the value itself, signed", "activation"),

@@ -87,8 +87,8 @@ POSITIONS = Table(
         POPULATION, SITE,
         Column("rule", pl.String, "the rule whose hits are counted, whether or not it selects their dims; null: no "
                "rule is applied to the site"),
-        Column("threshold", pl.Float64, "what a hit's abs(x) is at least, by rule massive more than (and at least so "
-               "many medians); without a rule the site's floor", "activation"),
+        Column("threshold", pl.Float64, "what a hit's abs(x) is at least, by a rule like massive more than (and at "
+               "least so many medians); without a rule the site's floor", "activation"),
         TOKEN,
         Column("sequences", pl.Int64, "sequences that have this position in the population", "sequences"),
         Column("sequences_hit", pl.Int64, "sequences with a hit at this position, in any layer", "sequences"),

@@ -1,6 +1,6 @@
 """The figure of the attention sinks over the layers, with the massive activations that they read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.attention.kept_patterns import first_key_by_layer
+from outlier_features.figures.dimension_map import choosing
 from outlier_features.figures.style import (
     PALE,
     VERMILLION,
@@ -18,31 +19,36 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.wording import count, layers, number, percent
+from outlier_features.wording import count, layers, number, percent, rules_named
 
 KEYS_SHOWN = 16
 
 
 def attention_sinks(
-    sinks: pl.DataFrame, emergence: pl.DataFrame, dims: pl.DataFrame, facts: Mapping[str, Any]
+    sinks: pl.DataFrame,
+    emergence: pl.DataFrame,
+    dims: pl.DataFrame,
+    rules: Collection[str],
+    facts: Mapping[str, Any],
 ) -> Drawing:
     """Sink rates by layer and head (of position 0) and by layer and key, over max |x| of the largest massive dim.
 
+    rules   those that list massive activations
     facts   provenance of the table of sinks
     """
     drawing = Drawing(
         "attention-sinks",
         "Attention sinks and massive activations",
         "pattern for the sinks, resid_post for |x|",
-        f"attention sink: alpha > {number(facts['threshold'])} (Gu et al. 2024); massive chooses the dimension",
+        f"attention sink: alpha > {number(facts['threshold'])} (Gu et al. 2024); {choosing(rules)} the dimension",
         f"all, positions 0 to {facts['positions'] - 1}",
         "",
     )
     if not len(sinks):
         return drawing.empty("Nothing is drawn: no layer of this model has attention patterns.")
-    massive = _massive(emergence, dims)
+    massive = _massive(emergence, dims.filter(pl.col("rule").is_in([*rules])))
     figure = _figure(sinks, massive, facts)
-    return replace(drawing, text=" ".join(_sentences(sinks, massive, facts)), views={"all": figure}, data=sinks)
+    return replace(drawing, text=" ".join(_sentences(sinks, massive, rules, facts)), views={"all": figure}, data=sinks)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class _Massive:
     """The largest selected dim in population all: max |x| on resid_post by layer, and its step up."""
 
     dim: int
+    rule: str
     step_up: int
     values: Mapping[int, float]
 
@@ -60,10 +67,12 @@ def _massive(emergence: pl.DataFrame, dims: pl.DataFrame) -> _Massive | None:
         return None
     row = chosen.sort(["max_abs", "dim"], descending=[True, False]).row(0, named=True)
     rows = emergence.filter(population="all", site="resid_post", dim=row["dim"]).sort("layer")
-    return _Massive(row["dim"], row["step_up"], dict(rows.select("layer", "max_abs").iter_rows()))
+    return _Massive(row["dim"], row["rule"], row["step_up"], dict(rows.select("layer", "max_abs").iter_rows()))
 
 
-def _sentences(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str, Any]) -> list[str]:
+def _sentences(
+    sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[str], facts: Mapping[str, Any]
+) -> list[str]:
     """What can be read off, computed from the tables."""
     rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
     length, limit = facts["positions"], number(facts["threshold"])
@@ -85,12 +94,16 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str
         up, after = massive.step_up, massive.step_up + 1
         beside = [f"{percent(rates[layer])} in layer {layer}" for layer in (up, after) if layer in rates]
         said.append(
-            f"Dimension {massive.dim}, the largest by rule massive, reaches half of its largest |x| on resid_post in "
-            f"layer {up}; the attention of layer {after} is the first to read that."
+            f"Dimension {massive.dim}, the largest by rule {massive.rule}, reaches half of its largest |x| on "
+            f"resid_post in layer {up}; the attention of layer {after} is the first to read that."
             + (f" Sink rate of position 0: {', '.join(beside)}." if beside else "")
         )
     else:
-        said.append("Rule massive selects no dimension, so none is drawn below.")
+        said.append(
+            f"By {rules_named(rules)}, no dimension has massive activations, so none is drawn below."
+            if rules
+            else "No rule lists massive activations, so no dimension is drawn below."
+        )
     if facts["short_sequences"]:
         said.append(
             f"Of these, {count(facts['short_sequences'], 'sequence')} with fewer positions: alpha there is a mean over "
@@ -173,7 +186,7 @@ def _short(rate: float | None) -> float | None:
 def _add_magnitude(figure: go.Figure, massive: _Massive | None, last: int) -> None:
     figure.update_yaxes(title_text="max |x|, resid_post<br>(activation)", row=3)
     if massive is None:
-        say_nothing_here(figure, "no dimension is selected by rule massive", 3, 1)
+        say_nothing_here(figure, "no dimension has massive activations", 3, 1)
         return
     values = [massive.values.get(layer) for layer in range(last + 1)]
     low, high = decades([value for value in values if value] or [1.0])

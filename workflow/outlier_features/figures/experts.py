@@ -1,7 +1,7 @@
 """The figures of a mixture-of-experts model: what each expert writes, and which ones make massive activations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from outlier_features.figures.style import (
     power,
     set_layer_axis,
 )
-from outlier_features.wording import count, number, percent
+from outlier_features.wording import count, listing, number, percent
 
 MAX_ROWS = 24
 _SHARED = -2  # row of the shared expert, above the others
@@ -33,9 +33,9 @@ _RANKS = ((BLUE, "largest expert"), (SKY, "second"), (ORANGE, "third"), (GREY, "
 _NAMED = 0.12  # share of the axis from which a bar bears its name
 
 
-def expert_figures(experts: pl.DataFrame, routing: pl.DataFrame, blocks: int) -> list[Drawing]:
-    """Both figures, or none for a run without experts."""
-    return [] if experts.is_empty() else [expert_map(experts, blocks), routed_parts(routing)]
+def expert_figures(experts: pl.DataFrame, routing: pl.DataFrame, blocks: int, rules: Collection[str]) -> list[Drawing]:
+    """Both figures, or none for a run without experts; `rules` list massive activations."""
+    return [] if experts.is_empty() else [expert_map(experts, blocks), routed_parts(routing, rules)]
 
 
 def expert_map(experts: pl.DataFrame, blocks: int) -> Drawing:
@@ -117,7 +117,7 @@ def _name(row: int) -> str:
     return "shared expert" if row < 0 else f"expert {row}"
 
 
-def routed_parts(routing: pl.DataFrame) -> Drawing:
+def routed_parts(routing: pl.DataFrame, rules: Collection[str]) -> Drawing:
     """How the experts share in the MLP's output at each dim's largest massive activation."""
     forming = routing.filter("forms_massive")
     places = forming.select("dim", "layer").unique(maintain_order=True).rows()
@@ -130,7 +130,7 @@ def routed_parts(routing: pl.DataFrame) -> Drawing:
     )
     if len(places) > len(shown):
         text += f" Shown: the {len(shown)} of the largest activations out of {count(len(places), 'bar')}."
-    drawing = Drawing("routing", "Experts that make massive activations", "expert_out", "massive", "all", text)
+    drawing = Drawing("routing", "Experts that make massive activations", "expert_out", listing(rules), "all", text)
     if not shown:
         return drawing.empty("Nothing is drawn: no layer with experts forms a massive activation.")
     return replace(drawing, views={"all": _bars(forming, shown)}, data=forming)

@@ -1,5 +1,6 @@
 """The figure of what makes and what removes a dim, layer by layer."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import plotly.graph_objects as go
@@ -36,14 +37,17 @@ _PARTS = {
 }
 
 
-def lifecycle(rows: pl.DataFrame) -> Drawing:
-    """For each traced dim, at the token of its extreme: what each part of each layer adds, and what is left after."""
+def lifecycle(rows: pl.DataFrame, rules: Collection[str]) -> Drawing:
+    """For each traced dim, at the token of its extreme: what each part of each layer adds, and what is left after.
+
+    rules   those that list massive activations
+    """
     dims = rows["target_dim"].unique(maintain_order=True).to_list()
     drawing = Drawing(
         "lifecycle",
         "What makes a massive activation, and what removes it",
         "resid_pre, attn_out, mlp_out, resid_post",
-        traced_rule(rows),
+        traced_rule(rows, rules),
         traced_population(rows),
         "Each traced dimension at the token of its largest massive activation, or of its largest |x| where it has "
         "none. Bars: what the parts of a layer add to it, signed; they sum to the change of the line, the value after "

@@ -1,6 +1,6 @@
 """The figure of an MLP's checkpoints, and of the neurons that feed a traced dim."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,8 +43,11 @@ _FACTORS = ("act_gate", "mlp_up")
 Ladder = tuple[int, int, str, list[dict[str, Any]]]  # dim, layer, step, rows
 
 
-def origin(rows: pl.DataFrame, neurons: pl.DataFrame) -> Drawing:
-    """For each traced dim and each layer where it steps: the MLP's checkpoints, and the neurons that feed the dim."""
+def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) -> Drawing:
+    """For each traced dim and each layer where it steps: the MLP's checkpoints, and the neurons that feed the dim.
+
+    rules   those that list massive activations
+    """
     dims = rows["target_dim"].unique(maintain_order=True).to_list()
     every: list[Ladder] = [(dim, *ladder) for dim in dims for ladder in ladders(rows, dim)]
     told = every[:MAX_LADDERS]
@@ -55,7 +58,7 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame) -> Drawing:
         "origin",
         "Inside the MLP where a dimension steps",
         listing(sites) if sites else "none",
-        traced_rule(rows),
+        traced_rule(rows, rules),
         traced_population(rows),
         "Left: |x| at the checkpoints of the MLP, over all positions of the traced sequence and at the traced token; "
         "open marks are the two factors of a gated MLP, beside the way through. Right: activation x weight of the "

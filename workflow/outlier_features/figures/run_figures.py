@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import polars as pl
-
 from outlier_features.figures.ablation import ablation
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
@@ -79,6 +77,7 @@ def run_figures(run: Run) -> list[Drawing]:
 def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     """The figures of an analysis that a run can do without."""
     tables, summary = run.tables, run.summary
+    listing = listing_rules(summary["rules"])
     if analysis in summary["missing"]:
         name, title = PLACES[analysis]
         why = missing_sentence(analysis, summary["missing"][analysis])
@@ -90,12 +89,14 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
             tables["norms"], tables["gains"], tables["dims"], main_rules(summary), summary["norms"], run.populations
         )
     elif analysis == "origin" and "lifecycle" in tables:
-        yield from (lifecycle(tables["lifecycle"]), origin(tables["origin"], tables["origin_neurons"]))
+        yield from (
+            lifecycle(tables["lifecycle"], listing),
+            origin(tables["origin"], tables["origin_neurons"], listing),
+        )
     elif analysis == "experts" and "experts" in tables:
-        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"])
+        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], listing)
     elif analysis == "attention_maps" and run.maps:
-        massive = tables["dims"].filter(pl.col("rule").is_in(listing_rules(summary["rules"])))
-        yield attention_sinks(tables["sinks"], tables["emergence"], massive, run.maps.provenance)
+        yield attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], listing, run.maps.provenance)
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])

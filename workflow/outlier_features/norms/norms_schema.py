@@ -28,8 +28,8 @@ NORMS = Table(
         *(Column(name, pl.Float64, f"{name} of the gain (w, or 1 + w) over all dims")
           for name in ("min", "max", "mean", "median")),
         Column("bias_max_abs", pl.Float64, "largest abs(bias); null without one", "activation"),
-        *(Column(f"others_{name}", pl.Float64, f"{meaning} of abs(gain) over the other dims: those that neither rule "
-                 "dettmers nor rule massive selects in either population; null if not `residual`")
+        *(Column(f"others_{name}", pl.Float64, f"{meaning} of abs(gain) over the other dims: those that no "
+                 "rule that is followed up selects in either population; null if not `residual`")
           for name, meaning in (("min", "minimum"), ("p05", "5 % quantile"), ("median", "median"),
                                 ("p95", "95 % quantile"), ("max", "maximum"))),
     ),
@@ -37,7 +37,7 @@ NORMS = Table(
 
 GAINS = Table(
     "gains",
-    "population, rule, dim, module: every dim that rule dettmers or massive selects, at every norm of residual dims",
+    "population, rule, dim, module: every dim that a rule that is followed up selects, at every norm of residual dims",
     (
         POPULATION, RULE, DIM,
         Column("module", pl.String, "path of the norm in the model"),

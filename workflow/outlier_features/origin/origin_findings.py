@@ -1,13 +1,14 @@
 """Where traced dims come from, in words: sentences computed from the tables of rule trace_origin."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import polars as pl
 
+from outlier_features.model.bases import RESID_POST
 from outlier_features.visible_text import quoted
-from outlier_features.wording import count, layers, listing, number, percent
+from outlier_features.wording import count, layers, listing, number, percent, rules_named
 
 Row = dict[str, Any]
 
@@ -32,31 +33,44 @@ NEURONS_NAMED = 3
 MOST = 0.95
 
 
-def selection(lifecycle: pl.DataFrame, settings: Mapping[str, Any], massive_applied: bool) -> str:
-    """How the traced dims were chosen."""
+def selection(
+    lifecycle: pl.DataFrame, settings: Mapping[str, Any], rules: Collection[str], sites: Collection[str]
+) -> str:
+    """How the traced dims were chosen, in a run with these rules that list massive activations and these sites."""
     if settings["dims"] != "auto":
         return "Traced are the dims that `trace_origin.dims` names." if settings["dims"] else "No dim is traced."
     if "massive" in lifecycle["selection"]:
         return (
-            f"Traced are the dims that rule massive selects in population all, at most the {settings['max_dims']} "
-            "largest."
+            f"Traced are the dims that {rules_named(rules, 'select')} in population all, at most the "
+            f"{settings['max_dims']} largest."
         )
-    why = "selects no dim in population all" if massive_applied else "was not applied (resid_post is not in this run)"
+    why = (
+        f"By {rules_named(rules)} no dim of population all has massive activations"
+        if rules and RESID_POST in sites
+        else f"{RESID_POST} is not in this run"
+        if rules
+        else "No rule lists massive activations"
+    )
     return (
-        f"Rule massive {why}, so there is no massive activation to trace. Traced instead are the dims whose largest "
+        f"{why}, so there is none to trace. Traced instead are the dims whose largest "
         f"|x| on resid_post is most above what enters the first block, {settings['max_dims']} of them."
     )
 
 
-def traced_rule(rows: pl.DataFrame) -> str:
-    """What selected the traced dims, for a caption; `rows` of lifecycle.parquet or origin.parquet."""
+def traced_rule(rows: pl.DataFrame, rules: Collection[str]) -> str:
+    """What selected the traced dims, for a caption.
+
+    rows    of lifecycle.parquet or origin.parquet
+    rules   those that list massive activations
+    """
+    names = listing(rules) or "no rule"
     said = {
-        "massive": "massive (the dimensions it selects)",
+        "massive": f"{names} (the selected dimensions)",
         "named": "none (the config names the dimensions)",
-        "largest_rise": "none (massive selects no dimension; those that rise most)",
+        "largest_rise": f"none ({names} selects no dimension; those that rise most)",
     }
     found = rows["selection"].unique(maintain_order=True)
-    return "; ".join(said[name] for name in found) if len(found) else "massive"
+    return "; ".join(said[name] for name in found) if len(found) else names
 
 
 def traced_population(rows: pl.DataFrame) -> str:

@@ -12,9 +12,9 @@ _TRACED = (
     Column("sequence", pl.UInt32, "sequence of the dim's largest massive activation, or of its largest abs(x) on "
            "resid_post if it has none"),
     Column("traced_token", pl.UInt32, "position of that value in the sequence"),
-    Column("selection", pl.String, "why it is traced: `massive` (rule massive selects it), `named` (by the config), "
-           "`largest_rise` (rule massive selects none; its max abs(x) on resid_post is most above what enters the "
-           "first block)"),
+    Column("selection", pl.String, "why it is traced: `massive` (a rule that lists massive activations selects it), "
+           "`named` (by the config), `largest_rise` (such a rule selects none; its max abs(x) on resid_post is most "
+           "above what enters the first block)"),
     LAYER,
 )  # fmt: skip
 

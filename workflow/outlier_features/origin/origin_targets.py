@@ -13,8 +13,8 @@ Selection = Literal["massive", "named", "largest_rise"]
 class TracedDim:
     """A dim to trace, at the token of its largest massive activation, or of its largest `abs(x)` if it has none.
 
-    selection      why: rule massive selects it, the config names it, or, in a run in which rule massive selects
-                   none, its max abs(x) rises most over the blocks
+    selection      why: a rule that lists massive activations selects it, the config names it, or, where such rules
+                   select none, its max abs(x) rises most over the blocks
     steps          the blocks where it steps up and down over the whole run
     layer, value   the block of its largest massive activation and its value, if the run's table has one
     """

@@ -17,6 +17,7 @@ from outlier_features.origin.origin_findings import (
     signed,
     whole_blocks,
 )
+from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.token_text import token_text
 from outlier_features.tokens.tokens import Tokens
 from outlier_features.visible_text import quoted, visible
@@ -51,7 +52,7 @@ def origin_text(
         f"{provenance['attention']}; tokens {provenance['tokens_sha256'][:16]}; outlier-features "
         f"{provenance['package_version']}",
         "",
-        selection(life, provenance["trace_origin"], "resid_post" in provenance["sites"]),
+        selection(life, provenance["trace_origin"], listing_rules(provenance["rules"]), provenance["sites"]),
         "Each is followed at the token of its largest massive activation, or of its largest |x| on resid_post where",
         "it has none. Maxima, medians and ratios are of |x| over all positions of that token's sequence (padding left",
         "out) and all dims; lines marked `at the token` are of that token alone. Sites are named as in the tables.",

@@ -19,8 +19,8 @@ SURFACE = Table(
         Column("dim_first", pl.UInt32, "first dim of the cell; up to 64 selected dims and the 16 with the largest "
                "abs(x) of each kind of positions are not pooled"),
         Column("dim_last", pl.UInt32, "last dim of the cell"),
-        Column("selected", pl.Boolean, "the cell is of one dim that rule dettmers or massive (on attn_heads "
-               "dettmers_heads) selects in any population"),
+        Column("selected", pl.Boolean, "the cell is of one dim that a rule that is followed up, on the site's "
+               "basis, selects in any population"),
         Column("max_abs", pl.Float32, "largest abs(x) in the cell", "activation"),
         Column("value", pl.Float32, "the x that has it, signed", "activation"),
         Column("token", pl.UInt32, "its position, the first of equals"),
