@@ -21,7 +21,7 @@ from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
-from outlier_features.scan.counted_at import serving
+from outlier_features.scan.counted_at import serving, serving_scales
 
 ROOT = Path(workflow.basedir)
 START = time.time()
@@ -173,8 +173,10 @@ def counted(wildcards):
 
 
 def scaled(wildcards):
-    """By site of a run and scale, from where on scaled values are listed."""
-    return scaled_at(CONFIG["rules"], sites(wildcards))
+    """By site of a run and scale, from where on scaled values are listed; what was listed may serve."""
+    wanted = scaled_at(CONFIG["rules"], sites(wildcards))
+    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
+    return serving_scales(wanted, Path(statistics))
 
 
 def located_sites(wildcards):

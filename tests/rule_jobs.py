@@ -30,6 +30,7 @@ class Job:
     rule: str
     script: Path
     snakemake: SimpleNamespace
+    temporary: tuple[str, ...] = ()  # outputs that are removed once nothing needs them
 
     def run(self) -> str | None:
         """Run it here, in the directory of the run; returns its `error:` line, or None where there is none.
@@ -52,7 +53,11 @@ class Job:
 def run_jobs(jobs: Sequence[Job], folder: Path) -> str | None:
     """Run jobs in the directory of their run, up to the first that fails; returns its `error:` line."""
     with inside(folder):
-        return next((error for job in jobs if (error := job.run())), None)
+        error = next((error for job in jobs if (error := job.run())), None)
+        for path in (Path(path) for job in jobs for path in job.temporary):
+            if error is None:
+                path.unlink()
+        return error
 
 
 def plans(configs: dict[Path, dict[str, Any]], targets: Sequence[str] = ()) -> list[list[Job]]:
@@ -106,7 +111,7 @@ def _job(job: Any) -> Job:
         input=job.input._plainstrings(), output=job.output._plainstrings(), params=job.params, threads=job.threads,
         log=job.log._plainstrings(), wildcards=job.wildcards, rule=job.rule.name,
     )  # fmt: skip
-    return Job(job.rule.name, ROOT / "scripts" / f"{job.rule.name}.py", told)
+    return Job(job.rule.name, ROOT / "scripts" / f"{job.rule.name}.py", told, tuple(map(str, job.temp_output)))
 
 
 @contextlib.contextmanager

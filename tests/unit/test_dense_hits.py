@@ -19,7 +19,7 @@ from outlier_features.errors import InputError
 from outlier_features.files.tables import provenance_of, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.rules.configured import counted_at
-from outlier_features.scan.counted_at import serving, uncounted
+from outlier_features.scan.counted_at import serving, serving_scales, uncounted
 from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 
@@ -220,6 +220,19 @@ def test_a_chunk_is_counted_again_only_where_what_was_counted_does_not_serve(tmp
     assert [serving(rule, tmp_path / "statistics0") for rule in (wanted, other, fewer)] == [wanted, other, wanted]
     (tmp_path / "statistics0").write_bytes(b"damaged")
     assert serving(other, tmp_path / "statistics0") == other
+
+
+def test_scaled_values_are_listed_again_only_from_a_smaller_multiple_on(tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    was = {"resid_post": {"token_rms": 3.0, "layer_rms": 4.0}, "attn_norm": {"gain": 5.0}}
+    assert serving_scales(was, path) == was  # nothing is there yet
+    write_tensors(path, {"x": np.zeros(1)}, {"scaled_at": was})
+    for serves in (was, {"resid_post": {"token_rms": 6.0}}, {"attn_norm": {"gain": 5.5}}, {}):
+        assert serving_scales(serves, path) == was
+    for more in ({"resid_post": {"token_rms": 2.9}}, {"mlp_norm": {"gain": 9.0}}, {"attn_norm": {"token_rms": 9.0}}):
+        assert serving_scales(more, path) == more
+    write_tensors(path, {"x": np.zeros(1)}, {})
+    assert serving_scales(was, path) == was
 
 
 @pytest.mark.parametrize("dense", [s for k in range(3) for s in itertools.combinations(SITES, k)])

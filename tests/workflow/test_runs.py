@@ -254,7 +254,7 @@ FIRST = {
     "scan/statistics": ["detect_outliers", "locate_outliers"],
     "locate/count_locations": ["locate_outliers"],
     "detect/summarize_layers": ["summarize_layers"],
-    "rules": ["filter_systematic"],
+    "rules/systematic": ["filter_systematic"],
     "dims/pairs": ["filter_systematic"],
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
@@ -280,7 +280,7 @@ def test_an_edited_module_concerns_the_stages_that_import_it(module):
     assert importing - after == set(FIRST[module])
 
 
-@pytest.mark.parametrize("module", ["scan/scan_kernel", "rules"])
+@pytest.mark.parametrize("module", ["scan/scan_kernel", "rules/systematic"])
 def test_an_edited_module_reruns_the_stages_that_import_it(project, module):
     """The first of them for its new code, and what follows for its new inputs; nothing before."""
     undo = project.edit(module)

@@ -38,7 +38,10 @@ def public(folder: Path) -> dict[str, pl.DataFrame]:
             place = path.relative_to(folder).with_suffix("")
             key = place.parent if place.name[0].isdecimal() else place
             found.setdefault(str(key), []).append(pl.read_parquet(path))
-    return {key: pl.concat(frames) for key, frames in found.items()}
+    joined = {key: pl.concat(frames) for key, frames in found.items()}
+    # Within a chunk these stand by site and scale first, then by sequence.
+    order = {key: frame.sort("site", "scale", maintain_order=True) for key, frame in joined.items() if "scale" in frame}
+    return joined | order
 
 
 def bits(column: pl.Series) -> list[object]:

@@ -31,18 +31,14 @@ class LogHandler(LogHandlerBase):
         if raised == "MissingRuleException":
             found = re.search(r"No rule to produce (.*?) \(if ", record.getMessage())
             target = repr(found[1]) if found else "a target that no rule makes"
-            print(
-                f"error: found {target}, expected a target: all, tables, report, figures, export, or a file of a run",
-                file=sys.stderr,
-            )
+            _say(f"found {target}, expected a target: all, tables, report, figures, export, or a file of a run")
         elif raised == "LockException":
             try:
                 require_nothing_left(Path.cwd())
             except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
+                _say(str(error))
         elif raised and _is_fault(raised):
-            sentence = fault_sentence(f"{raised} in the rules", "what stands above, the configuration")
-            print(f"error: {sentence}", file=sys.stderr)
+            _say(fault_sentence(f"{raised} in the rules", "what stands above, the configuration"))
 
     @property
     def writes_to_stream(self) -> bool:
@@ -63,6 +59,11 @@ class LogHandler(LogHandlerBase):
     @property
     def needs_rulegraph(self) -> bool:
         return False
+
+
+def _say(sentence: str) -> None:
+    """On a line of its own, though Snakemake, in another thread, may not have ended its last one."""
+    sys.stderr.write(f"\nerror: {sentence}\n")
 
 
 def _is_fault(raised: str) -> bool:

@@ -131,7 +131,8 @@ def detect_outliers(
         # By the dtype alone nobody could read the histogram of a site: a dump's sites may differ in theirs.
         stored_as = {site: tensors.dtype for site, tensors in chunk.sites.items() if site in hits}
         arrays = {name: array for site, one in found.items() for name, array in one.arrays(site).items()}
-        write_tensors(statistics, arrays, {**provenance, **facts, "stored_as": stored_as})
+        more = {"stored_as": stored_as, "scaled_at": scaled}  # asked for, even where a scale is not known
+        write_tensors(statistics, arrays, {**provenance, **facts, **more})
 
 
 def _write_counts(dense: DenseRows, start: int, threads: int, pairs: "TableWriter", positions: "TableWriter") -> None:

@@ -1,4 +1,4 @@
-"""Whether what was counted of sequences with too many hits to be listed serves the rules of today."""
+"""Whether what was listed and counted of a chunk serves the rules of today."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 
 CountedAt = Mapping[str, Any]  # as `rules.configured.counted_at` has it
+ScaledAt = Mapping[str, Mapping[str, float]]  # as `rules.configured.scaled_at` has it
 
 
 def uncounted(found: CountedAt, wanted: CountedAt, dense: Collection[str]) -> str | None:
@@ -39,10 +40,30 @@ def counting_rule(found: CountedAt, sites: Collection[str], threshold: float) ->
 
 def serving(wanted: CountedAt, statistics: Path) -> CountedAt:
     """What to count a chunk at: `wanted`, or what it was counted at by its `statistics`, where that still serves."""
+    recorded = _recorded(statistics, "counted")
     try:
-        recorded = TensorFile(statistics).provenance["counted"]
-        missing = uncounted(recorded["at"], wanted, recorded["dense"])
-    except (InputError, LookupError, TypeError, AttributeError):
-        return wanted  # not there yet, or damaged, as the job will say
-    found: CountedAt = recorded["at"]
-    return wanted if missing else found
+        found: CountedAt = recorded["at"]
+        return wanted if uncounted(found, wanted, recorded["dense"]) else found
+    except (LookupError, TypeError, AttributeError):
+        return wanted
+
+
+def serving_scales(wanted: ScaledAt, statistics: Path) -> ScaledAt:
+    """From where on to list scaled values of a chunk: `wanted`, or as its `statistics` say, where that still serves.
+
+    A list from a smaller multiple on serves a larger one.
+    """
+    found: ScaledAt = _recorded(statistics, "scaled_at")
+    try:
+        serves = all(found[site][scale] <= k for site, scales in wanted.items() for scale, k in scales.items())
+    except (LookupError, TypeError, AttributeError):
+        return wanted
+    return found if serves else wanted
+
+
+def _recorded(statistics: Path, key: str) -> Any:
+    """A fact of the provenance; None of a file that is not there yet, or is damaged, as the job will say."""
+    try:
+        return TensorFile(statistics).provenance[key]
+    except (InputError, LookupError):
+        return None
