@@ -31,7 +31,8 @@ from outlier_features.figures.style import (
 )
 from outlier_features.wording import listing
 
-_COLOURS = (VERMILLION, BLUE, ORANGE, SKY, GREEN, PURPLE, INK)
+# Seven that stay apart when pale, too: no pale one looks like another in full colour.
+_COLOURS = (VERMILLION, BLUE, ORANGE, GREEN, INK, PURPLE, SKY)
 _LANES = 0.72  # of a row, that the rules' bars share
 
 
