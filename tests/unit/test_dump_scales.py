@@ -69,7 +69,7 @@ def test_hits_of_every_chunk_and_scale(tmp_path, monkeypatch, where):
     require(table, "resid_post", "token_rms", y, np.sqrt(square.mean(3, keepdims=True)), 2.0)
     require(table, "resid_post", "layer_rms", y, np.sqrt(square.mean((2, 3), keepdims=True)), 2.5)
     assert provenance["scaled"] == SCALED and provenance["without_scale"] == {}
-    assert provenance["gains"] == {"attn_norm": {"unknown": [], "left_out": {"1": [5]}}}
+    assert provenance["gains_left_out"] == {"attn_norm": {"1": [5]}}
 
 
 @pytest.mark.parametrize("keys", [{}, {"mlp_norm": "g"}])

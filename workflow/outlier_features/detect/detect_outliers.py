@@ -63,7 +63,7 @@ def detect_outliers(
     gain_keys     of a dump, its gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
 
     The provenance of `scaled_hits` has `scaled`, the sites and scales that are there of those, and why others are not
-    (`without_scale`), by site the layers whose gains are not known and the dims that are left out for their gains; that
+    (`without_scale`), by site and layer the dims that are left out for their gains (`gains_left_out`); that
     of the statistics also the sequences with too many hits (`unlisted`), by site and scale.
 
     Raises `InputError` on activations that are not finite or of another run.
@@ -78,7 +78,7 @@ def detect_outliers(
     about_scales = {
         "scaled": {site: {name: one.k for name, one in of.scales.items()} for site, of in scales.items()},
         "without_scale": {site: of.absent for site, of in scales.items() if of.absent},
-        "gains": {site: of.gains for site, of in scales.items() if of.gains},
+        "gains_left_out": {site: of.left_out for site, of in scales.items() if of.left_out},
     }
     unlisted: dict[str, dict[str, list[int]]] = {}
     with ExitStack() as outputs:

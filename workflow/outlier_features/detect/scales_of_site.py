@@ -2,24 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from outlier_features.extract.activations import Activations
 from outlier_features.scan.scales import Scale, usable_gains
+from outlier_features.wording import layers as named
 
 
 @dataclass(frozen=True)
 class ScalesOfSite:
-    """By name, the scales and reasons for those that the site lacks; and what its gains are not, for the provenance.
-
-    gains   `unknown`: layers without gains that are understood; `left_out`: by layer, dims with too small a gain
-    """
+    """By name, the scales and the reasons for those that the site lacks; by layer, the dims with too small a gain."""
 
     scales: dict[str, Scale]
     absent: dict[str, str]
-    gains: dict[str, Any]
+    left_out: dict[int, list[int]]
 
 
 def scales_of_site(chunk: Activations, site: str, wanted: Mapping[str, float]) -> ScalesOfSite:
@@ -31,7 +28,9 @@ def scales_of_site(chunk: Activations, site: str, wanted: Mapping[str, float]) -
     if isinstance(known, str):
         return ScalesOfSite(scales, {"gain": known}, {})
     layers = chunk.sites[site].layers
-    gains, left_out = usable_gains(known)
     unknown = [layer for layer, row in zip(layers, known, strict=True) if not np.isfinite(row).all()]
-    about = {"unknown": unknown, "left_out": {layers[index]: dims for index, dims in left_out.items()}}
-    return ScalesOfSite(scales | {"gain": Scale(float(wanted["gain"]), gains)}, {}, about)
+    if unknown:  # shares over the other layers alone would not be those of the rule
+        return ScalesOfSite(scales, {"gain": f"the norm that makes it is not understood in {named(unknown)}"}, {})
+    gains, left_out = usable_gains(known)
+    by_layer = {layers[index]: dims for index, dims in left_out.items()}
+    return ScalesOfSite(scales | {"gain": Scale(float(wanted["gain"]), gains)}, {}, by_layer)
