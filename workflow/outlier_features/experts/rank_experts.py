@@ -19,6 +19,7 @@ from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.files.artifacts import read_json, require_equal
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.largest import largest_of_each
 from outlier_features.model.loading import Loading
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.tokens import Tokens
@@ -130,10 +131,7 @@ def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[LargestAc
 
     massive, dims   rows of the rules that list massive activations
     """
-    order = [pl.col("value").abs(), *map(pl.col, ("dim", "layer", "sequence", "token"))]
-    largest = massive.sort(order, descending=[True, False, False, False, False]).unique(
-        "dim", keep="first", maintain_order=True
-    )
+    largest = largest_of_each(massive, "value", "dim")
     steps = {
         (population, dim): step
         for population, dim, step in dims.filter("selected").select("population", "dim", "step_up").iter_rows()

@@ -19,6 +19,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.largest import largest_of_each
 from outlier_features.wording import count, layers, number, percent, rules_named
 
 KEYS_SHOWN = 16
@@ -65,7 +66,7 @@ def _massive(emergence: pl.DataFrame, dims: pl.DataFrame) -> _Massive | None:
     chosen = dims.filter(pl.col("selected"), population="all").drop_nulls("step_up")
     if not len(chosen):
         return None
-    row = chosen.sort(["max_abs", "dim"], descending=[True, False]).row(0, named=True)
+    row = largest_of_each(chosen, "max_abs", "dim").row(0, named=True)
     rows = emergence.filter(population="all", site="resid_post", dim=row["dim"]).sort("layer")
     return _Massive(row["dim"], row["rule"], row["step_up"], dict(rows.select("layer", "max_abs").iter_rows()))
 

@@ -22,6 +22,7 @@ from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
 from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import Table, provenance_of, public_tables
+from outlier_features.largest import largest_of_each
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
@@ -232,7 +233,7 @@ def location_summary(document: dict[str, Any]) -> dict[str, Any]:
 
 def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
     """Per site the layer with the largest abs(x)."""
-    best = layers.drop_nulls("max").sort("max", descending=True).unique("site", keep="first", maintain_order=True)
+    best = largest_of_each(layers.drop_nulls("max"), "max", "site")
     return best.sort("site").select("site", "layer", "max", "median").to_dicts()
 
 
@@ -249,7 +250,7 @@ def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
     by_token = (
         massive.group_by("token").agg(activations=pl.len()).sort(["activations", "token"], descending=[True, False])
     )
-    largest = massive.sort(pl.col("value").abs(), descending=True).unique("dim", keep="first", maintain_order=True)
+    largest = largest_of_each(massive, "value", "dim")
     return {
         "activations": len(massive),
         "layers": sorted(set(massive["layer"].to_list())),
