@@ -14,10 +14,10 @@ from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import read_json, write_json
+from outlier_features.files.artifacts import Provenance, read_json, write_json
 from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
 from outlier_features.files.run_files import RunFiles
@@ -59,7 +59,7 @@ def summarize_run(
     run = Tokens.read(tokens)
     pair_rows, provenance = run.files.table(tables["pairs"], PAIRS)
 
-    def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def checked(table: Table) -> tuple[pl.DataFrame, Provenance]:
         return run.files.table(tables[table.name], table)
 
     def rows(table: Table) -> pl.DataFrame:
@@ -73,7 +73,7 @@ def summarize_run(
     experts = ablation = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
-        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
+        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, Ranking.of(facts))
     if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
