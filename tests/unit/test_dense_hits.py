@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from outlier_features.detect.detect_outliers import detect_outliers
-from outlier_features.detect.hits_schema import HITS
+from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.dims_schema import PAIRS
 from outlier_features.dims.filter_systematic import filter_systematic
-from outlier_features.errors import InputError
+from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.tables import provenance_of, read_table, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.rules.configured import counted_at
@@ -205,6 +205,18 @@ def test_rules_that_were_counted_apply_again_and_others_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             case.filter(3, **rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("resid_post2", HITS), ("pairs2", COUNTED_PAIRS), ("positions2", COUNTED_POSITIONS)]
+)
+def test_a_chunk_of_another_run_is_refused(name, table, tmp_path):
+    case = Case(tmp_path, 6, (4, 3, 20, 16))
+    case.detect(2, 0.15)
+    rows, facts = read_table(tmp_path / name, table)
+    write_table(tmp_path / name, rows, table, facts | {"model": "another"})
+    with pytest.raises(DamagedFile, match=rf"{name}: its model is 'another', expected 'm' as in .*tokens; one of them"):
+        case.filter(2)
 
 
 def test_a_chunk_is_counted_again_only_where_what_was_counted_does_not_serve(tmp_path):

@@ -1,15 +1,18 @@
 """The figures of attention show what the tables and patterns hold, and their captions say it."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from fake_run import FakeRun
 from outlier_features.attention.kept_patterns import AttentionMaps
-from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.attention.sinks_schema import SINKS, SinkSample
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dims.emergence_schema import EMERGENCE
-from outlier_features.errors import InputError
+from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, head_name, places
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
@@ -25,7 +28,8 @@ def run(tmp_path):
 
 def tables(run):
     sinks, facts = read_table(run / "sinks.parquet", SINKS)
-    return sinks, read_table(run / "emergence.parquet", EMERGENCE)[0], read_table(run / "dims.parquet", DIMS)[0], facts
+    emergence, dims = read_table(run / "emergence.parquet", EMERGENCE)[0], read_table(run / "dims.parquet", DIMS)[0]
+    return sinks, emergence, dims, SinkSample.of(facts)
 
 
 def heats(figure):
@@ -33,8 +37,8 @@ def heats(figure):
 
 
 def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
-    sinks, emergence, dims, facts = tables(run)
-    figure = attention_sinks(sinks, emergence, dims, ["massive"], facts).views["all"]
+    sinks, emergence, dims, sample = tables(run)
+    figure = attention_sinks(sinks, emergence, dims, ["massive"], sample).views["all"]
     by_head, by_key = heats(figure)
     assert [list(line) for line in by_head.z] == [[0, 1, 1, 1], [0, 0.5, 0.5, 0.5]]
     assert [list(line) for line in by_key.z] == [[0, 0.75, 0.75, 0.75], *[[0, 0, 0, 0]] * 5]
@@ -56,13 +60,13 @@ def test_the_caption_of_the_sinks_is_computed(run):
 
 
 def test_what_is_absent_is_said(run):
-    sinks, emergence, dims, facts = tables(run)
+    sinks, emergence, dims, sample = tables(run)
     learned = sinks.filter(token=0).with_columns(
         token=pl.lit(None, pl.UInt32), learned=pl.lit(True), sink_rate=pl.lit(0.25)
     )
     sinks = pl.concat([sinks, learned]).filter(pl.col("layer") != 2)
-    facts |= {"layers_without_patterns": [2], "short_sequences": 1}
-    drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), ["massive"], facts)
+    sample = replace(sample, layers_without_patterns=[2], short_sequences=1)
+    drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), ["massive"], sample)
     for sentence in (
         "The learned sink, which has no position, is one in 25 % of them.",
         "Grey, without attention patterns: layer 2.",
@@ -138,4 +142,27 @@ def test_sinks_of_another_run_are_refused(run):
 def test_a_file_without_maps_is_refused(run, tmp_path):
     write_tensors(tmp_path / "a.safetensors", {}, {"job": "a"})
     with pytest.raises(InputError, match="expected the attention patterns of a run"):
+        AttentionMaps.read(tmp_path / "a.safetensors")
+
+
+def test_kept_patterns_are_read_as_they_were_written(tmp_path):
+    pattern = np.random.default_rng(0).random((2, 2, 4, 4), np.float32)
+    maps = AttentionMaps({3: pattern, 1: pattern / 2}, {3: "a", 1: "b"}, (0, 5), (4, 3), {3: [0, 0], 1: None}, {"m": 1})
+    maps.write(tmp_path / "a.safetensors")
+    found = AttentionMaps.read(tmp_path / "a.safetensors")
+    for layer, expected in maps.patterns.items():
+        np.testing.assert_array_equal(found.patterns[layer], expected)
+    assert replace(found, patterns={}, provenance={}) == replace(maps, patterns={}, provenance={})
+    assert found.provenance["maps"] == {
+        "layers": [{"layer": 3, "why": "a", "kv_heads": [0, 0]}, {"layer": 1, "why": "b", "kv_heads": None}],
+        "sequences": [0, 5], "positions": [4, 3],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["layers", "layer", "why", "kv_heads", "sequences", "positions"])
+def test_a_file_that_does_not_say_what_it_kept_is_refused(name, run, tmp_path):
+    file = TensorFile(run / "attention.safetensors")
+    maps = json.loads(json.dumps(file.provenance["maps"]).replace(f'"{name}"', f'"{name}_"'))
+    write_tensors(tmp_path / "a.safetensors", {}, file.provenance | {"maps": maps})
+    with pytest.raises(DamagedFile, match=f"expected the attention patterns of a run, found that KeyError.*{name}"):
         AttentionMaps.read(tmp_path / "a.safetensors")

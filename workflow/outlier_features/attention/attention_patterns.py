@@ -12,8 +12,8 @@ convention:
 In a causal model, weights above the diagonal are no self-attention (a decoder's cross-attention).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_features.errors import InputError
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
 
 Tensor = torch.Tensor
@@ -189,37 +190,32 @@ class _Watch(TorchDispatchMode):
         self._running: list[str] = []  # paths of the modules that run, outermost first
         self._softmaxes: list[_Softmax] = []
 
-    @contextmanager
-    def following(self, calls: Calls, paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    def following(self, calls: Calls, paths: Mapping[nn.Module, str]) -> AbstractContextManager[None]:
         """Know which layer runs, and which module in it."""
         blocks = list(dict.fromkeys(block for block, _ in calls))
         ran = dict.fromkeys(blocks, 0)
 
-        def begin(module: nn.Module, args: Any) -> None:
+        def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._layer is None:
                 self._layer = calls.get((module, ran[module]))
             ran[module] += 1
 
-        def end(module: nn.Module, args: Any, output: Any) -> None:
+        def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if not self._running:
                 self._layer = None
                 self._softmaxes.clear()
 
-        def enter(module: nn.Module, args: Any) -> None:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._running.append(paths[module])
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._running.pop()
 
-        with ExitStack() as hooks:
-            for block in blocks:
-                hooks.callback(block.register_forward_pre_hook(begin).remove)
-            for module in {module for block in blocks for module in block.modules()}:
-                hooks.callback(module.register_forward_pre_hook(enter).remove)
-                hooks.callback(module.register_forward_hook(leave).remove)
-            for block in blocks:
-                hooks.callback(block.register_forward_hook(end).remove)
-            yield
+        modules = {module for block in blocks for module in block.modules()}
+        return hooks(
+            before=[*((block, begin) for block in blocks), *((module, enter) for module in modules)],
+            after=[*((module, leave) for module in modules), *((block, end) for block in blocks)],
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

@@ -10,10 +10,10 @@ import polars as pl
 
 from outlier_features.errors import ConfigError, DamagedFile
 from outlier_features.files.missing import require_had
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray[Any, Any]
-KEY = "pattern"
+_KEY = "pattern"
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,15 @@ class AttentionMaps:
     kv_heads: Mapping[int, Sequence[int] | None]
     provenance: Mapping[str, Any]
 
+    def write(self, path: str | Path) -> None:
+        layers = [{"layer": layer, "why": why, "kv_heads": self.kv_heads[layer]} for layer, why in self.why.items()]
+        maps = {"layers": layers, "sequences": self.sequences, "positions": self.positions}
+        patterns = {f"{_KEY}.{layer}": pattern for layer, pattern in self.patterns.items()}
+        write_tensors(path, patterns, {**self.provenance, "maps": maps})
+
     @classmethod
     def read(cls, path: str | Path) -> "AttentionMaps":
+        """What `write` left."""
         file = TensorFile(path)
         require_had(file.provenance)
         try:
@@ -47,7 +54,7 @@ class AttentionMaps:
         except (KeyError, TypeError, ValueError, DamagedFile) as error:
             found = error.found if isinstance(error, DamagedFile) else repr(error)
             raise DamagedFile(path, f"expected the attention patterns of a run, found that {found}") from error
-        patterns = {layer: file.array(f"{KEY}.{layer}") for layer in layers}
+        patterns = {layer: file.array(f"{_KEY}.{layer}") for layer in layers}
         return cls(patterns, why, sequences, positions, kv_heads, file.provenance)
 
 

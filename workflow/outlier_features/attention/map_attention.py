@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from outlier_features import __version__
 from outlier_features.attention.attention_patterns import Attention, LayerPatterns, find_attention, run_patterns
-from outlier_features.attention.kept_patterns import KEY, largest_by_layer, layers_of_interest, require_layers
+from outlier_features.attention.kept_patterns import AttentionMaps, largest_by_layer, layers_of_interest, require_layers
 from outlier_features.attention.sink_counts import SinkCounter
-from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.attention.sinks_schema import SINKS, SinkSample
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.errors import InputError
 from outlier_features.files.tables import write_table
-from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.populations import PADDING
@@ -73,37 +72,42 @@ def map_attention(
     why = dict.fromkeys(kept_layers, "attention_maps.kept_layers names it")
     why = why or layers_of_interest(table, largest_by_layer(layer_rows))
     kept = [at for at in found if at.layer in why]
-    patterns = _keep(loaded, kept, inputs[:kept_sequences], parts.shape[1])
     shared = {at.block for at in found if at.call > 0}  # blocks that stand for several layers
+    sample = SinkSample(
+        threshold=threshold,
+        blocks=loaded.blocks,
+        positions=parts.shape[1],
+        sequences=len(parts),
+        short_sequences=sum(len(ids) < parts.shape[1] for ids in inputs),
+        layers_without_patterns=sorted(set(range(loaded.blocks)) - {at.layer for at in found}),
+    )
     provenance = run.provenance | {
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         "architecture": loaded.model_type,
-        "blocks": loaded.blocks,
         "causal": loaded.causal,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "attention": loaded.attention,
-        "threshold": threshold,
-        "positions": parts.shape[1],
-        "sequences": len(parts),
-        "short_sequences": sum(len(ids) < parts.shape[1] for ids in inputs),
-        "layers_without_patterns": sorted(set(range(loaded.blocks)) - {at.layer for at in found}),
+        **sample.kept,
         "patterns_from": sorted(
             {at.path if at.block in shared else at.path.replace(f".{at.layer}.", ".{layer}.") for at in found}
         ),
-        "maps": {
-            "layers": [{"layer": at.layer, "why": why[at.layer], "kv_heads": at.kv_heads} for at in kept],
-            "sequences": list(range(len(inputs[:kept_sequences]))),
-            "positions": [len(ids) for ids in inputs[:kept_sequences]],
-        },
         "job": uuid.uuid4().hex,
         "package_version": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    kept_maps = AttentionMaps(
+        patterns=_keep(loaded, kept, inputs[:kept_sequences], parts.shape[1]),
+        why={at.layer: why[at.layer] for at in kept},
+        sequences=tuple(range(len(inputs[:kept_sequences]))),
+        positions=tuple(len(ids) for ids in inputs[:kept_sequences]),
+        kv_heads={at.layer: at.kv_heads for at in kept},
+        provenance=provenance,
+    )
     write_table(sinks, table, SINKS, provenance)
-    write_tensors(maps, patterns, provenance)
+    kept_maps.write(maps)
 
 
 def _count(
@@ -122,15 +126,12 @@ def _count(
     return counter.table()
 
 
-def _keep(loaded: LoadedModel, kept: Sequence[Attention], inputs: Sequence[Array], length: int) -> dict[str, Array]:
-    arrays = {
-        f"{KEY}.{at.layer}": np.zeros((len(inputs), at.heads, length, length + at.learned_sink), np.float32)
-        for at in kept
-    }
+def _keep(loaded: LoadedModel, kept: Sequence[Attention], inputs: Sequence[Array], length: int) -> dict[int, Array]:
+    arrays = {at.layer: np.zeros((len(inputs), at.heads, length, length + at.learned_sink), np.float32) for at in kept}
     for n, ids in enumerate(inputs):
 
         def keep(patterns: LayerPatterns, n: int = n, size: int = len(ids)) -> None:
-            place, values = arrays[f"{KEY}.{patterns.attention.layer}"][n], _array(patterns.pattern)
+            place, values = arrays[patterns.attention.layer][n], _array(patterns.pattern)
             place[:, :size, :size] = values[..., :size]
             place[:, :size, length:] = values[..., size:]
 

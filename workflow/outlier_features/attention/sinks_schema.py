@@ -1,9 +1,29 @@
 """The table that rule map_attention writes."""
 
+from dataclasses import dataclass
+
 import polars as pl
 
 from outlier_features.files.columns import LAYER
+from outlier_features.files.facts import Facts
 from outlier_features.files.tables import Column, Table
+
+
+@dataclass(frozen=True)
+class SinkSample(Facts):
+    """What the sinks were counted on, and by which threshold.
+
+    positions                 of each of the `sequences` at most, `short_sequences` of which have fewer
+    layers_without_patterns   of the model's `blocks`, those that have no attention by softmax weights
+    """
+
+    threshold: float
+    blocks: int
+    positions: int
+    sequences: int
+    short_sequences: int
+    layers_without_patterns: list[int]
+
 
 SINKS = Table(
     "sinks",

@@ -16,7 +16,6 @@ from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITI
 from outlier_features.dims.pairs import counts_of, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
 from outlier_features.dims.rule_hits import ChunkHits, HitFiles, HitReader, in_population, without_scale
-from outlier_features.files.artifacts import require_same_run
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
@@ -57,12 +56,12 @@ def filter_systematic(
 
     The hits are read chunk by chunk, so memory does not grow with their number.
     """
-    file, run = TensorFile(statistics), Tokens.read(tokens)
-    require_same_run(run.provenance, file.provenance, statistics)
+    run = Tokens.read(tokens)
+    file = run.files.tensors(statistics)
     facts = _Facts.of(file, run, without_scale(counted_pairs))
     applied = {name: rule for name, rule in hit_rules(rules).items() if facts.sites_of(rule)}
     needed, scaled = counted_at(rules), scaled_at(rules, [*facts.tensors])
-    reader = HitReader(hits, scaled_hits, counted_pairs, counted_positions, file, needed, scaled)
+    reader = HitReader(hits, scaled_hits, counted_pairs, counted_positions, file, run.files, needed, scaled)
     provenance = {
         **file.provenance,
         "rules": {name: dict(rule) for name, rule in rules.items()},

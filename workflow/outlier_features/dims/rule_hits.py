@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import holds_sequences, require_equal, require_same_run, require_sequences
-from outlier_features.files.tables import Table, provenance_of, read_table
+from outlier_features.files.artifacts import holds_sequences, require_equal
+from outlier_features.files.run_files import RunFiles
+from outlier_features.files.tables import Table, provenance_of
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import POPULATIONS
 from outlier_features.rules.rule import LAYER_RMS, HitRule
@@ -30,10 +30,12 @@ class HitReader:
         counted_pairs: Sequence[Path],
         counted_positions: Sequence[Path],
         statistics: TensorFile,
+        files: RunFiles,
         counted: CountedAt,
         scaled: Mapping[str, Mapping[str, float]],
     ):
         """`counted` and `scaled`: what the rules need, see `rules.configured`."""
+        self.files = files
         self.hits, self.scaled_hits = hits, scaled_hits
         self.counted_pairs, self.counted_positions = counted_pairs, counted_positions
         self.provenance = statistics.provenance
@@ -90,7 +92,7 @@ class ChunkHits:
         """The values of a site at or above its floor, as in the table `hits`."""
         if site not in self._read:
             provenance, path = self._reader.provenance, self._reader.hits[site][self._index]
-            frame, found = self._of_the_run(path, HITS)
+            frame, found = self._reader.files.table(path, HITS)
             exactly = {"site": site, "floor": provenance["floors"][site]}
             if holds_sequences(found):
                 exactly["attention"] = provenance["attention"]
@@ -102,7 +104,7 @@ class ChunkHits:
     def scaled(self) -> pl.DataFrame:
         """The values that reach a scaled threshold, as in the table `scaled_hits`."""
         path = self._reader.scaled_hits[self._index]
-        frame, found = self._of_the_run(path, SCALED_HITS)
+        frame, found = self._reader.files.table(path, SCALED_HITS)
         if holds_sequences(found):
             require_equal(self._reader.provenance, found, ("attention",), path)
             for site, scales in self._reader.scaled.items():
@@ -166,14 +168,8 @@ class ChunkHits:
         names = [name for name in recorded["sites"].unique() if set(name.split("+")) == set(sites)]
         return recorded.filter(pl.col("sites").is_in(names), population=population, threshold=threshold)
 
-    def _of_the_run(self, path: Path, table: Table) -> tuple[pl.DataFrame, Mapping[str, Any]]:
-        frame, found = read_table(path, table)
-        require_same_run(self._reader.provenance, found, path)
-        require_sequences(found, path)
-        return frame, found
-
     def _counted(self, path: Path, table: Table) -> pl.DataFrame:
-        frame, found = self._of_the_run(path, table)
+        frame, found = self._reader.files.table(path, table)
         if not holds_sequences(found):
             return frame  # nothing ran there, so nothing is said of how
         require_equal(self._reader.provenance, found, ("attention",), path)

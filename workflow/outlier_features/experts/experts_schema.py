@@ -1,9 +1,26 @@
 """The tables that rule rank_experts writes."""
 
+from dataclasses import dataclass
+
 import polars as pl
 
 from outlier_features.files.columns import DIM, LAYER, SEQUENCE, TOKEN
+from outlier_features.files.facts import Facts
 from outlier_features.files.tables import Column, Table
+
+
+@dataclass(frozen=True)
+class Ranking(Facts):
+    """What was ranked: of a model without experts both tables are empty.
+
+    experts_sequences   the run's first so many gave the maxima
+    experts_targets     massive activations that were taken apart
+    """
+
+    has_experts: bool
+    experts_sequences: int
+    experts_targets: int
+
 
 _PART = Column(
     "part", pl.String, "`expert`: one that the router chooses; `shared`: the one that every token goes through"

@@ -15,10 +15,11 @@ import polars as pl
 from outlier_features import __version__
 from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
 from outlier_features.files.artifacts import read_json, require_equal
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.largest import largest_of_each
 from outlier_features.model.loading import Loading
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.tokens import Tokens
@@ -47,8 +48,8 @@ def rank_experts(
     **loading: Unpack[Loading],
 ) -> None:
     """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
-    of the largest massive activation of each dim. Both are empty where the model has no experts (`has_experts` in the
-    provenance).
+    of the largest massive activation of each dim. Both are empty where the model has no experts; their provenance has
+    `Ranking`.
 
     source      the model's source.json
     published   CSV of super experts that were published, by the model's hub id
@@ -65,7 +66,6 @@ def rank_experts(
     ranked = range(min(sequences, len(run.tokens)))
     listing = pl.col("rule").is_in(listing_rules(provenance["rules"]))
     targets = massive_targets(massive_rows.filter(listing), dim_rows.filter(listing))
-    facts = {"experts_sequences": len(ranked), "experts_targets": len(targets), "package_version": __version__}
     recorded = None
     if names_experts(Path(model["location"])):
         # Not at the top: a model without experts is done before torch would be imported.
@@ -80,7 +80,8 @@ def rank_experts(
         )
     if recorded and recorded.absent:
         raise InputError(recorded.absent)
-    provenance |= {**facts, "has_experts": recorded is not None}
+    ranking = Ranking(recorded is not None, len(ranked), len(targets))
+    provenance |= {**ranking.kept, "package_version": __version__}
     if recorded is None:
         ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)
     else:
@@ -130,10 +131,7 @@ def massive_targets(massive: pl.DataFrame, dims: pl.DataFrame) -> list[LargestAc
 
     massive, dims   rows of the rules that list massive activations
     """
-    order = [pl.col("value").abs(), *map(pl.col, ("dim", "layer", "sequence", "token"))]
-    largest = massive.sort(order, descending=[True, False, False, False, False]).unique(
-        "dim", keep="first", maintain_order=True
-    )
+    largest = largest_of_each(massive, "value", "dim")
     steps = {
         (population, dim): step
         for population, dim, step in dims.filter("selected").select("population", "dim", "step_up").iter_rows()

@@ -1,24 +1,23 @@
 """The experts' part of a run's summary."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
+from outlier_features.experts.experts_schema import Ranking
+
 _SUPER = ("layer", "part", "expert", "max_abs", "max_abs_weighted", "sequence", "token", "dim", "tokens_routed",
           "mean_weight", "first_three_quarters_code", "published")  # fmt: skip
 
-Part = Mapping[str, Any]
-
 
 def experts_summary(
-    experts: pl.DataFrame, routing: pl.DataFrame, massive: pl.DataFrame, provenance: Part
+    experts: pl.DataFrame, routing: pl.DataFrame, massive: pl.DataFrame, ranking: Ranking
 ) -> dict[str, Any] | None:
     """What was found of the experts; None for a model without any.
 
     massive   the run's massive activations, for the text of their tokens
     """
-    if not provenance["has_experts"]:
+    if not ranking.has_experts:
         return None
     passing = experts.filter(pl.col("above_percentile") & pl.col("above_tenth"))
     order = pl.col("max_abs"), pl.col("layer"), pl.col("expert")
@@ -26,7 +25,7 @@ def experts_summary(
     routed = experts.filter(part="expert")
     known = experts.filter("published") if experts["published"].null_count() < len(experts) else None
     return {
-        "sequences": provenance["experts_sequences"],
+        "sequences": ranking.experts_sequences,
         "layers": sorted(set(experts["layer"].to_list())),
         "routed": len(routed),
         "never_chosen": int(routed["max_abs"].null_count()),

@@ -5,13 +5,13 @@ logits (head, bias, scaling, softcapping) therefore runs on a few tokens at a ti
 blocks is made to return those tokens' states at once, and the whole model is called.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from outlier_features.errors import InputError
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.verify_sites import TOLERANCE
 
@@ -38,24 +38,17 @@ class LossRecorder:
         self._encoded: Any = None  # of a decoder's encoder
         self._check(loaded)
 
-    @contextmanager
-    def states(self) -> Iterator[None]:
+    def states(self) -> AbstractContextManager[None]:
         """Keep what the model's body returns in a pass."""
 
-        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        def keep(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._output = output
 
-        def keep_encoded(module: torch.nn.Module, args: Any, output: Any) -> None:
+        def keep_encoded(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._encoded = output
 
-        handles = [self._body.register_forward_hook(keep)]
-        if self._part:
-            handles.append(self._model.get_encoder().register_forward_hook(keep_encoded))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        encoder = [(self._model.get_encoder(), keep_encoded)] if self._part else []
+        return hooks(after=[(self._body, keep), *encoder])
 
     def token_losses(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The negative log-likelihood in nats of each token given those before it, float32 (B, T).

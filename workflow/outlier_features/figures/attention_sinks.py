@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.attention.kept_patterns import first_key_by_layer
+from outlier_features.attention.sinks_schema import SinkSample
 from outlier_features.figures.dimension_map import choosing
 from outlier_features.figures.style import (
     PALE,
@@ -19,6 +19,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.largest import largest_of_each
 from outlier_features.wording import count, layers, number, percent, rules_named
 
 KEYS_SHOWN = 16
@@ -29,26 +30,25 @@ def attention_sinks(
     emergence: pl.DataFrame,
     dims: pl.DataFrame,
     rules: Collection[str],
-    facts: Mapping[str, Any],
+    sample: SinkSample,
 ) -> Drawing:
     """Sink rates by layer and head (of position 0) and by layer and key, over max |x| of the largest massive dim.
 
     rules   those that list massive activations
-    facts   provenance of the table of sinks
     """
     drawing = Drawing(
         "attention-sinks",
         "Attention sinks and massive activations",
         "pattern for the sinks, resid_post for |x|",
-        f"attention sink: alpha > {number(facts['threshold'])} (Gu et al. 2024); {choosing(rules)} the dimension",
-        f"all, positions 0 to {facts['positions'] - 1}",
+        f"attention sink: alpha > {number(sample.threshold)} (Gu et al. 2024); {choosing(rules)} the dimension",
+        f"all, positions 0 to {sample.positions - 1}",
         "",
     )
     if not len(sinks):
         return drawing.empty("Nothing is drawn: no layer of this model has attention patterns.")
     massive = _massive(emergence, dims.filter(pl.col("rule").is_in([*rules])))
-    figure = _figure(sinks, massive, facts)
-    return replace(drawing, text=" ".join(_sentences(sinks, massive, rules, facts)), views={"all": figure}, data=sinks)
+    figure = _figure(sinks, massive, sample)
+    return replace(drawing, text=" ".join(_sentences(sinks, massive, rules, sample)), views={"all": figure}, data=sinks)
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,19 @@ def _massive(emergence: pl.DataFrame, dims: pl.DataFrame) -> _Massive | None:
     chosen = dims.filter(pl.col("selected"), population="all").drop_nulls("step_up")
     if not len(chosen):
         return None
-    row = chosen.sort(["max_abs", "dim"], descending=[True, False]).row(0, named=True)
+    row = largest_of_each(chosen, "max_abs", "dim").row(0, named=True)
     rows = emergence.filter(population="all", site="resid_post", dim=row["dim"]).sort("layer")
     return _Massive(row["dim"], row["rule"], row["step_up"], dict(rows.select("layer", "max_abs").iter_rows()))
 
 
-def _sentences(
-    sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[str], facts: Mapping[str, Any]
-) -> list[str]:
+def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[str], sample: SinkSample) -> list[str]:
     """What can be read off, computed from the tables."""
     rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
-    length, limit = facts["positions"], number(facts["threshold"])
+    length, limit = sample.positions, number(sample.threshold)
     said = [
         "Alpha is the mean probability that a key gets from the queries that can see it, itself among them. Position 0 "
         f"is a sink (alpha > {limit}) in {percent(_overall(sinks.filter(token=0)))} of (sequence, layer, head), over "
-        f"the first {length} positions of {count(facts['sequences'], 'sequence')}."
+        f"the first {length} positions of {count(sample.sequences, 'sequence')}."
     ]
     if highest := max(rates.values()):
         strong = [layer for layer, rate in rates.items() if rate >= highest / 2]
@@ -104,13 +102,13 @@ def _sentences(
             if rules
             else "No rule lists massive activations, so no dimension is drawn below."
         )
-    if facts["short_sequences"]:
+    if sample.short_sequences:
         said.append(
-            f"Of these, {count(facts['short_sequences'], 'sequence')} with fewer positions: alpha there is a mean over "
+            f"Of these, {count(sample.short_sequences, 'sequence')} with fewer positions: alpha there is a mean over "
             "fewer queries, and larger."
         )
-    if facts["layers_without_patterns"]:
-        said.append(f"Grey, without attention patterns: {layers(facts['layers_without_patterns'])}.")
+    if sample.layers_without_patterns:
+        said.append(f"Grey, without attention patterns: {layers(sample.layers_without_patterns)}.")
     said.append("The last positions are seen by few queries, themselves among them.")
     if length > KEYS_SHOWN:
         said.append(f"Keys at positions from {KEYS_SHOWN} on are not drawn.")
@@ -123,8 +121,8 @@ def _overall(rows: pl.DataFrame) -> float:
     return float(rows.select(weighted.sum() / pl.col("sequences").sum()).item())
 
 
-def _figure(sinks: pl.DataFrame, massive: _Massive | None, facts: Mapping[str, Any]) -> go.Figure:
-    heads, last = 1 + max(sinks["head"].to_list()), facts["blocks"] - 1
+def _figure(sinks: pl.DataFrame, massive: _Massive | None, sample: SinkSample) -> go.Figure:
+    heads, last = 1 + max(sinks["head"].to_list()), sample.blocks - 1
     has_learned = bool(sinks["learned"].any())
     keys = min(KEYS_SHOWN, 1 + max(sinks["token"].drop_nulls().to_list()))
     heights = [max(120, min(320, 14 * heads)), 11 * (keys + has_learned) + 20, 150]

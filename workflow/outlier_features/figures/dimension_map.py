@@ -17,6 +17,7 @@ from outlier_features.figures.style import (
     panels,
     set_layer_axis,
 )
+from outlier_features.largest import largest_of_each
 from outlier_features.wording import listing, number
 
 MAX_ROWS = 30
@@ -66,8 +67,7 @@ def none_selected(rules: Collection[str]) -> str:
 def chosen_dims(dims: pl.DataFrame, rules: Collection[str]) -> list[int]:
     """Dims that one of `rules` selects in any population, the largest first."""
     chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in([*rules]))
-    largest = chosen.group_by("dim").agg(pl.col("max_abs").max())
-    return largest.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+    return largest_of_each(chosen, "max_abs", "dim")["dim"].to_list()
 
 
 def _figure(

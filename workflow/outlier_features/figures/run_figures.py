@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from outlier_features.attention.sinks_schema import SinkSample
 from outlier_features.figures.ablation import ablation
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
@@ -96,7 +97,9 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "experts" and "experts" in tables:
         yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], listing)
     elif analysis == "attention_maps" and run.maps:
-        yield attention_sinks(tables["sinks"], tables["emergence"], tables["dims"], listing, run.maps.provenance)
+        yield attention_sinks(
+            tables["sinks"], tables["emergence"], tables["dims"], listing, SinkSample.of(run.maps.provenance)
+        )
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])

@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.largest import largest_of_each
 from outlier_features.wording import count, listing, number, percent
 
 _SIGNS = (
@@ -75,8 +76,7 @@ def signs(
 
 
 def _part(rule: str, sites: Sequence[str], dims: pl.DataFrame, emergence: pl.DataFrame) -> _Part:
-    chosen = dims.filter("selected", rule=rule).group_by("dim").agg(pl.col("max_abs").max())
-    order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+    order = largest_of_each(dims.filter("selected", rule=rule), "max_abs", "dim")["dim"].to_list()
     known = set(emergence["site"].unique())
     return _Part(rule, order[:MAX_ROWS], len(order), [site for site in sites if site in known])
 

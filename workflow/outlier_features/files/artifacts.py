@@ -182,11 +182,6 @@ def require_equal(
             raise DamagedFile(path, f"its {key} is {found.get(key)!r}, {wanted}; {which} belongs to another run")
 
 
-def require_same_run(expected: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> None:
-    """Raise `InputError` where two files' provenance, as far as both say, differs in what identifies a run."""
-    require_equal(expected, found, tuple(key for key in SAME_RUN if key in expected and key in found), path)
-
-
 def require_sequences(found: Mapping[str, Any], path: str | Path) -> None:
     """Raise `InputError` where a chunk's file, which is named `first-last` sequence, holds others.
 

@@ -1,8 +1,8 @@
 """The calls inside a block: what each of its modules read and returned in one pass, and whether it mixes tokens."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from outlier_features.model.hooks import After, Before, hooks
 from outlier_features.model.models import holds_experts
 from outlier_features.model.stack import BlockCall
 from outlier_features.model.tensors import first_tensor, map_tensors, same_values
@@ -166,19 +167,15 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
-@contextmanager
 def recorded_blocks(
     blocks: list[BlockCall], shape: torch.Size, describe: Callable[[BlockCall, list[Call]], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Record the calls inside each block, in the order in which they end, the block itself last; then `describe` them.
 
     `shape` is that of the probe's token ids. One block's calls are held at a time: they are every tensor in it.
     """
     recorder = _CallRecorder(blocks, shape, describe)
-    try:
-        yield
-    finally:
-        recorder.remove()
+    return hooks(recorder.before, recorder.after)
 
 
 class _CallRecorder:
@@ -188,7 +185,6 @@ class _CallRecorder:
         self._running: BlockCall | None = None
         self._replaying = False
         self._numbers: Counter[nn.Module] = Counter()
-        self._handles: list[Any] = []
         unique = dict.fromkeys(block.module for block in blocks)
         waiting = {(block.module, block.call): block for block in blocks}
         counts: Counter[nn.Module] = Counter()
@@ -198,14 +194,10 @@ class _CallRecorder:
                 self._running = waiting.get((module, counts[module]))
                 counts[module] += 1
 
-        for module in unique:
-            self._handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+        self.before: list[Before] = [(module, begin) for module in unique]
+        self.after: list[After] = []
         for module, name in {part: name for block in unique for name, part in block.named_modules()}.items():
             self._watch(module, name)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _watch(self, module: nn.Module, name: str) -> None:
         reads: list[tuple[int, Tensor | None, tuple[Any, Any] | None]] = []
@@ -220,7 +212,7 @@ class _CallRecorder:
                 reads.append((self._numbers[module], read, copies if may_be_sublayer else None))
                 self._numbers[module] += 1
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self._replaying:
                 return
             number, read, arguments = reads.pop()
@@ -236,8 +228,8 @@ class _CallRecorder:
                 self._describe(block, self._calls)
                 self._calls, self._running = [], None
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after))
+        self.before.append((module, before))
+        self.after.append((module, after))
 
     def _name(self, block: BlockCall, module: nn.Module) -> str | None:
         return next((name for name, one in block.module.named_modules() if one is module), None)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outlier_features.errors import InputError
+from outlier_features.model.hooks import hooks
 from outlier_features.model.loading import Part
 from outlier_features.model.stack import Stack, find_stack
 
@@ -51,12 +52,9 @@ def run_decoder(
     encoder_ids = ids[:, 1:] if encoder_ids is None else encoder_ids
     mask = None if attention_mask is None else attention_mask[:, 1:]
     found: list[Any] = []
-    handle = decoder_of(model).register_forward_hook(lambda module, args, output: found.append(output))
     whole = model.base_model if model.get_output_embeddings() is not None else model
-    try:
+    with hooks(after=[(decoder_of(model), lambda module, args, kwargs, output: found.append(output))]):
         whole(input_ids=encoder_ids, attention_mask=mask, decoder_input_ids=ids, **options)
-    finally:
-        handle.remove()
     return found[-1]
 
 

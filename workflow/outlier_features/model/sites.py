@@ -7,8 +7,8 @@ module whose output its first matrix reads, a norm after it reads the output of 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from torch import nn
 from outlier_features.errors import InputError
 from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.model.block_calls import Call, by_token, recorded_blocks
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
 from outlier_features.model.stack import BlockCall
 from outlier_features.model.sublayers import Sublayer, sublayers
@@ -105,34 +106,31 @@ def find_sites(loaded: LoadedModel) -> list[Block]:
     return blocks
 
 
-@contextmanager
-def hooked(sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]) -> Iterator[None]:
+def hooked(
+    sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]
+) -> AbstractContextManager[None]:
     """While the model runs, hand each site's tensor, (B, T, H) or (B*T, H), to `receive(key, tensor)`.
 
     The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps. What `receive`
     changes in place, the model goes on with.
     """
-    handles = [_hook(site, key, receive) for key, site in sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    of_side: dict[str, list[Any]] = {"in": [], "out": []}
+    for key, site in sites:
+        of_side[site.side].append((site.module, _handing_on(site, key, receive)))
+    return hooks(before=of_side["in"], after=of_side["out"])
 
 
-def _hook(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None]) -> Any:
+def _handing_on(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None]) -> Callable[..., None]:
     number = 0
 
-    def hand_on(value: Any) -> None:
+    def hand_on(module: nn.Module, args: Any, kwargs: Any, *output: Any) -> None:
         nonlocal number
         if number % site.calls == site.call:
-            tensor = first_tensor(value)
+            tensor = first_tensor(output or (args, kwargs))
             receive(key, tensor.transpose(0, 1) if site.time_major else tensor)
         number += 1
 
-    if site.side == "in":
-        return site.module.register_forward_pre_hook(lambda _, *given: hand_on(given), with_kwargs=True)
-    return site.module.register_forward_hook(lambda _, args, output: hand_on(output))
+    return hand_on
 
 
 def _lack_odd_widths(blocks: list[Block]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from outlier_features.errors import InputError
+from outlier_features.model.hooks import After, Before, hooks
 from outlier_features.model.tensors import first_tensor, same_values
 
 Tensor = torch.Tensor
@@ -69,17 +70,15 @@ def find_stack(model: PreTrainedModel, run: Callable[[], Any], expected: int | N
     """
     calls: Counter[nn.Module] = Counter()
     recorded: list[_ListedCall] = []
-    handles = []
+    before: list[Before] = [(module, lambda module, args, kwargs: calls.update([module])) for module in model.modules()]
+    after: list[After] = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda module, args: calls.update([module])))
         if _in_a_list(model, path) and f"{path}.".startswith(f"{within}." if within else ""):
-            handles += _recording(path, module, recorded)
-    try:
-        with torch.inference_mode():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            begin, end = _recording(path, recorded)
+            before.append((module, begin))
+            after.append((module, end))
+    with hooks(before, after), torch.inference_mode():
+        run()
     chains = [chain for group in _by_list(model, recorded).values() if (chain := _chain(group))]
     width = {call.path: call.read.shape[-1] for call in recorded if call.read is not None}
     if not chains:
@@ -96,7 +95,8 @@ def _in_a_list(model: nn.Module, path: str) -> bool:
     return isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential)
 
 
-def _recording(path: str, module: nn.Module, recorded: list[_ListedCall]) -> list[Any]:
+def _recording(path: str, recorded: list[_ListedCall]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """What the module at `path` calls before and after it runs, so that its calls are `recorded`."""
     running: list[_ListedCall] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -105,13 +105,10 @@ def _recording(path: str, module: nn.Module, recorded: list[_ListedCall]) -> lis
         recorded.append(call)
         running.append(call)
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         running.pop().wrote = _copy(output)
 
-    return [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after),
-    ]
+    return before, after
 
 
 def _copy(value: Any) -> Tensor | None:

@@ -8,7 +8,7 @@ product elsewhere. And sites of different names must differ, except where their 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.model.activation import activation_of, possible_ups
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.sites import Block, Site, hooked
 from outlier_features.model.tensors import first_tensor
@@ -220,10 +221,9 @@ def _parts(block: Block) -> dict[str, Site]:
     return parts | (block.mixed or {})
 
 
-@contextmanager
 def _leaves_outside(
     loaded: LoadedModel, blocks: list[Block], read: list[Tensor], written: list[Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Copy what the modules outside the blocks read and return."""
     inside = tuple(f"{block.path}." for block in blocks)
 
@@ -232,18 +232,15 @@ def _leaves_outside(
         if tensor is not None and tensor.ndim:
             to.append(tensor.reshape(-1, tensor.shape[-1]).clone())
 
-    handles: list[Any] = []
-    for path, module in loaded.model.named_modules():
-        if not path.startswith(inside) and not any(module.children()):
-            handles += [
-                module.register_forward_pre_hook(lambda _, args, kwargs: copy((args, kwargs), read), with_kwargs=True),
-                module.register_forward_hook(lambda _, args, output: copy(output, written)),
-            ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    leaves = [
+        module
+        for path, module in loaded.model.named_modules()
+        if not path.startswith(inside) and not any(module.children())
+    ]
+    return hooks(
+        before=[(module, lambda _, args, kwargs: copy((args, kwargs), read)) for module in leaves],
+        after=[(module, lambda _, args, kwargs, output: copy(output, written)) for module in leaves],
+    )
 
 
 def _identities(loaded: LoadedModel, blocks: list[Block], probe: _ProbedBlocks, index: int) -> Iterator[Identity]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.sites import SITES, Block
 from outlier_features.model.tensors import first_tensor
@@ -81,23 +82,16 @@ class NormCall:
 
 def norm_calls(loaded: LoadedModel) -> dict[str, NormCall]:
     """The calls that may be norms' on a few probe tokens, by path, in the model's order."""
-    calls: dict[str, NormCall] = {}
+    calls: dict[nn.Module, NormCall] = {}
 
-    def watch(path: str, module: nn.Module) -> Any:
-        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            read, returned = first_tensor((args, kwargs)), first_tensor(output)
-            if read is not None and returned is not None and read.shape == returned.shape and read.numel():
-                calls[path] = NormCall(module, read, args, kwargs)
+    def watch(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        read, returned = first_tensor((args, kwargs)), first_tensor(output)
+        if read is not None and returned is not None and read.shape == returned.shape and read.numel():
+            calls[module] = NormCall(module, read, args, kwargs)
 
-        return module.register_forward_hook(after, with_kwargs=True)
-
-    handles = [watch(path, module) for path, module in loaded.model.named_modules() if _may_be_norm(module)]
-    try:
+    with hooks(after=[(module, watch) for module in loaded.model.modules() if _may_be_norm(module)]):
         loaded.base(probe_ids(loaded.model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: calls[path] for path, _ in loaded.model.named_modules() if path in calls}
+    return {path: calls[module] for path, module in loaded.model.named_modules() if module in calls}
 
 
 def _may_be_norm(module: nn.Module) -> bool:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import polars as pl
 
+from outlier_features.largest import largest_of_each
+
 Selection = Literal["massive", "named", "largest_rise"]
 
 
@@ -37,11 +39,7 @@ def recorded_targets(
     massive    rows of massive.parquet, of the rules that are followed
     dims       rows of dims.parquet, of the same rules
     """
-    largest = (
-        massive.filter("massive_all")
-        .sort(pl.col("value").abs(), "dim", descending=[True, False], maintain_order=True)
-        .unique("dim", keep="first", maintain_order=True)
-    )
+    largest = largest_of_each(massive.filter("massive_all"), "value", "dim")
     selected = dims.filter("selected", population="all")
     steps = {dim: (up, down) for dim, up, down in selected.select("dim", "step_up", "step_down").iter_rows()}
     selection: Selection = "massive" if wanted == "auto" else "named"

@@ -7,6 +7,7 @@ import polars as pl
 
 from outlier_features.ablate.ablation_effects import position_name, target_name
 from outlier_features.dims.dims_schema import MASSIVE
+from outlier_features.largest import largest_of_each
 from outlier_features.populations import POPULATIONS
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
@@ -90,8 +91,7 @@ def selected_dims(dims: pl.DataFrame, rules: Sequence[str], most: int) -> tuple[
     rows, hidden = [], 0
     for population in dims["population"].unique().sort():
         here = dims.filter(pl.col("population") == population, pl.col("rule").is_in(rules))
-        chosen = here.filter("selected").group_by("dim").agg(pl.col("max_abs").max())
-        order = chosen.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+        order = largest_of_each(here.filter("selected"), "max_abs", "dim")["dim"].to_list()
         hidden += max(0, len(order) - most)
         by_rule = {(row["dim"], row["rule"]): row for row in here.iter_rows(named=True)}
         rows += [by_rule[dim, rule] for dim in order[:most] for rule in rules if (dim, rule) in by_rule]

@@ -14,14 +14,15 @@ from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.artifacts import read_json, write_json
+from outlier_features.files.artifacts import Provenance, read_json, write_json
 from outlier_features.files.missing import ANALYSES, MISSING, missing_sentence
 from outlier_features.files.model_source import record_of
 from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import Table, provenance_of, public_tables
+from outlier_features.largest import largest_of_each
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
@@ -58,7 +59,7 @@ def summarize_run(
     run = Tokens.read(tokens)
     pair_rows, provenance = run.files.table(tables["pairs"], PAIRS)
 
-    def checked(table: Table) -> tuple[pl.DataFrame, dict[str, Any]]:
+    def checked(table: Table) -> tuple[pl.DataFrame, Provenance]:
         return run.files.table(tables[table.name], table)
 
     def rows(table: Table) -> pl.DataFrame:
@@ -72,7 +73,7 @@ def summarize_run(
     experts = ablation = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
-        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, facts)
+        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, Ranking.of(facts))
     if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
@@ -232,7 +233,7 @@ def location_summary(document: dict[str, Any]) -> dict[str, Any]:
 
 def _largest(layers: pl.DataFrame) -> list[dict[str, Any]]:
     """Per site the layer with the largest abs(x)."""
-    best = layers.drop_nulls("max").sort("max", descending=True).unique("site", keep="first", maintain_order=True)
+    best = largest_of_each(layers.drop_nulls("max"), "max", "site")
     return best.sort("site").select("site", "layer", "max", "median").to_dicts()
 
 
@@ -249,7 +250,7 @@ def _massive(massive: pl.DataFrame, population: str) -> dict[str, Any]:
     by_token = (
         massive.group_by("token").agg(activations=pl.len()).sort(["activations", "token"], descending=[True, False])
     )
-    largest = massive.sort(pl.col("value").abs(), descending=True).unique("dim", keep="first", maintain_order=True)
+    largest = largest_of_each(massive, "value", "dim")
     return {
         "activations": len(massive),
         "layers": sorted(set(massive["layer"].to_list())),

@@ -15,6 +15,7 @@ from outlier_features.errors import DamagedFile, InputError
 from outlier_features.extract.activations import Activations
 from outlier_features.files.missing import require_had
 from outlier_features.files.tables import write_table
+from outlier_features.largest import largest_of_each
 from outlier_features.model.bases import basis_of
 from outlier_features.populations import EXCLUDED, PADDING, REST
 from outlier_features.rules.kinds import followed
@@ -108,8 +109,7 @@ def selected_dims(dims: pl.DataFrame, provenance: Mapping[str, Any], site: str) 
     first."""
     rules = followed(provenance["rules"], basis_of(site))
     chosen = dims.filter(pl.col("selected"), pl.col("rule").is_in([*rules]))
-    largest = chosen.group_by("dim").agg(pl.col("max_abs").max())
-    return largest.sort(["max_abs", "dim"], descending=[True, False])["dim"].to_list()
+    return largest_of_each(chosen, "max_abs", "dim")["dim"].to_list()
 
 
 def pool_surface(values: Array, parts: Array, selected: Sequence[int]) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.largest import largest_of_each
 from outlier_features.tokens.token_text import token_text
 from outlier_features.tokens.tokens import Tokens
 from outlier_features.visible_text import visible
@@ -45,9 +46,7 @@ class MassiveSpan:
 def massive_spans(massive: pl.DataFrame, texts: list[bytes], run: Tokens, most: int) -> tuple[list[MassiveSpan], int]:
     """The `most` largest spans, the largest first, and how many there are in all."""
     key = ("sequence", "token", "dim")
-    largest = massive.sort(pl.col("value").abs(), descending=True, maintain_order=True).unique(
-        key, keep="first", maintain_order=True
-    )
+    largest = largest_of_each(massive, "value", *key)
     over_layers = massive.group_by(key).agg(
         pl.col("layer").alias("layers"),
         pl.col("massive_all").any().alias("in_all"),
