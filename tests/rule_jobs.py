@@ -20,17 +20,33 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 NAME, CONFIG = "tiny", "planned.yaml"
+# What a rule may have beside a script, by Snakemake's names: a shell line, code of its own, an environment, a group.
+BESIDE = (
+    "shellcmd",
+    "is_run",
+    "notebook",
+    "wrapper",
+    "template_engine",
+    "cwl",
+    "conda_env",
+    "container_img",
+    "group",
+    "_restart_times",
+)
 SAMPLE = {"sequences": 2, "tokens": 24}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A rule's script and what the rule tells it, with paths from the directory of the run."""
+    """A rule's script and what the rule tells it, with paths from the directory of the run; and what it asks for."""
 
     rule: str
     script: Path
     snakemake: SimpleNamespace
-    temporary: tuple[str, ...] = ()  # outputs that are removed once nothing needs them
+    temporary: tuple[str, ...]  # outputs that are removed once nothing needs them
+    resources: tuple[dict[str, Any], ...]  # of the first attempt, the second, the third
+    is_local: bool  # runs where Snakemake runs, also on a cluster
+    beside: tuple[str, ...]  # what its rule has of `BESIDE`
 
     def run(self) -> str | None:
         """Run it here, in the directory of the run; returns its `error:` line, or None where there is none.
@@ -103,7 +119,7 @@ def _planned(folder: Path, targets: Sequence[str]) -> list[Job]:
         workflow.dag(DAGSettings(targets=set(targets))).execute_workflow(executor="dryrun")
         dag = workflow._workflow.dag
         needed = [sorted(filter(dag.needrun, level), key=lambda job: job.rule.name) for level in dag.toposorted()]
-        return [_job(job) for level in needed for job in level if job.is_script]
+        return [_job(job) for level in needed for job in level if not job.rule.norun]
 
 
 def _job(job: Any) -> Job:
@@ -111,7 +127,12 @@ def _job(job: Any) -> Job:
         input=job.input._plainstrings(), output=job.output._plainstrings(), params=job.params, threads=job.threads,
         log=job.log._plainstrings(), wildcards=job.wildcards, rule=job.rule.name,
     )  # fmt: skip
-    return Job(job.rule.name, ROOT / "scripts" / f"{job.rule.name}.py", told, tuple(map(str, job.temp_output)))
+    resources = []
+    for job.attempt in (1, 2, 3):
+        resources.append({name: value for name, value in job.resources.items() if name[0] != "_"})
+    beside = tuple(name for name in BESIDE if getattr(job.rule, name))
+    script, is_local = ROOT / "scripts" / f"{job.rule.name}.py", job.rule.name in job.rule.workflow._localrules
+    return Job(job.rule.name, script, told, tuple(map(str, job.temp_output)), tuple(resources), is_local, beside)
 
 
 @contextlib.contextmanager

@@ -1,51 +1,80 @@
-"""What a cluster's scheduler relies on, read from the rules themselves."""
+"""What a cluster's scheduler relies on, and what no rule may have, of every rule as Snakemake plans its jobs."""
 
-import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
+
+from rule_jobs import plans
 
 ROOT = Path(__file__).parents[2]
-TEXTS = {path.name: path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))}
-RULES = {
-    name: body
-    for text in TEXTS.values()
-    for name, body in re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
-}
-LOCAL = set(re.findall(r"^    (\w+),$", (ROOT / "Snakefile").read_text().split("localrules:")[1], re.MULTILINE))
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 PROFILE = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+TARGETS = ("all", "figures", "export")
 
 
-def grows_with_attempt(value: str) -> bool:
-    """Whether a resource is `... * attempt`, in a lambda or in a function of common.smk."""
-    if value.isidentifier():
-        value = re.search(rf"^def {value}\(.*?(?=^\S)", TEXTS["common.smk"] + "\nend", re.DOTALL | re.MULTILINE)[0]
-    return bool(re.search(r"\battempt\):|\battempt: ", value)) and value.rstrip().endswith("* attempt")
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """By rule a job of a run on a GPU, and one of a run without, of models, a dump and two runs compared."""
+    found = {}
+    for device in ("cuda", "cpu"):
+        folder = tmp_path_factory.mktemp(device)
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text("{}")
+        (folder / "text.txt").touch()
+        save_file(
+            {"attn": np.ones((2, 3, 4, 8), np.float32), "gains": np.ones((3, 8), np.float32)},
+            folder / "dump.safetensors",
+        )
+        models = {
+            "one": {"path": "one"},
+            "other": {"path": "other"},
+            "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
+        }
+        config = {
+            "models": [*models],
+            "corpora": ["text"],
+            "extract": {"device": device, "keep_activations": False},
+            "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
+        }
+        [planned] = plans({folder: config}, TARGETS)
+        found[device] = {job.rule: job for job in planned}
+    return found
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_memory_and_time_grow_with_the_attempt(rule):
-    resources = dict(re.findall(r"^        (mem_mb|runtime)=(.*),$", RULES[rule], re.MULTILINE))
-    assert set(resources) == {"mem_mb", "runtime"}
-    assert all(map(grows_with_attempt, resources.values())), resources
+def test_every_script_is_a_rule_s(jobs):
+    assert sorted(jobs["cpu"]) == sorted(jobs["cuda"]) == SCRIPTS
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_gpu_is_asked_for_where_a_model_is_put_on_a_device(rule):
-    on_device = re.search(r"^        (device|loading)=", RULES[rule], re.MULTILINE)
-    assert re.findall(r"^        gpu=(.*),$", RULES[rule], re.MULTILINE) == (["GPUS"] if on_device else [])
+@pytest.mark.parametrize("rule", SCRIPTS)
+def test_memory_and_time_grow_with_the_attempt(jobs, rule):
+    asked = jobs["cpu"][rule].resources
+    for name in ("mem_mb", "runtime"):
+        first, second, third = (one[name] for one in asked)
+        assert 0 < first < second < third
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_no_rule_is_grouped_or_counts_its_own_retries(rule):
-    """A rule's own retries would be counted in the job once more, where the allocation is that of the first."""
-    assert not re.search(r"^    (group|retries):", RULES[rule], re.MULTILINE)
+@pytest.mark.parametrize("rule", SCRIPTS)
+def test_a_gpu_is_asked_for_where_a_model_is_put_on_a_device(jobs, rule):
+    told = dict(jobs["cuda"][rule].snakemake.params.items())
+    on_device = "device" in told or "loading" in told
+    assert [one.get("gpu", 0) for one in jobs["cuda"][rule].resources] == [int(on_device)] * 3
+    assert not any(one.get("gpu") for one in jobs["cpu"][rule].resources)
+
+
+@pytest.mark.parametrize("rule", SCRIPTS)
+def test_a_rule_has_a_script_and_nothing_beside(jobs, rule):
+    """No shell, no environment; its own retries would be counted in the job once more, where the allocation is that of
+    the first, and groups are a site's matter."""
+    assert jobs["cpu"][rule].beside == ()
 
 
 def test_the_profile_groups_nothing_and_names_no_rule():
     assert not {"groups", "group-components", "set-resources", "set-threads", "slurm-array-jobs"} & set(PROFILE)
 
 
-def test_what_fetches_is_local():
-    assert LOCAL & set(RULES) == {"fetch_model", "fetch_corpus"}
+def test_what_fetches_is_local(jobs):
+    assert {rule for rule, job in jobs["cpu"].items() if job.is_local} == {"fetch_model", "fetch_corpus"}

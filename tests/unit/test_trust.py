@@ -2,9 +2,9 @@
 
 import ast
 import pickle
-import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,10 +90,11 @@ def test_the_search_finds_what_it_looks_for(line):
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
-def test_no_rule_has_a_shell(path):
-    text = path.read_text(encoding="utf-8")
-    assert not re.search(r"^\s*(shell|run|notebook|wrapper|cwl|container|conda)\s*:|\bshell\s*\(", text, re.MULTILINE)
-    assert not re.search(r"\b(eval|exec|os\.system|subprocess|pickle)\b", text)
+def test_no_rule_runs_what_it_is_given(path):
+    """Rules are Python with words of Snakemake's. That none has a shell, test_rule_resources.py asks of the jobs."""
+    with path.open(encoding="utf-8") as file:
+        names = {token.string for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.NAME}
+    assert not names & {*NO_NAME, *NO_IMPORT, "shell", "subprocess", "system", "popen", "import_module"}
 
 
 @pytest.mark.parametrize(
