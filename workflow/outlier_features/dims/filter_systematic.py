@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from outlier_features.detect.hits_schema import COUNTED_PAIRS
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.pairs import counts_of, pairs_of
 from outlier_features.dims.position_profile import HitsOfSite, PositionProfile
 from outlier_features.dims.rule_hits import ChunkHits, HitFiles, HitReader, in_population, without_scale
-from outlier_features.files.tables import write_table
+from outlier_features.files.tables import provenance_of, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import population_sizes
 from outlier_features.progress import item_bar
@@ -67,6 +68,7 @@ def filter_systematic(
         "rules": {name: dict(rule) for name, rule in rules.items()},
         "dense": facts.dense(file),
         "without_scale": facts.without_scale,
+        "gains_left_out": provenance_of(counted_pairs[0], COUNTED_PAIRS).get("gains_left_out", {}),
     }
     with_rule = {site for rule in applied.values() if rule.scale is None for site in rule.sites}
     cells, profile = _Grid(grid, facts.dims), PositionProfile(run.parts)

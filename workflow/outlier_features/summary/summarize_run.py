@@ -105,7 +105,8 @@ def summarize_run(
             "run": {key: provenance[key]
                     for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
-                      "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {})},
+                      "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {}),
+                      "gains_left_out": provenance.get("gains_left_out", {})},
             "rules": provenance["rules"],
             "tables": sorted(tables),
             "missing": missing,
