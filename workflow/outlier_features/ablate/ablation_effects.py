@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.wording import listing
+from outlier_features.wording import count, listing
 
 MOST_NATS = 700.0  # per token; exp of some more is not finite
 Row = Mapping[str, Any]
@@ -55,6 +55,11 @@ def target_name(effect: Row) -> str:
     if not effect["layers"]:
         return f"{noun} {named} in every {listing(effect['site'].split('+'))}"
     return f"{noun} {named} on {effect['site']} of {_blocks(layers)}"
+
+
+def ablation_sample(ablation: Row) -> str:
+    """What the ablations ran on, for the middle of a sentence."""
+    return f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}"
 
 
 def position_name(positions: str, only_first_excluded: bool) -> str:

@@ -100,7 +100,7 @@ def _tables(summary: Part, population: str) -> Iterator[Any]:
         ("Rule", "Sites", "Dims", "Pairs", "Locations", "Occurrences"),
         [
             *((rule, *_counts(found)) for rule, found in rules.items()),
-            *(("location", visible(site), number(found["dims"]), DASH, number(found["locations"]),
+            *((summary["location"]["rule"], visible(site), number(found["dims"]), DASH, number(found["locations"]),
                number(found["occurrences"])) for site, found in located.items()),
         ],
         "pairs: (sequence, dim); locations: (sequence, token, dim), of any dim",

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.ablate.ablation_effects import position_name, target_name
+from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.populations import POPULATIONS
 from outlier_features.report.page_data import described, packed
@@ -15,7 +15,7 @@ from outlier_features.summary.in_short import largest
 from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import MassiveSpan
 from outlier_features.visible_text import visible
-from outlier_features.wording import DASH, count, listing, number, percent
+from outlier_features.wording import DASH, count, listing, number, percent, span
 
 Part = Mapping[str, Any]
 NAMES_IN_OVERVIEW = 4
@@ -26,7 +26,8 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
     if is_dump(summary):
         return _of_dump(summary)
     model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
-    sample = corpus["sample"]
+    sample, ablation = corpus["sample"], summary["ablation"]
+    draws = f"{ablation_sample(ablation)}, {count(ablation['seeds'], 'random draw')}" if ablation else "none"
     positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
     facts = [
         ("Model", model["name"]),
@@ -49,21 +50,12 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
         ("Rules", ", ".join(summary["rules"])),
-        ("Ablations", _ablation_sample(summary["ablation"])),
+        ("Ablations", draws),
         ("Missing", ", ".join(f"{name} ({why['cause']})" for name, why in summary["missing"].items()) or "none"),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
                       f"transformers {run['transformers']}"),
     ]  # fmt: skip
     return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
-
-
-def _ablation_sample(ablation: Part | None) -> str:
-    if ablation is None:
-        return "none"
-    return (
-        f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
-        f"{count(ablation['seeds'], 'random draw')}"
-    )
 
 
 def _of_dump(summary: Part) -> list[tuple[str, str]]:
@@ -167,20 +159,15 @@ def ablations(ablation: Part) -> list[list[str]]:
                 place,
                 effect["value"] or "",
                 number(effect["perplexity"]),
-                _span(effect["sequences"]),
+                span(effect["sequences"]),
                 number(effect["ratio"]),
+                span(effect["ratios"]),
                 number(effect["bits_per_byte"]),
                 percent(effect["top1_probability"]),
-                "" if unchanged else _span([draw["perplexity"] for draw in effect["random"]]),
+                "" if unchanged else span([draw["perplexity"] for draw in effect["random"]]),
             ]
         )
     return rows
-
-
-def _span(values: Sequence[float | None]) -> str:
-    finite = [value for value in values if value is not None]
-    low, high = number(min(finite, default=None)), number(max(finite, default=None))
-    return low if low == high else f"{low} to {high}"
 
 
 _NOT_THERE = {"sites": "not one of its rules", "counts": [(DASH, "") for _ in POPULATIONS]}

@@ -33,3 +33,8 @@ def listed(summary: Part, population: str, rule: str) -> Part:
     result = summary["populations"][population]["rules"][rule]
     activations: Part = result["massive_activations"]
     return activations
+
+
+def selected_dims(population: Part, rule: str) -> list[int]:
+    """The dims that a rule selects in a population, a part of `summary["populations"]`; the largest first."""
+    return [row["dim"] for row in population["rules"].get(rule, {"dims": []})["dims"]]
