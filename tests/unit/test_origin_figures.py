@@ -166,7 +166,7 @@ def test_how_dims_were_chosen():
     other = life((1, 2, 3)).with_columns(selection=pl.lit("largest_rise"))
     assert "By rule massive no dim" in selection(other, auto, MASSIVE, ["resid_post"])
     assert "No rule" in selection(other, auto, [], ["resid_post"])
-    assert selection(other, auto, MASSIVE, []).startswith("resid_post is not in this run")
+    assert "applied to resid_post" in selection(other, auto, MASSIVE, [])
     assert selection(other, {"dims": [7], "max_dims": 3}, MASSIVE, ["resid_post"]).startswith(
         "Traced are the dims that `trace_origin.dims`"
     )

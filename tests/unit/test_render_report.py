@@ -392,8 +392,8 @@ def test_ablations_equal_the_table(tmp_path):
 def test_the_table_of_ablations(page):
     parsed = page(FakeRun())
     assert (
-        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 2.818 to 3 1.233 50 % "
-        "810.5 to 2,430" in parsed.shown
+        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 2.818 to 3 1.233 "
+        "50 % 810.5 to 2,430" in parsed.shown
     )
     assert "unchanged model 10.49 10 to 11 1 0.8477 50 %" in parsed.shown
 
@@ -466,7 +466,7 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
         "Site attn_norm is absent from this model: no norm of the block feeds attention.",
         "The loss cannot be had: it predicts nothing.",
         "1 dimension of 64 in population all",
-        "no positions in without_first",
+        "Population without_first has no positions",
     ):
         assert text in parsed.shown
     notes = [

@@ -38,6 +38,11 @@ def listing(items: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def some(names: Sequence[object], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return listing([*names[:most], *([f"{len(names) - most:,} more"] if len(names) > most else [])])
+
+
 def span(values: Iterable[float | None]) -> str:
     """`20 to 48`, from the least to the largest that are known, or the one number that both are."""
     known = [value for value in values if value is not None]

@@ -47,13 +47,11 @@ def selection(
     why = (
         f"By {rules_named(rules)} no dim of population all has massive activations"
         if rules and RESID_POST in sites
-        else f"{RESID_POST} is not in this run"
-        if rules
-        else "No rule lists massive activations"
+        else f"No rule of massive activations was applied to {RESID_POST}"
     )
     return (
-        f"{why}, so there is none to trace. Traced instead are the dims whose largest "
-        f"|x| on resid_post is most above what enters the first block, {settings['max_dims']} of them."
+        f"{why}. Traced instead are the {settings['max_dims']} dims whose largest |x| on resid_post is most above what "
+        "enters the first block."
     )
 
 

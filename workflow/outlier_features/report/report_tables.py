@@ -138,8 +138,8 @@ def rule_rows(summary: Part) -> list[dict[str, Any]]:
                 "rule": name,
                 "looks_for": rule.noun,
                 "criteria": rule.criteria(),
-                "sites": next((found["sites"].replace("+", " + ") for found in results if found), DASH),
-                "dims": [number(found and found["dims_selected"]) for found in results],
+                "sites": next((result["sites"].replace("+", " + ") for result in results if result), DASH),
+                "dims": [number(result and result["dims_selected"]) for result in results],
                 "source": rule.source,
             }
         )
@@ -161,7 +161,7 @@ def ablations(ablation: Part) -> list[list[str]]:
                 number(effect["perplexity"]),
                 span(effect["sequences"]),
                 number(effect["ratio"]),
-                span(effect["ratios"]),
+                "" if unchanged else span(effect["ratios"]),
                 number(effect["bits_per_byte"]),
                 percent(effect["top1_probability"]),
                 "" if unchanged else span([draw["perplexity"] for draw in effect["random"]]),

@@ -7,9 +7,9 @@ from typing import Any
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
 from outlier_features.rules.kinds import of_kind, rules_of
 from outlier_features.rules.super_weight import SuperWeight
-from outlier_features.summary.fact import Fact, Topic, some
+from outlier_features.summary.fact import Fact, Topic
 from outlier_features.visible_text import visible
-from outlier_features.wording import capital, count, layers, listing, number, percent, span
+from outlier_features.wording import capital, count, layers, listing, number, percent, some, span
 
 Part = Mapping[str, Any]
 WEIGHTS_IN_FULL = 6

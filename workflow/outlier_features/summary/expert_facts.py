@@ -5,9 +5,9 @@ from typing import Any
 
 from outlier_features.rules.kinds import of_kind, rules_of
 from outlier_features.rules.super_expert import SuperExpert
-from outlier_features.summary.fact import Fact, Topic, rest, some
+from outlier_features.summary.fact import Fact, Topic, rest
 from outlier_features.visible_text import place
-from outlier_features.wording import capital, count, layers, number, percent
+from outlier_features.wording import capital, count, layers, number, percent, some
 
 Part = Mapping[str, Any]
 IN_FULL = 4

@@ -7,12 +7,12 @@ from typing import Any
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import followed
 from outlier_features.rules.rule import HitRule
-from outlier_features.summary.fact import Fact, some
+from outlier_features.summary.fact import Fact
 from outlier_features.summary.facts import is_dump
 from outlier_features.summary.glossary import WHY_THEY_MATTER, explained
 from outlier_features.summary.run_rules import applied_sites, run_rules, selected_dims
 from outlier_features.visible_text import visible
-from outlier_features.wording import DASH, count, listing, number, rules_named, with_article
+from outlier_features.wording import DASH, count, listing, number, rules_named, some, with_article
 
 Part = Mapping[str, Any]
 MAX_PROFILES = 4
@@ -118,28 +118,17 @@ def _answer(summary: Part, rules: Mapping[str, HitRule], dims: list[int]) -> Ite
 
 
 def _headline(summary: Part, rules: Mapping[str, HitRule]) -> Iterator[Headline]:
-    """For each of the first rules that select something, for those that do not, the largest value, the loss."""
-    populations, positions = summary["populations"], summary["corpus"]["positions"]
-    sizes = {
-        name: {
-            population: number(len(selected_dims(part, name))) if positions[population] else "no positions"
-            for population, part in populations.items()
-        }
-        for name in rules
-    }
-    selecting = [name for name in rules if selected_dims(populations["all"], name)]
-    for name in selecting[:RULES_IN_HEADLINE]:
-        value, others = sizes[name]["all"], [f"; {size} in {one}" for one, size in sizes[name].items() if one != "all"]
-        noun, plural = rules[name].noun, "" if value == "1" else "s"
-        yield Headline(
-            value,
-            f"dimension{plural} with {noun}s" if rules[name].lists_hits else f"{noun}{plural}",
-            f"rule {name}, {' + '.join(applied_sites(summary, name))}, population all{''.join(others)}",
-        )
-    if none := [name for name in rules if name not in selecting]:
-        yield Headline("0", "dimensions", f"{rules_named(none)}, population all")
-    if missing := [name for name in followed(summary["rules"]) if name not in rules]:
-        yield Headline(DASH, "dimensions", f"not applied: {rules_named(missing)}, whose sites are not in this run")
+    """How many dims each of the first rules selects, those that select some first; the largest value, the loss."""
+    every = followed(summary["rules"])
+    sizes = {name: len(selected_dims(summary["populations"]["all"], name)) for name in every}
+    for name in sorted(every, key=lambda name: not sizes[name])[:RULES_IN_HEADLINE]:
+        rule, plural = every[name], "" if sizes[name] == 1 else "s"
+        what = f"dimension{plural} with {rule.noun}s" if rule.lists_hits else f"{rule.noun}{plural}"
+        if name in rules:
+            where = f"rule {name}, {' + '.join(applied_sites(summary, name))}, population all"
+            yield Headline(number(sizes[name]), what, where)
+        else:
+            yield Headline(DASH, what, f"rule {name} was not applied: its sites are not in this run")
     value, where = largest(summary)
     yield Headline(value, "largest |x|", f"{where}, no rule, population all")
     if not is_dump(summary):

@@ -6,10 +6,10 @@ from typing import Any
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
 from outlier_features.rules.kinds import followed, rules_of
 from outlier_features.rules.rule import SCALES, HitRule
-from outlier_features.summary.fact import Fact, rest, some, summed
+from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
 from outlier_features.visible_text import place, visible
-from outlier_features.wording import count, layers, listing, number, percent, rules_named
+from outlier_features.wording import count, layers, listing, number, percent, rules_named, some
 
 Part = Mapping[str, Any]
 DIMS_IN_FULL = 4
