@@ -294,14 +294,14 @@ def test_an_encoder_without_a_norm_before_attention(summary):
                         "dense": {}}  # fmt: skip
     lines = said(summary, "not found")
     (line,) = [line for line in lines if line.startswith("Site attn_norm is absent from this model")]
-    holds(line, "no norm‹U+202E› of the block", "Applied to mlp_norm alone: rule dettmers.")
+    holds(line, "no norm‹U+202E› of the block", "It is a site of rule dettmers.")
     assert "There is no loss: no token of the text has one before it." in lines
     assert said(summary, "found")[0].startswith("Rule dettmers on mlp_norm selects")
 
 
 def test_a_site_that_only_some_layers_lack(summary):
     summary["sites"]["absent"] = {"mlp_norm": "blocks 1,2: no norm"}
-    assert "Site mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in said(summary, "not found")
+    assert "mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in " ".join(said(summary, "not found"))
 
 
 def test_sites_whose_hits_are_counted(summary):

@@ -577,7 +577,6 @@ def test_several_runs_are_compared(page):
     assert {"tiny/text", "encoder/text", "quiet/text"} <= links
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
     assert "in population all, in 2 of the 3 runs that it was applied to" in overview
-    assert "The largest |x| of all is 6,000, of tiny on text: on resid_post in layer 3" in overview
     assert "An analysis or more is missing from encoder on text" in overview
     for text in ("1: 5 on attn_norm + mlp_norm", "2: 7, 5 on resid_post 0 on resid_post", "1: 5 on mlp_norm",
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",

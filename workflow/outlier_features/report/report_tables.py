@@ -198,7 +198,7 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def overview_words(summaries: Sequence[Part]) -> list[str]:
-    """In a sentence each: in how many runs the rules select something, and the largest value of all."""
+    """In a sentence each: in how many runs the rules select something, and which runs lack an analysis."""
     sentences = []
     for rule in overview_rules(summaries):
         applied = [one for one in summaries if rule in one["rules"] and applied_sites(one, rule)]
@@ -211,13 +211,6 @@ def overview_words(summaries: Sequence[Part]) -> list[str]:
     if missing:
         names = listing(f"{one['model']['name']} on {one['corpus']['name']}" for one in missing)
         sentences.append(f"An analysis or more is missing from {names}; the page of each says which and why.")
-    known = [(row, one) for one in summaries for row in one["populations"]["all"]["largest"]]
-    if known:
-        row, one = max(known, key=lambda pair: pair[0]["max"])
-        sentences.append(
-            f"The largest |x| of all is {number(row['max'])}, of {one['model']['name']} on {one['corpus']['name']}: on "
-            f"{visible(row['site'])} in layer {row['layer']}, whatever the rule, population all."
-        )
     return sentences
 
 

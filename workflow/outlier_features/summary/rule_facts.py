@@ -256,15 +256,11 @@ def _absent_sites(summary: Part) -> Iterator[Fact]:
     for site, reason in summary["sites"]["absent"].items():
         if reason == NO_OTHER_MIXER:
             continue
-        whole = site not in summary["sites"]["present"]
-        left: dict[str, list[str]] = {}  # the rules by the sites that they are left with
-        for name, rule in run_rules(summary).items():
-            if whole and site in rule.sites:
-                left.setdefault(listing(applied_sites(summary, name)), []).append(name)
-        effect = "".join(f" Applied to {sites} alone: {rules_named(names)}." for sites, names in left.items() if sites)
-        where = "this model" if whole else "a part of the layers"
+        users = [name for name, rule in run_rules(summary).items() if site in rule.sites]
+        of_rules = f" It is a site of {rules_named(users)}." if users else ""
+        where = "a part of the layers" if site in summary["sites"]["present"] else "this model"
         yield Fact(what="absent site", topic="not found", sites=site,
-                   short=f"Site {visible(site)} is absent from {where}: {visible(reason)}.{effect}")  # fmt: skip
+                   short=f"Site {visible(site)} is absent from {where}: {visible(reason)}.{of_rules}")  # fmt: skip
 
 
 def _dense_sites(summary: Part) -> Iterator[Fact]:
