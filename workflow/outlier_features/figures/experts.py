@@ -22,7 +22,7 @@ from outlier_features.figures.style import (
     power,
     set_layer_axis,
 )
-from outlier_features.rules.super_expert import SuperExpert
+from outlier_features.rules.rule import Rule
 from outlier_features.wording import count, listing, number, percent
 
 MAX_ROWS = 24
@@ -35,13 +35,13 @@ _NAMED = 0.12  # share of the axis from which a bar bears its name
 
 
 def expert_figures(
-    experts: pl.DataFrame, routing: pl.DataFrame, blocks: int, rule: SuperExpert, listing_rules: Collection[str]
+    experts: pl.DataFrame, routing: pl.DataFrame, blocks: int, rule: Rule, listing_rules: Collection[str]
 ) -> list[Drawing]:
     """Both figures, or none for a run without experts; `listing_rules` list massive activations."""
     return [] if experts.is_empty() else [expert_map(experts, blocks, rule), routed_parts(routing, listing_rules)]
 
 
-def expert_map(experts: pl.DataFrame, blocks: int, rule: SuperExpert) -> Drawing:
+def expert_map(experts: pl.DataFrame, blocks: int, rule: Rule) -> Drawing:
     """Max |expert_out| of every expert in every layer, super experts marked."""
     shared = experts.filter(part="shared")
     text = (

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
-from outlier_features.rules.kinds import of_kind, rules_of
 from outlier_features.rules.super_weight import SuperWeight
 from outlier_features.summary.fact import Fact, Topic
+from outlier_features.summary.run_rules import rule_of
 from outlier_features.visible_text import visible
 from outlier_features.wording import capital, count, layers, listing, number, percent, some, span
 
@@ -17,7 +17,7 @@ WEIGHTS_IN_FULL = 6
 
 def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
     """The search, each of its first weights, what was not searched, and what was published of the model."""
-    (rule,) = of_kind(rules_of(rules), SuperWeight).values()
+    rule = rule_of(rules, SuperWeight)
     weights, first = search["found"], f"the first {count(search['tokens'], 'token')} of sequence 0 (population all)"
     topic: Topic = "found" if weights else "not found"
     text = f"Rule {rule.name} ({rule.criteria()}) finds no {rule.noun} over {first}: in no layer do both spike."

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from outlier_features.rules.kinds import of_kind, rules_of
+from outlier_features.rules.rule import Rule
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.summary.fact import Fact, Topic, rest
+from outlier_features.summary.run_rules import rule_of
 from outlier_features.visible_text import place
 from outlier_features.wording import capital, count, layers, number, percent, some
 
@@ -17,7 +18,7 @@ def expert_facts(experts: Part | None, rules: Part) -> Iterator[Fact]:
     """From `experts_summary`; none of a model without experts."""
     if experts is None:
         return
-    (rule,) = of_kind(rules_of(rules), SuperExpert).values()
+    rule = rule_of(rules, SuperExpert)
 
     def fact(rows: Sequence[Part], text: str, lines: Iterable[str] = (), more: Sequence[str] = ()) -> Fact:
         topic: Topic = "found" if rows else "not found"
@@ -43,7 +44,7 @@ def expert_facts(experts: Part | None, rules: Part) -> Iterator[Fact]:
         yield fact(same, text)
 
 
-def _super_experts(rule: SuperExpert, experts: Part) -> str:
+def _super_experts(rule: Rule, experts: Part) -> str:
     rows, by_code, elsewhere = (experts[name] for name in ("super_experts", "by_code", "elsewhere"))
     text = (
         f"Rule {rule.name} ({rule.criteria()}) finds {count(len(rows), rule.noun) if rows else f'no {rule.noun}'} "
