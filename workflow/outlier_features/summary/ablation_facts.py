@@ -56,12 +56,12 @@ def _published(search: Part) -> str:
     here = {(row["layer"], row["row"], row["col"]) for row in search["found"]}
     printed = list(dict.fromkeys((row["layer"], row["row"], row["col"]) for row in search["published"]))
     names = listing(sorted({visible(row["hub_id"]) for row in search["published"]}))
-    found, others = (
+    both, others = (
         some([f"{layer}: [{row}, {col}]" for layer, row, col in printed if ((layer, row, col) in here) == known])
         for known in (True, False)
     )
     return (
-        f"Of {len(printed)} published for {names}, as layer: [row, column], found here: {found or 'none'}; not found "
+        f"Of {len(printed)} published for {names}, as layer: [row, column], found here: {both or 'none'}; not found "
         f"here: {others or 'none'}."
     )
 
