@@ -34,6 +34,8 @@ RULES = {
                  "layer_share": 0.25, "position_share": 0.06, "layer_reading": "blocks", "position_reading": "union",
                  "sensitivity": [4.0, 6.0]},
     "massive": {"kind": "massive", "threshold": 100.0, "ratio": 1000.0},
+    "super_weight": {"kind": "super_weight"},
+    "super_expert": {"kind": "super_expert"},
 }  # fmt: skip
 GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [0.0, 0.06, 0.5]}
 RUN_TABLES = (

@@ -49,8 +49,8 @@ def test_every_run_is_shown_with_its_counts_dims_loss_and_what_was_not_found(res
         assert cells[4:] == [f"{having[name].sum():,}" for name in ("locations", "occurrences")]
     row = dims.filter(rule="massive", dim=7).row(0, named=True)
     assert any(line.split("│")[1:2] == [" 7   "] and f"{row['max_abs']:,.0f}" in line for line in first.splitlines())
-    assert "Loss: perplexity 7.389" in first  # exp(10 / 5)
-    assert "Loss:" not in second and "\n- The loss cannot be had: it predicts nothing." in second
+    assert "perplexity 7.389" in first  # exp(10 / 5)
+    assert "perplexity" not in second and "\n- The loss cannot be had: it predicts nothing." in second
     assert "finds no massive activation in population all" in second
 
 

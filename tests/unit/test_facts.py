@@ -80,6 +80,7 @@ def summary():
             "dettmers_heads": {"kind": "systematic", "sites": ["attn_heads"]},
             "massive": {"kind": "massive"},
             "location": {"kind": "location"},
+            "super_weight": {"kind": "super_weight"},
         },
         "norms": {"norms": 0, "with_gain": 0, "undecided": 0, "all_one": 0, "all_exactly_one": None, "gains": 0,
                   "gains_exactly_one": 0, "dims": []},
@@ -128,7 +129,7 @@ def holds(text, *parts):
 def test_what_a_rule_with_shares_selects(summary):
     fact = told(summary, "selected", rule="dettmers", population="all")
     assert (fact.topic, fact.sites, fact.values["dims"]) == ("found", "attn_norm + mlp_norm", [247])
-    holds(fact.text, "1 dimension of 576", "41,373 occurrences", "7,960 locations", "48 pairs", "16 pass")
+    holds(fact.text, "1 dimension of 576", "41,373 occurrences", "7,960 locations", "16 of 48")
     dim = told(summary, "dim", dim=247)
     assert dim.text.startswith("Dimension 247") and dim.short in dim.text
     holds(dim.short, "44 % of the layers", "layers 10 to 24", "97.1 % of the positions", "16 of 16", "11.94")
@@ -138,7 +139,15 @@ def test_what_a_rule_with_shares_selects(summary):
 def test_what_a_rule_that_lists_its_hits_finds_and_at_which_token(summary):
     fact = told(summary, "selected", rule="massive", population="all")
     assert (fact.sites, fact.values["dims"]) == ("resid_post", [507])
-    holds(fact.text, "272 massive activations", "16 positions", "layers 11 to 27", "1 dimension of 576", "position 0")
+    holds(
+        fact.text,
+        "272 massive activations",
+        "16 positions",
+        "272 of 272",
+        "layers 11 to 27",
+        "1 dimension of 576",
+        "position 0",
+    )
     dim = told(summary, "dim", dim=507)
     holds(dim.short, "-24,728 in layer 11", "15,745 times", "1.571", "position 0 of sequence 8", '“="⏎”', "16 of 16")
     holds(told(summary, "largest", population="all").text, "24,728 on resid_post in layer 11", "1.657")
@@ -148,7 +157,7 @@ def test_what_was_not_found_is_said(summary):
     facts = {(fact.what, fact.rule) for one in facts_in(summary) for fact in one.flat if fact.topic == "not found"}
     none = {("none selected by several", ""), ("none selected", "dettmers"), ("none selected", "massive")}
     assert {("overlap", ""), ("not applied", "dettmers_heads"), ("super weights", "super_weight"), *none} <= facts
-    holds(told(summary, "none selected", rule="dettmers").text, "without_first", "no value there has |x| >= 6")
+    holds(told(summary, "none selected", rule="dettmers").text, "without_first", "No value there has |x| >= 6")
     holds(told(summary, "none selected by several").text, "without_first", "dettmers and massive")
 
 
@@ -171,7 +180,7 @@ def test_rules_that_select_the_same_are_told_together(summary):
     assert len(told(summary, "selected", rule="wide").text) < 400
     differ = told(summary, "scales", population="all")
     assert differ.values == {"fixed": [247], "scale_free": list(range(300)), "common": [247]}
-    holds(differ.text, "1 in common (247)", "0 by a fixed threshold alone", "299 by a scale-free rule alone")
+    holds(differ.text, "1 by both (247)", "0 by a fixed threshold alone", "299 by a scale-free rule alone")
     assert not any(fact.leading for one in facts_in(summary) for fact in one.flat if fact.rule == "wide")
     short = in_short(summary, facts_in(summary))
     assert [profile.dim for profile in short.profiles] == [507, 247]
@@ -181,35 +190,28 @@ def test_rules_that_select_the_same_are_told_together(summary):
 
 
 def test_what_ablations_did(summary):
-    assert said(summary, "effect") == [
-        "Over the first 96 tokens of the first 2 sequences (190 predicted tokens) the unchanged model has perplexity "
-        "31 (20 to 48 in single sequences) and mean top-1 probability 43.4 %. No dimension is selected by a rule "
-        "whose dimensions are ablated in population all, and no super weight was found, so nothing was ablated."
-    ]
+    (unchanged,) = said(summary, "effect")
+    holds(unchanged, "first 96 tokens of the first 2 sequences", "190 predicted tokens", "perplexity 31 (20 to 48 in",
+          "43.4 %", "No dimension is selected", "no super weight was found, so nothing was ablated")  # fmt: skip
     summary["ablation"]["effects"] += [ZERO_FIRST, MEAN_FIRST, ZERO_REST, WEIGHT]
     _, dim, weight = said(summary, "effect")
-    assert dim == (
-        "Dimension 507 on resid_post of layer 11 (rule massive) set at the first position to zero, perplexity 12,345 "
-        "(400 times the unchanged, 450 to 750 in single sequences); to its mean, perplexity 31.01 (1.001 times the "
-        "unchanged, 1 in single sequences); at all other positions to zero, perplexity 40 (1.3 times the unchanged, "
-        "1.1 to 2.5 in single sequences). 2 draws of a random dimension, treated alike: perplexity 30.8 to 31.2."
-    )
-    assert weight == (
-        "Weight W_down[507, 1229] of layer 11 (rule super_weight) set to zero, perplexity 250 (8 times the unchanged, "
-        "5 to 20 in single sequences). 1 draw of a random weight: perplexity 31."
-    )
+    holds(dim, "Dimension 507 on resid_post of layer 11 (rule massive)", "from 31 to 12,345 (400 times)",
+          "zero at the first position", "to 31.01 (1.001 times) when set to the mean", "1 random dimension",
+          "2 draws: 30.8 to 31.")  # fmt: skip
+    holds(weight, "Weight W_down[507, 1229] of layer 11 (rule super_weight)", "from 31 to 250 (8 times)",
+          "1 random weight", "1 draw: 31.")  # fmt: skip
 
 
 def test_special_tokens_are_named_where_there_are_some(summary):
     summary["ablation"] |= {"only_first_excluded": False}
     summary["ablation"]["effects"] += [ZERO_FIRST]
-    assert "set at the first position and special tokens to zero" in said(summary, "effect")[1]
+    assert "set to zero at the first position and special tokens" in said(summary, "effect")[1]
 
 
 def test_a_loss_that_is_not_finite_is_said(summary):
     broken = ZERO_FIRST | {"perplexity": None, "ratio": None, "ratios": [None, None], "random": []}
     summary["ablation"]["effects"] += [broken]
-    assert said(summary, "effect")[1].endswith("set at the first position to zero, perplexity –.")
+    holds(said(summary, "effect")[1], "from 31 to a value that is not finite", "zero at the first position")
 
 
 def test_what_is_missing_is_said_and_nothing_is_said_of_it(summary):
@@ -241,17 +243,10 @@ def test_weights_that_were_not_searched_are_not_said_to_be_none(summary):
 def test_super_weights_in_their_order(summary):
     summary["super_weights"]["found"] = [FOUND | {"round": n, "layer": 10 + n} for n in range(1, 10)]
     found = said(summary, "found")
-    text, *details = found[next(n for n, line in enumerate(found) if line.startswith("The search")) :]
-    assert text == (
-        "The search by rule super_weight on mlp_act and mlp_down (|x| > 50 on both), over the first 96 tokens of "
-        "sequence 0, population all, finds 9 super weights, one a round, the earliest layer first and each set to zero "
-        "for the rounds that follow; after these, no layer spikes that would give another. By the rule a weight needs "
-        "only to join two spikes: what it is worth, its ablation shows."
-    )
-    assert details[0] == (
-        "Round 1: layer 11, W_down[507, 1229] = 5.876; mlp_act 2,944 in neuron 1229 at position 0, mlp_down 23,691 in "
-        "dimension 507 at position 3."
-    )
+    text, *details = found[next(n for n, line in enumerate(found) if line.startswith("Rule super_weight")) :]
+    holds(text, "|x| > 50 on both mlp_act and mlp_down", "first 96 tokens of sequence 0", "9 super weights")
+    holds(details[0], "Round 1: layer 11, W_down[507, 1229] = 5.876", "mlp_act 2,944 in neuron 1229 at position 0",
+          "mlp_down 23,691 in dimension 507 at position 3")  # fmt: skip
     assert details[6] == "And 3 more, in layers 17 to 19."
     summary["super_weights"]["rounds"] = 9
     assert any("it stopped at its limit of 9 rounds" in line for line in said(summary, "found"))
@@ -261,20 +256,20 @@ def test_published_super_weights_are_compared(summary):
     listed = [{"hub_id": "some/<b>", "layer": layer, "row": 507, "col": 1229} for layer in (11, 11, 3)]
     summary["super_weights"] |= {"found": [FOUND], "published": listed}
     found = said(summary, "found")
-    assert "Of 2 published for some/<b>, 1 was found here (layer: [row, column]): 11: [507, 1229]." in found
-    assert "Of 2 published for some/<b>, 1 was not (layer: [row, column]): 3: [507, 1229]." in found
+    (line,) = [text for text in found if "published" in text]
+    holds(line, "Of 2 published for some/<b>", "found here: 11: [507, 1229];", "not found here: 3: [507, 1229].")
 
 
 def test_layers_that_were_not_searched(summary):
     summary["super_weights"] |= {"not_searched": {"the MLP routes tokens to experts": [1, 2, 3]}}
-    assert "Layers 1 to 3 were not searched: the MLP routes tokens to experts." in said(summary, "not found")
+    assert "Not searched: layers 1 to 3 (the MLP routes tokens to experts)." in said(summary, "not found")
 
 
 def test_hits_that_do_not_pass_are_counted(summary):
     some = rule(dims_with_hit=1, pairs_with_hit=1, locations=1, occurrences=1)
     summary["populations"]["all"] = population(some)
     text = told(summary, "none selected", rule="dettmers", population="all").text
-    holds(text, "1 dimension with |x| >= 6", "1 occurrence at 1 location", "1 pair", "none passes")
+    holds(text, "1 occurrence at 1 location in 1 dimension", "0 of 1")
 
 
 def test_the_overlap_of_the_rules(summary):
@@ -282,19 +277,15 @@ def test_the_overlap_of_the_rules(summary):
     summary["populations"]["all"]["overlaps"] = [pair]
     fact = told(summary, "overlap", population="all")
     assert (fact.topic, fact.values) == ("found", pair)
-    holds(fact.text, "Dimension 247", "dettmers and massive", "0.5", "1 of 2 dimensions")
+    holds(fact.text, "dimension 247", "dettmers and massive", "0.5", "1 of 2 dimensions")
 
 
 def test_the_loss_in_words(summary):
-    assert said(summary, "prediction") == [
-        "The model predicts the text with perplexity 18.99 and 1.011 bits per byte (2.944 nats per token), over 4,080 "
-        "predicted tokens, which are 17,139 bytes of UTF-8 text."
-    ]
+    (text,) = said(summary, "prediction")
+    holds(text, "perplexity 18.99 and 1.011 bits per byte", "2.944 nats", "4,080 predicted tokens", "17,139 bytes")
     summary["loss"] |= {"bits_per_byte": None, "tokens": 1, "bytes": 0}
-    assert said(summary, "prediction") == [
-        "The model predicts the text with perplexity 18.99 (2.944 nats per token), over 1 predicted token, which is 0 "
-        "bytes of UTF-8 text."
-    ]
+    (text,) = said(summary, "prediction")
+    holds(text, "perplexity 18.99 (2.944 nats per token)", "1 predicted token ", "0 bytes")
 
 
 def test_an_encoder_without_a_norm_before_attention(summary):
@@ -302,23 +293,21 @@ def test_an_encoder_without_a_norm_before_attention(summary):
     summary["sites"] = {"present": ["mlp_norm", "resid_post"], "absent": {"attn_norm": "no norm\u202e of the block"},
                         "dense": {}}  # fmt: skip
     lines = said(summary, "not found")
-    assert (
-        "Site attn_norm is absent from this model: no norm‹U+202E› of the block. Rule dettmers was applied to mlp_norm "
-        "alone."
-    ) in lines
+    (line,) = [line for line in lines if line.startswith("Site attn_norm is absent from this model")]
+    holds(line, "no norm‹U+202E› of the block", "It is a site of rule dettmers.")
     assert "There is no loss: no token of the text has one before it." in lines
     assert said(summary, "found")[0].startswith("Rule dettmers on mlp_norm selects")
 
 
 def test_a_site_that_only_some_layers_lack(summary):
     summary["sites"]["absent"] = {"mlp_norm": "blocks 1,2: no norm"}
-    assert "Site mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in said(summary, "not found")
+    assert "mlp_norm is absent from a part of the layers: blocks 1,2: no norm." in " ".join(said(summary, "not found"))
 
 
 def test_sites_whose_hits_are_counted(summary):
-    assert not any("not listed" in line for line in said(summary, "found"))
+    assert not any("too many to list" in line for line in said(summary, "found"))
     summary["sites"]["dense"] = {"attn_norm": {"floor": 4.0, "share": 0.12345, "sequences": 3}}
-    lines = [line for line in said(summary, "found") if "not listed" in line]
+    lines = [line for line in said(summary, "found") if "too many to list" in line]
     assert len(lines) == 1
     assert "resid_post" not in lines[0]
     for words in ("12.3 % of the values on attn_norm are at or above 4", "3 of 16 sequences", "counted exactly"):
@@ -347,15 +336,15 @@ def test_many_dimensions_are_listed_by_number(summary):
     dims = [OUTLIER | {"dim": dim} for dim in range(20)]
     summary["populations"]["all"]["rules"]["dettmers"] = rule(dims, dims_selected_majority=5)
     fact = told(summary, "selected", rule="dettmers", population="all")
-    holds(fact.text, "20 dimensions of 576", "5 of them in more than half of the sequences")
+    holds(fact.text, "20 dimensions of 576", "5 in more than half of the sequences")
     assert [part.dim for part in fact.parts] == [0, 1, 2, 3, None]
-    holds(fact.parts[-1].text, "16 more dimensions: 4, 5, 6, 7, 8, 9, 10, 11 and others")
+    holds(fact.parts[-1].text, "16 more dimensions: 4, 5, 6, 7, 8, 9, 10, 11 and 8 more")
 
 
 @pytest.mark.parametrize(
     ("selected", "majority", "phrase"),
-    [(1, 0, ", in half of the sequences or fewer."), (2, 2, ", each in more than half of the sequences."),
-     (2, 1, ", 1 of them in more than half of the sequences."), (3, 0, ", each in half of the sequences or fewer.")],
+    [(1, 0, "1 dimension of 576 in population all (0 in more than half of the sequences)"),
+     (2, 1, "2 dimensions of 576 in population all (1 in more than half of the sequences)")],
 )  # fmt: skip
 def test_how_many_sequences(summary, selected, majority, phrase):
     summary["populations"]["all"]["rules"]["dettmers"] = rule([OUTLIER] * selected, dims_selected_majority=majority)
@@ -364,7 +353,7 @@ def test_how_many_sequences(summary, selected, majority, phrase):
 
 @pytest.mark.parametrize(
     ("activations", "excluded", "phrase"),
-    [(1, 1, "It is at"), (9, 1, "1 of 9 is"), (9, 0, "0 of 9 are"), (9, 9, "All of them are")],
+    [(1, 1, "1 of 1 at the first"), (9, 1, "1 of 9 at the first"), (9, 0, "0 of 9 at the first")],
 )
 def test_where_massive_activations_lie(summary, activations, excluded, phrase):
     summary["populations"]["all"]["rules"]["massive"]["massive_activations"] |= {
@@ -424,28 +413,27 @@ def test_what_the_gains_do_at_a_selected_dim(summary):
     summary["norms"] = GAINS | {"dims": [row]}
     found = said(summary, "found")
     assert "Not all gains of the norms are exactly 1: 4 of 35,136 gains are 1, and in 0 of 61 norms all are." in found
-    assert (
-        "At dimension 507 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 21 "
-        "(4.1e-05, rank 576 of 576) and largest on resid_mid = mlp_norm in layer 29 (4.2, rank 1 of 576)."
-    ) in found
+    (text,) = [text for text in found if text.startswith("Gain of dimension 507")]
+    holds(text, "smallest 4.1e-05 on mlp_norm in layer 21 (rank 576 of 576)",
+          "largest 4.2 on resid_mid = mlp_norm in layer 29 (rank 1 of 576)")  # fmt: skip
 
 
 @pytest.mark.parametrize(("low", "high", "notable"), [(0.51, 1.99, False), (0.5, 1, True), (1, 2, True)])
 def test_a_gain_twice_or_half_the_median_is_notable(summary, low, high, notable):
     row = {"dim": 5, "smallest": place("attn_norm", 0, low, 9), "largest": place("attn_norm", 1, high, 1)}
     summary["norms"] = GAINS | {"dims": [row]}
-    assert any("At dimension 5 |gain|" in text for text in said(summary, "found")) == notable
-    assert any("At no selected dimension" in text for text in said(summary, "not found")) == (not notable)
+    assert any("Gain of dimension 5" in text for text in said(summary, "found")) == notable
+    assert any("At every selected dimension" in text for text in said(summary, "not found")) == (not notable)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"all_exactly_one": True}, "All gains of the norms are exactly 1 (35,136 gains of 61 norms)."),
-        ({"with_gain": 0, "all_exactly_one": None}, "none of the 61 norms has a gain."),
+        ({"with_gain": 0, "all_exactly_one": None}, "None of the 61 norms has a gain."),
         (
             {"with_gain": 60, "undecided": 1, "all_exactly_one": None},
-            "Whether all gains of the norms are exactly 1 is not known. Of 1 norm the gain could not be told.",
+            "in 0 of 61 norms all are. The gain of 1 norm could not be told.",
         ),
     ],
 )
@@ -458,12 +446,12 @@ def test_rule_location_by_site(summary):
     top = [{"dim": 7, "count": 30, "share": 0.75, "positive": 0, "negative": 30, "one_sided": True}]
     some = {"occurrences": 40, "locations": 8, "location_rate": 0.001, "dims": 2, "top": top}
     none = {"occurrences": 0, "locations": 0, "location_rate": 0.0, "dims": 0, "top": []}
-    summary["location"] = {"threshold": 6.0, "inclusive": False, "layer_share": 0.25,
+    summary["location"] = {"threshold": 6.0, "inclusive": False, "layer_share": 0.25, "rule": "location",
                            "populations": {"all": {"attn_norm": some, "mlp_norm": none}}}  # fmt: skip
     kept, without = (told(summary, "location", sites=site) for site in ("attn_norm", "mlp_norm"))
     holds(kept.text, "|x| > 6", "25 % of the layers", "40 occurrences", "8 locations", "0.1 % of all", "2 dimensions")
     (dim,) = kept.parts
-    holds(dim.text, "Dimension 7", "75 %", "0 % are positive")
+    holds(dim.text, "Dimension 7", "75 %", "0 % of these positive")
     assert without.topic == "not found"
 
 

@@ -6,10 +6,13 @@ import pytest
 from fake_run import FakeRun
 from outlier_features.figures.experts import MAX_ROWS, expert_figures, expert_map, routed_parts
 from outlier_features.files.artifacts import read_json
+from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.summary.expert_facts import expert_facts
 from test_render_report import page  # noqa: F401  (a fixture)
 
 EXPERTS, LAYERS = 3, 4
+RULE = SuperExpert(name="mine", percentile=90.0)
+RULES = {"mine": RULE.config()}
 
 
 @pytest.fixture
@@ -21,8 +24,12 @@ def tables(run):
     return pl.read_parquet(run / "experts.parquet"), pl.read_parquet(run / "routing.parquet")
 
 
+def facts(experts):
+    return expert_facts(experts, RULES)
+
+
 def said(run):
-    return [(fact.topic, " ".join(one.text for one in fact.flat)) for fact in expert_facts(summary(run)["experts"])]
+    return [(fact.topic, " ".join(one.text for one in fact.flat)) for fact in facts(summary(run)["experts"])]
 
 
 def summary(run):
@@ -30,7 +37,7 @@ def summary(run):
 
 
 def test_the_map_shows_every_expert_of_every_layer(run):
-    heat, *marks = expert_map(tables(run)[0], LAYERS).views["all"].data
+    heat, *marks = expert_map(tables(run)[0], LAYERS, RULE).views["all"].data
     assert list(heat.x) == [0, 1, 2, 3] and list(heat.y) == [-2, -1, 0, 1, 2]
     plan = FakeRun(experts=EXPERTS)
     for row, values in zip(heat.y, heat.z, strict=True):
@@ -68,7 +75,9 @@ def test_many_activations_are_capped_and_said(run):
 def test_without_experts_nothing_is_drawn_or_said(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     assert (
-        expert_figures(*tables(run), LAYERS, ["massive"]) == [] and said(run) == [] and summary(run)["experts"] is None
+        expert_figures(*tables(run), LAYERS, RULE, ["massive"]) == []
+        and said(run) == []
+        and summary(run)["experts"] is None
     )
 
 
@@ -78,23 +87,32 @@ def test_the_report_has_figures_and_sentences(page):  # noqa: F811
         "tiny/text/experts/all",
         "tiny/text/routing/all",
     }
-    sentence = "Rule super_expert finds 1 super expert among 9 routed experts and 3 shared ones in layers 1 to 3, over"
-    assert parsed.shown.count("super_expert finds") == 1 and sentence in parsed.shown
+    assert parsed.shown.count("1 super expert among 9 routed experts (0 of them never chosen) and 3 shared ones") == 1
+    assert parsed.shown.count("Rule super_expert (largest |x| above the 99.5th percentile") == 1
+
+
+def test_captions_and_words_have_the_rules_own_name_and_numbers(run):
+    drawing = expert_map(tables(run)[0], LAYERS, RULE)
+    assert drawing.rule == "mine" and RULE.criteria() in drawing.text and "99.5" not in drawing.text
+    (_, text), *_ = said(run)
+    assert text.startswith(f"Rule mine ({RULE.criteria()}) finds 1 super expert")
 
 
 def test_words_name_the_expert_its_token_and_its_share(run):
     (topic, text), (_, formed) = said(run)
     assert topic == "found"
     assert "over 2 sequences (site expert_out, all positions): expert 1 of layer 1." in text
-    assert (
-        "Expert 1 of layer 1 writes up to |x| = 4,000 (dimension 7, position 0 of sequence 0), 2,000 after its weight; "
-        "3 positions went through it, with mean weight 0.5."
-    ) in text
-    assert formed.startswith("The MLPs with experts that form massive activations are those of layer 1;")
-    assert (
-        "Dimension 7 (x = -2,007 at token “The”, position 0 of sequence 0): layer 1 adds -1,900; expert 1 (weight 0.5) "
-        "gives 105 % of the MLP's output, the largest of 3 parts."
-    ) in formed
+    expert = "Expert 1 of layer 1", "4,000 in dimension 7 at position 0 of sequence 0, 2,000 after", "mean weight 0.5."
+    assert [part for part in (*expert, "3 positions") if part not in text] == []
+    part = (
+        "Dimension 7",
+        "x = -2,007 at position 0 of sequence 0 (“The”)",
+        "-1,900",
+        "105 %",
+        "(weight 0.5)",
+        "3 parts.",
+    )
+    assert [part for part in ("experts of layer 1", *part) if part not in formed] == []
 
 
 def row(layer, expert, **changes):
@@ -112,38 +130,25 @@ NOTHING = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentences"),
+    ("changes", "phrases"),
     [
-        (
-            {},
-            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
-              "1 to 3, over 1 sequence (site expert_out, all positions): no layer with experts forms a massive "
-              "activation.")],
-        ),
+        ({}, ["9 routed experts (2 of them never chosen)", "no layer with experts forms a massive activation."]),
         (
             {"forming": [1], "elsewhere": [row(2, 0), row(3, None)]},
-            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
-              "1 to 3, over 1 sequence (site expert_out, all positions). As large, but in layers that form no massive "
-              "activation: expert 0 of layer 2 and the shared expert of layer 3 (1 of 2 in the first three quarters "
-              "of the layers, the published code's condition).")],
+            ["form no massive activation: expert 0 of layer 2 and the shared expert of layer 3; 1 of 2 in the first "
+             "three quarters"],
         ),
-        (
-            {"forming": [1], "by_code": [row(1, 3)]},
-            [("not found", "Rule super_expert finds none among 9 routed experts (2 of them never chosen) in layers "
-              "1 to 3, over 1 sequence (site expert_out, all positions). The authors' code, which ranks the experts of "
-              "the first three quarters of the layers alone (super_expert_code), would find expert 3 of layer 1.")],
-        ),
+        ({"forming": [1], "by_code": [row(1, 3)]}, ["(super_expert_code), would find expert 3 of layer 1."]),
     ],
 )  # fmt: skip
-def test_what_was_not_found_is_said(changes, sentences):
-    assert [(fact.topic, fact.text) for fact in expert_facts(NOTHING | changes)] == sentences
+def test_what_was_not_found_is_said(changes, phrases):
+    (fact,) = facts(NOTHING | changes)
+    assert fact.topic == "not found" and "finds no super expert" in fact.text
+    assert [phrase for phrase in phrases if phrase not in fact.text] == []
 
 
 def test_published_experts_are_compared():
     published = [{"layer": layer, "part": "expert", "expert": 5, "super_expert": layer == 1} for layer in (1, 2)]
-    *_, fact = expert_facts(NOTHING | {"published": published})
-    assert (fact.topic, fact.text) == (
-        "found",
-        "Published as super experts of this model: expert 5 of layer 1 and expert 5 of layer 2 (Su et al. 2025); 1 of "
-        "2 is among those found here.",
-    )
+    *_, fact = facts(NOTHING | {"published": published})
+    assert fact.topic == "found" and "expert 5 of layer 1 and expert 5 of layer 2. Found here" in fact.text
+    assert fact.text.endswith("of these 2: expert 5 of layer 1.")

@@ -392,8 +392,8 @@ def test_ablations_equal_the_table(tmp_path):
 def test_the_table_of_ablations(page):
     parsed = page(FakeRun())
     assert (
-        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 1.233 50 % "
-        "810.5 to 2,430" in parsed.shown
+        "dimension 7 on resid_post of layer 1 massive the first position zero 30.5 30 to 31 2.908 2.818 to 3 1.233 "
+        "50 % 810.5 to 2,430" in parsed.shown
     )
     assert "unchanged model 10.49 10 to 11 1 0.8477 50 %" in parsed.shown
 
@@ -417,13 +417,7 @@ def test_norm_gains_equal_the_table(tmp_path):
     assert list(lines["others, median", "y"].y) == [0.5] * 4
     ends = [end for bar in traces(drawing, "bar")[:2] for end in (bar.base[0], bar.base[0] + bar.y[0])]
     assert ends == pytest.approx([0.1, 1.0, 0.2, 0.9])
-    for text in (
-        "Not all gains of the norms are exactly 1: 24 of 512 gains are 1, and in 0 of 8 norms all are.",
-        "At dimension 7 |gain| / median |gain| of the unselected dimensions is smallest on mlp_norm in layer 1 (0, "
-        "rank 60 of 64) and largest on attn_norm in layer 3 (10.24, rank 60 of 64).",
-        "1 value below an axis' lowest tick",
-    ):
-        assert text in drawing.text
+    assert "1 value below an axis' lowest tick" in drawing.text
 
 
 def test_norm_gains_of_a_run_that_selects_nothing(tmp_path):
@@ -472,7 +466,7 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
         "Site attn_norm is absent from this model: no norm of the block feeds attention.",
         "The loss cannot be had: it predicts nothing.",
         "1 dimension of 64 in population all",
-        "no positions in without_first",
+        "Population without_first has no positions",
     ):
         assert text in parsed.shown
     notes = [
@@ -583,7 +577,6 @@ def test_several_runs_are_compared(page):
     assert {"tiny/text", "encoder/text", "quiet/text"} <= links
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
     assert "in population all, in 2 of the 3 runs that it was applied to" in overview
-    assert "The largest |x| of all is 6,000, of tiny on text: on resid_post in layer 3" in overview
     assert "An analysis or more is missing from encoder on text" in overview
     for text in ("1: 5 on attn_norm + mlp_norm", "2: 7, 5 on resid_post 0 on resid_post", "1: 5 on mlp_norm",
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",

@@ -405,7 +405,8 @@ def test_a_planted_neuron_is_found(tmp_path):
     down = tables["origin_weights"].row(-1, named=True)
     assert (down["max_output"], down["max_input"], down["max_abs"]) == (9, 17, 50)
     assert down["singular_values"][0] == pytest.approx(50, rel=1e-2) and down["dim_shares"][0] > 0.99
-    assert f"The MLP of layer 2 writes {number(part['value'])} of the {number(value)} that dim 9 has" in run.text
+    assert f"The MLP of layer 2 writes {number(part['value'])} into dim 9 at" in run.text
+    assert f"after the layer it has {number(value)}." in run.text
     assert "neuron 17 gives" in run.text
     assert "Traced are the dims that rule massive selects in population all, at most the 1 largest." in run.text
 

@@ -73,7 +73,7 @@ def test_the_report_and_the_terminal_say_what_is_missing(project, mamba, capsys)
     for text in (report, shown):
         assert "The map of attention sinks and patterns cannot be had: no layer of this model has attention" in text
         assert "The surface of the largest value is turned off: `skip` names surface." in text
-        assert "There is no super weight" not in text and "no super weight was found" not in text
+        assert "finds no super weight" not in text and "no super weight was found" not in text
     assert 'id="tiny-mamba/text/missing"' in report
 
 

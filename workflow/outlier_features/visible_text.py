@@ -33,6 +33,12 @@ def quoted(text: str) -> str:
     return f"“{shown}”"
 
 
+def place(sequence: int, position: int, text: str | None) -> str:
+    """Where a token is and what it says: `position 0 of sequence 8 (“The”)`; None is a text that is not known."""
+    token = "" if text is None else f" ({quoted(text) if text else 'a token without text'})"
+    return f"position {position} of sequence {sequence}{token}"
+
+
 def _shown(character: str) -> str:
     if character in _SYMBOLS:
         return _SYMBOLS[character]

@@ -23,10 +23,31 @@ def count(items: int, noun: str) -> str:
     return f"{items:,} {noun}" if items == 1 else f"{items:,} {noun}s"
 
 
+def capital(text: str) -> str:
+    """A sentence's beginning; `str.capitalize` would make small letters of the rest."""
+    return text[:1].upper() + text[1:]
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def listing(items: Iterable[object]) -> str:
     """`a`, `a and b`, `a, b and c`; nothing of nothing."""
     *first, last = [*map(str, items)] or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def some(names: Sequence[object], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return listing([*names[:most], *([f"{len(names) - most:,} more"] if len(names) > most else [])])
+
+
+def span(values: Iterable[float | None]) -> str:
+    """`20 to 48`, from the least to the largest that are known, or the one number that both are."""
+    known = [value for value in values if value is not None]
+    low, high = number(min(known, default=None)), number(max(known, default=None))
+    return low if low == high else f"{low} to {high}"
 
 
 def rules_named(names: Collection[str], verb: str = "") -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.wording import listing
+from outlier_features.wording import count, listing, some
 
 MOST_NATS = 700.0  # per token; exp of some more is not finite
+NAMED = 4
 Row = Mapping[str, Any]
 _SAME = ("site", "layers", "number", "positions", "value")
 
@@ -51,10 +52,15 @@ def target_name(effect: Row) -> str:
             return f"weight W_down[{dims[0]}, {cols[0]}] of layer {layers[0]}"
         return f"all {len(dims)} super weights"
     noun = "dimension" if len(dims) == 1 else "dimensions"
-    named = _some(dims)
+    named = some(dims, NAMED)
     if not effect["layers"]:
         return f"{noun} {named} in every {listing(effect['site'].split('+'))}"
     return f"{noun} {named} on {effect['site']} of {_blocks(layers)}"
+
+
+def ablation_sample(ablation: Row) -> str:
+    """What the ablations ran on, for the middle of a sentence."""
+    return f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}"
 
 
 def position_name(positions: str, only_first_excluded: bool) -> str:
@@ -69,8 +75,4 @@ def _ratio(one: float | None, base: float | None) -> float | None:
 
 def _blocks(layers: list[str]) -> str:
     distinct = list(dict.fromkeys(layers))
-    return f"layer {distinct[0]}" if len(distinct) == 1 else f"layers {_some(distinct)}"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return listing(names if len(names) <= most else [*names[:most], f"{len(names) - most} more"])
+    return f"layer {distinct[0]}" if len(distinct) == 1 else f"layers {some(distinct, NAMED)}"

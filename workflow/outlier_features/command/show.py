@@ -74,9 +74,7 @@ def _parts(summaries: Mapping[str, Part]) -> Iterator[Any]:
         for population, positions in summary["corpus"]["positions"].items():
             yield f"\nPopulation {population}, {count(positions, 'position')}"
             yield from _tables(summary, population)
-        if summary["loss"]:
-            yield "\n" + _loss(summary["loss"])
-        for topic in ("not found", "missing"):
+        for topic in ("prediction", "not found", "missing"):
             told = [fact for fact in facts_in(summary) if fact.topic == topic]
             said = [line for fact in told for line in (f"- {fact.text}", *(f"  - {part.text}" for part in fact.parts))]
             if said:
@@ -100,7 +98,7 @@ def _tables(summary: Part, population: str) -> Iterator[Any]:
         ("Rule", "Sites", "Dims", "Pairs", "Locations", "Occurrences"),
         [
             *((rule, *_counts(found)) for rule, found in rules.items()),
-            *(("location", visible(site), number(found["dims"]), DASH, number(found["locations"]),
+            *((summary["location"]["rule"], visible(site), number(found["dims"]), DASH, number(found["locations"]),
                number(found["occurrences"])) for site, found in located.items()),
         ],
         "pairs: (sequence, dim); locations: (sequence, token, dim), of any dim",
@@ -142,8 +140,3 @@ def _dim(rule: str, dim: Part, summary: Part) -> tuple[str, ...]:
         DASH if dim["step_up"] is None else f"{dim['step_up']}, {number(dim['step_down'])}",
         f"{number(dim['sequences_passing'])} of {number(summary['corpus']['sequences'])}",
     )
-
-
-def _loss(loss: Part) -> str:
-    bits = "" if loss["bits_per_byte"] is None else f", {number(loss['bits_per_byte'])} bits per byte"
-    return f"Loss: perplexity {number(loss['perplexity'])}{bits}, over {count(loss['tokens'], 'predicted token')}."

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.ablate.ablation_effects import position_name, target_name
+from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -44,13 +44,11 @@ def ablation(results: Part) -> Drawing:
         " and ".join(dict.fromkeys(effect["site"] for effect in effects)) or "none",
         " and ".join(dict.fromkeys(effect["rule"] for effect in effects)) or "none",
         "all",
-        f"Perplexity on the first {count(results['tokens'], 'token')} of the first "
-        f"{count(results['sequences'], 'sequence')} once dimensions are set to zero, or to their mean in the unchanged "
-        "model over the same positions, as the model runs; resid_post of a layer is its output, attn_norm and mlp_norm "
-        "are the inputs of its linear layers; a super weight lies in the MLP's last linear layer. A thin line reaches "
-        "from the sequence with the lowest perplexity to that with the highest. Dashed: the unchanged model; shaded: "
-        f"its range over the sequences. Open grey marks: {count(results['seeds'], 'draw')} of as many random "
-        "dimensions in the same layers, or random weights in the same matrices, treated alike.",
+        f"Perplexity on the {ablation_sample(results)} while values are set to zero, or to their mean in the unchanged "
+        "model over the same positions. A thin line reaches from the sequence with the lowest perplexity to that with "
+        "the highest. Dashed: the unchanged model; shaded: its range over the sequences. Open grey marks: "
+        f"{count(results['seeds'], 'draw')} of as many random dimensions in the same layers, or random weights in the "
+        "same matrices, set alike.",
         min_width=900,
     )
     if not effects:

@@ -13,7 +13,6 @@ from outlier_features.figures.style import (
     add_legend_entry,
     capped,
     label,
-    not_applied,
     panels,
     set_layer_axis,
 )
@@ -34,7 +33,6 @@ def dimension_map(
     """
     chosen = chosen_dims(dims, sites)
     shown, drawn = chosen[:MAX_ROWS], emergence["site"].unique(maintain_order=True).to_list()
-    missing = not_applied(sites)
     drawing = Drawing(
         "dimension-map",
         "Selected dimensions over the layers",
@@ -44,11 +42,10 @@ def dimension_map(
         "Largest |x| over all sequences of each dimension that a rule selects in a population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
         "no value: the layer lacks the site, the population has no positions, or the value is 0."
-        + capped(len(chosen), len(shown), "selected dimension")
-        + missing,
+        + capped(len(chosen), len(shown), "selected dimension"),
     )
     if not shown:
-        return drawing.empty(none_selected(sites) + missing)
+        return drawing.empty(none_selected(sites))
     of_rules = dims.filter(pl.col("rule").is_in([*sites]))
     views = {population: _figure(emergence, of_rules, shown, drawn, population) for population in populations}
     cells = emergence.filter(pl.col("dim").is_in(shown)).select("population", "site", "dim", "layer", "max_abs")

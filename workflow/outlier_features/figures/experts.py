@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     power,
     set_layer_axis,
 )
+from outlier_features.rules.rule import Rule
 from outlier_features.wording import count, listing, number, percent
 
 MAX_ROWS = 24
@@ -33,26 +34,27 @@ _RANKS = ((BLUE, "largest expert"), (SKY, "second"), (ORANGE, "third"), (GREY, "
 _NAMED = 0.12  # share of the axis from which a bar bears its name
 
 
-def expert_figures(experts: pl.DataFrame, routing: pl.DataFrame, blocks: int, rules: Collection[str]) -> list[Drawing]:
-    """Both figures, or none for a run without experts; `rules` list massive activations."""
-    return [] if experts.is_empty() else [expert_map(experts, blocks), routed_parts(routing, rules)]
+def expert_figures(
+    experts: pl.DataFrame, routing: pl.DataFrame, blocks: int, rule: Rule, listing_rules: Collection[str]
+) -> list[Drawing]:
+    """Both figures, or none for a run without experts; `listing_rules` list massive activations."""
+    return [] if experts.is_empty() else [expert_map(experts, blocks, rule), routed_parts(routing, listing_rules)]
 
 
-def expert_map(experts: pl.DataFrame, blocks: int) -> Drawing:
+def expert_map(experts: pl.DataFrame, blocks: int, rule: Rule) -> Drawing:
     """Max |expert_out| of every expert in every layer, super experts marked."""
     shared = experts.filter(part="shared")
     text = (
         "Largest |x| of each expert's down-projection output over all sequences run, before the router's weight. "
-        "Circles: super experts (above the 99.5th percentile of all routed experts and above a tenth of the largest, "
-        "in a layer that forms massive activations). Squares: super experts by the authors' code, which ranks all "
-        "experts of the first three quarters of the layers alone. A grey cell: no token chose the expert, or the layer "
-        "has none."
+        f"Circles: {rule.noun}s ({rule.criteria()}, in a layer that forms massive activations). Squares: {rule.noun}s "
+        "by the authors' code, which ranks all experts of the first three quarters of the layers alone. A grey cell: "
+        "no token chose the expert, or the layer has none."
     )
     if not shared.is_empty():
         text += " The row at the top is the shared expert, which every token goes through."
     if experts["published"].any():
-        text += " Diamonds: published as super experts of this model (Su et al. 2025)."
-    drawing = Drawing("experts", "What each expert writes", "expert_out", "super_expert", "all", text)
+        text += f" Diamonds: published as {rule.noun}s of this model ({rule.source})."
+    drawing = Drawing("experts", "What each expert writes", "expert_out", rule.name, "all", text)
     return replace(drawing, views={"all": _map(experts, blocks)}, data=experts)
 
 

@@ -19,7 +19,6 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.origin.origin_findings import (
-    lifecycle_sentences,
     traced_population,
     traced_rule,
     whole_blocks,
@@ -51,8 +50,7 @@ def lifecycle(rows: pl.DataFrame, rules: Collection[str]) -> Drawing:
         traced_population(rows),
         "Each traced dimension at the token of its largest massive activation, or of its largest |x| where it has "
         "none. Bars: what the parts of a layer add to it, signed; they sum to the change of the line, the value after "
-        "the layer. "
-        + " ".join(text for dim in dims[:MAX_DIMS] for text in lifecycle_sentences(rows.filter(target_dim=dim)))
+        "the layer."
         + (f" {whole}" if (whole := whole_blocks(rows)) else "")
         + (f" {count(len(dims) - MAX_DIMS, 'more dim')} in the table." if len(dims) > MAX_DIMS else ""),
     )

@@ -19,6 +19,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.wording import count, listing
 
 _SERIES = (
@@ -42,7 +43,7 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populati
         listing(populations),
         "The largest, second and third largest and the median |x| of a sequence (over its positions and dimensions) in "
         "each layer, averaged over the sequences."
-        + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items())
+        + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items() if reason != NO_OTHER_MIXER)
         + (f" {count(zeros, 'value')} of exactly 0 cannot be shown on a logarithmic axis." if zeros else ""),
     )
     if not sites:

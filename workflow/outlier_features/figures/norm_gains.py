@@ -22,12 +22,11 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.norms.describe_gains import OTHERS
-from outlier_features.norms.gain_summary import dim_sentence, ones_sentence
+from outlier_features.norms.gain_summary import ones_sentence
 from outlier_features.wording import count, listing, number
 
 MAX_DIMS = 5
 MAX_DECADES = 6
-DIMS_IN_CAPTION = 2
 _GREEN, _PURPLE = "#009E73", "#CC79A7"
 _STYLES = (
     (VERMILLION, "circle", "solid"),
@@ -47,13 +46,13 @@ def norm_gains(
     gains: pl.DataFrame,
     dims: pl.DataFrame,
     rules: Collection[str],
-    found: Mapping[str, Any],
+    summary: Mapping[str, Any],
     populations: Sequence[str],
 ) -> Drawing:
     """|gain| of the selected dims in every layer, against the dims that are not selected; a row of panels a site.
 
-    rules   those whose dims are drawn
-    found   the summary of the norms
+    rules     those whose dims are drawn
+    summary   of the norms
     """
     placed = norms.drop_nulls(["site", "layer", "min"]).sort("layer")
     chosen = chosen_dims(dims, rules)
@@ -75,17 +74,15 @@ def norm_gains(
         "; ".join(site.replace("+", " = ") for site in spans) or "none",
         f"{choosing(rules)} the dimensions",
         f"the gains are the model's, of no population; dimensions selected in {listing(populations)}",
-        f"{ones_sentence(found)} Drawn is |gain|, what a norm's normalised input is multiplied by, of the norms whose "
-        "output is a site of a block. Lines: dimensions that either rule selects in a population; grey: those of "
-        "the same norm that neither selects."
-        + "".join(f" {dim_sentence(row)}" for row in found["dims"][:DIMS_IN_CAPTION])
+        "Drawn is |gain|, what a norm's normalised input is multiplied by, of the norms whose output is a site of a "
+        "block. Lines: dimensions that a rule selects in a population; grey: those of the same norm that none selects."
         + ("" if chosen else " No dimension is selected.")
         + capped(len(chosen), len(shown), "selected dimension")
         + (f" {count(below, 'value')} below an axis' lowest tick, such as 0, are drawn there." if below else ""),
     )
     if not spans:
         why = "Nothing is drawn: no norm that makes a site of a block has a gain."
-        return drawing.empty(f"{why} {ones_sentence(found)}")
+        return drawing.empty(f"{why} {ones_sentence(summary)}")
     gains_of_dims = at.select("module", "dim", "gain", "rank", "ratio")
     drawn = placed.select("module", "site", "layer", *OTHERS).join(gains_of_dims, on="module", how="left")
     return replace(drawing, views={"all": _figure(placed, at, shown, spans)}, data=drawn)
@@ -173,7 +170,7 @@ def _add_dim(
 
 def _over_layers(here: pl.DataFrame, column: str, last: int, floor: float) -> dict[str, list[Any]]:
     """x and y over all layers, None where there is no such norm; the values themselves as `customdata`."""
-    found = dict(here.select("layer", column).rows())
-    values = [found.get(layer) for layer in range(last + 1)]
+    by_layer = dict(here.select("layer", column).rows())
+    values = [by_layer.get(layer) for layer in range(last + 1)]
     drawn = [None if value is None else max(value, floor) for value in values]
     return {"x": list(range(last + 1)), "y": drawn, "customdata": values}

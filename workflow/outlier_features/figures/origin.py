@@ -22,11 +22,10 @@ from outlier_features.figures.style import (
 )
 from outlier_features.origin.origin_findings import (
     STEPS,
-    explosion_sentence,
     ladders,
-    neuron_sentence,
     traced_population,
     traced_rule,
+    where_the_ladder_stops,
 )
 from outlier_features.wording import count, listing
 
@@ -50,9 +49,7 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) ->
     """
     dims = rows["target_dim"].unique(maintain_order=True).to_list()
     every: list[Ladder] = [(dim, *ladder) for dim in dims for ladder in ladders(rows, dim)]
-    told = every[:MAX_LADDERS]
-    shown = [ladder for ladder in told if not all(row["absent"] for row in ladder[-1])]
-    sentences = " ".join(dict.fromkeys(text for ladder in told for text in _sentences(ladder, neurons)))
+    known = [ladder for ladder in every if not all(row["absent"] for row in ladder[-1])]
     sites = [name for name in rows["checkpoint"].unique(maintain_order=True) if name not in _FACTORS]
     drawing = Drawing(
         "origin",
@@ -63,21 +60,15 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) ->
         "Left: |x| at the checkpoints of the MLP, over all positions of the traced sequence and at the traced token; "
         "open marks are the two factors of a gated MLP, beside the way through. Right: activation x weight of the "
         "neurons that write most into the dimension at the token; with the bias and all others they sum to what the "
-        "MLP's last linear writes. "
-        + sentences
-        + (f" {count(len(every) - MAX_LADDERS, 'more layer')} in the tables." if len(every) > MAX_LADDERS else ""),
+        "MLP's last linear writes."
+        + (f" {count(len(known) - MAX_LADDERS, 'more ladder')} in the tables." if len(known) > MAX_LADDERS else ""),
     )
     if not every:
         return drawing.empty("Nothing is drawn: no dimension was traced.")
-    if not shown:
-        return drawing.empty(f"Nothing is drawn. {sentences}")
-    return replace(drawing, views={"all": _figure(shown, neurons)}, data=rows, min_width=800)
-
-
-def _sentences(ladder: Ladder, neurons: pl.DataFrame) -> list[str]:
-    dim, layer, _, rows = ladder
-    here = neurons.filter(target_dim=dim, layer=layer)
-    return [explosion_sentence(layer, rows), *([] if here.is_empty() else [neuron_sentence(here)])]
+    if not known:
+        why = dict.fromkeys(where_the_ladder_stops(layer, ladder) for _, layer, _, ladder in every)
+        return drawing.empty(" ".join(["Nothing is drawn.", *filter(None, why)]))
+    return replace(drawing, views={"all": _figure(known[:MAX_LADDERS], neurons)}, data=rows, min_width=800)
 
 
 def _figure(shown: Sequence[Ladder], neurons: pl.DataFrame) -> go.Figure:

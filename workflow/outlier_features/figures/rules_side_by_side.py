@@ -24,7 +24,6 @@ from outlier_features.figures.style import (
     Drawing,
     add_legend_entry,
     capped,
-    not_applied,
     panels,
     say_nothing_here,
     set_layer_axis,
@@ -46,7 +45,6 @@ def rules_side_by_side(
     chosen = chosen_dims(dims, sites)
     shown = chosen[:MAX_ROWS]
     applied = {rule: names for rule, names in sites.items() if names}
-    missing = not_applied(sites)
     drawing = Drawing(
         "rules",
         "Rules side by side",
@@ -56,11 +54,10 @@ def rules_side_by_side(
         "For each dimension that one of the rules selects in a population, a rule's bar reaches from the first to the "
         "last layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."
-        + capped(len(chosen), len(shown), "dimension")
-        + missing,
+        + capped(len(chosen), len(shown), "dimension"),
     )
     if not shown:
-        return drawing.empty(none_selected(sites) + missing)
+        return drawing.empty(none_selected(sites))
     bars = _bars(dims, shown, list(applied))
     columns = ("population", "dim", "rule", "sites", "selected", "kind", "sequences_passing", "first_layer",
                "last_layer", "step_up", "step_down")  # fmt: skip

@@ -26,9 +26,10 @@ from outlier_features.figures.surface import surface_figures
 from outlier_features.files.missing import missing_sentence
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import listing_rules, of_kind
+from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.report_run import Run
-from outlier_features.summary.run_rules import applied_sites, main_rules, run_rules
+from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
 # By analysis, the name and title of the figure that says why there is none.
 PLACES = {
@@ -95,7 +96,8 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
             origin(tables["origin"], tables["origin_neurons"], listing),
         )
     elif analysis == "experts" and "experts" in tables:
-        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], listing)
+        rule = rule_of(summary["rules"], SuperExpert)
+        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], rule, listing)
     elif analysis == "attention_maps" and run.maps:
         yield attention_sinks(
             tables["sinks"], tables["emergence"], tables["dims"], listing, SinkSample.of(run.maps.provenance)

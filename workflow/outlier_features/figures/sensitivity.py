@@ -35,7 +35,10 @@ def sensitivity(table: pl.DataFrame, rules: Mapping[str, Systematic], population
         listing(populations),
         "In each cell, in bold: dimensions that pass in at least one sequence; below: (sequence, dimension) pairs "
         "that pass. Drawn at first for the first rule, by its own readings; the menu has the others. "
-        + " ".join(_on_grid(table.filter(rule=name), rule) for name, rule in varied.items()),
+        "Outlined, whatever the reading: a rule's own criteria."
+        + "".join(
+            f" Those of {rule.name} are not on the grid." for rule in varied.values() if not _on_grid(table, rule)
+        ),
     )
     if not varied:
         return drawing.empty("Nothing is drawn: no such rule was applied, as their sites are not in this run.")
@@ -43,14 +46,9 @@ def sensitivity(table: pl.DataFrame, rules: Mapping[str, Systematic], population
     return replace(drawing, views=views, data=table, min_width=110 + 34 * len(_cells(table)))
 
 
-def _on_grid(table: pl.DataFrame, rule: Systematic) -> str:
-    text = (
-        f"{SCALES[rule.scale]} >= {number(rule.threshold)}, {percent(rule.layer_share)} of the layers and "
-        f"{percent(rule.position_share)} of the positions"
-    )
-    if all((table[name] == getattr(rule, name)).any() for name in ("threshold", *_SHARES)):
-        return f"Outlined, whatever the reading: the criteria of {rule.name}, {text}."
-    return f"The criteria of {rule.name}, {text}, are not on the grid."
+def _on_grid(table: pl.DataFrame, rule: Systematic) -> bool:
+    own = table.filter(rule=rule.name)
+    return all((own[name] == getattr(rule, name)).any() for name in ("threshold", *_SHARES))
 
 
 def _cells(table: pl.DataFrame) -> Cells:

@@ -18,7 +18,6 @@ from outlier_features.figures.style import (
     decades,
     label,
     log_axis,
-    not_applied,
     panels,
     say_nothing_here,
 )
@@ -51,7 +50,6 @@ def signs(
     """
     applied = {rule: names for rule, names in sites.items() if names}
     parts = [part for rule, names in applied.items() if (part := _part(rule, names, dims, emergence)).shown]
-    missing = not_applied(sites)
     drawing = Drawing(
         "signs",
         "Sign and one-sidedness",
@@ -63,11 +61,10 @@ def signs(
         "sign holds at least 95 % of the hits; a bar is pale in a population in which the rule does not select the "
         "dimension. Triangles, for each site: how far x reaches below and above 0 over all sequences, positions and "
         "layers, a hit or not; where they lie apart, a symmetric quantization wastes the difference."
-        + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts)
-        + missing,
+        + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts),
     )
     if not parts:
-        return drawing.empty(f"Nothing is drawn: no dimension is selected by a rule in any population.{missing}")
+        return drawing.empty("Nothing is drawn: no dimension is selected by a rule in any population.")
     rows = {part.rule: _bars(dims, part) for part in parts}
     ranges = {part.rule: _ranges(emergence, part) for part in parts}
     views = {population: _figure(parts, rows, ranges, population) for population in populations}

@@ -159,11 +159,6 @@ def add_threshold(figure: go.Figure, threshold: float, height: float, row: int) 
     )  # fmt: skip
 
 
-def not_applied(sites: Mapping[str, Sequence[str]]) -> str:
-    """A sentence for the caption on the rules that have no `sites` in this run."""
-    return "".join(f" Rule {rule} was not applied: its sites are not in this run." for rule in sites if not sites[rule])
-
-
 def capped(total: int, shown: int, noun: str) -> str:
     """A sentence for the caption where not all could be drawn."""
     return f" Shown: the {shown} with the largest |x| of {count(total, noun)}." if total > shown else ""

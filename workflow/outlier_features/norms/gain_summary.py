@@ -17,7 +17,6 @@ def gain_summary(norms: pl.DataFrame, gains: pl.DataFrame) -> dict[str, Any]:
 
     `dims` has the dims in the order of their smallest ratio; only norms that make a site of a block are looked at.
     """
-    found = norms.to_dicts()
     with_gain = norms.filter(pl.col("min").is_not_null())
     placed = gains.drop_nulls(["site", "layer", "ratio"]).unique(["dim", "module"], maintain_order=True)
     return {
@@ -25,7 +24,7 @@ def gain_summary(norms: pl.DataFrame, gains: pl.DataFrame) -> dict[str, Any]:
         "with_gain": len(with_gain),
         "undecided": int(norms["parameterization"].is_null().sum()),
         "all_one": int(norms["all_one"].sum()),
-        "all_exactly_one": all_exactly_one(found),
+        "all_exactly_one": all_exactly_one(norms.to_dicts()),
         "gains": int(with_gain["size"].sum()),
         "gains_exactly_one": int(with_gain["exactly_one"].sum()),
         "dims": [
@@ -41,21 +40,20 @@ def _extreme(rows: pl.DataFrame, descending: bool) -> dict[str, Any]:
     return ordered.select("site", "layer", "gain", "ratio", "rank", "size").row(0, named=True)
 
 
-def ones_sentence(found: Part) -> str:
+def ones_sentence(norms: Part) -> str:
     """The answer to whether all gains are exactly 1."""
-    norms = count(found["norms"], "norm")
-    if not found["norms"]:
+    all_norms = count(norms["norms"], "norm")
+    if not norms["norms"]:
         return "No norm was found."
-    if not found["with_gain"] and not found["undecided"]:
-        return f"The gains of the norms cannot be 1 or other than 1: none of the {norms} has a gain."
-    undecided = f" Of {count(found['undecided'], 'norm')} the gain could not be told." if found["undecided"] else ""
-    if found["all_exactly_one"]:
-        return f"All gains of the norms are exactly 1 ({found['gains']:,} gains of {norms})."
-    if found["all_exactly_one"] is None:
-        return f"Whether all gains of the norms are exactly 1 is not known.{undecided}"
+    if not norms["with_gain"] and not norms["undecided"]:
+        return f"None of the {all_norms} has a gain."
+    if norms["all_exactly_one"]:
+        return f"All gains of the norms are exactly 1 ({norms['gains']:,} gains of {all_norms})."
+    answer = "Not" if norms["all_exactly_one"] is False else "It is not known whether"
+    undecided = f" The gain of {count(norms['undecided'], 'norm')} could not be told." if norms["undecided"] else ""
     return (
-        f"Not all gains of the norms are exactly 1: {found['gains_exactly_one']:,} of {found['gains']:,} gains are 1, "
-        f"and in {found['all_one']:,} of {norms} all are.{undecided}"
+        f"{answer} all gains of the norms are exactly 1: {norms['gains_exactly_one']:,} of {norms['gains']:,} gains "
+        f"are 1, and in {norms['all_one']:,} of {all_norms} all are.{undecided}"
     )
 
 
@@ -66,14 +64,12 @@ def is_notable(row: Part) -> bool:
 
 def dim_sentence(row: Part) -> str:
     """Where a dim's gain is smallest and where it is largest, against the others' median."""
-    small, large = row["smallest"], row["largest"]
-    return (
-        f"At dimension {row['dim']} |gain| / median |gain| of the unselected dimensions is smallest on {_where(small)} "
-        f"and largest on {_where(large)}."
+    least, most = (
+        f"{number(one['ratio'])} on {one['site'].replace('+', ' = ')} in layer {one['layer']} (rank {one['rank']:,} of "
+        f"{one['size']:,})"
+        for one in (row["smallest"], row["largest"])
     )
-
-
-def _where(place: Part) -> str:
-    sites = place["site"].replace("+", " = ")
-    rank = f"rank {place['rank']:,} of {place['size']:,}"
-    return f"{sites} in layer {place['layer']} ({number(place['ratio'])}, {rank})"
+    return (
+        f"Gain of dimension {row['dim']}, as |gain| / median |gain| of the unselected dimensions: smallest {least}, "
+        f"largest {most}."
+    )

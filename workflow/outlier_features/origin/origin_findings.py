@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from outlier_features.model.bases import RESID_POST
-from outlier_features.visible_text import quoted
-from outlier_features.wording import count, layers, listing, number, percent, rules_named
+from outlier_features.visible_text import place as place_of
+from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named
 
 Row = dict[str, Any]
 
@@ -47,13 +47,11 @@ def selection(
     why = (
         f"By {rules_named(rules)} no dim of population all has massive activations"
         if rules and RESID_POST in sites
-        else f"{RESID_POST} is not in this run"
-        if rules
-        else "No rule lists massive activations"
+        else f"No rule of massive activations was applied to {RESID_POST}"
     )
     return (
-        f"{why}, so there is none to trace. Traced instead are the dims whose largest "
-        f"|x| on resid_post is most above what enters the first block, {settings['max_dims']} of them."
+        f"{why}. Traced instead are the {settings['max_dims']} dims whose largest |x| on resid_post is most above what "
+        "enters the first block."
     )
 
 
@@ -69,8 +67,7 @@ def traced_rule(rows: pl.DataFrame, rules: Collection[str]) -> str:
         "named": "none (the config names the dimensions)",
         "largest_rise": f"none ({names} selects no dimension; those that rise most)",
     }
-    found = rows["selection"].unique(maintain_order=True)
-    return "; ".join(said[name] for name in found) if len(found) else names
+    return "; ".join(said[name] for name in rows["selection"].unique(maintain_order=True)) or names
 
 
 def traced_population(rows: pl.DataFrame) -> str:
@@ -79,10 +76,8 @@ def traced_population(rows: pl.DataFrame) -> str:
 
 
 def place(life: pl.DataFrame) -> str:
-    """The traced token, as in `“The” (sequence 3, position 0)`; `life` holds the rows of one dim."""
-    row = life.row(0, named=True)
-    token = quoted(row["token_text"]) if row["token_text"] else f"token {row['token_id']}, without text,"
-    return f"{token} (sequence {row['sequence']}, position {row['traced_token']})"
+    """The traced token; `life` holds the rows of one dim."""
+    return place_of(*life.select("sequence", "traced_token", "token_text").row(0))
 
 
 def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
@@ -92,11 +87,11 @@ def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
 
 def whole_blocks(life: pl.DataFrame) -> str | None:
     """A sentence on the layers whose parts are not known; rows of any dims."""
-    found = life.filter(part="block")["layer"].unique().sort().to_list()
-    if not found:
+    whole = life.filter(part="block")["layer"].unique().sort().to_list()
+    if not whole:
         return None
     return (
-        f"Of {layers(found)} only what the whole block adds is known: its sublayers were not found, or their outputs "
+        f"Of {layers(whole)} only what the whole block adds is known: its sublayers were not found, or their outputs "
         "do not sum to what it adds."
     )
 
@@ -111,21 +106,16 @@ def _maker(life: pl.DataFrame) -> str:
         for row in life.filter(pl.col("part") != "resid_post", layer=layer).iter_rows(named=True)
     }
     most = max(parts, key=lambda part: parts[part] * here)
-    if abs(parts[most]) > abs(here):
-        return (
-            f"{_capital(PARTS[most])} of layer {layer} writes {number(parts[most])} into dim {dim} at {place(life)}; "
-            f"after the layer it has {number(here)}."
-        )
     if most == "resid_pre" and layer == 0:
         return (
-            f"{number(parts[most])} of the {number(here)} that dim {dim} has after layer 0 at {place(life)} is in the "
-            "embeddings: it enters the first block."
+            f"The embeddings give dim {dim} {number(parts[most])} at {place(life)}; after the first layer it has "
+            f"{number(here)}."
         )
     if most == "resid_pre":
         return f"Dim {dim} reaches {number(here)} after layer {layer} at {place(life)} in several steps."
     return (
-        f"{_capital(PARTS[most])} of layer {layer} writes {number(parts[most])} of the {number(here)} that dim {dim} "
-        f"has after it at {place(life)}."
+        f"{capital(PARTS[most])} of layer {layer} writes {number(parts[most])} into dim {dim} at {place(life)}; after "
+        f"the layer it has {number(here)}."
     )
 
 
@@ -139,7 +129,7 @@ def _changes(life: pl.DataFrame) -> str:
     kept = sorted(large, key=lambda row: -abs(row["value"]))[:CHANGES_NAMED]
     named = [f"{PARTS[row['part']]} of layer {row['layer']} {signed(row['value'])}" for row in large if row in kept]
     rest = [f"{len(large) - len(kept)} smaller"] if len(large) > len(kept) else []
-    return f"Changes of at least a tenth of its largest |x|, {number(peak)}: {listing([*named, *rest])}."
+    return f"Its changes of at least a tenth of its largest |x|, {number(peak)}: {listing([*named, *rest])}."
 
 
 def explosion_sentence(layer: int, ladder: Sequence[Row]) -> str:
@@ -147,17 +137,19 @@ def explosion_sentence(layer: int, ladder: Sequence[Row]) -> str:
     stops = where_the_ladder_stops(layer, ladder)
     if stops and all(row["absent"] for row in ladder):
         return stops
-    found = [row for row in ladder if row["explosion"]]
-    if found:
-        row = found[0]
+    text = f"In the MLP of layer {layer} the largest |x| doubles at no checkpoint: there is no explosion point."
+    for row in (row for row in ladder if row["explosion"]):
         before = row["max_abs"] - row["change"]
         text = (
             f"In the MLP of layer {layer} the largest |x| over the sequence grows most at {row['checkpoint']}: from "
             f"{number(before)} ({row['previous']}) to {number(row['max_abs'])}, {number(row['growth'])} times."
         )
-    else:
-        text = f"In the MLP of layer {layer} the largest |x| doubles at no checkpoint: there is no explosion point."
     return f"{text} {stops}" if stops else text
+
+
+def ladder_sentences(layer: int, ladder: Sequence[Row], neurons: pl.DataFrame) -> list[str]:
+    """Where in a layer's MLP a dim grows, and which neurons feed it, where these are known."""
+    return [explosion_sentence(layer, ladder), *([] if neurons.is_empty() else [neuron_sentence(neurons)])]
 
 
 def activation_rows(ladder: Sequence[Row]) -> tuple[Row, Row] | None:
@@ -201,10 +193,6 @@ def ladders(origin: pl.DataFrame, dim: int) -> Iterator[tuple[int, str, list[Row
 
 def signed(value: float) -> str:
     return f"+{number(value)}" if value > 0 else number(value)
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def where_the_ladder_stops(layer: int, rows: Sequence[dict[str, Any]]) -> str | None:

@@ -145,11 +145,11 @@ def _checkpoint(position: int, row: Row, texts: list[bytes], run: Tokens) -> Ite
 
 
 def _activation(ladder: Sequence[Row]) -> Iterator[str]:
-    found = activation_rows(ladder)
-    if not found:
+    rows = activation_rows(ladder)
+    if not rows:
         return
     yield from _heading("What the activation function does")
-    before, after = found
+    before, after = rows
     yield f"  From {before['checkpoint']} to {after['checkpoint']}:"
     for name, key in (("max |x|", "max_abs"), ("median |x|", "median_abs")):
         change = f" ({100 * (after[key] / before[key] - 1):+,.1f} %)" if before[key] else ""

@@ -101,7 +101,7 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     activations = run.tables["massive"].filter(pl.col("rule").is_in(listing))
     spans, in_all = massive_spans(activations, run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
-    facts = facts_in(summary, run.tables.get("lifecycle"))
+    facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
     known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
     return {

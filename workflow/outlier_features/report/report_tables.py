@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.ablate.ablation_effects import position_name, target_name
+from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.largest import largest_of_each
 from outlier_features.populations import POPULATIONS
@@ -16,7 +16,7 @@ from outlier_features.summary.in_short import largest
 from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import MassiveSpan
 from outlier_features.visible_text import visible
-from outlier_features.wording import DASH, count, listing, number, percent
+from outlier_features.wording import DASH, count, listing, number, percent, span
 
 Part = Mapping[str, Any]
 NAMES_IN_OVERVIEW = 4
@@ -27,7 +27,8 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
     if is_dump(summary):
         return _of_dump(summary)
     model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
-    sample = corpus["sample"]
+    sample, ablation = corpus["sample"], summary["ablation"]
+    draws = f"{ablation_sample(ablation)}, {count(ablation['seeds'], 'random draw')}" if ablation else "none"
     positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
     facts = [
         ("Model", model["name"]),
@@ -50,21 +51,12 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Sites", ", ".join(sites["present"])),
         ("Sites absent", "; ".join(f"{site} ({reason})" for site, reason in sites["absent"].items()) or "none"),
         ("Rules", ", ".join(summary["rules"])),
-        ("Ablations", _ablation_sample(summary["ablation"])),
+        ("Ablations", draws),
         ("Missing", ", ".join(f"{name} ({why['cause']})" for name, why in summary["missing"].items()) or "none"),
         ("Made with", f"outlier-features {run['package_version']}, torch {run['torch']}, "
                       f"transformers {run['transformers']}"),
     ]  # fmt: skip
     return [(name, visible(str(value)) if value not in (None, "") else DASH) for name, value in facts]
-
-
-def _ablation_sample(ablation: Part | None) -> str:
-    if ablation is None:
-        return "none"
-    return (
-        f"first {count(ablation['tokens'], 'token')} of the first {count(ablation['sequences'], 'sequence')}, "
-        f"{count(ablation['seeds'], 'random draw')}"
-    )
 
 
 def _of_dump(summary: Part) -> list[tuple[str, str]]:
@@ -146,8 +138,8 @@ def rule_rows(summary: Part) -> list[dict[str, Any]]:
                 "rule": name,
                 "looks_for": rule.noun,
                 "criteria": rule.criteria(),
-                "sites": next((found["sites"].replace("+", " + ") for found in results if found), DASH),
-                "dims": [number(found and found["dims_selected"]) for found in results],
+                "sites": next((result["sites"].replace("+", " + ") for result in results if result), DASH),
+                "dims": [number(result and result["dims_selected"]) for result in results],
                 "source": rule.source,
             }
         )
@@ -167,20 +159,15 @@ def ablations(ablation: Part) -> list[list[str]]:
                 place,
                 effect["value"] or "",
                 number(effect["perplexity"]),
-                _span(effect["sequences"]),
+                span(effect["sequences"]),
                 number(effect["ratio"]),
+                "" if unchanged else span(effect["ratios"]),
                 number(effect["bits_per_byte"]),
                 percent(effect["top1_probability"]),
-                "" if unchanged else _span([draw["perplexity"] for draw in effect["random"]]),
+                "" if unchanged else span([draw["perplexity"] for draw in effect["random"]]),
             ]
         )
     return rows
-
-
-def _span(values: Sequence[float | None]) -> str:
-    finite = [value for value in values if value is not None]
-    low, high = number(min(finite, default=None)), number(max(finite, default=None))
-    return low if low == high else f"{low} to {high}"
 
 
 _NOT_THERE = {"sites": "not one of its rules", "counts": [(DASH, "") for _ in POPULATIONS]}
@@ -211,7 +198,7 @@ def overview(summaries: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def overview_words(summaries: Sequence[Part]) -> list[str]:
-    """In a sentence each: in how many runs the rules select something, and the largest value of all."""
+    """In a sentence each: in how many runs the rules select something, and which runs lack an analysis."""
     sentences = []
     for rule in overview_rules(summaries):
         applied = [one for one in summaries if rule in one["rules"] and applied_sites(one, rule)]
@@ -224,13 +211,6 @@ def overview_words(summaries: Sequence[Part]) -> list[str]:
     if missing:
         names = listing(f"{one['model']['name']} on {one['corpus']['name']}" for one in missing)
         sentences.append(f"An analysis or more is missing from {names}; the page of each says which and why.")
-    known = [(row, one) for one in summaries for row in one["populations"]["all"]["largest"]]
-    if known:
-        row, one = max(known, key=lambda pair: pair[0]["max"])
-        sentences.append(
-            f"The largest |x| of all is {number(row['max'])}, of {one['model']['name']} on {one['corpus']['name']}: on "
-            f"{visible(row['site'])} in layer {row['layer']}, whatever the rule, population all."
-        )
     return sentences
 
 

@@ -3,52 +3,72 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from outlier_features.summary.fact import Fact, Topic, is_or_are, rest, some
-from outlier_features.visible_text import quoted
-from outlier_features.wording import count, layers, listing, number, percent
+from outlier_features.rules.rule import Rule
+from outlier_features.rules.super_expert import SuperExpert
+from outlier_features.summary.fact import Fact, Topic, rest
+from outlier_features.summary.run_rules import rule_of
+from outlier_features.visible_text import place
+from outlier_features.wording import capital, count, layers, number, percent, some
 
 Part = Mapping[str, Any]
 IN_FULL = 4
 
 
-def expert_facts(experts: Part | None) -> Iterator[Fact]:
+def expert_facts(experts: Part | None, rules: Part) -> Iterator[Fact]:
     """From `experts_summary`; none of a model without experts."""
     if experts is None:
         return
-    yield _super_experts(experts)
-    if experts["routing"]:
+    rule = rule_of(rules, SuperExpert)
+
+    def fact(rows: Sequence[Part], text: str, lines: Iterable[str] = (), more: Sequence[str] = ()) -> Fact:
+        topic: Topic = "found" if rows else "not found"
+        parts = [Fact(what="expert", topic=topic, short=line) for line in lines]
+        return Fact(what="experts", topic=topic, short=text, rule=rule.name, sites="expert_out", population="all",
+                    parts=(*parts, *rest(more, "dimension-layer pair", topic)))  # fmt: skip
+
+    super_experts, parts = experts["super_experts"], experts["routing"]
+    yield fact(super_experts, _super_experts(rule, experts), map(_super_expert, super_experts[:IN_FULL]))
+    if parts:
         text = (
-            f"The MLPs with experts that form massive activations are those of {layers(experts['forming'])}; the "
-            "largest part of each, at the dimension's largest massive activation:"
+            f"The experts of {layers(experts['forming'])} form massive activations. The largest part of each, at the "
+            "dimension's largest massive activation:"
         )
-        yield _fact("found", text, map(_formed, experts["routing"][:IN_FULL]), experts["routing"][IN_FULL:])
+        more = [f"{row['dim']} in layer {row['layer']}" for row in parts[IN_FULL:]]
+        yield fact(parts, text, map(_formed, parts[:IN_FULL]), more)
     if experts["published"] is not None:
-        yield _compared(experts["published"])
+        same = [row for row in experts["published"] if row["super_expert"]]
+        text = (
+            f"Published as super experts of this model ({rule.source}): {_some(experts['published'])}. Found "
+            f"here, of these {len(experts['published'])}: {_some(same)}."
+        )
+        yield fact(same, text)
 
 
-def _fact(topic: Topic, text: str, lines: Iterable[str] = (), more: Sequence[Part] = ()) -> Fact:
-    parts = [Fact(what="expert", topic=topic, short=line) for line in lines]
-    return Fact(what="experts", topic=topic, short=text, rule="super_expert", sites="expert_out", population="all",
-                parts=(*parts, *rest(len(more), "dimension-layer pair", topic)))  # fmt: skip
-
-
-def _super_experts(experts: Part) -> Fact:
-    where = (
-        f"among {count(experts['routed'], 'routed expert')}{_never(experts)}"
-        f"{' and ' + count(experts['shared'], 'shared one') if experts['shared'] else ''} in "
-        f"{layers(experts['layers'])}, over {count(experts['sequences'], 'sequence')} (site expert_out, all positions)"
+def _super_experts(rule: Rule, experts: Part) -> str:
+    rows, by_code, elsewhere = (experts[name] for name in ("super_experts", "by_code", "elsewhere"))
+    text = (
+        f"Rule {rule.name} ({rule.criteria()}) finds {count(len(rows), rule.noun) if rows else f'no {rule.noun}'} "
+        f"among {count(experts['routed'], 'routed expert')} ({experts['never_chosen']:,} of them never chosen) and "
+        f"{count(experts['shared'], 'shared one')} in {layers(experts['layers'])}, over "
+        f"{count(experts['sequences'], 'sequence')} (site expert_out, all positions)"
     )
-    others = "".join([*_elsewhere(experts["elsewhere"]), *_by_code(experts["super_experts"], experts["by_code"])])
-    if not experts["super_experts"]:
-        why = "" if experts["forming"] else ": no layer with experts forms a massive activation"
-        return _fact("not found", f"Rule super_expert finds none {where}{why}.{others}")
-    rows = experts["super_experts"]
-    text = f"Rule super_expert finds {count(len(rows), 'super expert')} {where}: {_some(rows)}.{others}"
-    return _fact("found", text, map(_super_expert, rows[:IN_FULL]))
-
-
-def _never(experts: Part) -> str:
-    return f" ({experts['never_chosen']:,} of them never chosen)" if experts["never_chosen"] else ""
+    if rows:
+        text += f": {_some(rows)}"
+    elif not experts["forming"]:
+        text += ": no layer with experts forms a massive activation"
+    text += "."
+    if elsewhere:
+        early = sum(row["first_three_quarters_code"] for row in elsewhere)
+        text += (
+            f" As large, but in layers that form no massive activation: {_some(elsewhere)}; {early:,} of "
+            f"{len(elsewhere):,} in the first three quarters of the layers, as the published code requires."
+        )
+    if {*map(_named, rows)} != {*map(_named, by_code)}:
+        text += (
+            " The authors' code, which ranks only the experts of the first three quarters of the layers "
+            f"(super_expert_code), would find {_some(by_code)}."
+        )
+    return text
 
 
 def _named(row: Part) -> str:
@@ -56,56 +76,22 @@ def _named(row: Part) -> str:
     return f"{name} of layer {row['layer']}"
 
 
+def _some(rows: Sequence[Part]) -> str:
+    return some([*map(_named, rows)], IN_FULL) or "none"
+
+
 def _super_expert(row: Part) -> str:
-    named = _named(row)
     return (
-        f"{named[0].upper()}{named[1:]} writes up to |x| = {number(row['max_abs'])} (dimension {row['dim']}, position "
-        f"{row['token']} of sequence {row['sequence']}), {number(row['max_abs_weighted'])} after its weight; "
+        f"{capital(_named(row))} writes up to |x| = {number(row['max_abs'])} in dimension {row['dim']} at "
+        f"{place(row['sequence'], row['token'], None)}, {number(row['max_abs_weighted'])} after its weight. "
         f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}."
     )
 
 
-def _elsewhere(rows: Sequence[Part]) -> Iterator[str]:
-    """Experts as large, where no massive activation is formed."""
-    if not rows:
-        return
-    early = sum(row["first_three_quarters_code"] for row in rows)
-    yield (
-        f" As large, but in layers that form no massive activation: {_some(rows)} ({early:,} of {len(rows):,} in "
-        "the first three quarters of the layers, the published code's condition)."
-    )
-
-
-def _by_code(by_text: Sequence[Part], by_code: Sequence[Part]) -> Iterator[str]:
-    """What the authors' code would find, where that is something else."""
-    if {_named(row) for row in by_text} == {_named(row) for row in by_code}:
-        return
-    yield (
-        " The authors' code, which ranks the experts of the first three quarters of the layers alone "
-        f"(super_expert_code), would find {_some(by_code) if by_code else 'none'}."
-    )
-
-
-def _some(rows: Sequence[Part]) -> str:
-    return some([*map(_named, rows)], IN_FULL)
-
-
 def _formed(row: Part) -> str:
-    name = "the shared expert" if row["part"] == "shared" else f"expert {row['expert']}"
-    token = f"token {quoted(row['token_text'])}, " if row["token_text"] else ""
     return (
-        f"Dimension {row['dim']} (x = {number(row['activation'])} at {token}position {row['token']} of sequence "
-        f"{row['sequence']}): layer {row['layer']} adds {number(row['mlp_out'])}; {name} (weight "
-        f"{number(row['weight'])}) gives {percent(row['share'])} of the MLP's output, the largest of "
-        f"{count(row['parts'], 'part')}."
+        f"Dimension {row['dim']} has x = {number(row['activation'])} at "
+        f"{place(row['sequence'], row['token'], row['token_text'])}, to which layer {row['layer']} adds "
+        f"{number(row['mlp_out'])}. {percent(row['share'])} of it is from {_named(row)} (weight "
+        f"{number(row['weight'])}), the largest of {count(row['parts'], 'part')}."
     )
-
-
-def _compared(published: Sequence[Part]) -> Fact:
-    same = [row for row in published if row["super_expert"]]
-    names = listing(_named(row) for row in published)
-    text = (
-        f"Published as super experts of this model: {names} (Su et al. 2025); {len(same)} of {len(published)} "
-        f"{is_or_are(len(same))} among those found here."
-    )
-    return _fact("found" if same else "not found", text)

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from outlier_features.wording import count, listing
+from outlier_features.wording import count, some
 
 Topic = Literal["found", "not found", "missing", "prediction", "effect"]
-DIMS_BY_NUMBER = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +62,7 @@ def summed(facts: Sequence[Fact], short: str) -> list[Fact]:
                  parts=tuple(facts))]  # fmt: skip
 
 
-def rest(number: int, noun: str, topic: Topic, names: str = "") -> tuple[Fact, ...]:
+def rest(left: Sequence[object], noun: str, topic: Topic) -> tuple[Fact, ...]:
     """A line for what a list leaves out, if it leaves out anything."""
-    text = f"And {count(number, f'more {noun}')}{names and f': {names}'}."
-    return (Fact(what="rest", topic=topic, short=text, values={noun: number}),) if number > 0 else ()
-
-
-def some(names: Sequence[object], most: int = DIMS_BY_NUMBER) -> str:
-    """The first names, and how many more there are."""
-    return listing([*names[:most], *([f"{len(names) - most:,} more"] if len(names) > most else [])])
-
-
-def is_or_are(items: int) -> str:
-    return "is" if items == 1 else "are"
+    text = f"And {count(len(left), f'more {noun}')}: {some(left)}."
+    return (Fact(what="rest", topic=topic, short=text, values={noun: len(left)}),) if left else ()

@@ -7,10 +7,10 @@ import polars as pl
 
 from outlier_features.files.missing import missing_sentence
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
-from outlier_features.origin.origin_findings import lifecycle_sentences
+from outlier_features.origin.origin_findings import ladder_sentences, ladders, lifecycle_sentences
 from outlier_features.summary.ablation_facts import ablation_facts, super_weight_facts
 from outlier_features.summary.expert_facts import expert_facts
-from outlier_features.summary.fact import Fact, is_or_are
+from outlier_features.summary.fact import Fact
 from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
 from outlier_features.visible_text import visible
 from outlier_features.wording import count, number
@@ -18,8 +18,8 @@ from outlier_features.wording import count, number
 Part = Mapping[str, Any]
 
 
-def facts_in(summary: Part, lifecycle: pl.DataFrame | None = None) -> list[Fact]:
-    """The facts of a run, from its summary.json and, where dims were traced, the table `lifecycle`."""
+def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) -> list[Fact]:
+    """The facts of a run, from its summary.json and, of traced dims, from its `tables` on origins, by name."""
     had = [name for name in ("super_weights", "loss", "ablation") if name not in summary["missing"]]
     of_model = [] if is_dump(summary) else had
     return [
@@ -28,10 +28,10 @@ def facts_in(summary: Part, lifecycle: pl.DataFrame | None = None) -> list[Fact]
             for analysis, why in summary["missing"].items()
         ),
         *rule_facts(summary),
-        *expert_facts(summary["experts"]),
+        *expert_facts(summary["experts"], summary["rules"]),
         *_gains(summary["norms"]),
-        *(super_weight_facts(summary["super_weights"]) if "super_weights" in of_model else ()),
-        *_origin(lifecycle),
+        *(super_weight_facts(summary["super_weights"], summary["rules"]) if "super_weights" in of_model else ()),
+        *_origin(tables or {}),
         *(_loss(summary["loss"]) if "loss" in of_model else ()),
         *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
     ]
@@ -52,19 +52,27 @@ def _gains(norms: Part | None) -> Iterator[Fact]:
     yield Fact(what="gains", topic="found", short=ones_sentence(norms), values=norms, parts=tuple(dims))
     if norms["dims"] and not notable:
         text = (
-            f"At no selected dimension is a norm's |gain| {number(NOTABLE)} times larger or smaller than the median "
-            "|gain| of the unselected dimensions."
+            f"At every selected dimension |gain| is less than {number(NOTABLE)} times larger or smaller than the "
+            "median |gain| of the unselected dimensions."
         )
         yield Fact(what="gains", topic="not found", short=text)
 
 
-def _origin(lifecycle: pl.DataFrame | None) -> Iterator[Fact]:
-    if lifecycle is None:
+def _origin(tables: Mapping[str, pl.DataFrame]) -> Iterator[Fact]:
+    """Of each traced dim what makes it and, of each MLP where it steps, where it grows and by which neurons."""
+    if "lifecycle" not in tables:
         return
-    for dim in lifecycle["target_dim"].unique(maintain_order=True):
-        text = " ".join(lifecycle_sentences(lifecycle.filter(target_dim=dim)))
-        yield Fact(what="origin", topic="found", rule="trace_origin", sites="resid_post and its parts", dim=dim,
-                   short=text, leading=True)  # fmt: skip
+    where: Part = {"topic": "found", "rule": "trace_origin"}
+    for dim in tables["lifecycle"]["target_dim"].unique(maintain_order=True):
+        text = " ".join(lifecycle_sentences(tables["lifecycle"].filter(target_dim=dim)))
+        neurons = tables["origin_neurons"].filter(target_dim=dim)
+        parts = (
+            Fact(what="ladder", sites="checkpoints of the MLP", dim=dim, **where,
+                 short=" ".join(ladder_sentences(layer, rows, neurons.filter(layer=layer))))
+            for layer, _, rows in ladders(tables["origin"], dim)
+        )  # fmt: skip
+        yield Fact(what="origin", sites="resid_post and its parts", dim=dim, short=text, leading=True,
+                   parts=tuple(parts), **where)  # fmt: skip
 
 
 def _loss(loss: Part | None) -> Iterator[Fact]:
@@ -72,11 +80,9 @@ def _loss(loss: Part | None) -> Iterator[Fact]:
         yield Fact(what="loss", topic="not found", short="There is no loss: no token of the text has one before it.")
         return
     bits = "" if loss["bits_per_byte"] is None else f" and {number(loss['bits_per_byte'])} bits per byte"
-    yield Fact(
-        what="loss",
-        topic="prediction",
-        values=loss,
-        short=f"The model predicts the text with perplexity {number(loss['perplexity'])}{bits} "
-        f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')}, which "
-        f"{is_or_are(loss['tokens'])} {count(loss['bytes'], 'byte')} of UTF-8 text.",
+    text = (
+        f"The model predicts the text with perplexity {number(loss['perplexity'])}{bits} "
+        f"({number(loss['nats_per_token'])} nats per token), over {count(loss['tokens'], 'predicted token')} "
+        f"({count(loss['bytes'], 'byte')} of UTF-8 text)."
     )
+    yield Fact(what="loss", topic="prediction", values=loss, short=text)

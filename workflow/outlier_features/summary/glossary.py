@@ -1,5 +1,7 @@
 """The words of a report, each explained once: its page of definitions has them all, other pages what they need."""
 
+from outlier_features.wording import capital, with_article
+
 _TERMS = """
 Hidden dimension: One of the d_model numbers that a model holds for a token between its blocks; dim for short.
 
@@ -69,20 +71,20 @@ LIMITS = (
 )
 
 
-def explained(term: str) -> str:
-    """The explanation for the middle of a sentence."""
-    text = TERMS[term].rstrip(".")
-    return text[0].lower() + text[1:]
+def explained(noun: str) -> str:
+    """A sentence on what a rule looks for, `outlier feature`; nothing where the glossary does not have it."""
+    text = TERMS.get(noun.capitalize(), "")
+    return f"{capital(with_article(noun))} is {text[0].lower()}{text[1:]}" if text else ""
 
 
-OF_WHAT_KINDS = (
-    f"An outlier feature is {explained('Outlier feature')}; a massive activation is {explained('Massive activation')}. "
-    "Both matter to whoever rounds activations to few bits, since one such value stretches the scale that others must "
-    "share (Dettmers et al. 2022, Sun et al. 2024), and some of them a model cannot do without."
+WHY_THEY_MATTER = (
+    "They matter to whoever rounds activations to few bits, since one such value stretches the scale that others must "
+    "share (Dettmers et al. 2022, Sun et al. 2024). Without some of them a model fails."
 )
+WHAT_THEY_ARE = " ".join(map(explained, ("outlier feature", "massive activation")))
 FOR_NEWCOMERS = (
     "A transformer language model holds a list of numbers for each token, one for each hidden dimension; every layer "
     "reads the list and adds to it. In most trained models a few dimensions hold numbers far larger than all others. "
-    f"{OF_WHAT_KINDS} The page of each run says which dimensions they are, where, by which rule, where they come "
-    "from and what happens without them."
+    f"{WHAT_THEY_ARE} {WHY_THEY_MATTER} The page of each run says which dimensions they are, where, by which rule, "
+    "where they come from and what happens without them."
 )

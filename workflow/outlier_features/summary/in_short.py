@@ -7,12 +7,12 @@ from typing import Any
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import followed
 from outlier_features.rules.rule import HitRule
-from outlier_features.summary.fact import Fact, some
+from outlier_features.summary.fact import Fact
 from outlier_features.summary.facts import is_dump
-from outlier_features.summary.glossary import OF_WHAT_KINDS
-from outlier_features.summary.run_rules import applied_sites, run_rules
+from outlier_features.summary.glossary import WHY_THEY_MATTER, explained
+from outlier_features.summary.run_rules import applied_sites, run_rules, selected_dims
 from outlier_features.visible_text import visible
-from outlier_features.wording import DASH, count, listing, number
+from outlier_features.wording import DASH, count, listing, number, rules_named, some, with_article
 
 Part = Mapping[str, Any]
 MAX_PROFILES = 4
@@ -53,7 +53,9 @@ def in_short(summary: Part, facts: Sequence[Fact]) -> InShort:
     """The run's first words, from its summary and the leading ones of its `facts`."""
     rules = {name: rule for name, rule in followed(summary["rules"]).items() if applied_sites(summary, name)}
     dims = [
-        *dict.fromkeys(dim for rule in rules for part in summary["populations"].values() for dim in _dims(part, rule))
+        *dict.fromkeys(
+            dim for rule in rules for part in summary["populations"].values() for dim in selected_dims(part, rule)
+        )
     ]
     leading = [fact for one in facts for fact in one.flat if fact.leading]
     return InShort(
@@ -65,78 +67,68 @@ def in_short(summary: Part, facts: Sequence[Fact]) -> InShort:
     )
 
 
-def carried(rule: HitRule) -> str:
+def _carried(rule: HitRule) -> str:
     """What a dim that the rule selects has, or is."""
-    if rule.lists_hits:
-        return f"{rule.noun}s"
-    return f"{'an' if rule.noun[0] in 'aeiou' else 'a'} {rule.noun}"
-
-
-def _dims(population: Part, rule: str) -> list[int]:
-    return [row["dim"] for row in population["rules"].get(rule, {"dims": []})["dims"]]
+    return f"{rule.noun}s" if rule.lists_hits else with_article(rule.noun)
 
 
 def _lead(summary: Part) -> str:
     model = summary["model"]
     carrier = "the model behind this dump" if is_dump(summary) else model["name"]
-    return (
-        f"Between its {count(model['blocks'], 'layer')}, {carrier} holds each token as {number(model['d_model'])} "
-        f"numbers, its hidden dimensions. In most trained transformers a few of them are far larger than the rest. "
-        f"{OF_WHAT_KINDS}"
+    looked_for = {rule.noun: explained(rule.noun) or rule.meaning() for rule in followed(summary["rules"]).values()}
+    return " ".join(
+        [
+            f"Between its {count(model['blocks'], 'layer')}, {carrier} holds each token as {number(model['d_model'])} "
+            "numbers, its hidden dimensions. In most trained transformers a few of them are far larger than the rest.",
+            *looked_for.values(),
+            WHY_THEY_MATTER,
+        ]
     )
 
 
 def _answer(summary: Part, rules: Mapping[str, HitRule], dims: list[int]) -> Iterator[str]:
-    corpus, width = summary["corpus"], number(summary["model"]["d_model"])
-    text = f"In {count(corpus['sequences'], 'sequence')} of {count(corpus['sample']['tokens'], 'token')}"
+    corpus, populations = summary["corpus"], summary["populations"]
+    text = (
+        f"In {count(corpus['sequences'], 'sequence')} of {count(corpus['sample']['tokens'], 'token')}, "
+        f"{rules_named(rules, 'select')}"
+    )
+    width = number(summary["model"]["d_model"])
     if not rules:
         yield "No rule could be applied: this run has none of their sites."
     elif not dims:
-        yield f"{text}, no dimension of {width} stands out by rule {' or '.join(rules)}, in any population."
+        yield f"{text} no dimension of {width}, in any population."
     else:
-        verb = "stands" if len(dims) == 1 else "stand"
-        by = f"by rule {' or '.join(rules)}, in any population"
-        yield f"{text}, {count(len(dims), 'dimension')} of {width} {verb} out {by}: {some(dims)}."
+        yield f"{text} {count(len(dims), 'dimension')} of {width}, in one population or another: {some(dims)}."
     for name, rule in run_rules(summary).items():
-        others = {dim for part in summary["populations"].values() for dim in _dims(part, name)}
+        others = {dim for part in populations.values() for dim in selected_dims(part, name)}
         if others and rule.follow_up and rule.basis != RESIDUAL:
             yield (
                 f"On {listing(applied_sites(summary, name))}, whose dimensions are another basis, rule {name} selects "
                 f"{count(len(others), 'dimension')}."
             )
-    if dims and "without_first" in summary["populations"]:
-        left = {rule: len(_dims(summary["populations"]["without_first"], rule)) for rule in rules}
-        none = [rule for rule, selected in left.items() if not selected]
-        some_left = [f"{count(selected, 'dimension')} by rule {rule}" for rule, selected in left.items() if selected]
-        outcome = listing([*([f"none by rule {' or '.join(none)}"] if none else []), *some_left])
+    if dims and "without_first" in populations:
+        left = listing(
+            f"{count(len(selected_dims(populations['without_first'], rule)), 'dimension')} by {rule}" for rule in rules
+        )
         yield (
-            f"Without the first position of each sequence and special tokens: {outcome}."
+            f"Without the first position of each sequence and special tokens: {left}."
             if corpus["positions"]["without_first"]
             else "The sequences have no positions but the first and special tokens."
         )
 
 
 def _headline(summary: Part, rules: Mapping[str, HitRule]) -> Iterator[Headline]:
-    """For each of the first rules that select something, for those that do not, the largest value, the loss."""
-    populations, positions = summary["populations"], summary["corpus"]["positions"]
-    everywhere = populations["all"]
-    selecting = {name: rule for name, rule in rules.items() if _dims(everywhere, name)}
-    for name, rule in [*selecting.items()][:RULES_IN_HEADLINE]:
-        noun = f"dimension with {rule.noun}s" if rule.lists_hits else f"{rule.noun.replace(' ', '-')} dimension"
-        size = len(_dims(everywhere, name))
-        others = "".join(
-            f"; {len(_dims(part, name)) if positions[population] else 'no positions'} in {population}"
-            for population, part in populations.items()
-            if population != "all"
-        )
-        where = f"rule {name}, {' + '.join(applied_sites(summary, name))}, population all{others}"
-        yield Headline(number(size), noun if size == 1 else noun.replace("dimension", "dimensions"), where)
-    if none := [name for name in rules if name not in selecting]:
-        yield Headline("0", "dimensions", f"rule {' or '.join(none)}, population all")
-    if missing := [name for name in followed(summary["rules"]) if name not in rules]:
-        yield Headline(
-            DASH, "dimensions", f"rule {' or '.join(missing)} was not applied: its sites are not in this run"
-        )
+    """How many dims each of the first rules selects, those that select some first; the largest value, the loss."""
+    every = followed(summary["rules"])
+    sizes = {name: len(selected_dims(summary["populations"]["all"], name)) for name in every}
+    for name in sorted(every, key=lambda name: not sizes[name])[:RULES_IN_HEADLINE]:
+        rule, plural = every[name], "" if sizes[name] == 1 else "s"
+        what = f"dimension{plural} with {rule.noun}s" if rule.lists_hits else f"{rule.noun}{plural}"
+        if name in rules:
+            where = f"rule {name}, {' + '.join(applied_sites(summary, name))}, population all"
+            yield Headline(number(sizes[name]), what, where)
+        else:
+            yield Headline(DASH, what, f"rule {name} was not applied: its sites are not in this run")
     value, where = largest(summary)
     yield Headline(value, "largest |x|", f"{where}, no rule, population all")
     if not is_dump(summary):
@@ -169,5 +161,5 @@ def _profile(dim: int, rules: Mapping[str, HitRule], leading: Sequence[Fact]) ->
     also = [fact.rule for fact in by_rule[RULES_IN_PROFILE:]]
     more = Fact(what="also", topic="found", dim=dim, short=f"Rules {listing(also)} select it too." if also else "")
     facts = [*by_rule[:RULES_IN_PROFILE], *([more] if also else []), *(fact for fact in of_dim if fact.what != "dim")]
-    what = dict.fromkeys(carried(rules[fact.rule]) for fact in by_rule)
+    what = dict.fromkeys(_carried(rules[fact.rule]) for fact in by_rule)
     return Profile(dim, listing(what), tuple(facts))

@@ -4,23 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
-from outlier_features.rules.kinds import followed
+from outlier_features.rules.kinds import followed, rules_of
 from outlier_features.rules.rule import SCALES, HitRule
-from outlier_features.summary.fact import DIMS_BY_NUMBER, Fact, is_or_are, rest, some, summed
-from outlier_features.summary.run_rules import applied_sites, listed, run_rules
-from outlier_features.visible_text import quoted, visible
-from outlier_features.wording import count, layers, listing, number, percent
+from outlier_features.summary.fact import Fact, rest, summed
+from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
+from outlier_features.visible_text import place, visible
+from outlier_features.wording import count, layers, listing, number, percent, rules_named, some
 
 Part = Mapping[str, Any]
 DIMS_IN_FULL = 4
-_FIRST = "the first position of a sequence or a special token"
 
 
 def rule_facts(summary: Part) -> list[Fact]:
     """What each rule selected in each population, what they have in common, and where one could not be applied."""
     return [
         *(fact for population in summary["populations"] for fact in _of_population(summary, population)),
-        *_located(summary["location"]),
+        *_located(summary),
         *_not_applied(summary),
         *_absent_sites(summary),
         *_dense_sites(summary),
@@ -32,166 +31,120 @@ def _of_population(summary: Part, population: str) -> Iterator[Fact]:
         text = f"Population {population} has no positions, so nothing is said about it."
         yield Fact(what="no positions", topic="not found", short=text, population=population)
         return
-    results = summary["populations"][population]["rules"]
-    rules = {name: rule for name, rule in run_rules(summary).items() if name in results}
-    facts = {name: _RuleInPopulation(summary, population, rule).fact() for name, rule in rules.items()}
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    part = summary["populations"][population]
+    rules = {name: rule for name, rule in run_rules(summary).items() if name in part["rules"]}
+    groups: dict[tuple[Any, ...], list[Fact]] = {}
     for name, rule in rules.items():
-        groups.setdefault((rule.basis, *sorted(row["dim"] for row in results[name]["dims"])), []).append(name)
-    for (_, *dims), names in ((group, names) for group, names in groups.items() if len(group) > 1):
-        same = "the same dimension" if len(dims) == 1 else f"the same {len(dims):,} dimensions"
-        yield from summed(
-            [facts[name] for name in names],
-            f"Rules {listing(names)} select {same} in population {population}: {some(dims)}.",
-        )
-    none = [facts[name] for name in rules if not results[name]["dims"]]
-    yield from summed(
-        none, f"No dimension is selected in population {population} by rules {listing(fact.rule for fact in none)}."
-    )
+        dims = sorted(selected_dims(part, name))
+        # Dimensions of different bases are not the same, whatever their numbers; to select none is the same in all.
+        fact = _Selection(summary, population, rule).fact()
+        groups.setdefault((rule.basis, *dims) if dims else (None,), []).append(fact)
+    for (_, *dims), facts in groups.items():
+        what = f"the same in population {population}: {_named(dims)}" if dims else f"nothing in population {population}"
+        yield from summed(facts, f"Rules {listing(fact.rule for fact in facts)} select {what}.")
     yield from _overlaps(summary, population)
-    yield from _scales(rules, results, population)
-    if summary["populations"][population]["largest"]:
-        yield _largest(summary["populations"][population]["largest"], population)
+    yield from _scales(rules, part, population)
+    if part["largest"]:
+        yield _largest(part["largest"], population)
 
 
-class _RuleInPopulation:
-    """What one rule selected in one population."""
+class _Selection:
+    """What one rule selects in one population."""
 
     def __init__(self, summary: Part, population: str, rule: HitRule):
         self.summary, self.population, self.rule = summary, population, rule
         self.result = summary["populations"][population]["rules"][rule.name]
         self.sites = applied_sites(summary, rule.name)
-        self.start = f"Rule {rule.name} on {listing(self.sites)}"
         self.size = f"{SCALES[rule.scale]} >= {number(rule.threshold)}"
-        self.sequences = count(summary["corpus"]["sequences"], "sequence")
         self.hits = listed(summary, population, rule.name) if rule.lists_hits else None
+        self.where: Part = {"rule": rule.name, "sites": " + ".join(self.sites), "population": population}
 
     def fact(self) -> Fact:
         rows = self.result["dims"]
-        short, full = self._selected() if rows else self._none()
+        dims = [row["dim"] for row in rows]
+        # Other bases have widths that the summary does not have.
+        width = f" of {self.summary['model']['d_model']:,}" if self.rule.basis == RESIDUAL else ""
+        selected = f"{count(len(rows), 'dimension')}{width}" if rows else "no dimension"
+        majority = f" ({self.result['dims_selected_majority']:,} in more than half of the sequences)" if rows else ""
+        text = f"selects {selected} in population {self.population}{majority}"
+        if self.hits is not None:
+            noun = count(self.hits["activations"], self.rule.noun) if rows else f"no {self.rule.noun}"
+            text = f"finds {noun} in population {self.population}{f', in {selected}{majority}' if rows else ''}"
+        short = f"Rule {self.rule.name} on {listing(self.sites)} {text}."
         return Fact(
             what="selected" if rows else "none selected",
             topic="found" if rows else "not found",
             short=short,
-            full=f"{short} {full}",
-            rule=self.rule.name,
-            sites=" + ".join(self.sites),
-            population=self.population,
-            values={key: value for key, value in self.result.items() if key != "dims"}
-            | {"dims": [row["dim"] for row in rows]},
+            full=f"{short} {self._where() if rows and self.hits else self._counts()}",
+            **self.where,
+            values={key: value for key, value in self.result.items() if key != "dims"} | {"dims": dims},
             leading=self.rule.follow_up,
-            parts=(
-                *(self._dim(row) for row in rows[:DIMS_IN_FULL]),
-                *rest(
-                    len(rows) - DIMS_IN_FULL,
-                    "dimension",
-                    "found",
-                    ", ".join(str(row["dim"]) for row in rows[DIMS_IN_FULL : DIMS_IN_FULL + DIMS_BY_NUMBER])
-                    + (" and others" if len(rows) > DIMS_IN_FULL + DIMS_BY_NUMBER else ""),
-                ),
-            ),
+            parts=(*map(self._dim, rows[:DIMS_IN_FULL]), *rest(dims[DIMS_IN_FULL:], "dimension", "found")),
         )
-
-    def _selected(self) -> tuple[str, str]:
-        selected = self.result["dims_selected"]
-        # Other bases have widths that the summary does not have.
-        total = f" of {self.summary['model']['d_model']:,}" if self.rule.basis == RESIDUAL else ""
-        dims = f"{count(selected, 'dimension')}{total}"
-        if self.hits is None:
-            hit = self.result["dims_with_hit"]
-            return (
-                f"{self.start} selects {dims} in population {self.population}{self._majority()}.",
-                f"{count(hit, 'dimension')} with a hit {'has' if hit == 1 else 'have'} {self._counts()}.",
-            )
-        return (
-            f"{self.start} finds {count(self.hits['activations'], self.rule.noun)} in population {self.population}, "
-            f"in {dims}{self._majority()}.",
-            f"{'It is' if self.hits['activations'] == 1 else 'They are'} at "
-            f"{count(self.hits['positions'], 'position')} and in {layers(self.hits['layers'])}."
-            f"{self._where_excluded()}",
-        )
-
-    def _majority(self) -> str:
-        selected, majority = self.result["dims_selected"], self.result["dims_selected_majority"]
-        if 0 < majority < selected:
-            return f", {majority:,} of them in more than half of the sequences"
-        each = "" if selected == 1 else "each "
-        return f", {each}in {'more than half of the sequences' if majority else 'half of the sequences or fewer'}"
 
     def _counts(self) -> str:
-        passing = self.result["pairs_passing"]
+        result, with_hit = self.result, self.result["dims_with_hit"]
+        if self.hits is not None or not with_hit:
+            return f"No value there has {self.size if self.hits is None else self.rule.criteria()}."
         return (
-            f"{count(self.result['occurrences'], 'occurrence')} at {count(self.result['locations'], 'location')}, in "
-            f"{count(self.result['pairs_with_hit'], 'pair')} of a sequence and a dimension, of which "
-            f"{f'{passing:,}' if passing else 'none'} {'pass' if passing > 1 else 'passes'}"
+            f"Hits: {count(result['occurrences'], 'occurrence')} at {count(result['locations'], 'location')} in "
+            f"{count(with_hit, 'dimension')}. Pairs of a sequence and a dimension that pass: "
+            f"{result['pairs_passing']:,} of {result['pairs_with_hit']:,} with a hit."
         )
 
-    def _where_excluded(self) -> str:
-        """In population `without_first` no position is excluded, so there is nothing to say."""
-        if self.population != "all" or not self.hits:
-            return ""
-        excluded, all_of_them = self.hits["at_excluded_positions"], self.hits["activations"]
-        position = f" (position {self.hits['by_token'][0]['token']})" if self.hits["tokens"] == 1 else ""
-        if excluded == all_of_them:
-            return f" {'It is' if all_of_them == 1 else 'All of them are'} at {_FIRST}{position}."
-        return f" {excluded:,} of {all_of_them:,} {is_or_are(excluded)} at {_FIRST}{position}."
-
-    def _none(self) -> tuple[str, str]:
-        hit = self.result["dims_with_hit"]
-        if self.hits is not None:
-            short = f"{self.start} finds no {self.rule.noun} in population {self.population}:"
-            return short, f"no value there meets its criteria, {self.rule.criteria()}."
-        short = f"{self.start} selects no dimension in population {self.population}:"
-        if not hit:
-            return short, f"no value there has {self.size}."
-        return short, f"{count(hit, 'dimension')} with {self.size} there, {self._counts()}."
+    def _where(self) -> str:
+        hits: Part = self.hits or {}
+        text = f"Where: {count(hits['positions'], 'position')}, {layers(hits['layers'])}"
+        if self.population == "all":  # in the other population no such position counts
+            text += (
+                f"; {hits['at_excluded_positions']:,} of {hits['activations']:,} at the first position of a sequence "
+                "or a special token"
+            )
+        return f"{text}; all at position {hits['by_token'][0]['token']}." if hits["tokens"] == 1 else f"{text}."
 
     def _dim(self, row: Part) -> Fact:
         short = self._values_of(row) if self.hits is None else self._hits_of(row)
-        everywhere = self.summary["populations"].items()
-        elsewhere = [name for name, part in everywhere if row["dim"] in _selected_dims(part, self.rule.name)]
-        only_first = self.population == "all" and elsewhere == ["all"] and len(everywhere) == 2
-        if only_first and self.summary["corpus"]["positions"]["without_first"]:
-            if self.hits is None:
-                short += " Without the first position and special tokens it does not pass."
-            # Medians of population without_first are others, so that it selects none does not say this.
-            elif self.hits["at_excluded_positions"] == self.hits["activations"]:
-                short += f" Every {self.rule.noun} of this text is at the first position or a special token."
+        lacking = [
+            name
+            for name, part in self.summary["populations"].items()
+            if self.summary["corpus"]["positions"][name] and row["dim"] not in selected_dims(part, self.rule.name)
+        ]
+        if lacking:
+            short += f" In population {listing(lacking)} the rule does not select it."
         return Fact(
             what="dim",
             topic="found",
             short=short,
-            full=f"Dimension {row['dim']}: {short} Its kind is {row['kind']}.{_steps(row)}",
-            rule=self.rule.name,
-            sites=" + ".join(self.sites),
-            population=self.population,
+            full=f"Dimension {row['dim']} ({row['kind']}): {short}{_steps(row)}",
+            **self.where,
             dim=row["dim"],
             values=row,
             leading=self.rule.follow_up,
         )
 
+    def _passing(self, row: Part) -> str:
+        return f"{row['sequences_passing']:,} of {count(self.summary['corpus']['sequences'], 'sequence')}"
+
     def _values_of(self, row: Part) -> str:
-        what = self.size if self.rule.counts_suffice else "hits"
         return (
-            f"It has {what} at {percent(row['union_mean'])} of the positions and in {percent(row['blocks_mean'])} of "
-            f"the layers (within {_extent(row)}), on average over the {count(row['sequences'], 'sequence')} with a "
-            f"hit; {row['sequences_passing']:,} of {self.sequences} pass. The largest is {number(row['max_abs'])}."
+            f"{self.size if self.rule.counts_suffice else 'hits'} at {percent(row['union_mean'])} of the positions and "
+            f"in {percent(row['blocks_mean'])} of the layers (within {_extent(row)}), on average over the "
+            f"{count(row['sequences'], 'sequence')} with a hit. {self._passing(row)} pass. The largest |x| of its hits "
+            f"is {number(row['max_abs'])}."
         )
 
     def _hits_of(self, row: Part) -> str:
         (largest,) = (one for one in self.hits["dims"] if one["dim"] == row["dim"])  # type: ignore[index]
-        token = largest["token_text"]
-        of_text = "" if token is None else f", the token {quoted(token)}" if token else ", a token without text"
         return (
             f"x reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times the "
-            f"median |x| there ({number(largest['median'])}), at position {largest['token']} of sequence "
-            f"{largest['sequence']}{of_text}. It has {self.rule.noun}s in {row['sequences_passing']:,} of "
-            f"{self.sequences}, within {_extent(row)}."
+            f"median |x| there ({number(largest['median'])}), at "
+            f"{place(largest['sequence'], largest['token'], largest['token_text'])}. It has {self.rule.noun}s in "
+            f"{self._passing(row)}, within {_extent(row)}."
         )
 
 
-def _selected_dims(population: Part, rule: str) -> list[int]:
-    return [row["dim"] for row in population["rules"].get(rule, {"dims": []})["dims"]]
+def _named(dims: Sequence[int]) -> str:
+    return f"dimension{'s' if len(dims) > 1 else ''} {some(dims)}"
 
 
 def _extent(row: Part) -> str:
@@ -208,111 +161,77 @@ def _steps(row: Part) -> str:
 def _overlaps(summary: Part, population: str) -> Iterator[Fact]:
     """What every two of the followed rules have in common; the pairs that share nothing in one sentence."""
     shown = followed(summary["rules"]).keys()
-    pairs = [
-        pair
-        for pair in summary["populations"][population]["overlaps"]
-        if pair["jaccard"] is not None and {*pair["rules"]} <= shown
-    ]
+    pairs = [pair for pair in summary["populations"][population]["overlaps"] if {*pair["rules"]} <= shown]
+    apart = [pair for pair in pairs if pair["jaccard"] == 0]
     for pair in pairs:
-        common, rules = pair["common"], listing(pair["rules"])
-        if common:
-            noun = "Dimension" if len(common) == 1 else "Dimensions"
-            text = f"{noun} {some(common)} {is_or_are(len(common))} selected by both rules, {rules},"
+        if pair["common"]:
+            of_all = f"{len(pair['common'])} of {count(pair['union'], 'dimension')} that either selects"
             yield Fact(what="overlap", topic="found", population=population, values=pair,
-                       short=f"{text} in population {population} ({_jaccard(pair)}).")  # fmt: skip
-    apart = [pair for pair in pairs if not pair["common"]]
+                       short=f"Rules {listing(pair['rules'])} both select {_named(pair['common'])} in population "
+                       f"{population}: {of_all}, Jaccard index {number(float(pair['jaccard']))}.")  # fmt: skip
     if apart:
-        named = listing(f"{listing(pair['rules'])} ({_jaccard(pair)})" for pair in apart)
-        both = "both rules, " if len(apart) == 1 else "both rules of a pair: "
+        named = "; ".join(f"{listing(pair['rules'])} ({pair['union']:,} selected by either)" for pair in apart)
         yield Fact(what="overlap", topic="not found", population=population, values={"pairs": apart},
-                   short=f"No dimension is selected in population {population} by {both}{named}.")  # fmt: skip
+                   short=f"Rules that select no dimension in common in population {population}: {named}.")  # fmt: skip
 
 
-def _jaccard(pair: Part) -> str:
-    either = count(pair["union"], "dimension")
-    return f"Jaccard index {number(float(pair['jaccard']))}: {len(pair['common'])} of {either} selected by either"
-
-
-def _scales(rules: Mapping[str, HitRule], results: Part, population: str) -> Iterator[Fact]:
+def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterator[Fact]:
     """How rules that compare |x| itself with a threshold and rules with a scale differ by what they select."""
     kinds = {rule.kind for rule in rules.values() if rule.scale}
-    alike = {name: rule for name, rule in rules.items() if rule.kind in kinds and rule.basis == RESIDUAL}
-    selected = {name: {row["dim"] for row in results[name]["dims"]} for name in alike}
-    free, fixed = ([name for name, rule in alike.items() if bool(rule.scale) == scaled] for scaled in (True, False))
+    alike = [rule for rule in rules.values() if rule.kind in kinds and rule.basis == RESIDUAL]
+    free, fixed = ([rule.name for rule in alike if bool(rule.scale) == scaled] for scaled in (True, False))
     if not free or not fixed:
         return
-    by_free, by_fixed = (set[int]().union(*(selected[name] for name in names)) for names in (free, fixed))
-    by = {names: listing(f"{len(selected[name]):,} by {name}" for name in names) for names in map(tuple, (fixed, free))}
-    parts = [
-        f"{len(dims):,} {which}{f' ({some(sorted(dims))})' if dims else ''}"
-        for which, dims in (
-            ("in common", by_fixed & by_free),
-            ("by a fixed threshold alone", by_fixed - by_free),
-            ("by a scale-free rule alone", by_free - by_fixed),
-        )
-    ]
-    yield Fact(
-        what="scales",
-        topic="found",
-        population=population,
-        values={"fixed": sorted(by_fixed), "scale_free": sorted(by_free), "common": sorted(by_fixed & by_free)},
-        short=f"Dimensions selected in population {population} by a fixed threshold of |x|: {by[tuple(fixed)]}; by "
-        f"scale-free rules: {by[tuple(free)]}; {listing(parts)}.",
-    )  # fmt: skip
+    by_free, by_fixed = ({dim for name in names for dim in selected_dims(part, name)} for names in (free, fixed))
+    dims = {
+        "by both": sorted(by_fixed & by_free),
+        "by a fixed threshold alone": sorted(by_fixed - by_free),
+        "by a scale-free rule alone": sorted(by_free - by_fixed),
+    }
+    outcome = listing(f"{len(those):,} {which}{f' ({some(those)})' if those else ''}" for which, those in dims.items())
+    yield Fact(what="scales", topic="found", population=population,
+               values={"fixed": sorted(by_fixed), "scale_free": sorted(by_free), "common": dims["by both"]},
+               short=f"Dimensions selected in population {population}, fixed thresholds of |x| ({rules_named(fixed)}) "
+               f"beside scale-free ones ({rules_named(free)}): {outcome}.")  # fmt: skip
 
 
 def _largest(sites: Sequence[Part], population: str) -> Fact:
     ordered = sorted(sites, key=lambda row: -row["max"])
-    values = [
-        f"{number(row['max'])} on {visible(row['site'])} in layer {row['layer']} "
-        f"(median |x| there {number(row['median'])})"
+    values = listing(
+        f"{number(row['max'])} on {visible(row['site'])} in layer {row['layer']} (median {number(row['median'])})"
         for row in ordered
-    ]
-    return Fact(
-        what="largest",
-        topic="found",
-        short=f"Largest |x| of each site in population {population}, whatever the rule: {listing(values)}.",
-        population=population,
-        values={"sites": ordered},
     )
+    text = f"Largest |x| of each site in population {population}, beside the median |x| there: {values}."
+    return Fact(what="largest", topic="found", short=text, population=population, values={"sites": ordered})
 
 
-def _located(location: Part | None) -> Iterator[Fact]:
-    if location is None:
+def _located(summary: Part) -> Iterator[Fact]:
+    if summary["location"] is None:
         return
-    sign = ">=" if location["inclusive"] else ">"
-    share = percent(location["layer_share"])
-    criteria = f"|x| {sign} {number(location['threshold'])} in {share} of the layers or more"
-    for population, sites in location["populations"].items():
-        facts = [_location(criteria, population, site, result) for site, result in sites.items()]
-        yield from (fact for fact in facts if fact.topic == "found")
-        none = [fact for fact in facts if fact.topic == "not found"]
-        names = listing(fact.sites for fact in none)
-        yield from summed(none, f"Rule location ({criteria}) keeps no location in population {population} on {names}.")
-
-
-def _location(criteria: str, population: str, site: str, result: Part) -> Fact:
-    where = f"Rule location ({criteria}) on {visible(site)} in population {population}"
-    text = (
-        f"{where} keeps {count(result['occurrences'], 'occurrence')} at {count(result['locations'], 'location')} "
-        f"({percent(result['location_rate'])} of all) in {count(result['dims'], 'dimension')}."
-    )
-    parts = [
-        Fact(what="location of dim", topic="found", values=row, short=f"Dimension {row['dim']} has "
-             f"{percent(row['share'])} of them, of which {percent(row['positive'] / row['count'])} are positive.")
-        for row in result["top"]
-    ]  # fmt: skip
-    any_kept = bool(result["occurrences"])
-    return Fact(
-        what="location",
-        topic="found" if any_kept else "not found",
-        short=text if any_kept else f"{where} keeps no location.",
-        rule="location",
-        sites=site,
-        population=population,
-        values=result,
-        parts=tuple(parts),
-    )
+    name = summary["location"]["rule"]
+    start = f"Rule {name} ({rules_of(summary['rules'])[name].criteria()}) keeps"
+    for population, sites in summary["location"]["populations"].items():
+        none = []
+        for site, result in sites.items():
+            where = f"on {visible(site)} in population {population}"
+            if not result["occurrences"]:
+                none.append(Fact(what="location", topic="not found", rule=name, sites=site, population=population,
+                                 values=result, short=f"{start} no location {where}."))  # fmt: skip
+                continue
+            text = (
+                f"{start} {count(result['occurrences'], 'occurrence')} at {count(result['locations'], 'location')} "
+                f"({percent(result['location_rate'])} of all) in {count(result['dims'], 'dimension')} {where}."
+            )
+            dims = (
+                Fact(what="location of dim", topic="found", values=row, short=f"Dimension {row['dim']} has "
+                     f"{percent(row['share'])} of them, {percent(row['positive'] / row['count'])} of these positive.")
+                for row in result["top"]
+            )  # fmt: skip
+            yield Fact(what="location", topic="found", rule=name, sites=site, population=population, values=result,
+                       short=text, parts=tuple(dims))  # fmt: skip
+        yield from summed(
+            none, f"{start} no location in population {population} on {listing(one.sites for one in none)}."
+        )
 
 
 def _not_applied(summary: Part) -> Iterator[Fact]:
@@ -337,30 +256,18 @@ def _absent_sites(summary: Part) -> Iterator[Fact]:
     for site, reason in summary["sites"]["absent"].items():
         if reason == NO_OTHER_MIXER:
             continue
-        whole = site not in summary["sites"]["present"]
-        used = [name for name, rule in run_rules(summary).items() if whole and site in rule.sites]
-        applied: dict[str, list[str]] = {}
-        for name in used:
-            if sites := listing(applied_sites(summary, name)):
-                applied.setdefault(sites, []).append(name)
-        effect = "".join(
-            f" {'Rule' if len(names) == 1 else 'Rules'} {listing(names)} "
-            f"{'was' if len(names) == 1 else 'were'} applied to {sites} alone."
-            for sites, names in applied.items()
-        )
-        where = "this model" if whole else "a part of the layers"
+        users = [name for name, rule in run_rules(summary).items() if site in rule.sites]
+        of_rules = f" It is a site of {rules_named(users)}." if users else ""
+        where = "a part of the layers" if site in summary["sites"]["present"] else "this model"
         yield Fact(what="absent site", topic="not found", sites=site,
-                   short=f"Site {visible(site)} is absent from {where}: {visible(reason)}.{effect}")  # fmt: skip
+                   short=f"Site {visible(site)} is absent from {where}: {visible(reason)}.{of_rules}")  # fmt: skip
 
 
 def _dense_sites(summary: Part) -> Iterator[Fact]:
     sequences = count(summary["corpus"]["sequences"], "sequence")
-    dense = summary["sites"]["dense"]
-    sites = [
-        f"{percent(values['share'])} of the values on {visible(site)} are at or above {number(values['floor'])} "
-        f"(too many in {values['sequences']:,} of {sequences})"
-        for site, values in dense.items()
-    ]
-    if sites:
-        yield Fact(what="dense sites", topic="found", values=dense, sites=" + ".join(dense),
-                   short=f"{listing(sites)}; in these sequences hits are counted exactly but not listed.")  # fmt: skip
+    for site, values in summary["sites"]["dense"].items():
+        text = (
+            f"{percent(values['share'])} of the values on {visible(site)} are at or above {number(values['floor'])}. "
+            f"In {values['sequences']:,} of {sequences} they are too many to list; hits are counted exactly instead."
+        )
+        yield Fact(what="dense site", topic="found", values=values, sites=site, short=text)

@@ -5,8 +5,8 @@ from typing import Any
 
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import applied_sites as sites_of_run
-from outlier_features.rules.kinds import hit_rules
-from outlier_features.rules.rule import HitRule
+from outlier_features.rules.kinds import hit_rules, rules_of
+from outlier_features.rules.rule import HitRule, Rule
 
 Part = Mapping[str, Any]
 
@@ -14,6 +14,11 @@ Part = Mapping[str, Any]
 def run_rules(summary: Part) -> dict[str, HitRule]:
     """Every rule that selects by hits, applied or not."""
     return hit_rules(summary["rules"])
+
+
+def rule_of(rules: Part, kind: type[Rule]) -> Rule:
+    """The one rule of a kind that a stage of its own applies, in a run whose stage ran."""
+    return next(rule for rule in rules_of(rules).values() if rule.kind == kind.kind)
 
 
 def applied_sites(summary: Part, rule: str) -> list[str]:
@@ -33,3 +38,8 @@ def listed(summary: Part, population: str, rule: str) -> Part:
     result = summary["populations"][population]["rules"][rule]
     activations: Part = result["massive_activations"]
     return activations
+
+
+def selected_dims(population: Part, rule: str) -> list[int]:
+    """The dims that a rule selects in a population, a part of `summary["populations"]`; the largest first."""
+    return [row["dim"] for row in population["rules"].get(rule, {"dims": []})["dims"]]
