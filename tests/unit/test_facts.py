@@ -161,6 +161,15 @@ def test_what_was_not_found_is_said(summary):
     holds(told(summary, "none selected by several").text, "without_first", "dettmers and massive")
 
 
+def test_dims_that_a_gain_hides_are_named(summary):
+    summary["sites"]["gains_left_out"] = {"mlp_norm": {"0": [400], "1": [97, 400], "2": [400]}}
+    assert not [fact for fact in facts_in(summary) if fact.what == "hidden dims"]  # no rule divides by a gain
+    summary["rules"]["gain"] = {"kind": "systematic", "sites": ["mlp_norm"], "scale": "gain"}
+    fact = told(summary, "hidden dims")
+    assert fact.rule == "gain" and fact.sites == "mlp_norm"
+    holds(fact.text, "2 dimensions", "97 (layer 1)", "400 (layers 0 to 2)")
+
+
 def test_rules_that_select_the_same_are_told_together(summary):
     """Eight rules: three that select the same dim, three that select nothing, one of 300 dims, one on another basis."""
     summary["sites"]["present"].append("mlp_act")

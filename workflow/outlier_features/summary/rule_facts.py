@@ -5,7 +5,7 @@ from typing import Any
 
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
 from outlier_features.rules.kinds import followed, rules_of
-from outlier_features.rules.rule import SCALES, HitRule
+from outlier_features.rules.rule import GAIN, SCALES, HitRule
 from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
 from outlier_features.visible_text import place, visible
@@ -23,6 +23,7 @@ def rule_facts(summary: Part) -> list[Fact]:
         *_not_applied(summary),
         *_absent_sites(summary),
         *_dense_sites(summary),
+        *_hidden_dims(summary),
     ]
 
 
@@ -271,3 +272,17 @@ def _dense_sites(summary: Part) -> Iterator[Fact]:
             f"In {values['sequences']:,} of {sequences} they are too many to list; hits are counted exactly instead."
         )
         yield Fact(what="dense site", topic="found", values=values, sites=site, short=text)
+
+
+def _hidden_dims(summary: Part) -> Iterator[Fact]:
+    """Dims whose gain is too small for a rule that divides by it, by the layers in which it is."""
+    rules = {name: rule for name, rule in run_rules(summary).items() if rule.scale == GAIN}
+    for site, by_layer in summary["sites"].get("gains_left_out", {}).items():
+        users = [name for name in rules if site in applied_sites(summary, name)]
+        dims = sorted({dim for those in by_layer.values() for dim in those})
+        where = [f"{dim} ({layers([int(layer) for layer, those in by_layer.items() if dim in those])})" for dim in dims]
+        if users:
+            yield Fact(what="hidden dims", topic="not found", sites=site, rule=listing(users), values=by_layer,
+                       short=f"On {visible(site)}, {rules_named(users, 'leave')} out "
+                       f"{count(len(dims), 'dimension')}, whose |gain| in a layer is under a thousandth of the median "
+                       f"there: {some(where)}.")  # fmt: skip
