@@ -180,7 +180,7 @@ def scaled(wildcards):
 
 
 def located_sites(wildcards):
-    """Sites of a run that a rule of kind `location` is applied to: of a dump all."""
+    """Sites of a run where locations are looked for, of a dump all."""
     wanted = LOCATION["sites"]
     return [
         site for site in sites(wildcards) if site in wanted or wildcards.model in DUMPS
