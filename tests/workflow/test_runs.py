@@ -38,7 +38,7 @@ def test_the_planted_massive_value_is_traced_to_the_embedding(project):
     after = life.filter(part="resid_post", layer=largest["layer"]).row(0, named=True)
     assert after["value"] == pytest.approx(largest["value"])
     assert (after["sequence"], after["traced_token"]) == (largest["sequence"], largest["token"])
-    assert "is in the embeddings: it enters the first block" in (run / "origin.txt").read_text()
+    assert "The embeddings give dim 7 " in (run / "origin.txt").read_text()
 
 
 def test_ablations_are_those_of_plain_transformers(project):
