@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -33,9 +34,10 @@ from outlier_features.extract.measure_loss import loss_rows
 from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST
-from outlier_features.model.interventions import Edit, edited, zeroing
+from outlier_features.model.interventions import Edit, edited, weight_of, zeroing
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks, ended_early
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
 from outlier_features.populations import REST as REST_PART
@@ -108,6 +110,7 @@ class AblationRun:
         self._sample = sample
         self._blocks = find_sites(loaded)
         self._recorder = LossRecorder(loaded)
+        self._prefixes = Prefixes(loaded)
         self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(loaded.device)
         self._mask = torch.from_numpy(sample.mask.copy()).to(loaded.device)
         self._where = {
@@ -134,32 +137,83 @@ class AblationRun:
         ]
 
     def scores(self, variants: Sequence[Variant]) -> pl.DataFrame:
-        """The rows of `ABLATION_SEQUENCES`."""
+        """The rows of `ABLATION_SEQUENCES`.
+
+        For each batch of sequences one whole pass, which is the unchanged model's; the others begin where they differ
+        from it. Variants that begin at one block are run together, where more sequences than the sample's fit a batch.
+        """
+        starts = [self._start(variant) for variant in variants]
         means = self._means({layer for v in variants if v.target and v.value == MEAN for layer in v.target.layers})
         frames = []
-        for index, variant in enumerate(tqdm(variants, desc="ablations", unit="variant", file=sys.stderr)):
-            nll, top1 = self._run(variant, means)
-            rows = loss_rows(self._sample, 0, len(nll), nll)
-            mean = pl.Series(top1.sum(axis=1, dtype=np.float64)) / rows["tokens"]
-            frames.append(rows.with_columns(variant=pl.lit(index), top1_probability=mean))
-        rows = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
-        return rows.pipe(ABLATION_SEQUENCES.cast)
-
-    def _run(self, variant: Variant, means: Means) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Losses and largest probabilities, float32 (N, T)."""
-        target = variant.target
-        nll, top1 = torch.zeros(self._ids.shape), torch.zeros(self._ids.shape)
-        with zeroing() as zero:
-            if target and target.site == WEIGHT_SITE:
-                for layer, row, col in zip(target.layers, target.dims, target.cols, strict=True):
-                    zero(down_projection(self._blocks, layer), row, col)
-            edits = list(self._edits(variant, means))
-            for rows in self._batches():
-                ids, where = self._ids[rows], self._where[variant.positions][rows]
-                with torch.inference_mode(), edited(edits, where), self._recorder.states():
+        batches = self._batches()
+        with tqdm(total=len(variants) * len(batches), desc="ablations", unit="variant", file=sys.stderr) as progress:
+            for rows in batches:
+                ids = self._ids[rows]
+                with torch.inference_mode(), self._prefixes.keeping(starts, ids) as kept, self._recorder.states():
                     self._loaded.base(ids)
-                nll[rows], top1[rows] = self._recorder.token_scores(ids, self._mask[rows])
-        return nll.numpy(), top1.numpy()
+                unchanged = [index for index, variant in enumerate(variants) if variant.target is None]
+                scores = self._recorder.token_scores(ids, self._mask[rows]) if unchanged else None
+                frames += [self._rows(index, rows, scores) for index in unchanged if scores]
+                progress.update(len(unchanged))
+                for start, group in self._groups(variants, starts, max(1, self._batch_size // len(ids))):
+                    nll, top1 = self._run([variants[index] for index in group], means, rows, kept[start])
+                    per = zip(group, nll.chunk(len(group)), top1.chunk(len(group)), strict=True)
+                    frames += [self._rows(index, rows, scores) for index, *scores in per]
+                    progress.update(len(group))
+        rows = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
+        return rows.pipe(ABLATION_SEQUENCES.cast).sort("variant", "sequence")
+
+    def _rows(self, index: int, rows: slice, scores: Sequence[torch.Tensor]) -> pl.DataFrame:
+        """The rows of one variant, from losses and largest probabilities float32 (B, T)."""
+        nll, top1 = (score.cpu().numpy() for score in scores)
+        found = loss_rows(self._sample, rows.start, rows.start + len(nll), nll)
+        mean = pl.Series(top1.sum(axis=1, dtype=np.float64)) / found["tokens"]
+        return found.with_columns(variant=pl.lit(index), top1_probability=mean)
+
+    def _start(self, variant: Variant) -> int:
+        """The first block that does anything else than in the unchanged model, as far as passes can begin there."""
+        target = variant.target
+        if target is None or not target.layers:
+            return 0
+        first = min(target.layers)
+        if target.site == WEIGHT_SITE:
+            modules = [down_projection(self._blocks, layer) for layer in target.layers]
+            return self._prefixes.start(min(first, *(self._prefixes.first_with(weight_of(m)) for m in modules)))
+        # What is set in a block's output, is set in that which is kept.
+        return self._prefixes.start(first + (target.site == RESID_POST))
+
+    @staticmethod
+    def _groups(variants: Sequence[Variant], starts: Sequence[int], size: int) -> Iterator[tuple[int, list[int]]]:
+        """Indices of variants that can be rows of one batch, at most so many; weights are those of all rows."""
+        together: dict[int, list[int]] = {}
+        for index, (variant, start) in enumerate(zip(variants, starts, strict=True)):
+            if variant.target and variant.target.site == WEIGHT_SITE:
+                yield start, [index]
+            elif variant.target:
+                together.setdefault(start, []).append(index)
+        for start, indices in together.items():
+            for at in range(0, len(indices), size):
+                yield start, indices[at : at + size]
+
+    def _run(
+        self, variants: Sequence[Variant], means: Means, rows: slice, prefix: Prefix
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and largest probabilities, float32 (len(variants) * B, T), of each variant's sequences in turn."""
+        times, past = len(variants), self._prefixes.past(prefix.start)
+        ids, mask = self._ids[rows].repeat(times, 1), self._mask[rows].repeat(times, 1)
+        with ExitStack() as changes:
+            zero = changes.enter_context(zeroing())
+            for number, variant in enumerate(variants):
+                target = variant.target
+                if target and target.site == WEIGHT_SITE:
+                    for layer, row, col in zip(target.layers, target.dims, target.cols, strict=True):
+                        zero(down_projection(self._blocks, layer), row, col)
+                where = torch.zeros_like(mask)
+                where.view(times, *self._ids[rows].shape)[number] = self._where[variant.positions][rows]
+                changes.enter_context(edited(self._edits(variant, means), where, past))
+            with torch.inference_mode(), self._prefixes.begun(prefix, times), self._recorder.states():
+                self._loaded.base(ids)
+            return self._recorder.token_scores(ids, mask)
 
     def _edits(self, variant: Variant, means: Means) -> Iterator[Edit]:
         target = variant.target
@@ -189,7 +243,11 @@ class AblationRun:
                     here = x[where[rows].reshape(x.shape[:-1])].cpu().double().sum(0)
                     sums[layer, positions] = sums.get((layer, positions), 0) + here
 
-            with hooked(sites, add):
+            def look(block: int, _: Any) -> None:
+                if block == sites[-1][0]:
+                    raise PassEnded
+
+            with ended_early(), hooked(sites, add), after_blocks(self._loaded.stack, look):
                 self._loaded.base(self._ids[rows])
         return {(layer, name): total / int(self._where[name].sum()) for (layer, name), total in sums.items()}
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -106,13 +107,19 @@ def find_sites(loaded: LoadedModel) -> list[Block]:
 
 
 @contextmanager
-def hooked(sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]) -> Iterator[None]:
+def hooked(
+    sites: Iterable[tuple[Key, Site]],
+    receive: Callable[[Key, torch.Tensor], None],
+    past: Mapping[nn.Module, int] = MappingProxyType({}),
+) -> Iterator[None]:
     """While the model runs, hand each site's tensor, (B, T, H) or (B*T, H), to `receive(key, tensor)`.
 
     The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps. What `receive`
     changes in place, the model goes on with.
+
+    past   calls of modules that are left out at the beginning of the pass
     """
-    handles = [_hook(site, key, receive) for key, site in sites]
+    handles = [_hook(site, key, receive, past.get(site.module, 0)) for key, site in sites]
     try:
         yield
     finally:
@@ -120,8 +127,7 @@ def hooked(sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tens
             handle.remove()
 
 
-def _hook(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None]) -> Any:
-    number = 0
+def _hook(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None], number: int) -> Any:
 
     def hand_on(value: Any) -> None:
         nonlocal number

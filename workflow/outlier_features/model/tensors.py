@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from transformers.utils import ModelOutput
 
 Tensor = torch.Tensor
 
@@ -20,11 +21,12 @@ def first_tensor(value: Any) -> Any:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested tuples, lists and dicts with each tensor changed; other objects are what they were."""
+    """The same nested tuples, lists, dicts and `ModelOutput`s with each tensor changed; others are what they were."""
     if torch.is_tensor(value):
         return change(value)
     if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        changed = {key: map_tensors(item, change) for key, item in value.items()}
+        return type(value)(**changed) if isinstance(value, ModelOutput) else changed
     if type(value) in (tuple, list):
         return type(value)(map_tensors(item, change) for item in value)
     return value
