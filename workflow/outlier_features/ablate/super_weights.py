@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,8 @@ from tqdm import tqdm
 from outlier_features.errors import InputError
 from outlier_features.model.interventions import weight_at, weight_of, zeroing
 from outlier_features.model.models import LoadedModel
-from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks, ended_early
+from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
 from outlier_features.model.sites import Block, hooked
-
 
 Place = tuple[int, int, int]
 
@@ -112,7 +112,7 @@ class _Search:
             for name in ("mlp_act", "mlp_down")
         ]
         with (
-            ended_early(),
+            suppress(PassEnded),
             self._prefixes.begun(self._prefix),
             hooked(sites, keep, self._prefixes.past(self._prefix.start)),
             self._prefixes.keeping(range(len(self._blocks)), self._ids) as kept,
