@@ -298,7 +298,8 @@ class Files:
             self.path("source.json"), self.path("tokens.safetensors"), self.path("dims.parquet"),
             self.path("super_weights.parquet"), self.path("ablation.parquet"),
             self.path("ablation_sequences.parquet"), sequences=sequences, length=length, seeds=seeds,
-            cost=1.5, dtype="float32", device="cpu", attention="eager", batch_size=2, threads=1, trust_remote_code=False,
+            cost=1.5, dtype="float32", device="cpu", attention="eager", batch_size=2, threads=1,
+            trust_remote_code=False,
         )  # fmt: skip
         rows, provenance = read_table(self.path("ablation.parquet"), ABLATION)
         by_sequence, _ = read_table(self.path("ablation_sequences.parquet"), ABLATION_SEQUENCES)

@@ -157,7 +157,7 @@ class Prefixes:
             if isinstance(found, str):
                 return found
             if found.shape != expected.shape or not same_values(found, expected):
-                return "last hidden states are not those of a whole pass"
+                return "the last hidden states are others"
         return None
 
     def _tried(self, ids: Tensor, prefix: Prefix, times: int = 1) -> Tensor | str:
@@ -167,7 +167,7 @@ class Prefixes:
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            return f"forward raises {type(error).__name__}: {error}"
+            return f"the model raises {type(error).__name__}: {error}"
 
     @torch.inference_mode()
     def _states(self, ids: Tensor, prefix: Prefix, times: int = 1) -> Tensor:
