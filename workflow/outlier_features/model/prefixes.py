@@ -18,7 +18,7 @@ from torch import nn
 
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.stack import Stack
-from outlier_features.model.tensors import map_tensors, same_values
+from outlier_features.model.tensors import map_tensors, same_values, unknown_parts
 from outlier_features.model.verify_sites import TOLERANCE
 
 Tensor = torch.Tensor
@@ -84,9 +84,7 @@ class Prefixes:
         if wanted not in self._starts:
             problem = self._problem(wanted)
             if problem:
-                print(
-                    f"passes from block {wanted} on: all blocks are run, since the model's {problem}", file=sys.stderr
-                )
+                print(f"passes from block {wanted} on: all blocks are run: {problem}", file=sys.stderr)
             self._starts[wanted] = 0 if problem else wanted
         return self._starts[wanted]
 
@@ -153,6 +151,8 @@ class Prefixes:
         Both sequences in turn: whatever a model keeps to itself from one pass to the next is of other tokens then.
         """
         for ids, kept, expected in self._probe:
+            if unknown := next(unknown_parts((kept[start].output, kept[start].encoded)), None):
+                return f"block {start - 1} returns a {type(unknown).__name__}, which is not copied"
             found = self._tried(ids, kept[start])
             if isinstance(found, str):
                 return found
