@@ -101,7 +101,7 @@ def measure(run: Run, repetitions: int) -> None:
         "search, begun": run.search,
         "ablations, whole": run.ablate_whole,
         "ablations, begun": run.ablate,
-        "ablations, begun, cost 1.5": lambda: run.ablate(1.5),
+        "ablations, begun, cost 1": lambda: run.ablate(1.0),
     }
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repetitions):
@@ -112,7 +112,7 @@ def measure(run: Run, repetitions: int) -> None:
     for label, search, ablations in (
         ("whole passes", "search, whole", "ablations, whole"),
         ("begun at blocks", "search, begun", "ablations, begun"),
-        ("begun, cost 1.5", "search, begun", "ablations, begun, cost 1.5"),
+        ("begun, cost 1", "search, begun", "ablations, begun, cost 1"),
     ):
         ratios = [median[search], median[ablations], median[search] + median[ablations]]
         both = "  ".join(f"{ratio / median['extraction']:5.2f}" for ratio in ratios)
