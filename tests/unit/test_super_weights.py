@@ -15,6 +15,7 @@ from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import InputError
 from outlier_features.files.digest import sha256_of
 from outlier_features.model.interventions import zeroing
+from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
 from outlier_features.model.tensors import first_tensor
 from outlier_features.published import published_super_weights
@@ -139,6 +140,15 @@ def test_a_search_that_goes_on_from_the_block_it_changed_finds_what_whole_passes
     assert len(found) >= 4 and places(found) == [place for place, _ in expected]
     spikes = [(abs(weight.mlp_act.value), abs(weight.mlp_down.value)) for weight in found]
     assert spikes == [values for _, values in expected]
+
+
+def test_a_search_finds_the_same_where_no_pass_may_begin_at_a_block(monkeypatch):
+    loaded = zoo.loaded("llama")
+    plant("llama", loaded.model, 3, 5, {40: 9.0})
+    plant("llama", loaded.model, 1, 17, {33: 5.0, 34: -7.0})
+    found = search(loaded)
+    monkeypatch.setattr(Prefixes, "start", lambda self, wanted: 0)
+    assert len(found) == 3 and search(loaded) == found
 
 
 def test_a_search_runs_each_block_once_and_the_changed_ones_again():
