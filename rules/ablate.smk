@@ -53,6 +53,7 @@ rule ablate_dims:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],
         seeds=CONFIG["ablate"]["seeds"],
+        cost=CONFIG["ablate"]["cost"],
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
         off=off("ablation"),

@@ -17,6 +17,7 @@ with stage(snakemake.log[0]):
         sequences=params.sequences,
         length=params.length,
         seeds=params.seeds,
+        cost=params.cost,
         batch_size=params.batch_size,
         **params.loading,
     )

@@ -14,6 +14,7 @@ import zoo
 from fake_run import leave_out
 from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
+from outlier_features.ablate.ablation_sample import PassCost, affordable_length
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import AblationTarget, random_targets, selected_targets
 from outlier_features.ablate.find_super_weights import find_super_weights
@@ -24,6 +25,7 @@ from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.interventions import Edit, edited
+from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
 from outlier_features.rules.kinds import followed
 from outlier_features.tokens.tokens import Tokens, tokens_digest
@@ -31,6 +33,7 @@ from test_sites import BY_HAND
 from test_super_weights import plant
 
 N, T = 3, 16
+BOUND = 1e-6  # relative, of variants that share a batch, in float32; found: none, 5e-8 with experts
 PUBLISHED = Path(__file__).parents[2] / "workflow/published/super_weights.csv"
 PATHS = {name: path for name, (path, _) in BY_HAND.items()} | {
     "olmoe": "model.layers", "qwen3_next": "model.layers", "gpt_oss": "model.layers", "falcon": "transformer.h",
@@ -177,6 +180,109 @@ def test_the_same_twice():
     assert one.equals(two)
 
 
+def every_kind(loaded, tokens):
+    """The unchanged model and variants that begin at every block."""
+    targets = [
+        *(AblationTarget("dims", "massive", "resid_post", (layer,), (5,)) for layer in range(len(loaded.stack))),
+        AblationTarget("dims", "massive", "resid_post", (1, 2, 1), (5, 9, 7)),
+        *(AblationTarget("dims", "dettmers", site, (), (5, 9)) for site in ("attn_norm", "mlp_norm")),
+    ]
+    if (dense := [n for n, block in enumerate(find_sites(loaded)) if "mlp_down" in block.sites])[1:]:
+        layers, rows, cols = dense[1:], [4] * len(dense[1:]), [6] * len(dense[1:])
+        targets.append(AblationTarget("weight", "super_weight", "mlp_down.weight", *map(tuple, (layers, rows, cols))))
+    return AblationRun(loaded, tokens, 1).variants(targets)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_passes_that_begin_at_a_block_give_what_whole_passes_give(name, monkeypatch):
+    tokens, loaded = sample(special=[(1, 4)], lengths=(T, T, 9)), zoo.loaded(name)
+    variants = every_kind(loaded, tokens)
+    found = AblationRun(loaded, tokens, 1).scores(variants)
+    monkeypatch.setattr(Prefixes, "start", lambda self, wanted: 0)
+    assert found.equals(AblationRun(loaded, tokens, 1).scores(variants))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_variants_that_share_a_batch_differ_by_rounding(name):
+    tokens, loaded = sample(), zoo.loaded(name)
+    variants = every_kind(loaded, tokens)
+    alone = AblationRun(loaded, tokens, 1)
+    together = AblationRun(loaded, tokens, 1)
+    together._batch_size = 12  # as on a GPU: four variants of three sequences
+    assert len([*together._groups(variants, [0] * len(variants), 4)]) < len(variants) // 2
+    one, other = alone.scores(variants), together.scores(variants)
+    assert one.drop("nll", "top1_probability").equals(other.drop("nll", "top1_probability"))
+    np.testing.assert_allclose(other["nll"], one["nll"], rtol=BOUND)
+    np.testing.assert_allclose(other["top1_probability"], one["top1_probability"], rtol=BOUND)
+
+
+def test_as_many_sequences_are_kept_as_the_limit_allows(monkeypatch):
+    tokens, loaded = sample(), zoo.loaded("llama")
+    target = AblationTarget("dims", "massive", "resid_post", (1,), (5,))
+    passes, found = AblationRun(loaded, tokens, 1), []
+    passes._batch_size = N
+    loaded.model.model.layers[3].mlp.register_forward_hook(lambda module, args, output: found.append(len(output)))
+    # Of two starts: all sequences, two, and one in any case.
+    passes.scores([Variant(None), Variant(target, "rest", "zero")])  # tries where passes may begin
+    found.clear()
+    for limit, sizes in ((2**30, {3}), (2 * 2 * T * zoo.D_MODEL * 4, {2, 1}), (0, {1})):
+        monkeypatch.setattr("outlier_features.ablate.ablate_dims.KEPT_BYTES", limit)
+        passes.scores([Variant(None), Variant(target, "rest", "zero")])
+        assert set(found) == sizes
+        found.clear()
+
+
+def test_a_model_whose_blocks_read_more_is_run_whole(capsys):
+    tokens, loaded = sample(), zoo.loaded("llama")
+    first, *_, last = loaded.model.model.layers
+    returned, forward = [], last.forward
+    first.register_forward_hook(lambda module, args, output: returned.append(output.clone()))
+    last.forward = lambda *args, **kwargs: forward(*args, **kwargs) + returned[-1]
+    target = AblationTarget("dims", "massive", "resid_post", (1,), (5,))
+    (found,) = scores(loaded, tokens, [Variant(target, "rest", "zero")])
+    assert "passes from block 2 on: all blocks are run" in capsys.readouterr().err
+    close(
+        found, losses(loaded.model, tokens, [(loaded.model.model.layers[1], with_dims(tokens, (5,), (0.0,), "rest"))])
+    )
+
+
+def test_the_cost_of_a_token_is_the_weights_that_it_meets():
+    price = PassCost(zoo.loaded("llama"))
+    head = zoo.VOCABULARY * zoo.D_MODEL
+    block = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * zoo.D_MLP + 2 * 64  # q, o; k, v; MLP; norms
+    assert price.token() == 4 * block + head
+    assert price.token(3) == block + head and price.token(4) == head and price.token(0, 2) == 2 * block
+
+
+@pytest.mark.parametrize(
+    ("run", "cost", "length"),
+    [
+        (4e12, 1.5, 96),  # 2 sequences x 96 tokens x 30e9 are 5.76e12
+        (2e12, 1.5, 50),
+        (2e12, 0.75, 25),
+        (1e12, 1e-9, 16),  # 10^12 in any case
+        (1e9, 1.5, 16),
+    ],
+)
+def test_as_many_tokens_as_the_cost_allows(run, cost, length):
+    assert affordable_length(96, 2, [10e9, 20e9], run, cost) == length
+    assert affordable_length(12, 2, [10e9, 20e9], run, cost) == min(length, 12)
+
+
+def test_small_models_and_runs_are_not_cut():
+    assert affordable_length(96, 2, [5e6] * 50, 1e6, 1.5) == 96
+
+
+def test_a_costly_sample_is_cut_and_the_files_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("outlier_features.ablate.ablation_sample.ALWAYS", 0)
+    monkeypatch.setattr("outlier_features.ablate.ablation_sample.FEWEST", 2)
+    files = Files(tmp_path, dims=SELECTED)
+    files.search()
+    rows, _, facts = files.ablate(cost=4.0)
+    assert 2 < facts["tokens"] < T and set(rows["tokens"]) == {2 * (facts["tokens"] - 1)}
+    assert f"sample: {facts['tokens']} of {T} tokens of each sequence, by `ablate.cost`" in capsys.readouterr().err
+
+
 def test_an_edit_leaves_other_dims_and_positions_alone():
     loaded = zoo.loaded("llama")
     site = find_sites(loaded)[1].sites["resid_post"]
@@ -293,12 +399,13 @@ class Files:
         )  # fmt: skip
         return read_table(self.path("super_weights.parquet"), SUPER_WEIGHTS)
 
-    def ablate(self, sequences=2, length=T, seeds=2):
+    def ablate(self, sequences=2, length=T, seeds=2, cost=1.5):
         ablate_dims(
             self.path("source.json"), self.path("tokens.safetensors"), self.path("dims.parquet"),
             self.path("super_weights.parquet"), self.path("ablation.parquet"),
             self.path("ablation_sequences.parquet"), sequences=sequences, length=length, seeds=seeds,
-            dtype="float32", device="cpu", attention="eager", batch_size=2, threads=1, trust_remote_code=False,
+            cost=cost, dtype="float32", device="cpu", attention="eager", batch_size=2, threads=1,
+            trust_remote_code=False,
         )  # fmt: skip
         rows, provenance = read_table(self.path("ablation.parquet"), ABLATION)
         by_sequence, _ = read_table(self.path("ablation_sequences.parquet"), ABLATION_SEQUENCES)

@@ -15,7 +15,9 @@ from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import InputError
 from outlier_features.files.digest import sha256_of
 from outlier_features.model.interventions import zeroing
+from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
+from outlier_features.model.tensors import first_tensor
 from outlier_features.published import published_super_weights
 
 TABLE = Path(__file__).parents[2] / "workflow/published/super_weights.csv"
@@ -94,6 +96,73 @@ def test_the_earliest_block_goes_first_and_then_what_still_spikes():
     assert [weight.round for weight in found] == [1, 2, 3]
 
 
+def by_whole_passes(loaded, name, rounds=20):
+    """The places that the search finds where every round runs all of the model, by hooks of one's own."""
+    path, _, output = MLP[name]
+    layers = range(4)
+    downs = [loaded.model.get_submodule(path.format(n)).get_submodule(output) for n in layers]
+    weights = [down.weight.data.clone() for down in downs]
+    found, seen = [], {}
+    handles = [
+        down.register_forward_hook(lambda m, args, out, n=n: seen.update({n: (args[0][0], out[0])}))
+        for n, down in enumerate(downs)
+    ]
+    for _ in range(rounds):
+        with torch.no_grad():
+            loaded.model(some_ids())
+        both = [n for n in layers if all(tensor.abs().max() > 50 for tensor in seen[n])]
+        spikes = [(n, *(int(x.abs().argmax()) % x.shape[-1] for x in reversed(seen[n]))) for n in both]
+        new = [(place, seen[place[0]]) for place in spikes if place not in [one for one, _ in found]]
+        if not new:
+            break
+        (layer, row, col), (act, down) = new[0]
+        found.append((new[0][0], (float(act.abs().max()), float(down.abs().max()))))
+        with torch.no_grad():
+            downs[layer].weight[(col, row) if name == "gpt2" else (row, col)] = 0
+    for handle, down, weight in zip(handles, downs, weights, strict=True):
+        handle.remove()
+        down.weight.data = weight
+    return found
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_a_search_that_goes_on_from_the_block_it_changed_finds_what_whole_passes_find(name, shared):
+    loaded = zoo.loaded(name)
+    plant(name, loaded.model, 3, 5, {40: 9.0, 41: 8.0})
+    plant(name, loaded.model, 1, 17, {33: 5.0, 34: -7.0})
+    if shared:  # one matrix of two blocks: what is zero changes the first of them
+        path, _, output = MLP[name]
+        two, one = (loaded.model.get_submodule(path.format(n)).get_submodule(output) for n in (2, 1))
+        two.weight = one.weight
+    expected = by_whole_passes(loaded, name)
+    found = search(loaded)
+    assert len(found) >= 4 and places(found) == [place for place, _ in expected]
+    spikes = [(abs(weight.mlp_act.value), abs(weight.mlp_down.value)) for weight in found]
+    assert spikes == [values for _, values in expected]
+
+
+def test_a_search_finds_the_same_where_no_pass_may_begin_at_a_block(monkeypatch):
+    loaded = zoo.loaded("llama")
+    plant("llama", loaded.model, 3, 5, {40: 9.0})
+    plant("llama", loaded.model, 1, 17, {33: 5.0, 34: -7.0})
+    found = search(loaded)
+    monkeypatch.setattr(Prefixes, "start", lambda self, wanted: 0)
+    assert len(found) == 3 and search(loaded) == found
+
+
+def test_a_search_runs_each_block_once_and_the_changed_ones_again():
+    loaded = zoo.loaded("llama")
+    plant("llama", loaded.model, 2, 5, {40: 9.0})
+    plant("llama", loaded.model, 1, 17, {33: 5.0, 34: -7.0})
+    blocks, ran = find_sites(loaded), []
+    for n, layer in enumerate(loaded.model.model.layers):
+        layer.mlp.register_forward_hook(lambda m, args, out, n=n: ran.append(n) if out.shape[1] == 20 else None)
+    found = search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
+    assert [weight.layer for weight in found] == [1, 1, 2]
+    assert ran == [0, 1, 1, 1, 2, 2, 3]
+
+
 def test_a_model_without_spikes_has_none():
     assert search(zoo.loaded("llama")) == []
 
@@ -157,13 +226,15 @@ def test_every_weight_is_what_it_was(name, error):
     before, passes, zeros = weights_of(loaded.model), [], []
 
     def count(module, args):
+        if first_tensor(args).shape[1] != 20:  # probe tokens
+            return
         passes.append(1)
         zeros.append(not same(loaded.model, before))
         if error and len(passes) == 3:
             raise error
 
-    last = loaded.model.get_submodule(blocks[-1].path)
-    last.register_forward_pre_hook(count)
+    planted = loaded.model.get_submodule(blocks[1].path)
+    planted.register_forward_pre_hook(count)
     if error is None:
         search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
     else:

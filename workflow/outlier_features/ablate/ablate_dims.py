@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from outlier_features.ablate.ablation_effects import MOST_NATS
+from outlier_features.ablate.ablation_sample import PassCost, affordable_length
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import (
     ALL,
@@ -33,9 +35,10 @@ from outlier_features.extract.measure_loss import loss_rows
 from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST
-from outlier_features.model.interventions import Edit, edited, zeroing
+from outlier_features.model.interventions import Edit, edited, weight_of, zeroing
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
 from outlier_features.populations import REST as REST_PART
@@ -43,6 +46,7 @@ from outlier_features.rules.kinds import followed
 from outlier_features.tokens.tokens import Tokens
 
 _PARTS = {EXCLUDED: (EXCLUDED_PART,), REST: (REST_PART,), ALL: (EXCLUDED_PART, REST_PART)}
+KEPT_BYTES = 2**30  # of what passes begin with; of one sequence, whatever it takes
 Means = Mapping[tuple[int, str], torch.Tensor]
 
 
@@ -58,35 +62,41 @@ def ablate_dims(
     length: int,
     seeds: int,
     batch_size: int,
+    cost: float,
     **loading: Unpack[Loading],
 ) -> None:
     """Write `ablation`, a row for each variant of the model, and `ablation_sequences`, the same for each sequence.
 
-    The sample is the first `length` tokens of the run's first `sequences` sequences. The provenance has `ablate`: the
-    sample, the seeds, whether each sequence's first position is the only excluded one (`only_first_excluded`), and
-    whether super weights were searched (`weights_searched`).
+    The sample is the first `length` tokens of the run's first `sequences` sequences, or fewer tokens where the passes
+    would be more than `cost` times the run's own, in multiply-adds (see `affordable_length`).
+
+    The provenance has `ablate`: the sample, the seeds, whether each sequence's first position is the only excluded one
+    (`only_first_excluded`), and whether super weights were searched (`weights_searched`).
 
     Raises `InputError` where the files are of another run, or the model does not predict the next token.
     """
     run = Tokens.read(tokens)
     dim_rows, provenance = run.files.table(dims, DIMS)
     weight_rows, found = run.files.table(super_weights, SUPER_WEIGHTS)
-    sample = run.head(sequences, length)
-    facts = {
-        "sequences": len(sample.tokens),
-        "tokens": sample.tokens.shape[1],
-        "seeds": seeds,
-        "only_first_excluded": bool((sample.parts[:, 1:] != EXCLUDED_PART).all()),
-        "weights_searched": MISSING not in found,
-    }
     if provenance["no_loss"]:
         raise InputError(provenance["no_loss"])
     loaded = load_model(Path(run.files.model(source)["location"]), **loading)
-    passes = AblationRun(loaded, sample, batch_size)
+    passes = AblationRun(loaded, run.head(sequences, length), batch_size)
     targets = selected_targets(dim_rows, followed(provenance["rules"]), weight_rows)
-    variants = passes.variants([*targets, *random_targets(targets, loaded.d_model, passes.neurons, seeds)])
+    targets += random_targets(targets, loaded.d_model, passes.neurons, seeds)
+    sample = run.head(sequences, passes.length_within(targets, run.tokens.size, cost))
+    passes.take(sample)
+    variants = passes.variants(targets)
     by_sequence = passes.scores(variants)
-    provenance |= {"ablate": facts}
+    provenance |= {
+        "ablate": {
+            "sequences": len(sample.tokens),
+            "tokens": sample.tokens.shape[1],
+            "seeds": seeds,
+            "only_first_excluded": bool((sample.parts[:, 1:] != EXCLUDED_PART).all()),
+            "weights_searched": MISSING not in found,
+        }
+    }
     write_table(ablation, ablation_rows(variants, by_sequence), ABLATION, provenance)
     write_table(ablation_sequences, by_sequence, ABLATION_SEQUENCES, provenance)
 
@@ -105,17 +115,35 @@ class AblationRun:
 
     def __init__(self, loaded: LoadedModel, sample: Tokens, batch_size: int):
         self._loaded = loaded
-        self._sample = sample
         self._blocks = find_sites(loaded)
         self._recorder = LossRecorder(loaded)
-        self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(loaded.device)
-        self._mask = torch.from_numpy(sample.mask.copy()).to(loaded.device)
-        self._where = {
-            positions: torch.from_numpy(np.isin(sample.parts, parts)).to(loaded.device)
-            for positions, parts in _PARTS.items()
-        }
+        self._prefixes = Prefixes(loaded)
         # One at a time on a CPU, as in the extraction: the baseline is then the run's own loss, bit by bit.
         self._batch_size = 1 if loaded.device.type == "cpu" else batch_size
+        self.take(sample)
+
+    def take(self, sample: Tokens) -> None:
+        """Measure on this sample from now on."""
+        device = self._loaded.device
+        self._sample = sample
+        self._ids = torch.from_numpy(sample.tokens.astype(np.int64)).to(device)
+        self._mask = torch.from_numpy(sample.mask.copy()).to(device)
+        self._where = {
+            positions: torch.from_numpy(np.isin(sample.parts, parts)).to(device) for positions, parts in _PARTS.items()
+        }
+
+    def length_within(self, targets: Sequence[AblationTarget], run_tokens: int, cost: float) -> int:
+        """Tokens of each sequence of the sample that all variants can be run on at `cost` times the run's passes."""
+        price = PassCost(self._loaded)
+        variants = self.variants(targets)
+        tokens = [price.token(self._start(variant)) for variant in variants]
+        if averaged := self._averaged(variants):
+            tokens.append(price.token(0, max(averaged) + 1))
+        sequences, length = self._ids.shape
+        found = affordable_length(length, sequences, tokens, run_tokens * price.token(), cost)
+        if found < length:
+            print(f"sample: {found} of {length} tokens of each sequence, by `ablate.cost`", file=sys.stderr)
+        return found
 
     @property
     def neurons(self) -> dict[int, int]:
@@ -134,32 +162,88 @@ class AblationRun:
         ]
 
     def scores(self, variants: Sequence[Variant]) -> pl.DataFrame:
-        """The rows of `ABLATION_SEQUENCES`."""
-        means = self._means({layer for v in variants if v.target and v.value == MEAN for layer in v.target.layers})
-        frames = []
-        for index, variant in enumerate(tqdm(variants, desc="ablations", unit="variant", file=sys.stderr)):
-            nll, top1 = self._run(variant, means)
-            rows = loss_rows(self._sample, 0, len(nll), nll)
-            mean = pl.Series(top1.sum(axis=1, dtype=np.float64)) / rows["tokens"]
-            frames.append(rows.with_columns(variant=pl.lit(index), top1_probability=mean))
-        rows = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
-        return rows.pipe(ABLATION_SEQUENCES.cast)
+        """The rows of `ABLATION_SEQUENCES`.
 
-    def _run(self, variant: Variant, means: Means) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Losses and largest probabilities, float32 (N, T)."""
-        target = variant.target
-        nll, top1 = torch.zeros(self._ids.shape), torch.zeros(self._ids.shape)
-        with zeroing() as zero:
-            if target and target.site == WEIGHT_SITE:
-                for layer, row, col in zip(target.layers, target.dims, target.cols, strict=True):
-                    zero(down_projection(self._blocks, layer), row, col)
-            edits = list(self._edits(variant, means))
-            for rows in self._batches():
-                ids, where = self._ids[rows], self._where[variant.positions][rows]
-                with torch.inference_mode(), edited(edits, where), self._recorder.states():
+        For each batch of sequences one whole pass, which is the unchanged model's; the others begin where they differ
+        from it. Variants that begin at one block are run together, where more sequences than the sample's fit a batch.
+        """
+        starts = [self._start(variant) for variant in variants]
+        means = self._means(self._averaged(variants))
+        frames: list[pl.DataFrame] = []
+        token = self._loaded.d_model * self._loaded.dtype.itemsize * len(set(starts))
+        batches = self._batches(KEPT_BYTES // (token * self._ids.shape[1]))
+        with tqdm(total=len(variants) * len(batches), desc="ablations", unit="variant", file=sys.stderr) as progress:
+            for rows in batches:
+                ids = self._ids[rows]
+                with torch.inference_mode(), self._prefixes.keeping(starts, ids) as kept, self._recorder.states():
                     self._loaded.base(ids)
-                nll[rows], top1[rows] = self._recorder.token_scores(ids, self._mask[rows])
-        return nll.numpy(), top1.numpy()
+                for index, variant in enumerate(variants):
+                    if variant.target is None:
+                        frames.append(self._rows(index, rows, *self._recorder.token_scores(ids, self._mask[rows])))
+                        progress.update()
+                for start, group in self._groups(variants, starts, max(1, self._batch_size // len(ids))):
+                    scores = self._run([variants[index] for index in group], means, rows, kept[start])
+                    each = zip(*(score.chunk(len(group)) for score in scores), strict=True)
+                    frames += [self._rows(index, rows, *one) for index, one in zip(group, each, strict=True)]
+                    progress.update(len(group))
+        table = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
+        return table.pipe(ABLATION_SEQUENCES.cast).sort("variant", "sequence")
+
+    def _rows(self, index: int, rows: slice, nll: torch.Tensor, top1: torch.Tensor) -> pl.DataFrame:
+        """The rows of one variant, from losses and largest probabilities float32 (B, T)."""
+        found = loss_rows(self._sample, rows.start, rows.start + len(nll), nll.cpu().numpy())
+        mean = pl.Series(top1.cpu().numpy().sum(axis=1, dtype=np.float64)) / found["tokens"]
+        return found.with_columns(variant=pl.lit(index), top1_probability=mean)
+
+    @staticmethod
+    def _averaged(variants: Sequence[Variant]) -> set[int]:
+        """Blocks whose mean outputs are needed."""
+        return {layer for v in variants if v.target and v.value == MEAN for layer in v.target.layers}
+
+    def _start(self, variant: Variant) -> int:
+        """The first block that does anything else than in the unchanged model, as far as passes can begin there."""
+        target = variant.target
+        if target is None or not target.layers:
+            return 0
+        first = min(target.layers)
+        if target.site == WEIGHT_SITE:
+            modules = [down_projection(self._blocks, layer) for layer in target.layers]
+            return self._prefixes.start(min(first, *(self._prefixes.first_with(weight_of(m)) for m in modules)))
+        # What is set in a block's output, is set in that which is kept.
+        return self._prefixes.start(first + (target.site == RESID_POST))
+
+    def _groups(self, variants: Sequence[Variant], starts: Sequence[int], most: int) -> Iterator[tuple[int, list[int]]]:
+        """Indices of variants that can be rows of one batch, at most so many; weights are those of all rows."""
+        together: dict[int, list[int]] = {}
+        for index, (variant, start) in enumerate(zip(variants, starts, strict=True)):
+            if variant.target and variant.target.site == WEIGHT_SITE:
+                yield start, [index]
+            elif variant.target:
+                together.setdefault(start, []).append(index)
+        for start, indices in together.items():
+            size = most if most > 1 and self._prefixes.can_repeat(start) else 1
+            for at in range(0, len(indices), size):
+                yield start, indices[at : at + size]
+
+    def _run(
+        self, variants: Sequence[Variant], means: Means, rows: slice, prefix: Prefix
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and largest probabilities, float32 (len(variants) * B, T), of each variant's sequences in turn."""
+        times, past = len(variants), self._prefixes.past(prefix.start)
+        ids, mask = self._ids[rows].repeat(times, 1), self._mask[rows].repeat(times, 1)
+        with ExitStack() as changes:
+            zero = changes.enter_context(zeroing())
+            for number, variant in enumerate(variants):
+                target = variant.target
+                if target and target.site == WEIGHT_SITE:
+                    for layer, row, col in zip(target.layers, target.dims, target.cols, strict=True):
+                        zero(down_projection(self._blocks, layer), row, col)
+                where = torch.zeros_like(mask)
+                where.view(times, *self._ids[rows].shape)[number] = self._where[variant.positions][rows]
+                changes.enter_context(edited(self._edits(variant, means), where, past))
+            with torch.inference_mode(), self._prefixes.begun(prefix, times), self._recorder.states():
+                self._loaded.base(ids)
+            return self._recorder.token_scores(ids, mask)
 
     def _edits(self, variant: Variant, means: Means) -> Iterator[Edit]:
         target = variant.target
@@ -182,19 +266,24 @@ class AblationRun:
         """Mean `resid_post` (d_model,) of the unchanged model, by block and positions, added up in float64."""
         sums: dict[tuple[int, str], torch.Tensor] = {}
         sites = [(layer, self._blocks[layer].sites[RESID_POST]) for layer in sorted(layers)]
-        for rows in self._batches() if sites else []:
+        for rows in self._batches(self._batch_size) if sites else []:
 
             def add(layer: int, x: torch.Tensor, rows: slice = rows) -> None:
                 for positions, where in self._where.items():
                     here = x[where[rows].reshape(x.shape[:-1])].cpu().double().sum(0)
                     sums[layer, positions] = sums.get((layer, positions), 0) + here
 
-            with hooked(sites, add):
+            def look(block: int, _: Any) -> None:
+                if block == sites[-1][0]:
+                    raise PassEnded
+
+            with suppress(PassEnded), hooked(sites, add), after_blocks(self._loaded.stack, look):
                 self._loaded.base(self._ids[rows])
         return {(layer, name): total / int(self._where[name].sum()) for (layer, name), total in sums.items()}
 
-    def _batches(self) -> list[slice]:
-        return [slice(n, n + self._batch_size) for n in range(0, len(self._ids), self._batch_size)]
+    def _batches(self, most: int) -> list[slice]:
+        size = max(1, min(self._batch_size, most))
+        return [slice(n, n + size) for n in range(0, len(self._ids), size)]
 
 
 def ablation_rows(variants: Sequence[Variant], by_sequence: pl.DataFrame) -> pl.DataFrame:

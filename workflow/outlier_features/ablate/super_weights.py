@@ -1,17 +1,22 @@
 """Super weights (Yu et al. 2024, arXiv 2411.07191): single weights of an MLP's last linear layer that make a spike."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from outlier_features.errors import InputError
-from outlier_features.model.interventions import weight_at, zeroing
+from outlier_features.model.interventions import weight_at, weight_of, zeroing
 from outlier_features.model.models import LoadedModel
+from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
 from outlier_features.model.sites import Block, hooked
+
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,15 @@ def search_super_weights(
     other weights keep them up, and it would be found for ever. All weights are what they were when this returns or
     raises.
 
+    A pass ends with the block where a weight is found, and the next begins there: what stands before it is as it was.
+
     Raises `InputError` where an activation is not finite.
     """
-    found: dict[tuple[int, int, int], SuperWeight] = {}
+    search = _Search(loaded, blocks, ids, threshold)
+    found: dict[Place, SuperWeight] = {}
     with zeroing() as zero:
         for number in tqdm(range(1, rounds + 1), desc="super weights", unit="round", file=sys.stderr):
-            spikes = _spikes(loaded, blocks, ids)
-            one = next((w for w in _candidates(blocks, spikes, number, threshold) if _place(w) not in found), None)
+            one = search.next(number, found)
             if one is None:
                 break
             zero(down_projection(blocks, one.layer), one.row, one.col)
@@ -70,41 +77,76 @@ def searched(block: Block) -> bool:
     return {"mlp_act", "mlp_down"} <= block.sites.keys()
 
 
-def _place(weight: SuperWeight) -> tuple[int, int, int]:
+def _place(weight: SuperWeight) -> Place:
     return weight.layer, weight.row, weight.col
 
 
-def _candidates(
-    blocks: list[Block], spikes: Mapping[tuple[int, str], Spike], number: int, threshold: float
-) -> Iterator[SuperWeight]:
-    """One for each block in which both spike, the earliest block first."""
-    for layer, block in enumerate(blocks):
-        if searched(block):
-            act, down = spikes[layer, "mlp_act"], spikes[layer, "mlp_down"]
-            if abs(act.value) > threshold and abs(down.value) > threshold:
-                value = weight_at(down_projection(blocks, layer), down.dim, act.dim)
-                yield SuperWeight(number, layer, down.dim, act.dim, value, act, down)
+class _Search:
+    """Passes over one sequence, each of which ends where it finds a weight, and begins where the one before ended."""
+
+    def __init__(self, loaded: LoadedModel, blocks: list[Block], ids: torch.Tensor, threshold: float):
+        self._loaded, self._blocks, self._ids, self._threshold = loaded, blocks, ids, threshold
+        self._prefixes = Prefixes(loaded)
+        self._prefix = Prefix(0, ids.shape)
+
+    @torch.inference_mode()
+    def next(self, number: int, known: Collection[Place]) -> SuperWeight | None:
+        """The weight that round `number` finds, none of the `known`; it is set to zero before the next round."""
+        spikes: dict[tuple[int, str], Spike] = {}
+        found: list[SuperWeight] = []
+
+        def look(layer: int, _: Any) -> None:
+            weight = self._weight(layer, spikes, number) if layer >= self._prefix.start else None
+            if weight and _place(weight) not in known:
+                found.append(weight)
+                raise PassEnded
+            kept.pop(layer, None)  # what stands before one block is all that the next pass needs
+
+        def keep(key: tuple[int, str], x: torch.Tensor) -> None:
+            spikes[key] = _spike(key, x)
+
+        sites = [
+            ((layer, name), block.sites[name])
+            for layer, block in enumerate(self._blocks)
+            if searched(block)
+            for name in ("mlp_act", "mlp_down")
+        ]
+        with (
+            suppress(PassEnded),
+            self._prefixes.begun(self._prefix),
+            hooked(sites, keep, self._prefixes.past(self._prefix.start)),
+            self._prefixes.keeping(range(len(self._blocks)), self._ids) as kept,
+            after_blocks(self._loaded.stack, look),
+        ):
+            self._loaded.base(self._ids)
+        if not found:
+            return None
+        self._prefix = kept.get(self._start(found[0].layer), Prefix(0, self._ids.shape))
+        return found[0]
+
+    def _start(self, layer: int) -> int:
+        """Where a pass may begin when a weight of this block is another; of a weight of several blocks, the first."""
+        weight = weight_of(down_projection(self._blocks, layer))
+        # What is zero by now lies before this block, so that what is tried there is of the unchanged model throughout.
+        return self._prefixes.start(min(layer, self._prefixes.first_with(weight)))
+
+    def _weight(self, layer: int, spikes: Mapping[tuple[int, str], Spike], number: int) -> SuperWeight | None:
+        """That of a block in which both spike."""
+        if not searched(self._blocks[layer]):
+            return None
+        act, down = spikes[layer, "mlp_act"], spikes[layer, "mlp_down"]
+        if not (abs(act.value) > self._threshold and abs(down.value) > self._threshold):
+            return None
+        value = weight_at(down_projection(self._blocks, layer), down.dim, act.dim)
+        return SuperWeight(number, layer, down.dim, act.dim, value, act, down)
 
 
-def _spikes(loaded: LoadedModel, blocks: list[Block], ids: torch.Tensor) -> dict[tuple[int, str], Spike]:
-    found: dict[tuple[int, str], Spike] = {}
-
-    def keep(key: tuple[int, str], x: torch.Tensor) -> None:
-        at = int(x.abs().argmax())
-        value, (position, dim) = float(x.reshape(-1)[at]), divmod(at, x.shape[-1])
-        if not abs(value) < float("inf"):
-            raise InputError(
-                f"dtype: {x.dtype} gives values that are not finite in {key[1]} of block {key[0]} while super weights "
-                "are searched, expected finite activations"
-            )
-        found[key] = Spike(value, position, dim)
-
-    sites = [
-        ((layer, name), block.sites[name])
-        for layer, block in enumerate(blocks)
-        if searched(block)
-        for name in ("mlp_act", "mlp_down")
-    ]
-    with hooked(sites, keep), torch.inference_mode():
-        loaded.base(ids)
-    return found
+def _spike(key: tuple[int, str], x: torch.Tensor) -> Spike:
+    at = int(x.abs().argmax())
+    value, (position, dim) = float(x.reshape(-1)[at]), divmod(at, x.shape[-1])
+    if not abs(value) < float("inf"):
+        raise InputError(
+            f"dtype: {x.dtype} gives values that are not finite in {key[1]} of block {key[0]} while super weights "
+            "are searched, expected finite activations"
+        )
+    return Spike(value, position, dim)

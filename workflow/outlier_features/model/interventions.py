@@ -1,8 +1,9 @@
 """What is done to a model in memory while it runs, and undone afterwards: dims set to values, weights set to zero."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -23,20 +24,25 @@ class Edit:
     values: tuple[float, ...]
 
 
-def edited(edits: Iterable[Edit], where: torch.Tensor) -> AbstractContextManager[None]:
-    """While the model runs, each edit's dims have its values at the positions `where`, bool (B, T)."""
+def edited(
+    edits: Iterable[Edit], where: torch.Tensor, past: Mapping[nn.Module, int] = MappingProxyType({})
+) -> AbstractContextManager[None]:
+    """While the model runs, each edit's dims have its values at the positions `where`, bool (B, T).
+
+    past   calls of modules that are left out at the beginning of the pass
+    """
 
     def change(edit: Edit, x: torch.Tensor) -> None:
         here = where.reshape(x.shape[:-1])[..., None]
         values = torch.tensor(edit.values, dtype=x.dtype, device=x.device)
         x[..., list(edit.dims)] = torch.where(here, values, x[..., list(edit.dims)])
 
-    return hooked([(edit, edit.site) for edit in edits], change)
+    return hooked([(edit, edit.site) for edit in edits], change, past)
 
 
 def weight_at(module: nn.Module, row: int, col: int) -> float:
     """The weight from input `col` to output `row` of a linear layer."""
-    return float(_weight(module).data[_index(module, row, col)])
+    return float(weight_of(module).data[_index(module, row, col)])
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def zeroing() -> Iterator[Callable[[nn.Module, int, int], None]]:
     loaded: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
 
     def zero(module: nn.Module, row: int, col: int) -> None:
-        weight = _weight(module)
+        weight = weight_of(module)
         if id(weight) not in loaded:
             loaded[id(weight)] = weight, weight.data
             weight.data = weight.data.clone()
@@ -62,7 +68,8 @@ def zeroing() -> Iterator[Callable[[nn.Module, int, int], None]]:
             weight.data = data
 
 
-def _weight(module: nn.Module) -> nn.Parameter:
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The matrix of a linear layer."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -107,21 +108,24 @@ def find_sites(loaded: LoadedModel) -> list[Block]:
 
 
 def hooked(
-    sites: Iterable[tuple[Key, Site]], receive: Callable[[Key, torch.Tensor], None]
+    sites: Iterable[tuple[Key, Site]],
+    receive: Callable[[Key, torch.Tensor], None],
+    past: Mapping[nn.Module, int] = MappingProxyType({}),
 ) -> AbstractContextManager[None]:
     """While the model runs, hand each site's tensor, (B, T, H) or (B*T, H), to `receive(key, tensor)`.
 
     The tensor is the model's own, which may go on to change it in place: `receive` copies what it keeps. What `receive`
     changes in place, the model goes on with.
+
+    past   calls of modules that are left out at the beginning of the pass
     """
     of_side: dict[str, list[Any]] = {"in": [], "out": []}
     for key, site in sites:
-        of_side[site.side].append((site.module, _handing_on(site, key, receive)))
+        of_side[site.side].append((site.module, _handing_on(site, key, receive, past.get(site.module, 0))))
     return hooks(before=of_side["in"], after=of_side["out"])
 
 
-def _handing_on(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None]) -> Callable[..., None]:
-    number = 0
+def _handing_on(site: Site, key: Key, receive: Callable[[Key, torch.Tensor], None], number: int) -> Callable[..., None]:
 
     def hand_on(module: nn.Module, args: Any, kwargs: Any, *output: Any) -> None:
         nonlocal number

@@ -1,9 +1,10 @@
 """Tensors among a module's nested arguments and outputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from transformers.utils import ModelOutput
 
 Tensor = torch.Tensor
 
@@ -20,14 +21,35 @@ def first_tensor(value: Any) -> Any:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested tuples, lists and dicts with each tensor changed; other objects are what they were."""
+    """The same nested tuples, lists, dicts and `ModelOutput`s with each tensor changed.
+
+    Other objects are what they were: see `unknown_parts`.
+    """
     if torch.is_tensor(value):
         return change(value)
     if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
+        changed = {key: map_tensors(item, change) for key, item in value.items()}
+        return type(value)(**changed) if isinstance(value, ModelOutput) else changed
     if type(value) in (tuple, list):
         return type(value)(map_tensors(item, change) for item in value)
+    if _is_named_tuple(value):
+        return type(value)(*(map_tensors(item, change) for item in value))
     return value
+
+
+def unknown_parts(value: Any) -> Iterator[Any]:
+    """What of nested arguments or outputs may hold tensors that `map_tensors` does not reach."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if type(value) in (tuple, list) or _is_named_tuple(value):
+        for item in value:
+            yield from unknown_parts(item)
+    elif not (value is None or isinstance(value, torch.Tensor | bool | int | float | str)):
+        yield value
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def same_values(left: Tensor, right: Tensor) -> bool:

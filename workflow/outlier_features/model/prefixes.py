@@ -1,0 +1,241 @@
+"""Passes that begin at a block: what the block before it returned is kept from a whole pass, and not made again.
+
+Of a model's own code around its blocks nothing is known, so it runs as ever, but the blocks before the first wanted one
+return at once: each of them what the last of them returned in the whole pass. Some models take more from their earlier
+blocks than that (keys and values that later ones share, sums over all of them); whether one does is tried.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.stack import Stack
+from outlier_features.model.tensors import map_tensors, same_values, unknown_parts
+from outlier_features.model.verify_sites import TOLERANCE
+
+Tensor = torch.Tensor
+
+
+class PassEnded(BaseException):  # no Exception, which a model's own code may catch
+    """Raised in a hook where nothing of the rest of a pass is wanted; `suppress` goes around the pass."""
+
+
+@contextmanager
+def after_blocks(stack: Stack, receive: Callable[[int, Any], None]) -> Iterator[None]:
+    """During one pass, hand the number of each block and what it returned to `receive`, also of those that are kept."""
+    numbers = {(block.module, block.call): number for number, block in enumerate(stack.blocks)}
+    calls: Counter[nn.Module] = Counter()
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        number = numbers.get((module, calls[module]))
+        calls[module] += 1
+        if number is not None:
+            receive(number, output)
+
+    handles = [module.register_forward_hook(after) for module in dict.fromkeys(b.module for b in stack.blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What is kept of the blocks before block `start`, from a pass over ids of `shape` (B, T); of none at 0.
+
+    output    what block `start - 1` returned, (B, T, d_model) first
+    encoded   of a decoder, what its encoder returned
+    """
+
+    start: int
+    shape: torch.Size
+    output: Any = None
+    encoded: Any = None
+
+
+class Prefixes:
+    """What passes of a model may begin with.
+
+    prefixes = Prefixes(loaded)
+    start = prefixes.start(7)
+    with prefixes.keeping([start], ids) as kept:
+        loaded.base(ids)
+    with prefixes.begun(kept[start]):
+        loaded.base(ids)
+    """
+
+    def __init__(self, loaded: LoadedModel):
+        self._loaded, self._stack = loaded, loaded.stack
+        self._encoder = loaded.model.get_encoder() if loaded.part == "decoder" else None
+        self._starts: dict[int, int] = {0: 0}
+        self._repeats: dict[int, bool] = {}
+
+    def start(self, wanted: int) -> int:
+        """`wanted`, if a pass that begins at that block is the whole pass, bit by bit, on probe tokens; else 0."""
+        if wanted not in self._starts:
+            problem = self._problem(wanted)
+            if problem:
+                print(f"passes from block {wanted} on: all blocks are run: {problem}", file=sys.stderr)
+            self._starts[wanted] = 0 if problem else wanted
+        return self._starts[wanted]
+
+    def can_repeat(self, start: int) -> bool:
+        """Whether a pass that begins there, over the same tokens twice, gives both rows what one alone gives."""
+        if start not in self._repeats:
+            ids, kept, expected = self._probe[0]
+            found = self._tried(ids, kept[start], times=2)
+            allowed = TOLERANCE[self._loaded.dtype] * (expected.abs() + expected.square().mean(-1, keepdim=True).sqrt())
+            self._repeats[start] = not isinstance(found, str) and bool(((found - expected).abs() <= allowed).all())
+        return self._repeats[start]
+
+    def first_with(self, parameter: nn.Parameter) -> int:
+        """The first block that a weight lies in."""
+        return next(
+            number
+            for number, block in enumerate(self._stack.blocks)
+            if any(own is parameter for own in block.module.parameters())
+        )
+
+    def past(self, start: int) -> Mapping[nn.Module, int]:
+        """How often the modules inside of blocks were called before block `start`, of those that several share."""
+        return self._past.get(start, {})
+
+    @contextmanager
+    def keeping(self, starts: Collection[int], ids: Tensor) -> Iterator[dict[int, Prefix]]:
+        """During one pass over `ids` (B, T), keep what passes from each of `starts` on begin with."""
+        kept = {0: Prefix(0, ids.shape)}
+        encoded: Any = None
+
+        def keep_encoded(module: nn.Module, args: Any, output: Any) -> None:
+            nonlocal encoded
+            encoded = map_tensors(output, torch.clone)
+
+        def keep(number: int, output: Any) -> None:
+            if number + 1 in starts:
+                kept[number + 1] = Prefix(number + 1, ids.shape, map_tensors(output, torch.clone), encoded)
+
+        handle = self._encoder.register_forward_hook(keep_encoded) if self._encoder is not None else None
+        try:
+            with after_blocks(self._stack, keep):
+                yield kept
+        finally:
+            if handle:
+                handle.remove()
+
+    @contextmanager
+    def begun(self, prefix: Prefix, times: int = 1) -> Iterator[None]:
+        """One pass over the same ids so many `times` under one another, (times * B, T), begins at `prefix.start`."""
+        skipped: dict[nn.Module, set[int]] = defaultdict(set)
+        for block in self._stack.blocks[: prefix.start]:
+            skipped[block.module].add(block.call)
+        with ExitStack() as stack:
+            for module, calls in skipped.items():
+                stack.enter_context(_returning(module, calls, lambda: _repeated(prefix.output, prefix.shape, times)))
+            if prefix.encoded is not None:
+                encoded = lambda: _repeated(prefix.encoded, prefix.shape, times)  # noqa: E731
+                stack.enter_context(_returning(self._encoder, {0}, encoded))
+            yield
+
+    def _problem(self, start: int) -> str | None:
+        """Why a pass cannot begin at a block.
+
+        Both sequences in turn: whatever a model keeps to itself from one pass to the next is of other tokens then.
+        """
+        for ids, kept, expected in self._probe:
+            if unknown := next(unknown_parts((kept[start].output, kept[start].encoded)), None):
+                return f"block {start - 1} returns a {type(unknown).__name__}, which is not copied"
+            found = self._tried(ids, kept[start])
+            if isinstance(found, str):
+                return found
+            if found.shape != expected.shape or not same_values(found, expected):
+                return "the last hidden states are others"
+        return None
+
+    def _tried(self, ids: Tensor, prefix: Prefix, times: int = 1) -> Tensor | str:
+        """Last hidden states, or why the model does not run."""
+        try:
+            return self._states(ids, prefix, times)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"the model raises {type(error).__name__}: {error}"
+
+    @torch.inference_mode()
+    def _states(self, ids: Tensor, prefix: Prefix, times: int = 1) -> Tensor:
+        with self.begun(prefix, times):
+            states: Tensor = self._loaded.base(ids.repeat(times, 1))[0]
+        return states
+
+    @cached_property
+    def _probe(self) -> list[tuple[Tensor, dict[int, Prefix], Tensor]]:
+        """Ids of one sequence, what a pass over them may begin with at each block, and its last hidden states."""
+        passes = []
+        for ids in probe_ids(self._loaded.model).split(1):
+            with self.keeping(range(len(self._stack) + 1), ids) as kept:
+                passes.append((ids, kept, self._states(ids, Prefix(0, ids.shape))))
+        return passes
+
+    @cached_property
+    def _past(self) -> dict[int, dict[nn.Module, int]]:
+        holders = Counter(module for block in self._stack.blocks for module in block.module.modules())
+        blocks = {block.module for block in self._stack.blocks}  # these are called in a pass from a later block as well
+        shared = [module for module, blocks_with in holders.items() if blocks_with > 1 and module not in blocks]
+        calls: Counter[nn.Module] = Counter()
+        past: dict[int, dict[nn.Module, int]] = {}
+        handles = [m.register_forward_pre_hook(lambda module, args: calls.update([module])) for m in shared]
+        try:
+            if shared:
+                with after_blocks(self._stack, lambda number, _: past.update({number + 1: dict(calls)})):
+                    ids = probe_ids(self._loaded.model)[:1]
+                    self._states(ids, Prefix(0, ids.shape))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return past
+
+
+@contextmanager
+def _returning(module: Any, calls: set[int], made: Callable[[], Any]) -> Iterator[None]:
+    """These calls of a module return at once what is `made`."""
+    own, forward, number = vars(module).get("forward"), module.forward, -1
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal number
+        number += 1
+        return made() if number in calls else forward(*args, **kwargs)
+
+    module.forward = run  # an attribute of the object hides the class's method
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _repeated(kept: Any, shape: torch.Size, times: int) -> Any:
+    """A copy, which the model may change in place; tensors with a row for each sequence have all rows so many times.
+
+    shape   (B, T) of the ids that it was made from
+    """
+    batch, length = shape
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if times == 1 or not tensor.ndim:
+            return tensor.clone()
+        time_major = tensor.ndim > 2 and tensor.shape[:2] == (length, batch) and length != batch
+        axis = 1 if time_major else 0
+        if tensor.shape[axis] % batch:
+            return tensor.clone()  # it has no rows for sequences
+        return tensor.repeat([times if n == axis else 1 for n in range(tensor.ndim)])
+
+    return map_tensors(kept, repeat)
