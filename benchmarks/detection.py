@@ -77,7 +77,8 @@ def count(path: Path, folder: Path) -> None:
     parts, floor = np.ones((tensors.shape[0], TOKENS), np.uint8), 0.5
     pilot = pilot_means(tensors, parts[0])
     statistics = scan(tensors, parts, pilot, floor, on_hits=keep, max_density=0.02, profile=False)
-    groups = groups_of(["attn_norm"], {}, {"pairs": {"dettmers": ["attn_norm"]}, "thresholds": [0.5, 4, 5, 6, 7, 8]})
+    counted = {"dettmers": {"sites": ["attn_norm"], "thresholds": [0.5, 4.0, 5.0, 6.0, 7.0, 8.0]}}
+    groups = groups_of(["attn_norm"], {}, {"pairs": counted, "listed": {}})
     sites, listed = {"attn_norm": tensors}, {"attn_norm": statistics.listed.astype(bool)}
     rows = DenseRows(sites, parts, listed, groups, {"attn_norm": floor}, ["all"])
     for sequence in rows.sequences:
