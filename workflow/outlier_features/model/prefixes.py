@@ -8,7 +8,7 @@ blocks than that (keys and values that later ones share, sums over all of them);
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.stack import Stack
 from outlier_features.model.tensors import map_tensors, same_values, unknown_parts
@@ -28,24 +29,18 @@ class PassEnded(BaseException):  # no Exception, which a model's own code may ca
     """Raised in a hook where nothing of the rest of a pass is wanted; `suppress` goes around the pass."""
 
 
-@contextmanager
-def after_blocks(stack: Stack, receive: Callable[[int, Any], None]) -> Iterator[None]:
+def after_blocks(stack: Stack, receive: Callable[[int, Any], None]) -> AbstractContextManager[None]:
     """During one pass, hand the number of each block and what it returned to `receive`, also of those that are kept."""
     numbers = {(block.module, block.call): number for number, block in enumerate(stack.blocks)}
     calls: Counter[nn.Module] = Counter()
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         number = numbers.get((module, calls[module]))
         calls[module] += 1
         if number is not None:
             receive(number, output)
 
-    handles = [module.register_forward_hook(after) for module in dict.fromkeys(b.module for b in stack.blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks(after=[(module, after) for module in dict.fromkeys(block.module for block in stack.blocks)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +110,7 @@ class Prefixes:
         kept = {0: Prefix(0, ids.shape)}
         encoded: Any = None
 
-        def keep_encoded(module: nn.Module, args: Any, output: Any) -> None:
+        def keep_encoded(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             nonlocal encoded
             encoded = map_tensors(output, torch.clone)
 
@@ -123,13 +118,9 @@ class Prefixes:
             if number + 1 in starts:
                 kept[number + 1] = Prefix(number + 1, ids.shape, map_tensors(output, torch.clone), encoded)
 
-        handle = self._encoder.register_forward_hook(keep_encoded) if self._encoder is not None else None
-        try:
-            with after_blocks(self._stack, keep):
-                yield kept
-        finally:
-            if handle:
-                handle.remove()
+        encoder = [(self._encoder, keep_encoded)] if self._encoder is not None else []
+        with hooks(after=encoder), after_blocks(self._stack, keep):
+            yield kept
 
     @contextmanager
     def begun(self, prefix: Prefix, times: int = 1) -> Iterator[None]:
@@ -191,15 +182,13 @@ class Prefixes:
         shared = [module for module, blocks_with in holders.items() if blocks_with > 1 and module not in blocks]
         calls: Counter[nn.Module] = Counter()
         past: dict[int, dict[nn.Module, int]] = {}
-        handles = [m.register_forward_pre_hook(lambda module, args: calls.update([module])) for m in shared]
-        try:
-            if shared:
-                with after_blocks(self._stack, lambda number, _: past.update({number + 1: dict(calls)})):
-                    ids = probe_ids(self._loaded.model)[:1]
-                    self._states(ids, Prefix(0, ids.shape))
-        finally:
-            for handle in handles:
-                handle.remove()
+        if shared:
+            ids = probe_ids(self._loaded.model)[:1]
+            with (
+                hooks(before=[(module, lambda module, *_: calls.update([module])) for module in shared]),
+                after_blocks(self._stack, lambda number, _: past.update({number + 1: dict(calls)})),
+            ):
+                self._states(ids, Prefix(0, ids.shape))
         return past
 
 
