@@ -59,7 +59,7 @@ def detect_outliers(
     floors        per site, the smallest abs(x) that is a hit
     max_density   share of a sequence's values at a site that may be hits and listed
     counted       at which thresholds hits are counted where they are more, see `rules.configured.counted_at`
-    scaled        per site and scale of `scan.scales.SCALES`, from what multiple of the scale on values are listed
+    scaled        per site and scale (see `scan.scales`), from what multiple of the scale on values are listed
     gain_keys     of a dump, its gains' keys, by site or by another name; empty: those under `rmsnorm_gammas/<module>`
 
     The provenance of `scaled_hits` has `scaled`, the sites and scales that are there of those, and why others are not

@@ -17,7 +17,7 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
-from outlier_features.rules.rule import SCALES, HitRule
+from outlier_features.rules.rule import HitRule
 from outlier_features.wording import listing, number
 
 _POSITION_AXIS = "position (token, from 0)"
@@ -54,7 +54,7 @@ def _rule(rule: str | None, threshold: float, rules: Mapping[str, HitRule], site
         return f"no rule, |x| >= {number(threshold)} (the floor), on {site}"
     if rules[rule].lists_hits:
         return f"{rule}, {rules[rule].criteria()}, on {site}"
-    return f"{rule}, {SCALES[rules[rule].scale]} >= {number(threshold)}, on {site}"
+    return f"{rule}, {rules[rule].reaches}, on {site}"
 
 
 def _without_hit(whole: pl.DataFrame) -> list[str]:

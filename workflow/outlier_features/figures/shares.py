@@ -21,9 +21,8 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.files.columns import READINGS
-from outlier_features.rules.rule import SCALES
 from outlier_features.rules.systematic import Systematic
-from outlier_features.wording import count, listing, number, percent
+from outlier_features.wording import count, listing, percent
 
 MAX_POINTS = 2000
 MAX_LABELS = 12
@@ -54,7 +53,7 @@ def shares(
         "shares",
         "Layer share and position share",
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
-        "; ".join(f"{rule}, {threshold_of(criteria[rule])}" for rule in applied) or "none",
+        "; ".join(f"{rule}, {criteria[rule].reaches}" for rule in applied) or "none",
         listing(populations),
         "Each point is a dimension with a hit. Across: its layer share; up: its position share, each by the reading "
         f"that the axis names ({'; '.join(f'{name}: {READINGS[name]}' for name in readings)}); both are means over the "
@@ -70,11 +69,6 @@ def shares(
     columns = ("population", "rule", "sites", "dim", *(f"{name}_mean" for name in readings), "selected",
                "sequences_passing", "sequences", "max_abs")  # fmt: skip
     return replace(drawing, views=views, data=found.select(columns))
-
-
-def threshold_of(rule: Systematic) -> str:
-    """`|x| >= 6`."""
-    return f"{SCALES[rule.scale]} >= {number(rule.threshold)}"
 
 
 def _axes(rule: Systematic) -> tuple[str, str]:

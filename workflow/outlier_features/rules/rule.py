@@ -10,6 +10,7 @@ import polars as pl
 
 from outlier_features.errors import InputError
 from outlier_features.model.bases import NORM_OUTPUTS, basis_of
+from outlier_features.wording import number
 
 SHARE: Mapping[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
 POSITIVE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0}
@@ -140,6 +141,11 @@ class HitRule(Rule):
     def grid(self) -> tuple[float, ...]:
         """Thresholds at which the table `sensitivity` has it."""
         return ()
+
+    @property
+    def reaches(self) -> str:
+        """What is large enough, in words: `|x| / RMS of the position >= 6`."""
+        return f"{SCALES[self.scale]} >= {number(self.threshold)}"
 
     @property
     def counts_suffice(self) -> bool:

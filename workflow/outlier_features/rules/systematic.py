@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import polars as pl
 
 from outlier_features.files.columns import READINGS
-from outlier_features.rules.rule import FLAG, POSITIVE, SCALE, SCALES, SHARE, SITES, HitRule, parameter
-from outlier_features.wording import listing, number, percent
+from outlier_features.rules.rule import FLAG, POSITIVE, SCALE, SHARE, SITES, HitRule, parameter
+from outlier_features.wording import listing, percent
 
 LAYER_READINGS = ("blocks", "sites_share")
 POSITION_READINGS = ("union", "pooled", "affected")
@@ -72,14 +72,14 @@ class Systematic(HitRule):
 
     def criteria(self) -> str:
         return (
-            f"{SCALES[self.scale]} >= {number(self.threshold)}, {self.layer_reading} >= {percent(self.layer_share)}, "
+            f"{self.reaches}, {self.layer_reading} >= {percent(self.layer_share)}, "
             f"{self.position_reading} >= {percent(self.position_share)}"
         )
 
     def meaning(self) -> str:
         return (
-            f"{self.titled()}: a dimension passes in a sequence if it has hits, {SCALES[self.scale]} >= "
-            f"{number(self.threshold)}, in {percent(self.layer_share)} of the layers or more ({self.layer_reading}: "
+            f"{self.titled()}: a dimension passes in a sequence if it has hits, {self.reaches}, "
+            f"in {percent(self.layer_share)} of the layers or more ({self.layer_reading}: "
             f"{READINGS[self.layer_reading]}) and at {percent(self.position_share)} of the positions or more "
             f"({self.position_reading}: {READINGS[self.position_reading]}), on {listing(self.sites)}"
             f"{' jointly' if len(self.sites) > 1 else ''}."

@@ -11,7 +11,6 @@ import numpy as np
 
 from outlier_features.scan.statistics import Array
 
-SCALES = ("token_rms", "layer_rms", "gain")
 _SMALLEST_SHARE = 1 / 1000  # of the median abs(gain): below it, a gain hides its dim, and a ratio to it says little
 
 

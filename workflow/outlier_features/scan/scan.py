@@ -106,7 +106,7 @@ def scan(
     on_hits          called with the listed hits of some sequences at a time, in order
     max_density      a sequence's hits are not listed if they are more than this share of its values
     massive          `threshold` and `ratio`: values above both, as of massive activations, are listed all the same
-    scaled           by name of `scales.SCALES`, from what multiple of the scale on values are listed too
+    scaled           by name (see `scales`), from what multiple of the scale on values are listed too
     on_scaled_hits   called with those of some sequences at a time, in order, scale by scale
     profile          whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
     progress         called with the number of sequences done

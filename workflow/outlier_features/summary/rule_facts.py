@@ -5,7 +5,7 @@ from typing import Any
 
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
 from outlier_features.rules.kinds import followed, rules_of
-from outlier_features.rules.rule import GAIN, SCALES, HitRule
+from outlier_features.rules.rule import GAIN, HitRule
 from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
 from outlier_features.visible_text import place, visible
@@ -56,7 +56,6 @@ class _Selection:
         self.summary, self.population, self.rule = summary, population, rule
         self.result = summary["populations"][population]["rules"][rule.name]
         self.sites = applied_sites(summary, rule.name)
-        self.size = f"{SCALES[rule.scale]} >= {number(rule.threshold)}"
         self.hits = listed(summary, population, rule.name) if rule.lists_hits else None
         self.where: Part = {"rule": rule.name, "sites": " + ".join(self.sites), "population": population}
 
@@ -86,7 +85,7 @@ class _Selection:
     def _counts(self) -> str:
         result, with_hit = self.result, self.result["dims_with_hit"]
         if self.hits is not None or not with_hit:
-            return f"No value there has {self.size if self.hits is None else self.rule.criteria()}."
+            return f"No value there has {self.rule.reaches if self.hits is None else self.rule.criteria()}."
         return (
             f"Hits: {count(result['occurrences'], 'occurrence')} at {count(result['locations'], 'location')} in "
             f"{count(with_hit, 'dimension')}. Pairs of a sequence and a dimension that pass: "
@@ -128,10 +127,10 @@ class _Selection:
 
     def _values_of(self, row: Part) -> str:
         return (
-            f"{self.size if self.rule.counts_suffice else 'hits'} at {percent(row['union_mean'])} of the positions and "
-            f"in {percent(row['blocks_mean'])} of the layers (within {_extent(row)}), on average over the "
-            f"{count(row['sequences'], 'sequence')} with a hit. {self._passing(row)} pass. The largest |x| of its hits "
-            f"is {number(row['max_abs'])}."
+            f"{self.rule.reaches if self.rule.counts_suffice else 'hits'} at {percent(row['union_mean'])} of the "
+            f"positions and in {percent(row['blocks_mean'])} of the layers (within {_extent(row)}), on average over "
+            f"the {count(row['sequences'], 'sequence')} with a hit. {self._passing(row)} pass. The largest |x| of its "
+            f"hits is {number(row['max_abs'])}."
         )
 
     def _hits_of(self, row: Part) -> str:
