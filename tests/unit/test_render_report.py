@@ -321,6 +321,25 @@ def test_shares_equal_the_table(tmp_path):
     assert [(shape.x0, shape.y0) for shape in region] == [(0.25, 0.06)]
 
 
+def test_no_name_covers_a_point(tmp_path):
+    """In a crowd of selected dims; a dim apart from it has its own."""
+    dims = read(FakeRun().write(tmp_path / "run"), "dims").filter("selected", rule="dettmers", population="all").head(1)
+    rng = np.random.default_rng(0)
+    crowd = pl.concat([dims] * 301).with_columns(
+        dim=pl.int_range(1, 302, dtype=pl.UInt32),
+        blocks_mean=pl.Series([*rng.uniform(0.2, 0.4, 300), 0.5]),
+        union_mean=pl.Series([*rng.uniform(0.5, 1, 300), 0.02]),
+    )
+    notes = shares(crowd, SITES, dettmers(), POPULATIONS).views["all"].layout.annotations
+    names = [note for note in notes if note.xshift and note.text[0].isdigit()]
+    assert "301" in [note.text for note in names]
+    points = [(x, math.log10(y)) for x, y in crowd.select("blocks_mean", "union_mean").rows()]
+    for note in names:  # a letter is about 7 pixels wide, the axis some 900
+        end = note.x + 0.007 * len(note.text) * (1 if note.xanchor == "left" else -1)
+        low, high = sorted((note.x, end))
+        assert not any(low < x < high and abs(y - note.y) < 0.03 for x, y in points), note.text
+
+
 def test_shares_follow_the_configured_readings(tmp_path):
     dims = read(FakeRun().write(tmp_path / "run"), "dims")
     readings = {"layer_reading": "sites_share", "position_reading": "affected"}

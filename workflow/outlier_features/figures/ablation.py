@@ -30,6 +30,7 @@ _POSITIONS = ("excluded", "rest", "all")
 _MARKERS = {"zero": ("circle", VERMILLION), "mean": ("diamond", BLUE)}
 _LANES = {"zero": -0.2, "mean": 0.2}
 _LEFT = 250
+_IN_LINE = 24  # letters beside which the rule's name has room
 
 
 def ablation(results: Part) -> Drawing:
@@ -80,7 +81,8 @@ def _figure(base: Part, effects: Sequence[Part], only_first: bool) -> go.Figure:
     low, high = decades(values)
     step = math.ceil((high - low) / 4)
     ticks = [*range(low, high + 1, step)]
-    figure.update_xaxes(type="log", range=[low - 0.1, high + 0.1], tickvals=[10.0**tick for tick in ticks])
+    beside = max(0.1, 0.07 * (high - low))  # room for half a label, which would reach the next panel's
+    figure.update_xaxes(type="log", range=[low - beside, high + beside], tickvals=[10.0**tick for tick in ticks])
     figure.update_xaxes(ticktext=[power(tick) for tick in ticks], title_text="perplexity")
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5])
     figure.update_layout(margin_l=_LEFT)
@@ -99,7 +101,8 @@ def _name(effect: Part) -> str:
     for place in (" on ", " in every ", " of layer"):
         if place in name:
             what, where = name.split(place, 1)
-            return f"{label(what)} (rule {label(effect['rule'])})<br>{label(place.strip())} {label(where.strip())}"
+            gap = "<br>" if len(what) > _IN_LINE else " "
+            return f"{label(what)}{gap}(rule {label(effect['rule'])})<br>{label(place.strip())} {label(where.strip())}"
     return f"{label(name)}<br>(rule {label(effect['rule'])})"
 
 

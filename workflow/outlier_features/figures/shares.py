@@ -32,6 +32,7 @@ _POINTS = (
     (True, "selected", {"color": VERMILLION, "size": 11, "line": {"color": INK, "width": 1}}),
 )
 _RIGHT, _TOP = 1.05, 0.12  # the top as a power of ten
+_LETTER, _LINE = 0.0095, 0.06  # of the axes: a letter's width, a line's height, at the width of a page
 
 
 def shares(
@@ -97,7 +98,7 @@ def _figure(
             say_nothing_here(figure, "no dimension has a hit", row, 1)
         _add_criteria(figure, criteria[rule], low, row)
         _add_points(figure, here, x, y, row)
-        _add_names(figure, here if len(here) <= MAX_LABELS else here.filter("selected"), x, y, row)
+        _add_names(figure, here, x, y, row, low)
         title = f"{label(rule)}<br>position share ({criteria[rule].position_reading})"
         figure.update_yaxes(title_text=title, row=row, col=1)
     ticks = [10.0**k for k in range(low, 1)]
@@ -152,8 +153,10 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int)
         )
 
 
-def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int) -> None:
-    """The numbers of some dims, the largest first; those that lie together share one label."""
+def _add_names(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int, low: int) -> None:
+    """The numbers of some dims, the largest first; those that lie together share one label, if it covers no other."""
+    named = here if len(here) <= MAX_LABELS else here.filter("selected")
+    taken = [(across, across, math.log10(up)) for across, up in here.select(x, y).rows()]
     places: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
     for across, up, dim in named.select(x, y, "dim").rows():
         places.setdefault((round(across * 8), round(math.log10(up) * 6)), []).append((across, up, dim))
@@ -162,9 +165,15 @@ def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int)
         across = [across for across, *_ in together]
         rest = f" and {len(together) - NAMES_IN_LABEL} more" if len(together) > NAMES_IN_LABEL else ""
         left = max(across) > 0.6
+        text = ", ".join(str(dim) for *_, dim in together[:NAMES_IN_LABEL]) + rest
+        begin, width = (min(across) if left else max(across)), len(text) * _LETTER
+        line = (begin - width, begin, math.log10(up)) if left else (begin, begin + width, math.log10(up))
+        if any(_touch(line, other, (_TOP - low) * _LINE) for other in taken):
+            continue
+        taken.append(line)
         figure.add_annotation(
-            text=", ".join(str(dim) for *_, dim in together[:NAMES_IN_LABEL]) + rest,
-            x=min(across) if left else max(across),
+            text=text,
+            x=begin,
             y=math.log10(up),
             showarrow=False,
             xanchor="right" if left else "left",
@@ -172,3 +181,8 @@ def _add_names(figure: go.Figure, named: pl.DataFrame, x: str, y: str, row: int)
             row=row,
             col=1,
         )
+
+
+def _touch(one: tuple[float, float, float], other: tuple[float, float, float], height: float) -> bool:
+    """Whether two labels or points, each from x to x at a height on the axes, would stand on each other."""
+    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < height
