@@ -12,7 +12,7 @@ rule find_super_weights:
         f"{RESULTS}/benchmarks/find_super_weights/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -44,7 +44,7 @@ rule ablate_dims:
         f"{RESULTS}/benchmarks/ablate_dims/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,

@@ -12,7 +12,7 @@ rule map_attention:
         f"{RESULTS}/benchmarks/map_attention/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
+from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
@@ -25,6 +26,8 @@ from outlier_features.scan.counted_at import serving, serving_scales
 
 ROOT = Path(workflow.basedir)
 START = time.time()
+
+wait_without_spinning()  # what jobs inherit
 
 try:
     require_working_directory(Path.cwd())
@@ -64,6 +67,18 @@ SITES = sorted(
 # Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
 GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
+
+
+# Of a job that runs a model or reads activations on a cluster, where --cores says nothing.
+CLUSTER_THREADS = 4
+
+
+def threads_of(section):
+    """Cores that a job of this section asks for; with `auto` all that there are for the run."""
+    asked = CONFIG[section]["threads"]
+    if asked != "auto":
+        return asked
+    return workflow.resource_settings.cores or CLUSTER_THREADS
 
 
 # By model, the name that it is fetched under: both halves of an encoder-decoder model are fetched once.

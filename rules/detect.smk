@@ -13,7 +13,7 @@ rule detect_outliers:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.tsv"
-    threads: CONFIG["detect"]["threads"]
+    threads: threads_of("detect")
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

@@ -14,7 +14,7 @@ rule rank_experts:
         f"{RESULTS}/benchmarks/rank_experts/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,

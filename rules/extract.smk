@@ -15,7 +15,7 @@ rule extract_activations:
         f"{RESULTS}/benchmarks/extract_activations/{{model}}/{{corpus}}/{{chunk}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,

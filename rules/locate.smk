@@ -8,7 +8,7 @@ rule locate_outliers:
         f"{RESULTS}/logs/locate_outliers/{{model}}/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/locate_outliers/{{model}}/{{corpus}}.tsv"
-    threads: CONFIG["detect"]["threads"]
+    threads: threads_of("detect")
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

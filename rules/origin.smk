@@ -17,7 +17,7 @@ rule trace_origin:
         f"{RESULTS}/benchmarks/trace_origin/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,

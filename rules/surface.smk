@@ -11,7 +11,7 @@ rule rerun_largest:
         f"{RESULTS}/benchmarks/rerun_largest/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: CONFIG["extract"]["threads"]
+    threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,

@@ -3,6 +3,7 @@ from pathlib import Path
 from outlier_features.ablate.ablate_dims import ablate_dims
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 
 params = snakemake.params
 with stage(snakemake.log[0]):
@@ -19,5 +20,5 @@ with stage(snakemake.log[0]):
         seeds=params.seeds,
         cost=params.cost,
         batch_size=params.batch_size,
-        **params.loading,
+        **loading_of(snakemake),
     )

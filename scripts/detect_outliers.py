@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from outlier_features.cores import usable_cores
 from outlier_features.detect.detect_outliers import detect_outliers
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import stage
@@ -20,5 +21,5 @@ with stage(snakemake.log[0]):
         counted=snakemake.params.counted,
         scaled=snakemake.params.scaled,
         gain_keys=snakemake.params.gain_keys,
-        threads=snakemake.threads,
+        threads=usable_cores(snakemake.threads),
     )

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from outlier_features.errors import stage
 from outlier_features.extract.extract_activations import extract_activations
+from outlier_features.model.loading import loading_of
 
 params = snakemake.params
 with stage(snakemake.log[0]):
@@ -14,6 +15,6 @@ with stage(snakemake.log[0]):
         stop=params.stop,
         sites=list(params.sites),
         batch_size=params.batch_size,
-        **params.loading,
+        **loading_of(snakemake),
         sample=params.sample,
     )

@@ -3,6 +3,7 @@ from pathlib import Path
 from outlier_features.ablate.find_super_weights import find_super_weights
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 
 params = snakemake.params
 with stage(snakemake.log[0]):
@@ -18,5 +19,5 @@ with stage(snakemake.log[0]):
         length=params.length,
         threshold=params.rule and params.rule["threshold"],
         rounds=params.rule and params.rule["rounds"],
-        **params.loading,
+        **loading_of(snakemake),
     )

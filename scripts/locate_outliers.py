@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from outlier_features.cores import usable_cores
 from outlier_features.dump.dumps import DumpRange
 from outlier_features.errors import stage
 from outlier_features.locate.count_locations import LocationRule
@@ -14,5 +15,5 @@ with stage(snakemake.log[0]):
         sites=list(snakemake.params.sites),
         name=rule["name"],
         rule=LocationRule(rule["threshold"], rule["inclusive"], rule["layer_share"]),
-        threads=snakemake.threads,
+        threads=usable_cores(snakemake.threads),
     )

@@ -3,6 +3,7 @@ from pathlib import Path
 from outlier_features.attention.map_attention import map_attention
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 
 params = snakemake.params
 with stage(snakemake.log[0]):
@@ -20,5 +21,5 @@ with stage(snakemake.log[0]):
         threshold=params.threshold,
         kept_sequences=params.kept_sequences,
         kept_layers=list(params.kept_layers),
-        **params.loading,
+        **loading_of(snakemake),
     )

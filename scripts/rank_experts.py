@@ -3,6 +3,7 @@ from pathlib import Path
 from outlier_features.errors import stage
 from outlier_features.experts.rank_experts import rank_experts
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 
 params = snakemake.params
 with stage(snakemake.log[0]):
@@ -14,5 +15,5 @@ with stage(snakemake.log[0]):
         sequences=params.sequences,
         percentile=params.rule and params.rule["percentile"],
         share=params.rule and params.rule["share"],
-        **params.loading,
+        **loading_of(snakemake),
     )

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 from outlier_features.surface.rerun_largest import rerun_largest
 
 params = snakemake.params
@@ -12,5 +13,5 @@ with stage(snakemake.log[0]):
     run(
         **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "statistics")},
         activations=Path(snakemake.output.activations),
-        **params.loading,
+        **loading_of(snakemake),
     )

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
 from outlier_features.origin.trace_origin import trace_origin
 
 params = snakemake.params
@@ -12,5 +13,5 @@ with stage(snakemake.log[0]):
         **{name: Path(path) for name, path in snakemake.output.items()},
         wanted=params.dims,
         max_dims=params.max_dims,
-        **params.loading,
+        **loading_of(snakemake),
     )

@@ -117,7 +117,7 @@ MISTAKES = {
     "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {
         "detect__floors__resid_post": 100.0, "rules__massive__threshold": 50.0
     },
-    "detect.threads is True, expected integer": {"detect__threads": True},
+    "detect.threads is True, expected auto or an integer from 1 to 1024": {"detect__threads": True},
 }  # fmt: skip
 
 

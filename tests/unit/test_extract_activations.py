@@ -211,7 +211,7 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
         "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
-        "attention": "eager",
+        "attention": "eager", "threads": 1,
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,
         "torch": torch.__version__, "transformers": sys.modules["transformers"].__version__,
     }  # fmt: skip

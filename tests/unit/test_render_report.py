@@ -614,7 +614,8 @@ def test_two_runs_of_one_name_are_refused(page):
 
 def test_provenance_is_shown(page):
     parsed = page(FakeRun(origin="a wheel"))
-    for text in ("a wheel", "1,234,567", "toy, 4 layers, d_model 64", "float32 on cpu, attention sdpa", "1" * 64,
+    for text in ("a wheel", "1,234,567", "toy, 4 layers, d_model 64", "float32 on cpu (2 threads), attention sdpa",
+                 "1" * 64,
                  "2 sequences × 6 tokens", "12 in population all, 10 in population without_first"):  # fmt: skip
         assert text in parsed.shown
 

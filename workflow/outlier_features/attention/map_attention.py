@@ -89,6 +89,7 @@ def map_attention(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "attention": loaded.attention,
+        "threads": [torch.get_num_threads()],
         **sample.kept,
         "patterns_from": sorted(
             {at.path if at.block in shared else at.path.replace(f".{at.layer}.", ".{layer}.") for at in found}

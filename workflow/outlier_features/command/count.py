@@ -1,11 +1,11 @@
 """The command `outlier-features count`: the outliers of a dump, without a config."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import Any
 
+from outlier_features.cores import usable_cores
 from outlier_features.files.layer_keys import LAYOUTS
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32
@@ -112,7 +112,7 @@ def _count(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         LocationRule(options.threshold, options.inclusive, options.layer_share),
         value_samples=options.iqr_samples,
         magnitude_samples=options.outlier_samples,
-        threads=min(len(os.sched_getaffinity(0)), _MAX_THREADS),
+        threads=usable_cores(_MAX_THREADS),
         quiet=options.quiet,
     )  # fmt: skip
     _write(document, options)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from outlier_features.cores import wait_without_spinning
 from outlier_features.errors import InputError, error_in_short, fault_sentence
 from outlier_features.machine_limits import refusal
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Of a fault of the program itself the traceback stands above that line.
     """
+    wait_without_spinning()
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(given[0] if given else "")
     options = parser.parse_args(given)

@@ -28,6 +28,8 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
     require_whole([(file.path, file.provenance) for file in files], same=("attention", "stored_as"))
     provenance = {**files[0].provenance, "start": 0, "stop": files[-1].provenance["stop"]}
     del provenance["counted"]  # of the first chunk
+    if "threads" in provenance:
+        provenance["threads"] = sorted({file.provenance["threads"] for file in files})
     merged = {
         site: merge(SiteStatistics.read(file, site) for file in files)
         for site in item_bar(provenance["sites"], "merge statistics", "site")

@@ -262,4 +262,5 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "attention": loaded.attention,
+        "threads": torch.get_num_threads(),
     }

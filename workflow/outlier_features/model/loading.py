@@ -1,6 +1,8 @@
 """How a model is loaded, as the stages that run one hand it on; without torch, which a stage may not need after all."""
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
+
+from outlier_features.cores import usable_cores
 
 Part = Literal["encoder", "decoder"]
 
@@ -14,3 +16,15 @@ class Loading(TypedDict):
     threads: int
     trust_remote_code: bool
     part: Part | None
+
+
+def loading_of(job: Any) -> Loading:
+    """How a job of the workflow, Snakemake's object in its script, loads its model.
+
+    With `extract.threads: auto` torch uses the job's cores; a number is taken as it is, since the last bits of a
+    product may depend on it.
+    """
+    loading: Loading = dict(job.params.loading)  # type: ignore[assignment]
+    if loading["threads"] == "auto":
+        loading["threads"] = usable_cores(job.threads)
+    return loading

@@ -95,7 +95,8 @@ def trace_origin(
             spelling = token_text(spelled, run, target.sequence, target.position) or ""
             for name, more in tracer.trace(target, spelling).items():
                 rows[name] += more
-        provenance |= {"device": loaded.device.type, "attention": loaded.attention}
+        threads = [torch.get_num_threads()]
+        provenance |= {"device": loaded.device.type, "attention": loaded.attention, "threads": threads}
     provenance |= {
         "trace_origin": {"dims": wanted, "max_dims": max_dims},
         "package_version": __version__,

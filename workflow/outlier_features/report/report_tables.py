@@ -30,6 +30,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
     sample, ablation = corpus["sample"], summary["ablation"]
     draws = f"{ablation_sample(ablation)}, {count(ablation['seeds'], 'random draw')}" if ablation else "none"
     positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
+    threads = f"{' and '.join(map(str, run['threads']))} {'thread' if run['threads'] == [1] else 'threads'}"
     facts = [
         ("Model", model["name"]),
         ("Model origin", model["origin"]),
@@ -38,7 +39,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
                          f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
         ("Parameters", number(model["parameters"])),
-        ("Computed in", f"{run['dtype']} on {run['device']}, attention {run['attention']}"),
+        ("Computed in", f"{run['dtype']} on {run['device']} ({threads}), attention {run['attention']}"),
         ("Corpus", corpus["name"]),
         ("Corpus origin", corpus["origin"]),
         ("Corpus revision", corpus["revision"]),

@@ -348,8 +348,12 @@ def _expected(error: ValidationError) -> str:
 
 
 def _kind(choice: Schema) -> str:
-    """One of the choices of an `anyOf`: some words, or a list."""
-    return ", ".join(map(str, choice["enum"])) if "enum" in choice else f"a list of {choice['items']['type']}s"
+    """One of the choices of an `anyOf`: some words, a list, or a number."""
+    if "enum" in choice:
+        return ", ".join(map(str, choice["enum"]))
+    if "items" in choice:
+        return f"a list of {choice['items']['type']}s"
+    return f"an {choice['type']} from {choice['minimum']} to {choice['maximum']}"
 
 
 def _set_rules(config: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def summarize_run(
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
             },
             "run": {key: provenance[key]
-                    for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
+                    for key in ("dtype", "device", "threads", "attention", "package_version", "torch", "transformers")},
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
                       "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {}),
                       "gains_left_out": provenance.get("gains_left_out", {})},
