@@ -198,7 +198,7 @@ def complete_run(folder: Path) -> Project:
         "models": ["tiny"],
         "corpora": ["text"],
         "sample": {"sequences": 6, "tokens": 48},
-        "extract": {"chunk_sequences": 4, "batch_size": 3},
+        "extract": {"chunk_sequences": 4, "batch_size": 3, "threads": 2},
         "detect": {"max_density": 0.2},
         "catalog": {
             "models": {"tiny": {"path": "llama"}, "tiny-bert": {"path": "bert"}, "tiny-moe": {"path": "moe"}},
