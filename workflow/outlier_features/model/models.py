@@ -195,7 +195,9 @@ def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     config, vocabulary = text_config(model), _vocab_size(model)
     positions = getattr(config, "max_position_embeddings", None)
     length = min(_PROBE_TOKENS, positions) if isinstance(positions, int) and positions > 0 else _PROBE_TOKENS
-    ordinary = [token for token in range(vocabulary // 3, vocabulary) if token != getattr(config, "pad_token_id", None)]
+    padding = getattr(config, "pad_token_id", None)
+    # A vocabulary of hundreds of thousands is not gone through: no more of it is taken than two sequences need.
+    ordinary = list(islice((one for one in range(vocabulary // 3, vocabulary) if one != padding), 2 * length + 1))
     first = list(islice(cycle(ordinary), length))
     second = list(islice(cycle(ordinary), length + 1, 2 * length + 1))
     return torch.tensor([first, second], device=model.device)
