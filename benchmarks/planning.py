@@ -1,4 +1,4 @@
-"""What Snakemake takes to plan runs of ours, against a workflow with the same rules, jobs and files that has nothing else.
+"""What Snakemake takes to plan runs of ours, against a workflow with the same rules, jobs and files alone.
 
 CPU seconds of a dry run at 100, 1,000 and 10,000 jobs, and of a run on 100 jobs that finds nothing to do. The plain
 workflow is made from the plan itself: each rule has its patterns as inputs and outputs, and no parameters, resources,

@@ -156,6 +156,12 @@ def first_activations(wildcards):
     return f"{RUN}/activations/{first}.safetensors"
 
 
+def first_losses(wildcards):
+    """The losses of a run's first chunk, with which the norms of its model lie."""
+    first = next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
+    return f"{RUN}/losses/{first}.safetensors"
+
+
 def of_chunks(pattern):
     """An input function for `pattern` over all chunks of a run."""
     return lambda wildcards: [

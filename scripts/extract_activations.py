@@ -16,4 +16,5 @@ with stage(snakemake.log[0]):
         batch_size=params.batch_size,
         **params.loading,
         sample=params.sample,
+        log=Path(snakemake.log[0]),
     )
