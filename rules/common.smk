@@ -2,13 +2,14 @@ import json
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
 from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
-from outlier_features.dump.dumps import Dump, dump_files
+from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.run.config import (
     fetched_name,
@@ -18,7 +19,6 @@ from outlier_features.run.config import (
     turned_off,
 )
 from outlier_features.run.config_files import require_config_file
-from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
@@ -105,27 +105,33 @@ def sample(wildcards):
     return CONFIG["catalog"]["corpora"][wildcards.corpus]["sample"]
 
 
-def ranges(wildcards):
-    """First sequence and one past the last of each chunk of a run, in order; known before anything runs."""
-    if wildcards.model in DUMPS:
-        return [(part.start, part.stop) for part in DUMPS[wildcards.model].chunks()]
-    count, size = sample(wildcards)["sequences"], CONFIG["extract"]["chunk_sequences"]
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+@cache
+def chunk_ranges(model, corpus):
+    """By name of each chunk of a run, `first-last` sequence, its first sequence and one past its last; in order, and
+    known before anything runs."""
+    if model in DUMPS:
+        found = [(part.start, part.stop) for part in DUMPS[model].chunks()]
+    else:
+        count = CONFIG["catalog"]["corpora"][corpus]["sample"]["sequences"]
+        size = CONFIG["extract"]["chunk_sequences"]
+        found = [(start, min(start + size, count)) for start in range(0, count, size)]
+    width = len(str(found[-1][1] - 1))
+    return {
+        f"{first:0{width}}-{stop - 1:0{width}}": (first, stop) for first, stop in found
+    }
 
 
 def chunks(wildcards):
-    """Names of a run's chunks, `first-last` sequence, in order."""
-    found = ranges(wildcards)
-    width = len(str(found[-1][1] - 1))
-    return [f"{first:0{width}}-{last - 1:0{width}}" for first, last in found]
+    """Names of a run's chunks, in order."""
+    return [*chunk_ranges(wildcards.model, wildcards.corpus)]
 
 
 def dump_range(wildcards):
     """Where in a dump a chunk lies; None for other runs."""
     if wildcards.model not in DUMPS:
         return None
-    index = chunks(wildcards).index(wildcards.chunk)
-    return vars(DUMPS[wildcards.model].chunks()[index])
+    start, stop = chunk_ranges(wildcards.model, wildcards.corpus)[wildcards.chunk]
+    return vars(DumpRange(DUMPS[wildcards.model].source, start, stop))
 
 
 def whole_dump(wildcards):
@@ -161,7 +167,14 @@ def first_activations(wildcards):
     """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
         return DUMPS[wildcards.model].files_of(0, 1)
-    return f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors"
+    first = next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
+    return f"{RUN}/activations/{first}.safetensors"
+
+
+def first_losses(wildcards):
+    """The losses of a run's first chunk, with which the norms of its model lie."""
+    first = next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
+    return f"{RUN}/losses/{first}.safetensors"
 
 
 def of_chunks(pattern):
@@ -180,18 +193,28 @@ def hits(wildcards):
     }
 
 
+COUNTED_AT = counted_at(CONFIG["rules"])
+
+
+@cache
+def scaled_of(model):
+    names = sorted(DUMPS[model].sites if model in DUMPS else CONFIG["sites"])
+    return scaled_at(CONFIG["rules"], names)
+
+
+def statistics_of(wildcards):
+    """The statistics of a chunk, which an earlier run may have left."""
+    return Path(f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards))
+
+
 def counted(wildcards):
     """Where a chunk's hits are too many to be listed, they are counted for the rules; what was counted may serve."""
-    wanted = counted_at(CONFIG["rules"])
-    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
-    return serving(wanted, Path(statistics))
+    return serving(COUNTED_AT, statistics_of(wildcards))
 
 
 def scaled(wildcards):
     """By site of a run and scale, from where on scaled values are listed; what was listed may serve."""
-    wanted = scaled_at(CONFIG["rules"], sites(wildcards))
-    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
-    return serving_scales(wanted, Path(statistics))
+    return serving_scales(scaled_of(wildcards.model), statistics_of(wildcards))
 
 
 def located_sites(wildcards):
@@ -337,6 +360,8 @@ def begin():
 
 def outcome():
     """What runs are missing, and where the end product is."""
+    from outlier_features.run.failure import missing_lines
+
     made = {job.rule.name for job in workflow.dag.jobs}
     for job in workflow.dag.jobs:
         if job.rule.name == "summarize_run":
@@ -351,6 +376,8 @@ def outcome():
 
 def print_failures():
     """A line on stderr for each job that failed."""
+    from outlier_features.run.failure import failure_line
+
     for failed in getattr(workflow.scheduler, "failed", ()):
         for job in failed if failed.is_group() else [failed]:
             print(failure_line(job.rule.name, job.log, START), file=sys.stderr)

@@ -1,5 +1,6 @@
 """The code version of a script changes with the modules it uses, and with no other."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def package(tmp_path, monkeypatch):
 def forget():
     module._imports.cache_clear()
     module._files.cache_clear()
+    module._text.cache_clear()
 
 
 def test_closure(package):
@@ -58,6 +60,24 @@ def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script
     forget()
     after = [module.code_version(package / name) for name in ("script.py", "other.py")]
     assert [one != two for one, two in zip(before, after, strict=True)] == [script, other]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(path.read_text() for folder in ("workflow", "scripts") for path in (ROOT / folder).rglob("*.py")),
+        "import a.b as c, d\nfrom e import (  # not these: (f)\n    g as h,\n    i,\n)\n",
+        "if x:\n\tfrom a import b, \\\n        c\nfrom d.e import *\nimport f; import_ = important = 1\n",
+    ],
+)
+def test_imports_are_those_that_python_sees(text):
+    expected = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            expected |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*"}
+        elif isinstance(node, ast.Import):
+            expected |= {alias.name for alias in node.names}
+    assert set(module.imported_names(text)) == expected
 
 
 def test_stages_import_no_more_than_they_need():

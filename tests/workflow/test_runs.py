@@ -193,7 +193,13 @@ def test_a_lower_floor_needs_a_new_detection(project):
 
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
-    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss", "record_surface"],
+    "extract_activations": [
+        "detect_outliers",
+        "locate_outliers",
+        "measure_loss",
+        "record_surface",
+        "check_norms",
+    ],
     "detect_outliers": ["summarize_layers"],
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention", "record_surface"],
@@ -259,7 +265,9 @@ FIRST = {
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
     "dims/analyze_emergence": ["analyze_emergence"],
-    "norms/norms": ["check_norms"],
+    "norms/norms": ["extract_activations"],
+    "norms/norm_tables": ["check_norms"],
+    "norms/describe_gains": ["check_norms"],
     "surface/pooling": ["record_surface"],
     "origin/mlp_weights": ["trace_origin"],
     "experts/record_experts": ["rank_experts"],

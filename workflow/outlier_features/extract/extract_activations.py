@@ -25,6 +25,9 @@ from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
+from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
+from outlier_features.norms.norm_forms import norm_calls
+from outlier_features.norms.norms import checkpoint_of, find_norms
 from outlier_features.norms.site_gains import site_gains
 from outlier_features.tokens.tokens import Tokens
 
@@ -43,6 +46,7 @@ def extract_activations(
     sites: list[str],
     batch_size: int,
     sample: Mapping[str, Any] | None = None,
+    log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
     """Run the sequences from `start` to before `stop` through a model.
@@ -52,14 +56,16 @@ def extract_activations(
     sites        names of `sites.SITES`; one that the model lacks is named in the provenance (`absent`) and on stderr
     batch_size   sequences in a pass on a GPU; a CPU takes one at a time
     sample       how the tokens must have been sampled, as the config says it; any way will do if None
+    log          of the job, for whoever looks into why the norms could not be found
 
     A chunk that begins after the last sequence, of a text shorter than the sample, gets files without tensors and costs
     no pass.
 
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
     that has it and `gain.{site}` float32 (L, H), what the norms that make a site multiply by (see `site_gains`), and
-    `losses`, `nll` float32 (stop - start, T) in nats, or no tensor where the model predicts no next token. Both carry
-    the same provenance. Memory does not grow with the number of sequences.
+    `losses`, `nll` float32 (stop - start, T) in nats where the model predicts a next token. Both carry the same
+    provenance. The run's first `losses` hold the norms of the model too (see `kept_norms`). Memory does not grow with
+    the number of sequences.
 
     Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
     not what its name says, or an activation is not finite.
@@ -119,14 +125,24 @@ def extract_activations(
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
     loss_shapes = {"nll": ("F32", shape)} if recorder else {}
-    gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites).items()}
+    calls = norm_calls(loaded)
+    gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites, calls).items()}
+    norms: dict[str, Array] = {}
+    norm_facts: dict[str, Any] = {}
+    if start == 0:
+        weights = Path(model_source["location"])
+        found_norms = norms_or_why(lambda: find_norms(loaded, blocks, checkpoint_of(weights), calls), log or losses)
+        norms, norm_facts = norm_tensors(found_norms)
+    norm_shapes = {name: ("F32", values.shape) for name, values in norms.items()}
     gain_shapes = {name: ("F32", values.shape) for name, values in gains.items()}
     with (
         TensorFileWriter(activations, activation_shapes | gain_shapes, provenance) as activation_file,
-        TensorFileWriter(losses, loss_shapes, provenance) as loss_file,
+        TensorFileWriter(losses, loss_shapes | norm_shapes, provenance | norm_facts) as loss_file,
     ):
         for name, values in gains.items():
             activation_file.write(name, 0, values)
+        for name, values in norms.items():
+            loss_file.write(name, 0, values)
         size = _sequences_at_once(loaded, batch_size)
         _run(loaded, found, recorder, chunk, size, activation_file, loss_file)
 
