@@ -3,6 +3,7 @@
 from typing import Literal, TypedDict
 
 Part = Literal["encoder", "decoder"]
+Wanted = Literal["auto", "one", "spread", "layerwise"]
 
 
 class Loading(TypedDict):
@@ -14,3 +15,4 @@ class Loading(TypedDict):
     threads: int
     trust_remote_code: bool
     part: Part | None
+    placement: Wanted

@@ -56,5 +56,5 @@ def same_values(left: Tensor, right: Tensor) -> bool:
     """Bit by bit, whether tokens lie flat (B*T, H) or not (B, T, H); NaN is the same as NaN."""
     if left.numel() != right.numel() or left.shape[-1] != right.shape[-1]:
         return False
-    left, right = left.reshape(-1), right.reshape(-1)
+    left, right = left.reshape(-1), right.to(left.device).reshape(-1)  # of a model that is spread, blocks are apart
     return torch.equal(left, right) or (bool(left.isnan().any()) and torch.equal(left.nan_to_num(), right.nan_to_num()))
