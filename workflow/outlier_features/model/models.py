@@ -33,7 +33,7 @@ from outlier_features.errors import InputError
 from outlier_features.model.body import find_body, run_decoder
 from outlier_features.model.loading import Part, Wanted
 from outlier_features.model.on_demand import OnDemand
-from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, placed
+from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, device_of, placed
 from outlier_features.model.stack import Stack
 from outlier_features.model.stored_weights import StoredWeights
 from outlier_features.model.weights_of_modules import WeightsOfModules, without_weights
@@ -166,6 +166,7 @@ def load_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    device_of(device)
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}

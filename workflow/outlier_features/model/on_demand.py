@@ -175,7 +175,7 @@ def _reading(owner: OnDemand, kind: type[nn.Module]) -> Any:
 
 
 def _needs(model: nn.Module, home: dict[int, _Unit]) -> dict[nn.Module, list[_Unit]]:
-    """By module that runs on weights read on demand, their units: of all in a block, or its own where it holds blocks."""
+    """The units of each module that has any: of all that is inside it, or its own alone where it holds blocks."""
     needs: dict[nn.Module, list[_Unit]] = {}
     for path, module in model.named_modules():
         holds_blocks = not _listed(path) and any(_listed(name) for name, _ in module.named_modules())

@@ -56,7 +56,7 @@ class StoredWeights:
         bits = torch.empty(entry.nbytes, dtype=torch.uint8)
         with path.open("rb", buffering=0) as file:
             file.seek(entry.offset)
-            view, done = memoryview(bits.numpy()), 0
+            view, done = bits.numpy().data, 0
             while done < entry.nbytes:
                 if not (count := file.readinto(view[done:])):
                     raise DamagedFile(path, f"ends within {name}")

@@ -5,7 +5,7 @@ by transformers here too: once for all weights on the meta device, where nothing
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -127,18 +127,20 @@ class WeightsOfModules:
 
     def _converted(self, sources: Iterable[str], to_meta: bool) -> dict[str, Tensor]:
         """What transformers makes of some tensors of the checkpoint; the model itself stays as it is."""
-        before = {name: value for name, value in _named(self._model)}
+        before = dict(_named(self._model))
         unread = {name: _Unread(self._stored, name, to_meta) for name in sources}
         # A weight gets the dtype that it has in the model, so that what the model keeps in float32 stays so.
         config = LoadStateDictConfig(
-            dtype=torch.float32, device_map={"": "cpu"}, weight_mapping=get_model_conversion_mapping(self._model)
+            dtype=torch.float32,
+            device_map={"": "cpu"},
+            weight_mapping=get_model_conversion_mapping(self._model),  # type: ignore[arg-type]
         )
         made = {}
         try:
             convert_and_load_state_dict_in_model(self._model, unread, config)
         finally:
             for name, value in list(_named(self._model)):
-                if name not in before or value is not before[name]:
+                if value is not before[name]:
                     made[name] = value.detach()
                     path, _, own = name.rpartition(".")
                     module = self._model.get_submodule(path)
@@ -147,7 +149,7 @@ class WeightsOfModules:
         return made
 
 
-def _named(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights and buffers by every name that they have."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
