@@ -18,6 +18,7 @@ rule check_norms:
     params:
         trust_remote_code=of_model("trust_remote_code"),
         part=of_model("part"),
+        placement=of_model("placement"),
         off=off("norms"),
         code=code_version("check_norms"),
     message:

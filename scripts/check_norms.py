@@ -16,4 +16,5 @@ with stage(snakemake.log[0]):
         threads=snakemake.threads,
         trust_remote_code=snakemake.params.trust_remote_code,
         part=snakemake.params.part,
+        placement=snakemake.params.placement,
     )

@@ -37,6 +37,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def parts_of(value: Any) -> Iterator[Any]:
+    """All that nested tuples, lists and dicts hold, in the order in which `map_tensors` changes tensors."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from parts_of(item)
+    else:
+        yield value
+
+
 def unknown_parts(value: Any) -> Iterator[Any]:
     """What of nested arguments or outputs may hold tensors that `map_tensors` does not reach."""
     if isinstance(value, dict):

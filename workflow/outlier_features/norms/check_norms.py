@@ -6,13 +6,21 @@ import torch
 
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.files.run_files import RunFiles
-from outlier_features.model.loading import Part
+from outlier_features.model.loading import Part, Wanted
 from outlier_features.norms.norm_tables import write_norms
 from outlier_features.norms.norms import norms_of
 
 
 def check_norms(
-    source: Path, dims: Path, norms: Path, gains: Path, *, threads: int, trust_remote_code: bool, part: Part | None
+    source: Path,
+    dims: Path,
+    norms: Path,
+    gains: Path,
+    *,
+    threads: int,
+    trust_remote_code: bool,
+    part: Part | None,
+    placement: Wanted,
 ) -> None:
     """Write `norms`, a row per norm of the model, and `gains`, a row per selected dim and norm of residual dims.
 
@@ -25,5 +33,5 @@ def check_norms(
     files = RunFiles()
     rows, provenance = files.table(dims, DIMS)
     model = files.model(source)
-    found = norms_of(Path(model["location"]), trust_remote_code, part)
+    found = norms_of(Path(model["location"]), trust_remote_code, part, placement)
     write_norms(found, rows, norms, gains, provenance)
