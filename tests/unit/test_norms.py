@@ -187,8 +187,9 @@ def rule(tmp_path, name="llama", revision="0" * 8, **run):
     (tmp_path / "source.json").write_text(json.dumps(record))
     made = {key: tmp_path / f"{key}.parquet" for key in ("norms", "gains")}
     check_norms(
-        tmp_path / "source.json", folder / "dims.parquet", **made, threads=1, trust_remote_code=False, part=None
-    )
+        tmp_path / "source.json", folder / "dims.parquet", **made, threads=1, trust_remote_code=False, part=None,
+        placement="one",
+    )  # fmt: skip
     return pl.read_parquet(made["norms"]), pl.read_parquet(made["gains"])
 
 

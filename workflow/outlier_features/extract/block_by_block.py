@@ -158,7 +158,7 @@ class BlockByBlock:
         values = (file.array(str(n)) for n in range(len(file.entries)))
 
         def fill(like: torch.Tensor) -> torch.Tensor:
-            bits = torch.from_numpy(next(values)).clone()
+            bits = torch.from_numpy(next(values).copy()).clone()
             return (bits if bits.dtype == like.dtype else bits.view(like.dtype)).to(like.device)
 
         return Prefix(block, shape, map_tensors(self._prefixes.example(block).output, fill))

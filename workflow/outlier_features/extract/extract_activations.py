@@ -119,12 +119,12 @@ def extract_activations(
         if site in block.sites
     }
     chunk = _Chunk(run.tokens[start:stop], run.mask[start:stop], start)
+    gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites).items()}
     size = _sequences_at_once(loaded, batch_size)
     stepwise = _stepwise(loaded, chunk, size, activations, provenance | {"files": model_source["files"]})
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
     loss_shapes = {LOSSES: ("F32", shape)} if recorder else {}
-    gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites).items()}
     gain_shapes = {name: ("F32", values.shape) for name, values in gains.items()}
     with (
         TensorFileWriter(activations, activation_shapes | gain_shapes, provenance) as activation_file,

@@ -65,6 +65,7 @@ class LoadedModel:
     causal      no position sees a later one
     no_loss     why it has no loss of the next token; None if it has
     placement   where its weights lie, and why there
+    on_demand   the weights that stay on disk, if they do
     """
 
     model: PreTrainedModel
@@ -76,10 +77,12 @@ class LoadedModel:
     causal: bool
     no_loss: str | None
     placement: Placement
+    on_demand: OnDemand | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
-           no_loss: str | None = None, placement: Placement | None = None) -> "LoadedModel":  # fmt: skip
+           no_loss: str | None = None, placement: Placement | None = None, on_demand: OnDemand | None = None,
+           ) -> "LoadedModel":  # fmt: skip
         """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
 
         no_loss   why it has no loss, where that is known already
@@ -93,7 +96,7 @@ class LoadedModel:
         if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
         placement = placement or Placement("one", "it was there", device)
-        return cls(model, device, attention, part, body, stack, causal, no_loss, placement)
+        return cls(model, device, attention, part, body, stack, causal, no_loss, placement, on_demand)
 
     @property
     def base(self) -> Callable[..., Any]:
@@ -193,13 +196,16 @@ def load_model(
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
     if dtype == "float32":
         _widen(model)
-    if chosen.kind == "layerwise":
-        model = _on_demand(model, stored, chosen)
+    on_demand: OnDemand | None = None
+    if stored is not None and chosen.kind == "layerwise":
+        without, model = model, copy.deepcopy(model)
+        on_demand = OnDemand(model, WeightsOfModules(without, stored), chosen.device, chosen.keep)
+        model.to(chosen.device)  # type: ignore[arg-type]
     elif chosen.kind == "one":
         model.to(chosen.device)  # type: ignore[arg-type]
     model.eval()
     try:
-        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen)
+        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen, on_demand)
     except Exception as error:
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
@@ -271,15 +277,6 @@ def _placement(
     return stored, chosen
 
 
-def _on_demand(model: PreTrainedModel, stored: StoredWeights | None, placement: Placement) -> PreTrainedModel:
-    """A model whose weights are read when they are needed, like one that lies on the meta device."""
-    assert stored is not None
-    running = copy.deepcopy(model)
-    OnDemand(running, WeightsOfModules(model, stored), placement.device, placement.keep)
-    running.to(placement.device)  # type: ignore[arg-type]
-    return running
-
-
 def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(location, **options)
@@ -342,12 +339,10 @@ def _weights(
     if attention != "auto":
         options = {**options, "attn_implementation": attention}
     try:
-        if placement.kind == "layerwise":
-            assert stored is not None
+        if stored is not None and placement.kind == "layerwise":
             model, report = without_weights(_own_class(model_class, config, location), config, stored, options)
         else:
-            if placement.kind == "spread":
-                assert stored is not None
+            if stored is not None and placement.kind == "spread":
                 options["device_map"] = _device_map(_own_class(model_class, config, location), config, stored, options)
             model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises

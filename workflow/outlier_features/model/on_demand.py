@@ -74,9 +74,9 @@ class OnDemand:
         return self  # a copied module has copies of its weights, and needs none of these
 
     @property
-    def bytes(self) -> int:
-        """Of all blocks and other modules, in memory."""
-        return sum(unit.bytes for unit in self._units.values())
+    def times_read(self) -> float:
+        """How often all weights of the checkpoint have been read so far."""
+        return self._weights.times_read
 
     def _put_placeholders(self, model: nn.Module) -> dict[int, _Unit]:
         """Parameters that are read on demand, by identity, with their unit; vectors are read at once and stay."""

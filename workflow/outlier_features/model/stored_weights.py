@@ -14,6 +14,7 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_LINE = 64  # bytes, which torch aligns memory to
 
 
 class StoredWeights:
@@ -38,6 +39,11 @@ class StoredWeights:
         return list(self._files)
 
     @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(self._entry(name).nbytes for name in self.names)
+
+    @property
     def files(self) -> list[Path]:
         return list(dict.fromkeys(file.path for file in self._files.values()))
 
@@ -53,7 +59,9 @@ class StoredWeights:
     def read(self, name: str) -> torch.Tensor:
         """The tensor, in memory of its own."""
         entry, path = self._entry(name), self._files[name].path
-        bits = torch.empty(entry.nbytes, dtype=torch.uint8)
+        # As far from a cache line's beginning as in a map of the file: products differ by that in their last bit.
+        lead = entry.offset % _LINE
+        bits = torch.empty(lead + entry.nbytes, dtype=torch.uint8)[lead:]
         with path.open("rb", buffering=0) as file:
             file.seek(entry.offset)
             view, done = bits.numpy().data, 0

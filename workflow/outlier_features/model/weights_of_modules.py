@@ -93,6 +93,11 @@ class WeightsOfModules:
         self._model, self._stored = model, stored
         self._mapping = get_model_conversion_mapping(model)
 
+    @property
+    def times_read(self) -> float:
+        """Bytes read so far, over those of the checkpoint."""
+        return self._stored.bytes_read / self._stored.bytes
+
     @cached_property
     def _sources(self) -> dict[str, list[str]]:
         """By name, what of the checkpoint the weight is made of."""
