@@ -71,6 +71,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/count.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/ablations.py
+	$(BIN)/python benchmarks/layerwise.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'

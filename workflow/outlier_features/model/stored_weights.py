@@ -1,5 +1,6 @@
 """The weights of a checkpoint, read one at a time: no file is mapped, and nothing but the tensor asked for is held."""
 
+import mmap
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_LINE = 64  # bytes, which torch aligns memory to
+_LINE = 64  # bytes
 
 
 class StoredWeights:
@@ -61,10 +62,11 @@ class StoredWeights:
         entry, path = self._entry(name), self._files[name].path
         # As far from a cache line's beginning as in a map of the file: products differ by that in their last bit.
         lead = entry.offset % _LINE
-        bits = torch.empty(lead + entry.nbytes, dtype=torch.uint8)[lead:]
+        memory = mmap.mmap(-1, lead + max(entry.nbytes, 1))  # which is given back whole, unlike some of malloc's
+        bits = torch.frombuffer(memory, dtype=torch.uint8)[lead : lead + entry.nbytes]
         with path.open("rb", buffering=0) as file:
             file.seek(entry.offset)
-            view, done = bits.numpy().data, 0
+            view, done = memoryview(memory)[lead : lead + entry.nbytes], 0
             while done < entry.nbytes:
                 if not (count := file.readinto(view[done:])):
                     raise DamagedFile(path, f"ends within {name}")

@@ -25,6 +25,8 @@ from outlier_features.errors import InputError
 from outlier_features.model.stored_weights import StoredWeights
 
 Tensor = torch.Tensor
+# transformers starts threads that read ahead of what it converts, except where part of a model stays on disk.
+_ONE_AT_A_TIME = {"": "cpu", "-": "disk"}
 
 
 class _Unread:
@@ -137,7 +139,7 @@ class WeightsOfModules:
         # A weight gets the dtype that it has in the model, so that what the model keeps in float32 stays so.
         config = LoadStateDictConfig(
             dtype=torch.float32,
-            device_map={"": "cpu"},
+            device_map=_ONE_AT_A_TIME,
             weight_mapping=get_model_conversion_mapping(self._model),  # type: ignore[arg-type]
         )
         made = {}
