@@ -223,9 +223,9 @@ def limited(folder, placement, room):
 
 
 def test_a_model_larger_than_the_limit_of_the_address_space(tmp_path):
-    run = Run(tmp_path, "llama", num_hidden_layers=8, hidden_size=1024, intermediate_size=3072, head_dim=16)
+    run = Run(tmp_path, "llama", num_hidden_layers=12, hidden_size=1024, intermediate_size=3072, head_dim=16)
     weights = (tmp_path / "model/model.safetensors").stat().st_size
-    assert weights > 300e6
+    assert weights > 400e6
     expected = extract(run, sites=["resid_post"])
     room = weights - 20 * 10**6
     assert limited(tmp_path, "one", room).returncode != 0
