@@ -222,6 +222,7 @@ def limited(folder, placement, room):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_the_limit_of_the_address_space(tmp_path):
     run = Run(tmp_path, "llama", num_hidden_layers=12, hidden_size=1024, intermediate_size=3072, head_dim=16)
     weights = (tmp_path / "model/model.safetensors").stat().st_size
