@@ -247,7 +247,7 @@ def loading(wildcards):
     """How a model is loaded: as its catalog entry says, else as `extract` does."""
     own = {
         key: of_model(key)(wildcards)
-        for key in ("dtype", "attention", "trust_remote_code", "part")
+        for key in ("dtype", "attention", "placement", "trust_remote_code", "part")
     }
     return own | {key: CONFIG["extract"][key] for key in ("device", "threads")}
 

@@ -23,7 +23,7 @@ from outlier_features.tokens.tokens import tokens_digest
 N, T = 5, 24
 SETTINGS = {
     "sites": ["resid_post", "attn_norm", "mlp_norm"], "dtype": "float32", "device": "cpu", "attention": "eager",
-    "batch_size": 2, "threads": 1, "trust_remote_code": False, "part": None,
+    "batch_size": 2, "threads": 1, "trust_remote_code": False, "part": None, "placement": "one",
 }  # fmt: skip
 
 

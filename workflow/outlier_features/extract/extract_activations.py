@@ -3,7 +3,7 @@
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
+from outlier_features.code_version import code_version
 from outlier_features.errors import InputError
+from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock, place_of
 from outlier_features.extract.losses import LossRecorder, loss_recorder
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.layer_keys import GAIN
@@ -23,6 +25,7 @@ from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
+from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
@@ -122,9 +125,10 @@ def extract_activations(
         if site in block.sites
     }
     chunk = _Chunk(run.tokens[start:stop], run.mask[start:stop], start)
+    size = _sequences_at_once(loaded, batch_size)
+    stepwise = _stepwise(loaded, chunk, size, activations, provenance | {"files": model_source["files"]})
     shape, stored_as = chunk.ids.shape, _STORED_AS[loaded.dtype]
     activation_shapes = {name: (stored_as, (*shape, site.width)) for name, site in found.items()}
-    loss_shapes = {"nll": ("F32", shape)} if recorder else {}
     calls = norm_calls(loaded)
     gains = {GAIN + site: values for site, values in site_gains(loaded, blocks, sites, calls).items()}
     norms: dict[str, Array] = {}
@@ -134,6 +138,7 @@ def extract_activations(
         found_norms = norms_or_why(lambda: find_norms(loaded, blocks, checkpoint_of(weights), calls), log or losses)
         norms, norm_facts = norm_tensors(found_norms)
     norm_shapes = {name: ("F32", values.shape) for name, values in norms.items()}
+    loss_shapes = {LOSSES: ("F32", shape)} if recorder else {}
     gain_shapes = {name: ("F32", values.shape) for name, values in gains.items()}
     with (
         TensorFileWriter(activations, activation_shapes | gain_shapes, provenance) as activation_file,
@@ -143,8 +148,13 @@ def extract_activations(
             activation_file.write(name, 0, values)
         for name, values in norms.items():
             loss_file.write(name, 0, values)
-        size = _sequences_at_once(loaded, batch_size)
-        _run(loaded, found, recorder, chunk, size, activation_file, loss_file)
+        if stepwise:
+            shapes = activation_shapes | loss_shapes
+            _run_block_by_block(stepwise, loaded, found, recorder, chunk, shapes, activation_file, loss_file)
+        else:
+            _run(loaded, found, recorder, chunk, size, activation_file, loss_file)
+    if stepwise:
+        stepwise.remove()
 
 
 def _sequences_at_once(loaded: LoadedModel, batch_size: int) -> int:
@@ -160,6 +170,11 @@ class _Chunk:
     ids: Array
     mask: Array
     start: int = 0
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids int64 and mask bool (B, T) of some rows."""
+        ids, mask = self.ids[rows].astype(np.int64), self.mask[rows].copy()
+        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
     def batches(self, size: int, apart: bool) -> list[slice]:
         """Rows of each pass, in order; `apart`: full and padded sequences never share one."""
@@ -183,9 +198,7 @@ def _run(
 ) -> None:
     batches = chunk.batches(batch_size, apart=sees_padding(loaded))
     for rows in tqdm(batches, desc="forward passes", unit="batch", file=sys.stderr):
-        ids = torch.from_numpy(chunk.ids[rows].astype(np.int64)).to(loaded.device)
-        mask = torch.from_numpy(chunk.mask[rows].copy()).to(loaded.device)
-
+        ids, mask = chunk.tensors(rows, loaded.device)
         nonfinite: dict[str, int] = {}
 
         def write(name: str, value: torch.Tensor, rows: slice = rows, nonfinite: dict[str, int] = nonfinite) -> None:
@@ -197,7 +210,51 @@ def _run(
             run_blocks(loaded, ids, mask)
         _require_finite(nonfinite, loaded, chunk.start + rows.start)
         if recorder:
-            loss_file.write("nll", rows.start, recorder.token_losses(ids, mask).cpu().numpy())
+            loss_file.write(LOSSES, rows.start, recorder.token_losses(ids, mask).cpu().numpy())
+
+
+def _stepwise(
+    loaded: LoadedModel, chunk: _Chunk, batch_size: int, activations: Path, job: Mapping[str, Any]
+) -> BlockByBlock | None:
+    """The passes one block at a time, of a model whose weights stay on disk, if they give the same numbers."""
+    if loaded.placement.kind != "layerwise":
+        return None
+    prefixes = Prefixes(loaded)
+    if problem := prefixes.no_steps():
+        print(f"block by block: not with this model, every batch reads the weights anew: {problem}", file=sys.stderr)
+        return None
+    batches = [
+        Batch(rows, *chunk.tensors(rows, loaded.device)) for rows in chunk.batches(batch_size, sees_padding(loaded))
+    ]
+    own = {"job": None, "code": code_version(Path(__file__)), "batch_size": batch_size}
+    return BlockByBlock(loaded, prefixes, batches, place_of(activations), {**job, **own})
+
+
+def _run_block_by_block(
+    passes: BlockByBlock,
+    loaded: LoadedModel,
+    found: Mapping[str, Site],
+    recorder: LossRecorder | None,
+    chunk: _Chunk,
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    activation_file: TensorFileWriter,
+    loss_file: TensorFileWriter,
+) -> None:
+    def take(name: str, value: torch.Tensor, batch: Batch) -> Array:
+        if count := value.numel() - int(torch.isfinite(value).sum()):
+            _require_finite({name: count}, loaded, chunk.start + batch.rows.start)
+        return _array(value, tuple(batch.ids.shape))
+
+    def losses(batch: Batch, run: Callable[[], None]) -> Array:
+        assert recorder is not None
+        with recorder.states():
+            run()
+        values: Array = recorder.token_losses(batch.ids, batch.mask).cpu().numpy()
+        return values
+
+    passes.run(found, shapes, take, losses if recorder else None)
+    for name, batch, values in passes.tensors([*found, LOSSES]):
+        (loss_file if name == LOSSES else activation_file).write(name, batch.rows.start, values)
 
 
 def _require_finite(nonfinite: Mapping[str, int], loaded: LoadedModel, sequence: int) -> None:
@@ -279,4 +336,6 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "device": loaded.device.type,
         "attention": loaded.attention,
         "threads": torch.get_num_threads(),
+        "placement": loaded.placement.kind,
+        "placement_reason": loaded.placement.why,
     }

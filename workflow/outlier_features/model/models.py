@@ -1,11 +1,13 @@
 """The one place where a model is loaded and put on a device."""
 
+import copy
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported: only the fetch rules talk to a network
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,12 +26,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto as auto
 
-from outlier_features.errors import ConfigError, InputError
+from outlier_features.errors import InputError
 from outlier_features.model.body import find_body, run_decoder
-from outlier_features.model.loading import Part
+from outlier_features.model.loading import Part, Wanted
+from outlier_features.model.on_demand import OnDemand
+from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, device_of, placed
 from outlier_features.model.stack import Stack
+from outlier_features.model.stored_weights import StoredWeights
+from outlier_features.model.weights_of_modules import WeightsOfModules, without_weights
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
 _HEADS = (
@@ -57,6 +64,8 @@ class LoadedModel:
     stack       its blocks
     causal      no position sees a later one
     no_loss     why it has no loss of the next token; None if it has
+    placement   where its weights lie, and why there
+    on_demand   the weights that stay on disk, if they do
     """
 
     model: PreTrainedModel
@@ -67,10 +76,13 @@ class LoadedModel:
     stack: Stack
     causal: bool
     no_loss: str | None
+    placement: Placement
+    on_demand: OnDemand | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
-           no_loss: str | None = None) -> "LoadedModel":  # fmt: skip
+           no_loss: str | None = None, placement: Placement | None = None, on_demand: OnDemand | None = None,
+           ) -> "LoadedModel":  # fmt: skip
         """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
 
         no_loss   why it has no loss, where that is known already
@@ -83,7 +95,8 @@ class LoadedModel:
         causal = _is_causal(model, body, part)
         if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
-        return cls(model, device, attention, part, body, stack, causal, no_loss)
+        placement = placement or Placement("one", "it was there", device)
+        return cls(model, device, attention, part, body, stack, causal, no_loss, placement, on_demand)
 
     @property
     def base(self) -> Callable[..., Any]:
@@ -138,6 +151,8 @@ def load_model(
     trust_remote_code: bool,
     threads: int | None = None,
     part: Part | None = None,
+    placement: Wanted = "one",
+    keep: int | None = None,
 ) -> LoadedModel:
     """The model in the directory `location` (safetensors weights, transformers' format).
 
@@ -146,13 +161,15 @@ def load_model(
     attention   sdpa or eager, transformers' attention implementation; `auto`: what the model's class takes by itself
     threads     how many of a CPU's cores torch uses from now on, or as many as before
     part        the encoder or the decoder of an encoder-decoder model
+    placement   where the weights lie, see `placement`; `auto`: as the machine's memory allows
+    keep        bytes of blocks that a `layerwise` model keeps in memory; by itself, a share of what is free
 
     Raises `InputError` where the directory, the device or the attention implementation is not usable, where weights are
     missing, where the model does not run on text, and where `part` and model do not fit each other.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    place = _device(device)
+    device_of(device)
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -160,7 +177,10 @@ def load_model(
     auto_class, no_loss = _class_of(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
-    model, used, report = _weights(auto_class, location, config, attention, options)
+    stored, chosen = _placement(location, config, placement, device, options["dtype"])
+    if keep is not None:
+        chosen = replace(chosen, keep=keep)
+    model, used, report = _weights(auto_class, location, config, attention, options, chosen, stored)
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
         raise InputError(
@@ -176,10 +196,16 @@ def load_model(
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
     if dtype == "float32":
         _widen(model)
-    model.to(place)  # type: ignore[arg-type]
+    on_demand: OnDemand | None = None
+    if stored is not None and chosen.kind == "layerwise":
+        without, model = model, copy.deepcopy(model)
+        on_demand = OnDemand(model, WeightsOfModules(without, stored), chosen.device, chosen.keep)
+        model.to(chosen.device)  # type: ignore[arg-type]
+    elif chosen.kind == "one":
+        model.to(chosen.device)  # type: ignore[arg-type]
     model.eval()
     try:
-        return LoadedModel.of(model, place, used, part, no_loss)
+        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen, on_demand)
     except Exception as error:
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
@@ -239,13 +265,18 @@ def _configs(config: Any) -> Iterator[Any]:
             yield from _configs(inner)
 
 
-def _device(device: str) -> torch.device:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
-    if not present[device]:
-        raise ConfigError(f"device: found {device!r}, but torch sees no such device here, expected 'auto' or 'cpu'")
-    return torch.device(device)
+def _placement(
+    location: Path, config: Any, wanted: Wanted, device: str, dtype: torch.dtype
+) -> tuple[StoredWeights | None, Placement]:
+    """The checkpoint, where its weights are read one at a time, and where the model goes."""
+    if wanted == "one":
+        return None, placed(wanted, device, 0, 0, Machine({}, 0))
+    stored = StoredWeights.open(location)
+    shapes = {name: stored.shape(name) for name in stored.names}
+    files = sum(file.stat().st_size for file in stored.files)
+    chosen = placed(wanted, device, bytes_in(dtype, shapes), files, Machine.here())
+    print(f"placement: {chosen}", file=sys.stderr)
+    return stored, chosen
 
 
 def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
@@ -298,19 +329,32 @@ def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(
-    model_class: Any, location: Path, config: Any, attention: str, options: dict[str, Any]
+    model_class: Any,
+    location: Path,
+    config: Any,
+    attention: str,
+    options: dict[str, Any],
+    placement: Placement,
+    stored: StoredWeights | None,
 ) -> tuple[PreTrainedModel, str, dict[str, Any]]:
     """The model, the attention implementation that it runs, and what its loading says of weights."""
     if attention != "auto":
         options = {**options, "attn_implementation": attention}
     try:
-        model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+        if stored is not None and placement.kind == "layerwise":
+            model, report = without_weights(_own_class(model_class, config, location), config, stored, options)
+        else:
+            if stored is not None and placement.kind == "spread":
+                options["device_map"] = _device_map(_own_class(model_class, config, location), config, stored, options)
+            model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
             raise InputError(
                 f"attention: found {attention!r}, which {config.model_type} in {location} does not support, "
                 "set `attention: auto` for this model"
             ) from error
+        if isinstance(error, InputError):
+            raise
         if isinstance(error, OSError | SafetensorError):
             raise InputError(
                 f"{location}: expected safetensors weights of a {config.model_type} model, found {_sentence(error)}"
@@ -323,6 +367,22 @@ def _weights(
             f"set `attention: {used}` or `attention: auto` for this model"
         )
     return model, used, report
+
+
+def _own_class(model_class: Any, config: Any, location: Path) -> Any:
+    """The class of the model itself, where transformers would look it up."""
+    if not hasattr(model_class, "_model_mapping"):
+        return model_class
+    own_code = getattr(config, "auto_map", None) or {}
+    if model_class.__name__ in own_code:
+        return get_class_from_dynamic_module(own_code[model_class.__name__], location)
+    found = model_class._model_mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _device_map(model_class: Any, config: Any, stored: StoredWeights, options: dict[str, Any]) -> dict[str, int]:
+    model, _ = without_weights(model_class, config, stored, options)
+    return device_map(model, Machine.here().gpus, sorted(model._no_split_modules or ()))
 
 
 def _cannot_make(model_class: Any, location: Path, error: Exception) -> str:

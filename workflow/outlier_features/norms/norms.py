@@ -8,7 +8,7 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import DTYPES, TensorFile
-from outlier_features.model.loading import Part
+from outlier_features.model.loading import Part, Wanted
 from outlier_features.model.model_files import model_files
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, find_sites
@@ -18,7 +18,9 @@ from outlier_features.norms.norm import PARAMETERIZATION, Array, Gain, Norm
 from outlier_features.norms.norm_forms import NormCall, norm_calls, sites_of_modules
 
 
-def norms_of(location: Path, trust_remote_code: bool, part: Part | None = None) -> list[Norm]:
+def norms_of(
+    location: Path, trust_remote_code: bool, part: Part | None = None, placement: Wanted = "one"
+) -> list[Norm]:
     """The norms of the model in the directory `location`, with their gains as stored; raises `InputError`.
 
     part   the half of an encoder-decoder model
@@ -32,6 +34,7 @@ def norms_of(location: Path, trust_remote_code: bool, part: Part | None = None) 
         attention="auto",  # it does not concern the norms
         trust_remote_code=trust_remote_code,
         part=part,
+        placement=placement,
     )
     blocks = find_sites(loaded)
     keep_proven(blocks, prove_sites(loaded, blocks))
