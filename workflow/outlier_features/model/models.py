@@ -24,10 +24,13 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto as auto
+from transformers.pytorch_utils import Conv1D
 
 from outlier_features.errors import ConfigError, InputError
 from outlier_features.model.body import find_body, run_decoder
+from outlier_features.model.checkpoint import Checkpoint, Quantization, quantization_config
 from outlier_features.model.loading import Part
 from outlier_features.model.stack import Stack
 
@@ -57,6 +60,7 @@ class LoadedModel:
     stack       its blocks
     causal      no position sees a later one
     no_loss     why it has no loss of the next token; None if it has
+    quantized   what its weights were dequantized from; None of a checkpoint that was not quantized
     """
 
     model: PreTrainedModel
@@ -67,10 +71,11 @@ class LoadedModel:
     stack: Stack
     causal: bool
     no_loss: str | None
+    quantized: Quantization | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
-           no_loss: str | None = None) -> "LoadedModel":  # fmt: skip
+           no_loss: str | None = None, quantized: Quantization | None = None) -> "LoadedModel":  # fmt: skip
         """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
 
         no_loss   why it has no loss, where that is known already
@@ -83,7 +88,7 @@ class LoadedModel:
         causal = _is_causal(model, body, part)
         if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
-        return cls(model, device, attention, part, body, stack, causal, no_loss)
+        return cls(model, device, attention, part, body, stack, causal, no_loss, quantized)
 
     @property
     def base(self) -> Callable[..., Any]:
@@ -160,7 +165,8 @@ def load_model(
     auto_class, no_loss = _class_of(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
-    model, used, report = _weights(auto_class, location, config, attention, options)
+    checkpoint = Checkpoint.open(location) if quantization_config(location) else None
+    model, used, report = _weights(auto_class, location, config, attention, options, checkpoint)
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
         raise InputError(
@@ -174,12 +180,10 @@ def load_model(
         )
     if missing & head:
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
-    if dtype == "float32":
-        _widen(model)
     model.to(place)  # type: ignore[arg-type]
     model.eval()
     try:
-        return LoadedModel.of(model, place, used, part, no_loss)
+        return LoadedModel.of(model, place, used, part, no_loss, checkpoint.quantization if checkpoint else None)
     except Exception as error:
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
@@ -295,14 +299,59 @@ def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
         yield from [names] if isinstance(names, str) else names
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A weight of a checkpoint as transformers takes those that it has not read yet: by a slice of all of it."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: torch.dtype
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        return self.checkpoint.read(self.name, self.dtype)
+
+
+def _decoded(
+    model_class: Any, location: Path, config: Any, checkpoint: Checkpoint, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model with dequantized weights, each of which is decoded when it is put in its place."""
+    for one in _configs(config):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(one, key):
+                delattr(one, key)
+    reference = (getattr(config, "auto_map", None) or {}).get(model_class.__name__)
+    if reference and options["trust_remote_code"]:  # AutoModel would look for the code where the weights are
+        model_class = get_class_from_dynamic_module(reference, location)
+    weights = {name: _Unread(checkpoint, name, options["dtype"]) for name in checkpoint.names}
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, **options
+    )
+    if checkpoint.quantization and any(isinstance(module, Conv1D) for module in model.modules()):
+        raise InputError(
+            f"{location}: found quantized weights of {type(model).__name__}, whose layers hold theirs transposed, "
+            "expected weights that are not quantized"
+        )
+    return model, report
+
+
 def _weights(
-    model_class: Any, location: Path, config: Any, attention: str, options: dict[str, Any]
+    model_class: Any,
+    location: Path,
+    config: Any,
+    attention: str,
+    options: dict[str, Any],
+    checkpoint: Checkpoint | None,
 ) -> tuple[PreTrainedModel, str, dict[str, Any]]:
     """The model, the attention implementation that it runs, and what its loading says of weights."""
     if attention != "auto":
         options = {**options, "attn_implementation": attention}
     try:
-        model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+        if checkpoint:
+            model, report = _decoded(model_class, location, config, checkpoint, options)
+        else:
+            model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+    except InputError:
+        raise
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
             raise InputError(
@@ -340,13 +389,6 @@ def _does_not_run(model: PreTrainedModel, location: Path, error: Exception) -> s
         f"{location}: {name} does not run on a few tokens with transformers {transformers.__version__}, found "
         f"{type(error).__name__}: {_sentence(error)}"
     )
-
-
-def _widen(model: PreTrainedModel) -> None:
-    """Make 16-bit weights float32: transformers leaves those so that it dequantized itself (fp8 checkpoints)."""
-    for parameter in model.parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:
