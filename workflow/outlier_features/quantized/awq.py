@@ -17,7 +17,10 @@ _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word each output is
 
 
 def awq(stored: Stored, settings: Mapping[str, Any]) -> dict[str, Weight]:
-    """The quantized weights of a checkpoint, by name. Raises `InputError` where one is incomplete or laid out otherwise."""
+    """The quantized weights of a checkpoint, by name.
+
+    Raises `InputError` where one is incomplete or laid out otherwise.
+    """
     version = str(settings.get("version") or settings.get("format") or "gemm").lower()
     require_setting(settings, "version", version, ("gemm",))
     require_setting(settings, "bits", settings.get("bits", settings.get("w_bit", 4)), (4,))

@@ -44,8 +44,8 @@ def _packed(stored: Stored) -> dict[str, Weight]:
         bits = words * 32 // columns if columns else 0
         if bits not in (4, 8) or -(-columns * bits // 32) != words or stored[name].shape[0] != rows:
             raise InputError(
-                f"{name} is of shape {list(stored[name].shape)}, expected a weight of shape {[rows, columns]} in 4 or 8 "
-                "bits"
+                f"{name} is of shape {list(stored[name].shape)}, expected a weight of shape {[rows, columns]} in 4 or "
+                "8 bits"
             )
         groups = stored[parts["scale"]].shape[-1]
         require_shape(stored, parts["scale"], (rows, groups))

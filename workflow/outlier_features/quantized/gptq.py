@@ -19,7 +19,10 @@ _BITS = (2, 3, 4, 8)
 
 
 def gptq(stored: Stored, settings: Mapping[str, Any]) -> dict[str, Weight]:
-    """The quantized weights of a checkpoint, by name. Raises `InputError` where one is incomplete or laid out otherwise."""
+    """The quantized weights of a checkpoint, by name.
+
+    Raises `InputError` where one is incomplete or laid out otherwise.
+    """
     version = settings.get("checkpoint_format") or settings.get("format") or "gptq"
     require_setting(settings, "checkpoint_format", version, ("gptq", "gptq_v2"))
     if settings.get("is_marlin_format"):
