@@ -7,10 +7,12 @@ stand for: computed from the integers before they were packed.
 import json
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 Array = np.ndarray[Any, Any]
 Stored = dict[str, torch.Tensor]
@@ -243,3 +245,24 @@ def packed(bits: int, group: int, symmetric: bool) -> Quantizer:
         return stored, (codes - zeros[:, groups]).astype(np.float32) * scales[:, groups]
 
     return quantize
+
+
+def is_projection(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def quantize(
+    directory: Path, quantizer: Quantizer, settings: dict[str, Any], chosen: Callable[[str], bool] = is_projection
+) -> dict[str, Array]:
+    """Write the chosen weights of a saved model quantized; returns all weights by the name that they had, decoded."""
+    path, decoded, stored = directory / "model.safetensors", {}, {}
+    for name, weight in load_file(path).items():
+        if chosen(name):
+            tensors, decoded[name] = quantizer(name, weight.numpy())
+            stored |= tensors
+        else:
+            stored[name], decoded[name] = weight, weight.numpy()
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return decoded

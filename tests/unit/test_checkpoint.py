@@ -54,27 +54,6 @@ FORMATS: dict[str, tuple[q.Quantizer, dict[str, Any], int, set[str]]] = {
 }
 
 
-def is_projection(name: str) -> bool:
-    return name.endswith("_proj.weight")
-
-
-def quantize(
-    directory: Path, quantizer: q.Quantizer, settings: dict[str, Any], chosen: Callable[[str], bool] = is_projection
-) -> dict[str, np.ndarray]:
-    """Write the chosen weights of a saved model quantized; returns all weights by the name that they had, decoded."""
-    path, decoded, stored = directory / "model.safetensors", {}, {}
-    for name, weight in load_file(path).items():
-        if chosen(name):
-            tensors, decoded[name] = quantizer(name, weight.numpy())
-            stored |= tensors
-        else:
-            stored[name], decoded[name] = weight, weight.numpy()
-    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path, metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-    return decoded
-
-
 def plain_twin(directory: Path, decoded: dict[str, np.ndarray]) -> Path:
     """The same model with the decoded weights and no word of quantization."""
     twin = directory.with_name(directory.name + "-plain")
@@ -102,7 +81,7 @@ def assert_same_model(directory: Path, twin: Path, **changes: Any) -> None:
 def test_every_weight_is_what_its_codes_stand_for(name, tmp_path):
     quantizer, settings, bits, groups = FORMATS[name]
     directory = zoo.save("llama", tmp_path / "llama", num_hidden_layers=1)
-    decoded = quantize(directory, quantizer, settings)
+    decoded = q.quantize(directory, quantizer, settings)
     checkpoint = Checkpoint.open(directory)
     assert {one for one in checkpoint.names if "input_scale" not in one} == decoded.keys()
     for weight, expected in decoded.items():
@@ -124,7 +103,7 @@ def test_every_weight_is_what_its_codes_stand_for(name, tmp_path):
 def test_a_model_is_the_plain_one_with_the_decoded_weights(name, tmp_path):
     quantizer, settings, _, _ = FORMATS[name]
     directory = zoo.save("llama", tmp_path / "llama", num_hidden_layers=2)
-    quantize(directory, quantizer, settings)
+    q.quantize(directory, quantizer, settings)
     checkpoint = Checkpoint.open(directory)
     twin = plain_twin(directory, {name: checkpoint.read(name).numpy() for name in checkpoint.names})
     assert_same_model(directory, twin)
@@ -138,10 +117,10 @@ def test_experts_are_joined_once_they_are_decoded(model, tmp_path):
     directory = zoo.save(model, tmp_path / model, num_hidden_layers=3)
 
     def chosen(name):
-        return is_projection(name) and "layers.1." not in name
+        return q.is_projection(name) and "layers.1." not in name
 
     settings = {"quant_method": "fp8", "weight_block_size": [16, 16], "modules_to_not_convert": ["model.layers.1"]}
-    decoded = quantize(directory, q.fp8_blocks(16, 16), settings, chosen)
+    decoded = q.quantize(directory, q.fp8_blocks(16, 16), settings, chosen)
     assert sum("experts.3." in name for name in decoded) == (9 if model == "qwen3_moe" else 6)
     assert_same_model(directory, plain_twin(directory, decoded))
 
@@ -149,9 +128,11 @@ def test_experts_are_joined_once_they_are_decoded(model, tmp_path):
 def test_gpt_oss_in_mxfp4(tmp_path):
     directory = zoo.save("gpt_oss", tmp_path / "gpt_oss", num_hidden_layers=2)
     settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
-    decoded = quantize(directory, q.mxfp4_experts, settings, lambda name: name.endswith(("gate_up_proj", "down_proj")))
+    decoded = q.quantize(
+        directory, q.mxfp4_experts, settings, lambda name: name.endswith(("gate_up_proj", "down_proj"))
+    )
     checkpoint = Checkpoint.open(directory)
-    assert str(checkpoint.quantization) == "mxfp4, 4 weights of 4 bits with a scale for each 32"
+    assert str(checkpoint.quantization) == "mxfp4: 4 weights of 4 bits, a scale for each 32"
     stored = load_file(directory / "model.safetensors")
     for name in decoded:
         assert np.array_equal(checkpoint.read(name).numpy(), decoded[name]), name
@@ -167,7 +148,7 @@ def test_scales_of_mxfp4_at_the_ends_of_their_range(tmp_path):
     """0 is 2^-127; 255 is not a number."""
     directory = zoo.save("gpt_oss", tmp_path / "gpt_oss", num_hidden_layers=1)
     settings = {"quant_method": "mxfp4"}
-    quantize(directory, q.mxfp4_experts, settings, lambda name: name.endswith("down_proj"))
+    q.quantize(directory, q.mxfp4_experts, settings, lambda name: name.endswith("down_proj"))
     path = directory / "model.safetensors"
     stored = load_file(path)
     name = "model.layers.0.mlp.experts.down_proj"
@@ -183,10 +164,10 @@ def test_scales_of_mxfp4_at_the_ends_of_their_range(tmp_path):
 
 def test_fp8_is_what_transformers_makes_of_it(tmp_path):
     directory = zoo.save("llama", tmp_path / "llama", num_hidden_layers=1)
-    quantize(directory, q.fp8_blocks(16, 32), FP8 | {"weight_block_size": [16, 32]})
+    q.quantize(directory, q.fp8_blocks(16, 32), FP8 | {"weight_block_size": [16, 32]})
     stored, checkpoint = load_file(directory / "model.safetensors"), Checkpoint.open(directory)
     dequantize = Fp8Dequantize(None)._dequantize_one
-    for name in filter(is_projection, checkpoint.names):
+    for name in filter(q.is_projection, checkpoint.names):
         for dtype in (torch.float32, torch.bfloat16):
             expected = dequantize(stored[name], stored[f"{name}_scale_inv"], dtype)
             assert torch.equal(checkpoint.read(name, dtype), expected)
@@ -272,7 +253,7 @@ def change(directory: Path, change: Callable[[dict[str, torch.Tensor]], object])
 def test_incomplete_weights_are_refused_by_name(name, changed, message, tmp_path):
     quantizer, settings, _, _ = FORMATS[name]
     directory = zoo.save("llama", tmp_path / "llama", num_hidden_layers=2)
-    quantize(directory, quantizer, settings)
+    q.quantize(directory, quantizer, settings)
     change(directory, changed)
     with pytest.raises(InputError, match=rf"layers\.1\.mlp\.up_proj.*{message}|{message}.*layers\.1\.mlp\.up_proj"):
         load_model(directory, **PLAIN)
@@ -280,6 +261,6 @@ def test_incomplete_weights_are_refused_by_name(name, changed, message, tmp_path
 
 def test_layers_that_hold_their_weights_transposed_are_refused(tmp_path):
     directory = zoo.save("gpt2", tmp_path / "gpt2")
-    quantize(directory, q.gptq(4, 32), GPTQ, lambda name: name.endswith("attn.c_proj.weight"))  # square
+    q.quantize(directory, q.gptq(4, 32), GPTQ, lambda name: name.endswith("attn.c_proj.weight"))  # square
     with pytest.raises(InputError, match="GPT2LMHeadModel, whose layers hold theirs transposed"):
         load_model(directory, **PLAIN)

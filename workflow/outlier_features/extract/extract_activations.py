@@ -81,6 +81,8 @@ def extract_activations(
     print(
         f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
     )
+    if loaded.quantized:
+        print(f"weights: dequantized to {_dtype(loaded)} from {loaded.quantized}", file=sys.stderr)
     blocks = find_sites(loaded)
     proof = prove_sites(loaded, blocks)
     keep_proven(blocks, proof)
@@ -250,6 +252,10 @@ def _report(blocks: list[Block], sites: list[str], absent: Mapping[str, str], pr
             print(f"{site}: absent ({absent[site]})", file=sys.stderr)
 
 
+def _dtype(loaded: LoadedModel) -> str:
+    return str(loaded.dtype).removeprefix("torch.")
+
+
 def _facts(loaded: LoadedModel) -> dict[str, Any]:
     return {
         "architecture": loaded.model_type,
@@ -259,7 +265,8 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "vocab_size": loaded.vocab_size,
         "causal": loaded.causal,
         "part": loaded.part,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": _dtype(loaded),
+        "quantized": loaded.quantized.kept if loaded.quantized else None,
         "device": loaded.device.type,
         "attention": loaded.attention,
     }

@@ -1,9 +1,7 @@
 """The weights of a model's directory by name, each decoded when it is read."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,9 @@ from safetensors import SafetensorError, safe_open
 
 from outlier_features.errors import InputError
 from outlier_features.model.model_files import INDEX, WEIGHTS
-from outlier_features.quantized.formats import quantized_weights
+from outlier_features.quantized.formats import method_of, quantized_weights
+from outlier_features.quantized.quantization import Quantization
 from outlier_features.quantized.weight import Entry, Weight
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What was dequantized: the format, how many weights, bits of their values, which values share a scale."""
-
-    format: str
-    weights: int
-    bits: list[int]
-    groups: list[str]
-
-    def __str__(self) -> str:
-        bits = " or ".join(map(str, self.bits))
-        groups = " or ".join(self.groups)
-        return f"{self.format}, {self.weights} weights of {bits} bits with a scale for each {groups}"
-
-    @property
-    def kept(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Checkpoint:
@@ -49,10 +29,8 @@ class Checkpoint:
             except InputError as error:
                 raise InputError(f"{location}: {error}") from error
         if self._quantized:
-            weights = self._quantized.values()
-            groups = [group for group, _ in Counter(weight.group for weight in weights).most_common()]
-            method = str((settings or {}).get("quant_method") or "bitsandbytes")
-            self.quantization = Quantization(method, len(weights), sorted({weight.bits for weight in weights}), groups)
+            weights = [(weight.bits, weight.group) for weight in self._quantized.values()]
+            self.quantization = Quantization.of_weights(method_of(settings or {}), weights)
         parts = {name for weight in self._quantized.values() for name in weight.parts.values()}
         self.names = sorted({*self._stored} - parts | self._quantized.keys())
 

@@ -30,9 +30,10 @@ from transformers.pytorch_utils import Conv1D
 
 from outlier_features.errors import ConfigError, InputError
 from outlier_features.model.body import find_body, run_decoder
-from outlier_features.model.checkpoint import Checkpoint, Quantization, quantization_config
+from outlier_features.model.checkpoint import Checkpoint, quantization_config
 from outlier_features.model.loading import Part
 from outlier_features.model.stack import Stack
+from outlier_features.quantized.quantization import Quantization
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
 _HEADS = (

@@ -29,7 +29,7 @@ def quantized_weights(stored: Stored, settings: Mapping[str, Any]) -> dict[str, 
 
     Raises `InputError` where the format is not known or a weight is not as the format has it.
     """
-    method = _method(settings)
+    method = method_of(settings)
     if method not in FORMATS:
         package = f"with the package {_PACKAGES[method]}" if method in _PACKAGES else "with the package that wrote it"
         raise InputError(
@@ -39,7 +39,8 @@ def quantized_weights(stored: Stored, settings: Mapping[str, Any]) -> dict[str, 
     return FORMATS[method](stored, settings)
 
 
-def _method(settings: Mapping[str, Any]) -> str:
+def method_of(settings: Mapping[str, Any]) -> str:
+    """The `quant_method` of a quantization_config, or what it must be."""
     if settings.get("quant_method"):
         return str(settings["quant_method"])
     old = settings.get("load_in_4bit") or settings.get("load_in_8bit")  # bitsandbytes before it named itself

@@ -9,6 +9,7 @@ from outlier_features.ablate.ablation_effects import ablation_sample, position_n
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.largest import largest_of_each
 from outlier_features.populations import POPULATIONS
+from outlier_features.quantized.quantization import Quantization
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
 from outlier_features.summary.facts import is_dump
@@ -39,6 +40,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
                          f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
         ("Parameters", number(model["parameters"])),
         ("Computed in", f"{run['dtype']} on {run['device']}, attention {run['attention']}"),
+        *([("Weights dequantized from", Quantization.of(run["quantized"]))] if run["quantized"] else []),
         ("Corpus", corpus["name"]),
         ("Corpus origin", corpus["origin"]),
         ("Corpus revision", corpus["revision"]),

@@ -102,8 +102,11 @@ def summarize_run(
                 "notes": provenance.get("notes", []),
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
             },
-            "run": {key: provenance[key]
-                    for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
+            "run": {
+                **{key: provenance[key]
+                   for key in ("dtype", "device", "attention", "package_version", "torch", "transformers")},
+                "quantized": provenance.get("quantized"),
+            },
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
                       "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {}),
                       "gains_left_out": provenance.get("gains_left_out", {})},
