@@ -1,7 +1,7 @@
 """A GGUF file as a directory in transformers' format: unpacked once, loaded twenty times as fast ever after."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,23 +9,32 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
+from tokenizers import pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from outlier_features.errors import InputError
+from outlier_features.fetch.card import Licence
+from outlier_features.fetch.join_gguf import join_gguf
 
 # transformers splits these as they should be; so it does for the values that it gives a splitting pattern of its own.
 _BYTE_LEVEL = {"default", "gpt-2"}
 _SAMPLE = "In 1984,  12345 + 0.678 =\t90e-1;\n\n  def f(x):\n    return 'it''s' # naïve café, Привет, 你好, 🦙\n"
 
 
-def convert_gguf(gguf: Path, directory: Path) -> str | None:
-    """Write the model of the file `gguf` into `directory`: float32 safetensors, configuration and tokenizer.
+def convert_gguf(parts: Sequence[Path], directory: Path, scratch: Path) -> Licence:
+    """Write the model of a GGUF file into `directory`: float32 safetensors, configuration and tokenizer.
+
+    parts     the file, or its parts in order, which are joined in `scratch` first
 
     Returns the licence that the file names. Raises `InputError` where transformers cannot read the file, or would split
     text into other tokens than the file says (key `tokenizer.ggml.pre`).
     """
-    kind, pre, licence = _keys(gguf)
+    gguf = parts[0]
+    if len(parts) > 1:
+        gguf = scratch / "joined.gguf"
+        join_gguf(parts, gguf)
+    kind, pre, *licence = _keys(gguf)
     try:
         with _alone(gguf) as (folder, name):
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
@@ -40,7 +49,7 @@ def convert_gguf(gguf: Path, directory: Path) -> str | None:
     tokenizer.save_pretrained(directory)
     _check_weights(model, directory)
     _check_tokenizer(tokenizer, directory)
-    return licence
+    return Licence(*licence)
 
 
 @contextmanager
@@ -51,9 +60,9 @@ def _alone(gguf: Path) -> Iterator[tuple[str, str]]:
         yield folder, "model.gguf"
 
 
-def _keys(gguf: Path) -> tuple[str, str | None, str | None]:
-    """Kind and splitting rule of the tokenizer, and the licence."""
-    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.license")
+def _keys(gguf: Path) -> tuple[str, str | None, str | None, str | None]:
+    """Kind and splitting rule of the tokenizer, the licence and where it is."""
+    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.license", "general.license.link")
     try:
         fields = GGUFReader(gguf).fields
         values = [fields[key].contents() if key in fields else None for key in keys]
@@ -61,7 +70,7 @@ def _keys(gguf: Path) -> tuple[str, str | None, str | None]:
         raise InputError(f"{gguf.name}: expected a whole GGUF file, found {type(error).__name__}: {error}") from error
     if values[0] is None:
         raise InputError(f"{gguf.name}: expected a tokenizer, found no key tokenizer.ggml.model")
-    return values[0], values[1], values[2]
+    return values[0], values[1], values[2], values[3]
 
 
 def _set_pre_tokenizer(tokenizer: Any, kind: str, pre: str | None) -> None:
@@ -81,7 +90,7 @@ def _set_pre_tokenizer(tokenizer: Any, kind: str, pre: str | None) -> None:
 
 
 def _digits_then_bytes() -> PreTokenizer:
-    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+    return pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:

@@ -36,6 +36,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Model origin", model["origin"]),
         ("Model revision", model["revision"]),
         ("Model licence", model["licence"]),
+        *([("Terms of use of the model", ", ".join(model["terms"]))] if model["terms"] else []),
         ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
                          f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
         ("Parameters", number(model["parameters"])),

@@ -91,6 +91,7 @@ def summarize_run(
             "model": {
                 "name": provenance["model"],
                 **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
+                "terms": model.get("terms", []),
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
             },
             "corpus": {
