@@ -17,6 +17,7 @@ import zoo
 from outlier_features.errors import InputError
 from outlier_features.model.checkpoint import Checkpoint
 from outlier_features.model.models import load_model
+from outlier_features.quantized import weight as weight_module
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "eager", "trust_remote_code": False}
 FP8 = {"quant_method": "fp8", "weight_block_size": [48, 40]}
@@ -75,6 +76,21 @@ def assert_same_model(directory: Path, twin: Path, **changes: Any) -> None:
     with torch.inference_mode():
         assert torch.equal(found.model(ids).logits, expected.model(ids).logits)
     assert expected.quantized is None
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "mxfp4"])
+def test_a_large_weight_is_decoded_in_bands(name, tmp_path, monkeypatch):
+    directory = zoo.save("gpt_oss" if name == "mxfp4" else "llama", tmp_path / "model", num_hidden_layers=1)
+    if name == "mxfp4":
+        q.quantize(directory, q.mxfp4_experts, {"quant_method": "mxfp4"}, lambda name: name.endswith("down_proj"))
+    else:
+        q.quantize(directory, *FORMATS[name][:2])
+    checkpoint = Checkpoint.open(directory)
+    for weight in checkpoint.names:
+        monkeypatch.setattr(weight_module, "_AT_ONCE", 1 << 20)
+        whole = checkpoint.read(weight)
+        monkeypatch.setattr(weight_module, "_AT_ONCE", 1000)  # of some 4,000
+        assert torch.equal(checkpoint.read(weight), whole)
 
 
 @pytest.mark.parametrize("name", FORMATS)

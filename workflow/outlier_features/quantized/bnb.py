@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from outlier_features.errors import InputError
-from outlier_features.quantized.weight import Stored, Tensor, Weight, parts_of, require_shape
+from outlier_features.quantized.weight import Stored, Tensor, Weight, bands, parts_of, require_shape
 
 _STATE = ".quant_state.bitsandbytes__"
 _NESTED = (".nested_absmax", ".nested_quant_map")
@@ -55,7 +55,11 @@ def _four_bits(stored: Stored, weight: str, state_name: str) -> Weight:
 
 
 def _decode_rows(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    return parts["weight"].float().mul_(parts["SCB"].float()[:, None]).div_(127).to(dtype)
+    weight, largest = parts["weight"], parts["SCB"].float()[:, None]
+    out = torch.empty(weight.shape, dtype=dtype)
+    for band in bands(*weight.shape):
+        out[band] = weight[band].float().mul_(largest[band]).div_(127)
+    return out
 
 
 def _decode_blocks(
@@ -65,11 +69,16 @@ def _decode_blocks(
     parts: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> Tensor:
-    codes = parts[""].flatten()
-    values = parts[".quant_map"].float()[torch.stack([codes >> 4, codes & 15], dim=-1).flatten().long()][: prod(shape)]
-    largest = parts[".absmax"]
+    codes, table, largest = parts[""].flatten(), parts[".quant_map"].float(), parts[".absmax"]
     if nested:
         size, offset = nested
         scales = parts[".nested_absmax"].float().repeat_interleave(size)[: len(largest)]
         largest = parts[".nested_quant_map"].float()[largest.long()] * scales + offset
-    return (values * largest.float().repeat_interleave(block)[: prod(shape)]).view(shape).to(dtype)
+    largest = largest.float()
+    out = torch.empty(prod(shape), dtype=dtype)
+    for band in bands(len(largest), block):
+        some = out[band.start * block : band.stop * block]
+        two = codes[band.start * block // 2 : -(-band.stop * block // 2)]
+        values = table[torch.stack([two >> 4, two & 15], dim=-1).flatten().long()][: len(some)]
+        some.copy_(values.mul_(largest[band].repeat_interleave(block)[: len(some)]))
+    return out.view(shape)

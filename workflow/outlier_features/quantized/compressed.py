@@ -15,7 +15,7 @@ import torch
 from outlier_features.errors import InputError
 from outlier_features.quantized.packing import unpack
 from outlier_features.quantized.scaled import scaled
-from outlier_features.quantized.weight import Stored, Tensor, Weight, parts_of, require_setting, require_shape
+from outlier_features.quantized.weight import Stored, Tensor, Weight, bands, parts_of, require_setting, require_shape
 
 _SCALED = ("float-quantized", "int-quantized", "naive-quantized")
 
@@ -62,8 +62,10 @@ def _decode(bits: int, shape: tuple[int, int], parts: Mapping[str, Tensor], dtyp
     groups = torch.arange(columns) // (columns // scales.shape[1])
     if "g_idx" in parts and int(parts["g_idx"].min()) >= 0:  # -1 where the order is the natural one
         groups = parts["g_idx"].long()
-    values = unpack(parts["packed"].T, bits).T[:, :columns].float().sub_(half)
-    if "zero_point" in parts:
-        zeros = unpack(parts["zero_point"], bits)[:rows].float() - half
-        values.sub_(zeros[:, groups])
-    return values.mul_(scales[:, groups]).to(dtype).contiguous()
+    # Half the range is what is added to both, so that it goes where there are zero points.
+    zeros = unpack(parts["zero_point"], bits)[:rows].float() if "zero_point" in parts else torch.full_like(scales, half)
+    out = torch.empty(shape, dtype=dtype)
+    for band in bands(rows, columns):
+        codes = unpack(parts["packed"][band].T, bits).T[:, :columns].float()
+        out[band] = codes.sub_(zeros[band][:, groups]).mul_(scales[band][:, groups])
+    return out

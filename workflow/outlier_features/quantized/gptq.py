@@ -13,7 +13,7 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.quantized.packing import unpack
-from outlier_features.quantized.weight import Stored, Tensor, Weight, parts_of, require_setting, require_shape
+from outlier_features.quantized.weight import Stored, Tensor, Weight, bands, parts_of, require_setting, require_shape
 
 _BITS = (2, 3, 4, 8)
 
@@ -64,5 +64,9 @@ def _decode(bits: int, inputs: int, shift: int, parts: Mapping[str, Tensor], dty
     groups = parts["g_idx"].long() if "g_idx" in parts else groups
     if int(groups.min()) < 0 or int(groups.max()) >= len(scales):
         raise InputError(f"g_idx goes from {int(groups.min())} to {int(groups.max())}, expected 0 to {len(scales) - 1}")
-    weight = unpack(parts["qweight"], bits).float().sub_(zeros[groups]).mul_(scales[groups])
-    return weight.T.to(dtype).contiguous()
+    outputs = scales.shape[1]
+    out = torch.empty((outputs, inputs), dtype=dtype)
+    for band in bands(outputs, inputs):
+        codes = unpack(parts["qweight"][:, band], bits).float()
+        out[band] = codes.sub_(zeros[groups, band]).mul_(scales[groups, band]).T
+    return out

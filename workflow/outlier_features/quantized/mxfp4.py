@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from outlier_features.quantized.weight import Stored, Tensor, Weight, parts_of, require_shape
+from outlier_features.quantized.weight import Stored, Tensor, Weight, bands, parts_of, require_shape
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -51,5 +51,6 @@ def _decode(parts: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     for matrix, block, scale in zip(
         out.view(-1, *out.shape[-2:]), blocks.view(-1, rows, groups, half), scales.view(-1, rows, groups), strict=True
     ):
-        matrix.copy_((e2m1_pairs(block) * e8m0(scale)[..., None]).flatten(-2).T)
+        for band in bands(rows, len(matrix)):
+            matrix[:, band] = (e2m1_pairs(block[band]) * e8m0(scale[band])[..., None]).flatten(-2).T
     return out

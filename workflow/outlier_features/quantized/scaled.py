@@ -16,7 +16,7 @@ import torch
 
 from outlier_features.errors import InputError
 from outlier_features.quantized.mxfp4 import e2m1_pairs, e8m0
-from outlier_features.quantized.weight import Entry, Stored, Tensor, Weight
+from outlier_features.quantized.weight import Entry, Stored, Tensor, Weight, bands
 
 _SCALES = ("_scale_inv", "_scale", ".scale", ".qscale_weight")
 _FLOATS = ("F8_E4M3", "F8_E5M2")
@@ -86,24 +86,27 @@ def _called(height: int, width: int, shape: tuple[int, ...]) -> str:
 def _decode(
     pairs: bool, height: int, width: int, shape: tuple[int, ...], parts: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Tensor:
+    stored, outer, (rows, columns) = parts["weight"], shape[:-2], shape[-2:]
     scale = parts["scale"]
-    scale = e8m0(scale) if scale.dtype in (torch.uint8, torch.float8_e8m0fnu) else scale.float()
-    outer, (rows, columns) = shape[:-2], shape[-2:]
-
-    def spread(values: Tensor) -> Tensor:
-        """A value of each block as one of each element, without the memory where rows or columns share it."""
-        grid = values.reshape(_grid(tuple(values.shape), len(shape)))
-        grid = grid if height >= rows else grid.repeat_interleave(height, -2)[..., :rows, :]
-        grid = grid if width >= columns else grid.repeat_interleave(width, -1)[..., :columns]
-        return grid.expand(*outer, *grid.shape[-2:]).reshape(-1, *grid.shape[-2:])
-
-    stored = parts["weight"].view(-1, *parts["weight"].shape[-2:])
+    scales = e8m0(scale) if scale.dtype in (torch.uint8, torch.float8_e8m0fnu) else scale.float()
+    grids = [scales, parts["zero_point"].float()] if "zero_point" in parts else [scales]
+    # A matrix for each expert, or only one; and of each as many rows and columns as there are blocks.
+    grids = [grid.reshape(_grid(tuple(grid.shape), len(shape))) for grid in grids]
+    grids = [grid.expand(*outer, *grid.shape[-2:]).reshape(-1, *grid.shape[-2:]) for grid in grids]
     out = torch.empty(shape, dtype=dtype)
-    scales = spread(scale)
-    zeros = spread(parts["zero_point"].float()) if "zero_point" in parts else None
     for number, matrix in enumerate(out.view(-1, rows, columns)):
-        values = e2m1_pairs(stored[number]) if pairs else stored[number].float()
-        if zeros is not None:
-            values -= zeros[number]
-        matrix.copy_(values.mul_(scales[number]))
+        codes = stored.view(-1, *stored.shape[-2:])[number]
+        for band in bands(rows, columns, height):
+            values = e2m1_pairs(codes[band]) if pairs else codes[band].float()
+            scale, *zeros = (_spread(grid[number], band, height, width, columns) for grid in grids)
+            for zero in zeros:
+                values -= zero
+            matrix[band] = values.mul_(scale)
     return out
+
+
+def _spread(grid: Tensor, band: slice, height: int, width: int, columns: int) -> Tensor:
+    """The value of each element's block, for a band of rows that begins with a block."""
+    down = grid[band.start // height : ceil(band.stop / height)]
+    down = down.repeat_interleave(height, 0)[: band.stop - band.start]
+    return down if width >= columns else down.repeat_interleave(width, 1)[:, :columns]

@@ -9,6 +9,7 @@ import torch
 from outlier_features.errors import InputError
 
 Tensor = torch.Tensor
+_AT_ONCE = 1 << 20  # values
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Weight:
     group: str
     parts: Mapping[str, str]
     decode: Callable[[Mapping[str, Tensor], torch.dtype], Tensor]
+
+
+def bands(rows: int, columns: int, multiple: int = 1) -> Iterator[slice]:
+    """Slices of rows, a multiple of so many each: what decoding takes besides the weight stays at some megabytes."""
+    step = max(_AT_ONCE // max(columns, 1) // multiple, 1) * multiple
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def parts_of(stored: Stored, prefix: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, str]:
