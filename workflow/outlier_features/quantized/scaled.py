@@ -39,6 +39,10 @@ def scaled(stored: Stored, settings: Mapping[str, Any]) -> dict[str, Weight]:
         scale = next((one for one in _scale_names(name, module) if one in stored), None)
         if scale is None:
             raise InputError(f"{name} holds 8-bit values without a scale, expected {name}_scale_inv or {name}_scale")
+        if f"{name}_g_idx" in stored:
+            raise InputError(
+                f"found {name}_g_idx, which orders its inputs by their activations, expected groups in order"
+            )
         parts = {"weight": name, "scale": scale}
         if f"{name}_zero_point" in stored:
             parts["zero_point"] = f"{name}_zero_point"
