@@ -257,7 +257,7 @@ def change(directory: Path, change: Callable[[dict[str, torch.Tensor]], object])
     [
         ("fp8", lambda s: s.pop("model.layers.1.mlp.up_proj.weight_scale_inv"), "without a scale"),
         ("fp8", lambda s: s.update({"model.layers.1.mlp.up_proj.weight_scale_inv": torch.ones(7, 7)}), "block of 48"),
-        ("compressed int8", lambda s: s.update({"model.layers.1.mlp.up_proj.weight_g_idx": torch.ones(64)}), "in order"),
+        ("compressed int8", lambda s: s.update({"model.layers.1.mlp.up_proj.weight_g_idx": torch.ones(9)}), "in order"),
         ("gptq, 4 bits", lambda s: s.pop("model.layers.1.mlp.up_proj.qzeros"), "without .*qzeros"),
         ("gptq, 4 bits", lambda s: s["model.layers.1.mlp.up_proj.g_idx"].fill_(99), "g_idx goes from 99 to 99"),
         ("gptq, 4 bits", lambda s: s["model.layers.1.mlp.up_proj.qzeros"].fill_(-1), "all ones.*gptq_v2"),
