@@ -11,6 +11,7 @@ from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
+from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -393,7 +394,8 @@ def local_files(source):
         return source["files"]
     folder = Path(source["path"])
     if folder.is_file():
-        return [str(folder)]
+        parts = [folder.with_name(name) for name in parts_of(folder.name)]
+        return [str(part) for part in parts if part.is_file()]
     return sorted(
         str(path)
         for path in folder.glob("*")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import zoo
@@ -19,6 +20,7 @@ from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.sites import SITES
 from outlier_features.tokens.tokens import tokens_digest
+from quantizers import mxfp4_experts, quantize
 
 N, T = 5, 24
 SETTINGS = {
@@ -211,10 +213,30 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
         "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
-        "attention": "eager", "threads": 1,
+        "attention": "eager", "threads": 1, "quantized": None, "placement": "one",
+        "placement_reason": "as `placement` says",
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,
         "torch": torch.__version__, "transformers": sys.modules["transformers"].__version__,
     }  # fmt: skip
+
+
+def test_gpt_oss_in_mxfp4_is_its_decoded_twin(tmp_path, capfd):
+    """Activations, losses and gains, bit for bit; and what was decoded is told."""
+    quantized, plain = (Run(tmp_path / name, "gpt_oss", num_hidden_layers=2) for name in ("quantized", "plain"))
+    location = quantized.directory / "model"
+    decoded = quantize(
+        location, mxfp4_experts, {"quant_method": "mxfp4"}, lambda name: name.endswith(("gate_up_proj", "down_proj"))
+    )
+    tensors = {name: torch.from_numpy(values) for name, values in decoded.items()}
+    save_file(tensors, plain.directory / "model/model.safetensors", metadata={"format": "pt"})
+    found, expected = (run.extract(sites=list(SITES), batch_size=1) for run in (quantized, plain))
+    assert bits(*found) == bits(*expected)
+    gains = [[file.array(name).tobytes() for name in file.entries if name.startswith("gain.")]
+             for file, _ in (found, expected)]  # fmt: skip
+    assert gains[0] == gains[1] and gains[0]
+    told = {"format": "mxfp4", "weights": 4, "bits": [4], "groups": ["32"]}
+    assert (found[0].provenance["quantized"], expected[0].provenance["quantized"]) == (told, None)
+    assert "weights: dequantized from mxfp4: 4 weights" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure peak memory")

@@ -32,6 +32,7 @@ from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
 from outlier_features.norms.norm_forms import norm_calls
 from outlier_features.norms.norms import checkpoint_of, find_norms
 from outlier_features.norms.site_gains import site_gains
+from outlier_features.quantized.quantization import Quantization
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -90,6 +91,9 @@ def extract_activations(
     print(
         f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}", file=sys.stderr
     )
+    quantized = loaded.quantized.kept if loaded.quantized else model_source.get("quantized")
+    if quantized:
+        print(f"weights: dequantized from {Quantization.of(quantized)}", file=sys.stderr)
     blocks = find_sites(loaded)
     proof = prove_sites(loaded, blocks)
     keep_proven(blocks, proof)
@@ -106,6 +110,7 @@ def extract_activations(
         "model_origin": model_source["origin"],
         "model_revision": model_source["revision"],
         **_facts(loaded),
+        "quantized": quantized,
         "causal_head": recorder is not None,
         "no_loss": no_loss,
         "start": start,

@@ -28,15 +28,17 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto as auto
+from transformers.pytorch_utils import Conv1D
 
 from outlier_features.errors import InputError
 from outlier_features.model.body import find_body, run_decoder
+from outlier_features.model.checkpoint import Checkpoint, quantization_config
 from outlier_features.model.loading import Part, Wanted
 from outlier_features.model.on_demand import OnDemand
 from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, device_of, placed
 from outlier_features.model.stack import Stack
-from outlier_features.model.stored_weights import StoredWeights
 from outlier_features.model.weights_of_modules import WeightsOfModules, without_weights
+from outlier_features.quantized.quantization import Quantization
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
 _HEADS = (
@@ -66,6 +68,7 @@ class LoadedModel:
     no_loss     why it has no loss of the next token; None if it has
     placement   where its weights lie, and why there
     on_demand   the weights that stay on disk, if they do
+    quantized   what its weights were dequantized from; None of a checkpoint that was not quantized
     """
 
     model: PreTrainedModel
@@ -78,11 +81,12 @@ class LoadedModel:
     no_loss: str | None
     placement: Placement
     on_demand: OnDemand | None = None
+    quantized: Quantization | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
            no_loss: str | None = None, placement: Placement | None = None, on_demand: OnDemand | None = None,
-           ) -> "LoadedModel":  # fmt: skip
+           quantized: Quantization | None = None) -> "LoadedModel":  # fmt: skip
         """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
 
         no_loss   why it has no loss, where that is known already
@@ -96,7 +100,7 @@ class LoadedModel:
         if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
         placement = placement or Placement("one", "it was there", device)
-        return cls(model, device, attention, part, body, stack, causal, no_loss, placement, on_demand)
+        return cls(model, device, attention, part, body, stack, causal, no_loss, placement, on_demand, quantized)
 
     @property
     def base(self) -> Callable[..., Any]:
@@ -177,10 +181,14 @@ def load_model(
     auto_class, no_loss = _class_of(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
-    stored, chosen = _placement(location, config, placement, device, options["dtype"])
+    quantized = bool(quantization_config(location))
+    checkpoint = Checkpoint.open(location) if quantized or placement != "one" else None
+    chosen = _placement(checkpoint, placement, device, options["dtype"])
     if keep is not None:
         chosen = replace(chosen, keep=keep)
-    model, used, report = _weights(auto_class, location, config, attention, options, chosen, stored)
+    if quantized:
+        _forget_quantization(config)
+    model, used, report = _weights(auto_class, location, config, attention, options, chosen, checkpoint)
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
         raise InputError(
@@ -194,18 +202,16 @@ def load_model(
         )
     if missing & head:
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
-    if dtype == "float32":
-        _widen(model)
     on_demand: OnDemand | None = None
-    if stored is not None and chosen.kind == "layerwise":
+    if checkpoint is not None and chosen.kind == "layerwise":
         without, model = model, copy.deepcopy(model)
-        on_demand = OnDemand(model, WeightsOfModules(without, stored), chosen.device, chosen.keep)
-        model.to(chosen.device)  # type: ignore[arg-type]
-    elif chosen.kind == "one":
+        on_demand = OnDemand(model, WeightsOfModules(without, checkpoint), chosen.device, chosen.keep)
+    if chosen.kind != "spread":
         model.to(chosen.device)  # type: ignore[arg-type]
     model.eval()
+    decoded = checkpoint.quantization if checkpoint else None
     try:
-        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen, on_demand)
+        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen, on_demand, decoded)
     except Exception as error:
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
@@ -265,18 +271,14 @@ def _configs(config: Any) -> Iterator[Any]:
             yield from _configs(inner)
 
 
-def _placement(
-    location: Path, config: Any, wanted: Wanted, device: str, dtype: torch.dtype
-) -> tuple[StoredWeights | None, Placement]:
-    """The checkpoint, where its weights are read one at a time, and where the model goes."""
-    if wanted == "one":
-        return None, placed(wanted, device, 0, 0, Machine({}, 0))
-    stored = StoredWeights.open(location)
-    shapes = {name: stored.shape(name) for name in stored.names}
-    files = sum(file.stat().st_size for file in stored.files)
-    chosen = placed(wanted, device, bytes_in(dtype, shapes), files, Machine.here())
+def _placement(checkpoint: Checkpoint | None, wanted: Wanted, device: str, dtype: torch.dtype) -> Placement:
+    """Where a model goes, by the size of its weights if that matters."""
+    if wanted == "one" or checkpoint is None:
+        return placed("one", device, 0, 0, Machine({}, 0))
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
+    chosen = placed(wanted, device, bytes_in(dtype, shapes), checkpoint.bytes_of_files, Machine.here())
     print(f"placement: {chosen}", file=sys.stderr)
-    return stored, chosen
+    return chosen
 
 
 def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
@@ -328,6 +330,45 @@ def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
         yield from [names] if isinstance(names, str) else names
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A weight of a checkpoint as transformers takes those that it has not read yet: by a slice of all of it."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: torch.dtype
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        return self.checkpoint.read(self.name, self.dtype)
+
+
+def _forget_quantization(config: Any) -> None:
+    """Have transformers take the weights for those of a model that is not quantized."""
+    for one in _configs(config):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(one, key):
+                delattr(one, key)
+
+
+def _decoded(
+    model_class: Any, config: Any, checkpoint: Checkpoint, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model with dequantized weights, each of which is decoded when it is put in its place."""
+    weights = {name: _Unread(checkpoint, name, options["dtype"]) for name in checkpoint.names}
+    found: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, **options
+    )
+    return found
+
+
+def _require_straight(model: PreTrainedModel, location: Path) -> None:
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise InputError(
+            f"{location}: found quantized weights of {type(model).__name__}, whose layers hold theirs transposed, "
+            "expected weights that are not quantized"
+        )
+
+
 def _weights(
     model_class: Any,
     location: Path,
@@ -335,26 +376,34 @@ def _weights(
     attention: str,
     options: dict[str, Any],
     placement: Placement,
-    stored: StoredWeights | None,
+    checkpoint: Checkpoint | None,
 ) -> tuple[PreTrainedModel, str, dict[str, Any]]:
     """The model, the attention implementation that it runs, and what its loading says of weights."""
     if attention != "auto":
         options = {**options, "attn_implementation": attention}
     try:
-        if stored is not None and placement.kind == "layerwise":
-            model, report = without_weights(_own_class(model_class, config, location), config, stored, options)
+        if checkpoint is not None and placement.kind == "layerwise":
+            model, report = without_weights(_own_class(model_class, config, location), config, checkpoint, options)
         else:
-            if stored is not None and placement.kind == "spread":
-                options["device_map"] = _device_map(_own_class(model_class, config, location), config, stored, options)
-            model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+            if checkpoint is not None and placement.kind == "spread":
+                own = _own_class(model_class, config, location)
+                options["device_map"] = _device_map(own, config, checkpoint, options)
+            if checkpoint is not None and checkpoint.quantization:
+                model, report = _decoded(_own_class(model_class, config, location), config, checkpoint, options)
+            else:
+                model, report = model_class.from_pretrained(
+                    location, config=config, output_loading_info=True, **options
+                )
+        if checkpoint is not None and checkpoint.quantization:
+            _require_straight(model, location)
+    except InputError:
+        raise
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
             raise InputError(
                 f"attention: found {attention!r}, which {config.model_type} in {location} does not support, "
                 "set `attention: auto` for this model"
             ) from error
-        if isinstance(error, InputError):
-            raise
         if isinstance(error, OSError | SafetensorError):
             raise InputError(
                 f"{location}: expected safetensors weights of a {config.model_type} model, found {_sentence(error)}"
@@ -380,8 +429,8 @@ def _own_class(model_class: Any, config: Any, location: Path) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _device_map(model_class: Any, config: Any, stored: StoredWeights, options: dict[str, Any]) -> dict[str, int]:
-    model, _ = without_weights(model_class, config, stored, options)
+def _device_map(model_class: Any, config: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, int]:
+    model, _ = without_weights(model_class, config, checkpoint, options)
     return device_map(model, Machine.here().gpus, sorted(model._no_split_modules or ()))
 
 
@@ -402,13 +451,6 @@ def _does_not_run(model: PreTrainedModel, location: Path, error: Exception) -> s
         f"{location}: {name} does not run on a few tokens with transformers {transformers.__version__}, found "
         f"{type(error).__name__}: {_sentence(error)}"
     )
-
-
-def _widen(model: PreTrainedModel) -> None:
-    """Make 16-bit weights float32: transformers leaves those so that it dequantized itself (fp8 checkpoints)."""
-    for parameter in model.parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:

@@ -1,12 +1,12 @@
 """The weights of a checkpoint, read one at a time: no file is mapped, and nothing but the tensor asked for is held."""
 
 import mmap
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from outlier_features.errors import DamagedFile
+from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.tensorfile import Entry, TensorFile
 from outlier_features.model.model_files import model_files
 
@@ -14,6 +14,7 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
 }  # fmt: skip
 _LINE = 64  # bytes
 
@@ -35,31 +36,39 @@ class StoredWeights:
         chosen = model_files(names, lambda name: (location / name).read_text(encoding="utf-8"), str(location))
         return cls([TensorFile(location / name) for name in chosen if name.endswith(".safetensors")])
 
-    @cached_property
-    def names(self) -> list[str]:
-        return list(self._files)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> Entry:
+        """The header of a tensor."""
+        if name not in self._files:
+            raise InputError(f"its weights lack {name}")
+        return self._files[name].entry(name)
 
     @property
     def bytes(self) -> int:
         """Of all tensors."""
-        return sum(self._entry(name).nbytes for name in self.names)
+        return sum(self[name].nbytes for name in self)
 
     @property
     def files(self) -> list[Path]:
         return list(dict.fromkeys(file.path for file in self._files.values()))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        return self[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        dtype = self._entry(name).dtype
+        dtype = self[name].dtype
         if dtype not in _DTYPES:
             raise DamagedFile(self._files[name].path, f"has {name} as {dtype}, expected one of {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, in memory of its own."""
-        entry, path = self._entry(name), self._files[name].path
+        entry, path = self[name], self._files[name].path
         # As far from a cache line's beginning as in a map of the file: products differ by that in their last bit.
         lead = entry.offset % _LINE
         memory = mmap.mmap(-1, lead + max(entry.nbytes, 1))  # which is given back whole, unlike some of malloc's
@@ -73,6 +82,3 @@ class StoredWeights:
                 done += count
         self.bytes_read += entry.nbytes
         return bits.view(self.dtype(name)).reshape(entry.shape)
-
-    def _entry(self, name: str) -> Entry:
-        return self._files[name].entry(name)

@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from outlier_features.errors import InputError
-from outlier_features.model.stored_weights import StoredWeights
+from outlier_features.model.checkpoint import Checkpoint
 
 Tensor = torch.Tensor
 # transformers starts threads that read ahead of what it converts, except where part of a model stays on disk.
@@ -32,7 +32,7 @@ _ONE_AT_A_TIME = {"": "cpu", "-": "disk"}
 class _Unread:
     """A tensor of a checkpoint, as transformers takes it: it asks for all of it, then for a device and a dtype."""
 
-    def __init__(self, stored: StoredWeights, name: str, to_meta: bool):
+    def __init__(self, stored: Checkpoint, name: str, to_meta: bool):
         self._stored, self._name, self._to_meta = stored, name, to_meta
         self.shape, self.dtype = torch.Size(stored.shape(name)), stored.dtype(name)
 
@@ -49,7 +49,7 @@ class _Unread:
 
 
 def without_weights(
-    model_class: Any, config: Any, stored: StoredWeights, options: dict[str, Any]
+    model_class: Any, config: Any, stored: Checkpoint, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model with its weights on the meta device, and what its loading says of weights.
 
@@ -91,14 +91,14 @@ def _fill_buffers(model: PreTrainedModel, weights: "WeightsOfModules") -> None:
 class WeightsOfModules:
     """The weights of a model on the meta device, by the names that its modules have for them."""
 
-    def __init__(self, model: PreTrainedModel, stored: StoredWeights):
+    def __init__(self, model: PreTrainedModel, stored: Checkpoint):
         self._model, self._stored = model, stored
         self._mapping = get_model_conversion_mapping(model)
 
     @property
     def times_read(self) -> float:
         """Bytes read so far, over those of the checkpoint."""
-        return self._stored.bytes_read / self._stored.bytes
+        return self._stored.times_read
 
     @cached_property
     def _sources(self) -> dict[str, list[str]]:
@@ -129,7 +129,7 @@ class WeightsOfModules:
         sources = {source for name in names for source in self._sources.get(name, ())}
         found = self._converted(sources, to_meta=False)
         if lacking := sorted(set(names) - found.keys()):
-            raise InputError(f"{self._stored.files[0].parent}: its weights lack {lacking[0]}, expected it as before")
+            raise InputError(f"{self._stored.location}: its weights lack {lacking[0]}, expected it as before")
         return {name: found[name] for name in names}
 
     def _converted(self, sources: Iterable[str], to_meta: bool) -> dict[str, Tensor]:
