@@ -29,7 +29,7 @@ from test_ablate_dims import every_kind, sample
 from test_extract_activations import Run, bits
 
 sys.path.append(str(Path(__file__).parents[1] / "every_type"))
-import tiny_types  # noqa: E402
+import tiny_types
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "eager", "trust_remote_code": False}
 # Experts fused by transformers, blocks of several kinds, parallel ones, norms after a sum, an encoder, Conv1D.
