@@ -13,10 +13,19 @@ _SLACK = 1 + 1e-6  # more than the float32 comparison rounds; what passes it is 
 def _rms(values, lanes):
     """The root mean square of a row, float64; `lanes` is float64 (_GROUP,), sums that go on side by side."""
     lanes[:] = 0.0
-    for begin in range(0, values.size, _GROUP):
-        some = values[begin : begin + min(_GROUP, values.size - begin)]
+    begin = 0
+    while begin + 3 * _GROUP <= values.size:  # three of a lane's values a step
+        some = values[begin : begin + 3 * _GROUP]
+        a, b, c = some[:_GROUP], some[_GROUP : 2 * _GROUP], some[2 * _GROUP :]
+        for j in range(_GROUP):
+            x, y, z = np.float64(a[j]), np.float64(b[j]), np.float64(c[j])
+            lanes[j] = ((lanes[j] + x * x) + y * y) + z * z
+        begin += 3 * _GROUP
+    while begin < values.size:
+        some = values[begin : min(begin + _GROUP, values.size)]
         for j in range(some.size):
             lanes[j] += np.float64(some[j]) * np.float64(some[j])
+        begin += _GROUP
     total = 0.0
     for j in range(_GROUP):
         total += lanes[j]
@@ -32,7 +41,7 @@ def _list_row(values, k, unit, gains, reach, position, token, dim, value, scaled
         some, reached = values[begin : begin + size], reach[begin : begin + size]
         above = np.uint32(0)
         for j in range(size):
-            above |= np.uint32(abs(some[j]) * inverse >= reached[j])
+            above = max(above, np.uint32(abs(some[j]) * inverse >= reached[j]))
         if above:
             for j in range(size):
                 if abs(some[j]) * inverse >= reached[j]:

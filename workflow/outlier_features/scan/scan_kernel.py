@@ -265,11 +265,13 @@ def _insert_top(top, magnitude):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _folded(lanes):
-    """The sum of `lanes` (_LANES,), whose content it spoils: neighbours at half the distance each time."""
+    """The sum of `lanes` (_LANES,): lanes at half the distance are added each time."""
     a, b, c, d = lanes[:8], lanes[8:16], lanes[16:24], lanes[24:32]
-    for j in range(8):
-        a[j] = (a[j] + c[j]) + (b[j] + d[j])
-    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+    even = ((a[0] + c[0]) + (b[0] + d[0])) + ((a[4] + c[4]) + (b[4] + d[4]))
+    even += ((a[2] + c[2]) + (b[2] + d[2])) + ((a[6] + c[6]) + (b[6] + d[6]))
+    odd = ((a[1] + c[1]) + (b[1] + d[1])) + ((a[5] + c[5]) + (b[5] + d[5]))
+    odd += ((a[3] + c[3]) + (b[3] + d[3])) + ((a[7] + c[7]) + (b[7] + d[7]))
+    return even + odd
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -528,6 +530,51 @@ def _scan_rare(x, rows, positive, negative, top, floor, scratch, crossing, first
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _count_tile(x, rows, positive, negative, floor):
+    """Count every value of a tile, as `_scan_rare` those of its dims. Returns the hits, and how many rows reach 6."""
+    threshold = np.float32(COUNT_THRESHOLD)
+    dims = floor.size
+    hits, rows_hit = 0, 0
+    for row in range(rows):
+        values = x[row * dims : (row + 1) * dims]
+        reached = np.int64(0)
+        for h in range(dims):
+            above, below = np.int64(values[h] >= threshold), np.int64(values[h] <= -threshold)
+            positive[h] += above
+            negative[h] += below
+            reached |= above | below
+            hits += np.int64(abs(values[h]) >= floor[h])
+        rows_hit += reached
+    return hits, rows_hit
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _list_tile(x, rows, floor, first_token, token, dim, value, count):
+    """Append the hits of a tile to the lists, which have room for them and one; returns their new count."""
+    dims = floor.size
+    for row in range(rows):
+        values = x[row * dims : (row + 1) * dims]
+        for h in range(dims):
+            token[count] = first_token + row
+            dim[count] = h
+            value[count] = values[h]
+            count += np.int64(abs(values[h]) >= floor[h])
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _raise_top(x, rows, top, extremes, dims):
+    """Put the largest abs(x) of a tile among the top three."""
+    bound = _rank_bound(extremes, top)
+    for h in range(dims):
+        if extremes[h] >= bound:
+            for row in range(rows):
+                magnitude = abs(x[row * dims + h])
+                if magnitude > top[2]:
+                    _insert_top(top, magnitude)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _room_for(more, values, count):
     """`values`, grown where fewer than `more` entries are free."""
     if count + more <= values.size:
@@ -585,7 +632,18 @@ def scan_layer(
                 if _sum_tile(x, rows, pilot, sums, low, high, scratch):
                     layers.nonfinite[layer, part] += _count_nonfinite(x)
                 crossing = _crossing_dims(floor, top, scratch)
-                if crossing > 0:
+                hits = 0  # of the tile, that are not listed
+                if crossing > dims // 8:
+                    hits, rows_hit = _count_tile(x, rows, positive, negative, floor)
+                    layers.positions_hit[layer, part] += rows_hit
+                    _raise_top(x, rows, top, scratch.extremes, dims)
+                    if count - count_before + hits <= most[b]:
+                        token = _room_for(hits + 1, token, count)
+                        dim = _room_for(hits + 1, dim, count)
+                        value = _room_for(hits + 1, value, count)
+                        count = _list_tile(x, rows, floor, t, token, dim, value, count)
+                        hits = 0
+                elif crossing > 0:
                     more = rows * crossing + 1
                     token = _room_for(more, token, count)
                     dim = _room_for(more, dim, count)
@@ -594,9 +652,9 @@ def scan_layer(
                         x, rows, positive, negative, top, floor, scratch, crossing, t, token, dim, value, count
                     )
                     layers.positions_hit[layer, part] += rows_hit
-                    if count - count_before > most[b]:  # begin anew, so that the list does not grow with the hits
-                        hits_of[b] += count - count_before
-                        count = count_before
+                if count - count_before + hits > most[b]:  # begin anew, so that the list does not grow with the hits
+                    hits_of[b] += count - count_before + hits
+                    count = count_before
                 if histogram:
                     _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
