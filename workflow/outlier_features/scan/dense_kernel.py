@@ -89,7 +89,14 @@ def count_layer(raw, kind, start, runs, thresholds, largest, extremes, counts, t
                         token_counts[k, t + row] += _count_row(values, thresholds[k], positive, negative)
                 else:
                     _count_dims(
-                        x, rows, dims, reaching[:count], thresholds[k], positive, negative, token_counts[k, t : t + rows]
+                        x,
+                        rows,
+                        dims,
+                        reaching[:count],
+                        thresholds[k],
+                        positive,
+                        negative,
+                        token_counts[k, t : t + rows],
                     )
 
 

@@ -671,9 +671,9 @@ def scan_layer(
         hits_of[b] += listed_of[b]
         if profile:
             medians = sequences.median[b, layer]
-            if filled_rest > 0:
-                medians[1], guess = _median(scratch.values[:filled_rest], guess, scratch.candidates)
-            medians[0] = medians[1]
-            if filled_all > filled_rest:
-                medians[0], guess = _median(scratch.values[:filled_all], guess, scratch.candidates)
+            for population, filled in ((1, filled_rest), (0, filled_all)):
+                if population == 0 and filled == filled_rest:  # all are rest
+                    medians[0] = medians[1]
+                else:
+                    medians[population], guess = _median(scratch.values[:filled], guess, scratch.candidates)
     return hits_of, listed_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()
