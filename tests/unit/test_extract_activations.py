@@ -207,6 +207,7 @@ def test_both_files_say_where_they_come_from(tmp_path):
     found = activations.provenance
     assert found == losses.provenance
     assert len(found.pop("job")) == 32
+    assert found.pop("placement") == "one" and found.pop("placement_reason")
     assert found == {
         "model": "tiny", "corpus": "words", "corpus_sha256": "0" * 64,
         "tokens_sha256": TensorFile(run.tokens).provenance["tokens_sha256"],

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-import tiny_types
 import zoo
 from outlier_features.ablate.ablate_dims import AblationRun
 from outlier_features.ablate.super_weights import down_projection, search_super_weights
@@ -28,6 +27,9 @@ from outlier_features.model.sites import find_sites
 from outlier_features.model.stored_weights import StoredWeights
 from test_ablate_dims import every_kind, sample
 from test_extract_activations import Run, bits
+
+sys.path.append(str(Path(__file__).parents[1] / "every_type"))
+import tiny_types
 
 PLAIN = {"dtype": "float32", "device": "cpu", "attention": "eager", "trust_remote_code": False}
 # Experts fused by transformers, blocks of several kinds, parallel ones, norms after a sum, an encoder, Conv1D.
