@@ -32,6 +32,6 @@ def reserve(descriptor: int, size: int, path: str | Path) -> None:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        more = f", and {free:,} are free" if size > free else ""
+        more = f", and {free:,} are free" if error.errno != errno.EFBIG else ""
         text = f"{os.strerror(error.errno)}: it needs {size:,} bytes{more}"
         raise OSError(error.errno, text, str(path)) from error
