@@ -59,6 +59,7 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
+NOTHING = "(?!)"  # matches no wildcard
 RESULTS = CONFIG["results"]
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
@@ -68,6 +69,13 @@ SITES = sorted(
 # Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
 GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
+# Text corpora of which activations are kept, and those of which they are counted as they leave the model: all or none.
+KEPT_CORPORA, UNKEPT_CORPORA = (
+    (TEXT_CORPORA, NOTHING)
+    if CONFIG["extract"]["keep_activations"]
+    else (NOTHING, TEXT_CORPORA)
+)
+FLOORS = {site: CONFIG["detect"]["floors"][site] for site in SITES}
 
 
 # Of a job that runs a model or reads activations on a cluster, where --cores says nothing.
@@ -127,11 +135,21 @@ def chunks(wildcards):
     return [*chunk_ranges(wildcards.model, wildcards.corpus)]
 
 
+def chunk_range(wildcards):
+    """First sequence of a chunk and one past its last."""
+    return chunk_ranges(wildcards.model, wildcards.corpus)[wildcards.chunk]
+
+
+def first_stop(wildcards):
+    """One past the last sequence of a run's first chunk."""
+    return next(iter(chunk_ranges(wildcards.model, wildcards.corpus).values()))[1]
+
+
 def dump_range(wildcards):
     """Where in a dump a chunk lies; None for other runs."""
     if wildcards.model not in DUMPS:
         return None
-    start, stop = chunk_ranges(wildcards.model, wildcards.corpus)[wildcards.chunk]
+    start, stop = chunk_range(wildcards)
     return vars(DumpRange(DUMPS[wildcards.model].source, start, stop))
 
 
@@ -297,7 +315,8 @@ def tables_of(model, corpus):
     """The tables of a run by name."""
     names = RUN_TABLES + (DUMP_TABLES[model] if model in DUMPS else MODEL_TABLES)
     files = {name: f"{name}.parquet" for name in names}
-    if LOCATION and (model in DUMPS or LOCATION["sites"]):
+    kept = CONFIG["extract"]["keep_activations"]  # exact quartiles take a second look
+    if LOCATION and (model in DUMPS or (LOCATION["sites"] and kept)):
         files["locations"] = "locations.json"
     return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
 

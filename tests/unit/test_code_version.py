@@ -83,18 +83,22 @@ def test_imports_are_those_that_python_sees(text):
 def test_stages_import_no_more_than_they_need():
     closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
     kernel = "scan/scan_kernel.py"
-    assert {stage for stage, modules in closure.items() if kernel in modules} == {"detect_outliers", "locate_outliers"}
+    assert {stage for stage, modules in closure.items() if kernel in modules} == {
+        "detect_in_passes",
+        "detect_outliers",
+        "locate_outliers",
+    }
     for kind in ("rules/kinds.py", "rules/massive.py"):
         assert kind in closure["filter_systematic"] and kind not in closure["detect_outliers"]
     for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
-        unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/extract_activations.py"}
+        unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/passes.py"}
         assert not closure[stage] & (unneeded | {"run/config.py"})
 
 
 @pytest.mark.parametrize(
     ("schema", "stages"),
     [
-        ("detect/hits_schema.py", {"detect_outliers", "filter_systematic"}),
+        ("detect/hits_schema.py", {"detect_in_passes", "detect_outliers", "filter_systematic"}),
         ("dims/emergence_schema.py", {"analyze_emergence"}),
         ("surface/surface_schema.py", {"record_surface"}),
         ("origin/origin_schema.py", {"trace_origin"}),

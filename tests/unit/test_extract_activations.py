@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
-from outlier_features.extract.extract_activations import _Chunk, extract_activations
+from outlier_features.extract.extract_activations import extract_activations
+from outlier_features.extract.passes import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.sites import SITES
@@ -138,7 +139,7 @@ def test_the_same_bits_for_any_batch_and_chunk(name, lengths, tmp_path):
 def test_several_sequences_at_once_as_on_a_gpu(name, tmp_path, monkeypatch):
     run = Run(tmp_path, name, lengths=[24, 24, 3, 10, 24])
     alone = {name: values.copy() for file in run.extract(sites=list(SITES)) for name, values in arrays(file)}
-    monkeypatch.setattr("outlier_features.extract.extract_activations._sequences_at_once", lambda loaded, size: size)
+    monkeypatch.setattr("outlier_features.extract.passes._sequences_at_once", lambda loaded, size: size)
     together = run.extract(sites=list(SITES), batch_size=4)
     for name, values in [pair for file in together for pair in arrays(file)]:
         np.testing.assert_allclose(values[run.mask], alone[name][run.mask], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -147,7 +148,7 @@ def test_several_sequences_at_once_as_on_a_gpu(name, tmp_path, monkeypatch):
 def test_full_and_padded_sequences_can_be_kept_apart():
     mask = np.ones((7, 3), bool)
     mask[[2, 3, 6], 2] = False
-    chunk = _Chunk(np.zeros((7, 3), np.int32), mask)
+    chunk = Sequences(np.zeros((7, 3), np.int32), mask)
     assert chunk.batches(4, apart=True) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
     assert chunk.batches(4, apart=False) == [slice(0, 4), slice(4, 7)]
 
@@ -214,8 +215,7 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
         "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
-        "attention": "eager", "threads": 1, "quantized": None, "placement": "one",
-        "placement_reason": "as `placement` says",
+        "attention": "eager", "threads": 1, "quantized": None,
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,
         "torch": torch.__version__, "transformers": sys.modules["transformers"].__version__,
     }  # fmt: skip

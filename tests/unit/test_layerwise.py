@@ -160,10 +160,10 @@ def test_a_chunk_of_any_size_reads_the_weights_once(sequences, tokens, tmp_path,
         read.append(loaded.on_demand)
         return loaded
 
-    monkeypatch.setattr("outlier_features.extract.extract_activations.load_model", load)
+    monkeypatch.setattr("outlier_features.extract.passes.load_model", load)
     before_chunk = []
     monkeypatch.setattr(
-        "outlier_features.extract.extract_activations.Prefixes",
+        "outlier_features.extract.passes.Prefixes",
         lambda loaded: type("Counted", (Prefixes,), {
             "no_steps": lambda self: (Prefixes.no_steps(self), before_chunk.append(read[-1].times_read))[0]
         })(loaded),
@@ -194,7 +194,7 @@ def test_a_stored_weight_is_read_as_it_lies(tmp_path):
     save_file(values, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     stored = StoredWeights.open(tmp_path)
-    assert sorted(stored.names) == ["a", "b", "c"] and stored.bytes == 12 + 8
+    assert sorted(stored) == ["a", "b", "c"] and stored.bytes == 12 + 8
     for name, value in values.items():
         assert torch.equal(stored.read(name), value) and stored.shape(name) == value.shape
 

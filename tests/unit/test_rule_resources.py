@@ -34,14 +34,16 @@ def jobs(tmp_path_factory):
             "other": {"path": "other"},
             "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
         }
-        config = {
-            "models": [*models],
-            "corpora": ["text"],
-            "extract": {"device": device, "keep_activations": False},
-            "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
-        }
-        [planned] = plans({folder: config}, TARGETS)
-        found[device] = {job.rule: job for job in planned}
+        found[device] = {}
+        for keep in (True, False):
+            config = {
+                "models": [*models],
+                "corpora": ["text"],
+                "extract": {"device": device, "keep_activations": keep},
+                "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
+            }
+            [planned] = plans({folder: config}, TARGETS)
+            found[device] |= {job.rule: job for job in planned}
     return found
 
 

@@ -165,7 +165,8 @@ def test_the_surface_is_that_of_plain_transformers(project):
 def test_kept_or_not_decides_how_the_surface_is_made(project):
     kept = project.planned(results="none").jobs()
     again = project.planned(results="none", extract__keep_activations=False).jobs()
-    assert again - kept == {"rerun_largest"} and "record_surface" in kept
+    assert again - kept == {"detect_in_passes", "rerun_largest"} and "record_surface" in kept
+    assert kept - again == {"extract_activations", "detect_outliers", "locate_outliers"}
 
 
 def test_other_attention_maps_need_no_other_stage(project):

@@ -32,9 +32,9 @@ _JOB, _BLOCK = "blocks_of", "block"
 LOSSES = "nll"
 
 
-def place_of(activations: Path) -> Path:
-    """The directory beside a chunk's activations that holds what is finished of them."""
-    return activations.with_name(f".{activations.name}.blocks")
+def place_beside(file: Path) -> Path:
+    """The directory beside a chunk's file that holds what is finished of its passes."""
+    return file.with_name(f".{file.name}.blocks")
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,11 @@ class BlockByBlock:
         if following:
             self._keep(following, number)
 
-    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Batch, Array]]:
-        """What was kept under these names, (B, T, ...) of each batch, one block's file after the other."""
-        for block in range(len(self._loaded.stack)):
-            file = TensorFile(self._file(block))
-            for name in names:
-                if name in file.entries:
-                    for batch in self._batches:
-                        yield name, batch, file.array(name)[batch.rows]
+    def by_batch(self) -> Iterator[tuple[Batch, dict[str, Array]]]:
+        """What was kept of each batch by name, (B, T, ...), once all blocks are finished."""
+        files = [TensorFile(self._file(block)) for block in range(len(self._loaded.stack))]
+        for batch in self._batches:
+            yield batch, {name: file.array(name)[batch.rows] for file in files for name in file.entries}
 
     def remove(self) -> None:
         shutil.rmtree(self._place, ignore_errors=True)

@@ -8,6 +8,7 @@ from outlier_features.run.config import turned_off
 # By rule the analysis that it is for; None where it is the run itself.
 _ANALYSIS = {
     "extract_activations": None,
+    "detect_in_passes": None,
     "rerun_largest": "surface",
     "map_attention": "attention_maps",
     "trace_origin": "origin",
@@ -18,13 +19,15 @@ _ANALYSIS = {
 
 
 def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: bool) -> list[str]:
-    """Rules of which each job loads the model; `extract_activations` has a job a chunk, each other one a run.
+    """Rules of which each job loads the model; the first has a job a chunk, each other one a run.
 
     config        resolved
     has_experts   a model without is not loaded to rank them
     has_loss      of the next token: without one no ablation can be measured
     """
     needless = {
+        "extract_activations": not config["extract"]["keep_activations"],
+        "detect_in_passes": config["extract"]["keep_activations"],
         "rerun_largest": config["extract"]["keep_activations"],
         "rank_experts": not has_experts,
         "ablate_dims": not has_loss,
