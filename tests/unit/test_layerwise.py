@@ -18,7 +18,7 @@ import zoo
 from outlier_features.ablate.ablate_dims import AblationRun
 from outlier_features.ablate.super_weights import down_projection, search_super_weights
 from outlier_features.errors import InputError
-from outlier_features.extract.block_by_block import place_of
+from outlier_features.extract.block_by_block import place_beside
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.interventions import weight_at, zeroing
 from outlier_features.model.models import load_model
@@ -64,7 +64,7 @@ def small_memory(monkeypatch):
 def test_a_chunk_has_the_bits_of_a_whole_load(name, tmp_path, capfd, small_memory):
     run = Run(tmp_path, name, lengths=[24, 24, 13, 24, 9])
     assert extract(run, placement="layerwise") == extract(run)
-    assert "blocks: 100%" in capfd.readouterr().err and not place_of(tmp_path / "activations.safetensors").exists()
+    assert "blocks: 100%" in capfd.readouterr().err and not place_beside(tmp_path / "activations.safetensors").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -248,7 +248,7 @@ def start(folder):
 
 def test_a_killed_chunk_goes_on_from_the_last_finished_block(tmp_path):
     run = Run(tmp_path, "llama", num_hidden_layers=12, shape=(40, 200))
-    place = place_of(tmp_path / "activations.safetensors")
+    place = place_beside(tmp_path / "activations.safetensors")
     job = start(tmp_path)
     deadline = time.monotonic() + 120
     while not (place / "00003.block").exists() and job.poll() is None and time.monotonic() < deadline:
@@ -273,7 +273,7 @@ def test_what_another_job_left_is_not_taken(change, tmp_path, monkeypatch, capfd
     run.extract(placement="layerwise")
     monkeypatch.undo()
     settings = {}
-    place = place_of(tmp_path / "activations.safetensors")
+    place = place_beside(tmp_path / "activations.safetensors")
     assert len(list(place.glob("*.block"))) == 4
     if change == "another revision":
         run.source.write_text(json.dumps(json.loads(run.source.read_text()) | {"revision": "abd"}))

@@ -38,8 +38,7 @@ def public(folder: Path) -> dict[str, pl.DataFrame]:
             place = path.relative_to(folder).with_suffix("")
             key = place.parent if place.name[0].isdecimal() else place
             found.setdefault(str(key), []).append(pl.read_parquet(path))
-    joined = {key: pl.concat(frames) for key, frames in found.items()}
-    return joined
+    return {key: pl.concat(frames) for key, frames in found.items()}
 
 
 def bits(column: pl.Series) -> list[object]:
