@@ -1,8 +1,8 @@
 """The default run against one bare forward pass over the same tokens: the ratios of wall times in one run.
 
-In turn: the bare pass; the tables with every follow-up analysis off, activations kept and counted in the passes; and all
-of the default run. The model is fetched and compiled code warm before anything is timed. The bare pass is a process that
-imports, loads the model and runs AutoModelForCausalLM once over the run's tokens.
+In turn: the bare pass; the tables with every follow-up analysis off, activations kept or counted in the passes; and all
+of the default run. The model is fetched and compiled code warm before anything is timed. The bare pass is a process
+that imports, loads the model and runs AutoModelForCausalLM once over the run's tokens.
 """
 
 import argparse

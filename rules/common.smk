@@ -374,6 +374,11 @@ def of_model_runs(pattern):
 def begin():
     try:
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
+        if LOCATION and LOCATION["sites"] and not CONFIG["extract"]["keep_activations"]:
+            print(
+                "rule location is applied to dumps alone: extract.keep_activations is false",
+                file=sys.stderr,
+            )
     except InputError as error:
         sys.exit(f"error: {error}")
 
