@@ -32,11 +32,17 @@ _MEASURED = (64, 128, 256)  # tokens: what passes of these take says what longer
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one sequence: products with weights (head among them), of the head alone, and of activations with another."""
+    """Of one sequence: products with weights (head among them), of the head alone, and of activations with another.
+
+    softmaxes   over the positions: how often a pass attends
+    convolves   whether it has convolutions, as mixers other than attention do
+    """
 
     weights: int
     head: int
     attention: int
+    softmaxes: int
+    convolves: bool
 
     @property
     def total(self) -> int:
@@ -50,18 +56,17 @@ def forward_flops(model: PreTrainedModel, size: ModelSize, tokens: int, part: Pa
     """
     if size.experts is None:
         raise InputError("not known: its config does not say how many experts a token meets")
-    if tokens <= _MEASURED[-1]:
-        weighted, paired = _products(model, tokens, part)
-    else:
-        found = [_products(model, length, part) for length in _MEASURED]
-        weighted, paired = (_longer(values, tokens) for values in zip(*found, strict=True))
+    found = [_products(model, length, part) for length in (_MEASURED if tokens > _MEASURED[-1] else (tokens,))]
+    weighted, paired = (_longer([getattr(one, kind) for one in found], tokens) for kind in ("weighted", "paired"))
     head = model.get_output_embeddings()
     read = 2 * tokens * head.weight.numel() if head is not None and part != "encoder" else 0
-    return Flops(weighted + 2 * tokens * size.experts, read, paired)
+    return Flops(weighted + 2 * tokens * size.experts, read, paired, found[0].softmaxes, found[0].convolves)
 
 
 def _longer(measured: Sequence[int], tokens: int) -> int:
-    """The value at `tokens` of the parabola through what was measured."""
+    """The value at `tokens` of the parabola through what was measured, or the one value that was."""
+    if len(measured) == 1:
+        return measured[0]
     total = Fraction(0)
     for length, value in zip(_MEASURED, measured, strict=True):
         others = [other for other in _MEASURED if other != length]
@@ -69,11 +74,20 @@ def _longer(measured: Sequence[int], tokens: int) -> int:
     return round(total)
 
 
-@torch.no_grad()
-def _products(model: PreTrainedModel, tokens: int, part: Part | None) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Products:
     """FLOPs of products with weights, routed experts left out, and of products of activations."""
+
+    weighted: int
+    paired: int
+    softmaxes: int
+    convolves: bool
+
+
+@torch.no_grad()
+def _products(model: PreTrainedModel, tokens: int, part: Part | None) -> _Products:
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    with _experts_left_out(model), FlopCounterMode(display=False) as counter, _NothingPaddedNorPacked():
+    with _experts_left_out(model), FlopCounterMode(display=False) as counter, _OnShapes(tokens) as shapes:
         try:
             _run(model, ids, part)
         except Exception as error:  # whatever a model's code asks of values that are not there
@@ -81,7 +95,7 @@ def _products(model: PreTrainedModel, tokens: int, part: Part | None) -> tuple[i
             raise InputError(f"not known: it does not run without weights: {type(error).__name__}: {reason}") from error
     counts = {str(name): int(count) for name, count in counter.get_flop_counts()["Global"].items()}
     weighted = sum(count for name, count in counts.items() if name in _WEIGHTED)
-    return weighted, sum(counts.values()) - weighted
+    return _Products(weighted, sum(counts.values()) - weighted, shapes.softmaxes, "aten.convolution" in counts)
 
 
 def _run(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> None:
@@ -93,12 +107,19 @@ def _run(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> None:
         model(ids, **({"use_cache": False} if hasattr(model.config, "use_cache") else {}))
 
 
-class _NothingPaddedNorPacked(TorchDispatchMode):
-    """transformers asks the values of a mask whether all is as usual: it is."""
+class _OnShapes(TorchDispatchMode):
+    """transformers asks the values of a mask whether all is as usual: it is. Softmaxes over all positions are counted."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._tokens = tokens
+        self.softmaxes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool and args[0].is_meta:
             return True
+        if func is torch.ops.aten._softmax.default and args[0].ndim > 2 and args[0].shape[-2] >= self._tokens - 1:
+            self.softmaxes += args[0].shape[-1] >= self._tokens - 1  # learned sinks add a column
         return func(*args, **(kwargs or {}))
 
 
