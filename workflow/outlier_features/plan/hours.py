@@ -1,13 +1,14 @@
 """How long a run may take here, from what each rule took in earlier runs into the same results."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_features.run.summarize_costs import read_costs
+from outlier_features.run.summarize_costs import read_benchmark
 
 # Rules whose time goes with the forward pass; that of the others goes with the values that it makes.
-BY_FLOPS = {
+_BY_FLOPS = {
     "extract_activations",
     "rerun_largest",
     "map_attention",
@@ -26,12 +27,12 @@ class Work:
     values: int | None
 
     def of(self, rule: str) -> int | None:
-        return self.flops if rule in BY_FLOPS else self.values
+        return self.flops if rule in _BY_FLOPS else self.values
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An earlier run: what it was, how much work, and seconds by rule."""
+    """An earlier run: its name `<model>/<corpus>`, how much work it was, and seconds by rule."""
 
     name: str
     work: Work
@@ -40,41 +41,68 @@ class Measured:
 
 @dataclass(frozen=True)
 class Expected:
-    """seconds       of all rules that are known
-    scaled_from   the earlier run by which; itself where it was this one
-    unknown       rules that it has no time of, or whose work is not known
-    """
+    """Seconds by rule, the earlier run that they are scaled from, and rules of which nothing is known."""
 
-    seconds: float
+    seconds: Mapping[str, float]
     scaled_from: str
     unknown: tuple[str, ...]
 
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
 
-def seconds_of_run(benchmarks: Path, model: str, corpus: str) -> dict[str, float]:
-    """By rule the seconds that jobs of a run took, all together; empty where none ran.
+
+def measured_runs(benchmarks: Path) -> list[tuple[str, str]]:
+    """Model and corpus of each run whose pass, or whose dump's, was measured."""
+    places = [*benchmarks.glob("extract_activations/*/*"), *benchmarks.glob("detect_outliers/*/*")]
+    return list(dict.fromkeys((place.parent.name, place.name) for place in places if place.is_dir()))
+
+
+def seconds_of_run(benchmarks: Path, model: str, corpus: str, sequences: int) -> dict[str, float]:
+    """By rule the seconds that a run of so many sequences took; where some of its chunks ran, that all would take.
 
     Raises `InputError` where a file is not a benchmark.
     """
-    seconds = {}
-    for folder in sorted(benchmarks.glob("*")):
-        for place in (folder / model / corpus, folder / model):
-            if place.is_dir() or place.with_name(f"{place.name}.tsv").is_file():
-                found = _total(place)
-                if found is not None:
-                    seconds[folder.name] = found
-                break
+    seconds: dict[str, float] = {}
+    for folder in sorted(path for path in benchmarks.glob("*") if path.is_dir()):
+        place = folder / model / corpus
+        whole = [file for file in (place.with_name(f"{corpus}.tsv"), folder / f"{model}.tsv") if file.is_file()]
+        found = [(_seconds(file), sequences) for file in whole[:1]]
+        found += [(_seconds(file), _length(file.stem, sequences)) for file in sorted(place.glob("*.tsv"))]
+        if covered := sum(length for _, length in found):
+            seconds[folder.name] = sum(took for took, _ in found) * sequences / covered
     return seconds
 
 
-def _total(place: Path) -> float | None:
-    """Seconds of `<place>.tsv`, or of all files in the directory `place`."""
-    raise NotImplementedError
+def _seconds(file: Path) -> float:
+    return read_benchmark(file)["s"] or 0.0
 
 
-def expected(name: str, work: Work, rules: Sequence[str], earlier: Sequence[Measured]) -> Expected | None:
-    """What a run of these rules may take; None where nothing was measured that it can be scaled from."""
-    same = [one for one in earlier if one.name == name]
-    near = same or sorted(earlier, key=lambda one: _distance(one.work, work))
-    for one in near[:1]:
-        return _scaled(one, work, rules)
-    return None
+def _length(chunk: str, sequences: int) -> int:
+    """How many of the run's sequences are in the chunk `<first>-<last>`."""
+    first, _, last = chunk.partition("-")
+    return max(0, min(int(last) + 1, sequences) - int(first)) if first.isdigit() and last.isdigit() else 0
+
+
+def expected_time(name: str, work: Work, rules: Sequence[str], earlier: Sequence[Measured]) -> Expected | None:
+    """What a run of these rules may take, in proportion to its work: by itself if it ran, else by the nearest.
+
+    None where there is no earlier run.
+    """
+    if not earlier:
+        return None
+    nearest = min(earlier, key=lambda one: (one.name != name, _distance(one.work, work)))
+    seconds = {}
+    for rule in rules:
+        took, before, now = nearest.seconds.get(rule), nearest.work.of(rule), work.of(rule)
+        if took is not None and nearest.name == name and nearest.work == work:
+            seconds[rule] = took
+        elif took is not None and before and now is not None:
+            seconds[rule] = took * now / before
+    return Expected(seconds, nearest.name, tuple(rule for rule in rules if rule not in seconds))
+
+
+def _distance(one: Work, other: Work) -> float:
+    if one.flops and other.flops:
+        return abs(math.log(one.flops / other.flops))
+    return abs(math.log(one.values / other.values)) + 100 if one.values and other.values else math.inf
