@@ -22,14 +22,14 @@ _ROW = sum(_SIZES[column.dtype] for column in HITS.columns)  # bytes
 class Activations:
     """Of a run: values and bytes of its activations (or of a dump's), each at most so many; hits that can be listed.
 
-    exact     every block has all of the sites, whatever the model
-    unknown   sites that are not counted, since their width or their blocks are not known
+    exact       every block has all of the sites, whatever the model
+    uncounted   sites that are not counted, since their width or their blocks are not known
     """
 
     values: int
     bytes: int
     exact: bool
-    unknown: tuple[str, ...]
+    uncounted: tuple[str, ...]
     hits_bytes: int
 
 

@@ -32,7 +32,7 @@ def find_config(name: str, source: Mapping[str, Any], resources: Path) -> FoundC
         content = record_of(record, "location", "files")
         folder = (record.parent / content["location"]).resolve()
         if (folder / CONFIG).is_file():
-            sizes = [file["bytes"] for file in content["files"].values()]
+            sizes = [file["bytes"] for name, file in content["files"].items() if name.endswith(".safetensors")]
             return FoundConfig(folder, "fetched", sum(sizes) if sizes else None)
     if "pypi" in source:
         raise InputError("not known before it is fetched: its config is in a wheel")

@@ -37,7 +37,7 @@ def _models(models: Mapping[str, Any]) -> Iterator[Table | str]:
         ]
         size = in_bytes(next(iter(known.values()))["gpu_bytes"])
         yield make_table(
-            "Models", columns, rows, f"Memory of a job; on GPUs of {size} (a smaller one is not counted with)"
+            "Models", columns, rows, f"Memory of a job that runs the model: CPU; with GPUs of {size} each, theirs too"
         )
     for name, one in models.items():
         if "unknown" in one:
@@ -51,7 +51,7 @@ def _placements(known: Mapping[str, Any]) -> list[str]:
 
 
 def _need(need: Mapping[str, int]) -> str:
-    return f"{in_bytes(need['memory'])}; or {need['gpus']} x {in_bytes(need['gpu_memory'])} of GPU"
+    return f"{in_bytes(need['memory'])}; GPU {need['gpus']} x {in_bytes(need['gpu_memory'])}"
 
 
 def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
@@ -76,7 +76,7 @@ def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
         for what in ("flops", "activations"):
             if "unknown" in one[what]:
                 yield f"{one['run']}: {what}: {one[what]['unknown']}"
-        if left_out := one["activations"].get("unknown") if "bytes" in one["activations"] else ():
+        if left_out := one["activations"].get("uncounted"):
             yield f"{one['run']}: activations of {', '.join(left_out)} are not counted: only a pass tells their width"
     yield (
         "hits: of values above fixed floors, at most, by detect.max_density and before compression; values that are "
