@@ -68,7 +68,7 @@ def test_jobs_are_those_of_snakemake(tmp_path):
         plain: config_of(plain),
         skip: config_of(skip, skip=everything, extract={"chunk_sequences": 3, "keep_activations": False}),
         without: config_of(without, extract={"chunk_sequences": 1, "keep_activations": False}, corpora=["one"],
-                           models=["one"], rules={"location": "off"}),
+                           models=["one"], rules={"location": False}),
         dumped: config_of(dumped),
     }  # fmt: skip
     save_file({"attn": np.ones((2, 3, 4, 8), np.float32), "g": np.ones((3, 8), np.float32)}, dumped / "d.safetensors")
@@ -99,7 +99,7 @@ def test_activations_are_those_of_the_file_that_is_extracted(name, tmp_path):
     assert stored <= found["bytes"]
     if name in ("llama", "mixtral", "gemma3_text"):  # whose blocks have a norm before attention and one before the MLP
         assert stored == found["bytes"]
-    only = planned(tmp_path, {**config, "sites": ["resid_post"], "rules": dict.fromkeys(BASE["rules"], "off")})
+    only = planned(tmp_path, {**config, "sites": ["resid_post"], "rules": dict.fromkeys(BASE["rules"], False)})
     only = only["runs"][0]["activations"]
     assert only["exact"]
     assert only["bytes"] == sum(entry.nbytes for key, entry in arrays.items() if key.startswith("resid_post"))
@@ -109,8 +109,10 @@ def test_a_dump_is_not_run(tmp_path):
     save_file({"attn": np.ones((2, 3, 4, 8), np.float32)}, tmp_path / "d.safetensors")
     config = {
         "models": ["saved"],
-        "corpora": [],
-        "catalog": {"models": {"saved": {"dump": "d.safetensors", "keys": {"attn_norm": "attn"}}}, "corpora": {}},
+        "catalog": {
+            "models": {"saved": {"dump": "d.safetensors", "keys": {"attn_norm": "attn"}}},
+            "corpora": BASE["catalog"]["corpora"],
+        },
     }
     plan = planned(tmp_path, config)
     [run] = plan["runs"]
@@ -122,7 +124,7 @@ def test_a_dump_is_not_run(tmp_path):
 def test_what_is_in_a_wheel_or_gguf_is_not_known(tmp_path):
     (tmp_path / "a.gguf").touch()
     (tmp_path / "text.txt").touch()
-    models = {"wheel": {"pypi": "a==1", "sha256": "0" * 64}, "gguf": {"path": "a.gguf"}}
+    models = {"wheel": {"pypi": "a==1", "path": "model", "sha256": "0" * 64}, "gguf": {"path": "a.gguf"}}
     corpora = {"text": {"files": ["text.txt"]}}
     plan = planned(
         tmp_path, {"models": [*models], "corpora": ["text"], "catalog": {"models": models, "corpora": corpora}}

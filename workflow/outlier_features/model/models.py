@@ -232,9 +232,7 @@ def empty_model(
     own = _own_class(auto_class, config, location)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = own._from_config(
-                config, dtype=getattr(torch, dtype), attn_implementation="eager"
-            )
+            model: PreTrainedModel = own._from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager")
     except Exception as error:  # as of a whole load
         raise InputError(_cannot_make(own, location, error)) from error
     return model.eval(), no_loss

@@ -68,7 +68,9 @@ def activations_of_model(
 def activations_of_dump(dump: Dump, max_density: float) -> Activations:
     """A dump is there already: what it holds."""
     values = sum(site.values for site in dump.sites.values())
-    return Activations(values, sum(site.nbytes for site in dump.sites.values()), True, (), hits_bytes(values, max_density))
+    return Activations(
+        values, sum(site.nbytes for site in dump.sites.values()), True, (), hits_bytes(values, max_density)
+    )
 
 
 def hits_bytes(values: int, max_density: float) -> int:

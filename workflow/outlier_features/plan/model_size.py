@@ -10,7 +10,15 @@ from transformers import PreTrainedModel
 from outlier_features.model.models import holds_experts, text_config
 from outlier_features.plan.memory import Weights
 
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k")
+_CHOSEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+    "top_k",
+)
 
 
 @dataclass(frozen=True)

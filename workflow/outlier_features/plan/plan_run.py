@@ -71,9 +71,7 @@ class _Sized:
         dtype = source.get("dtype", config["extract"]["dtype"])
         trust = bool(source.get("trust_remote_code", config["extract"].get("trust_remote_code", False)))
         try:
-            model, no_loss = empty_model(
-                found.folder, dtype=dtype, trust_remote_code=trust, part=source.get("part")
-            )
+            model, no_loss = empty_model(found.folder, dtype=dtype, trust_remote_code=trust, part=source.get("part"))
         except InputError as error:
             return cls(None, None, None, {"unknown": str(error)})
         size = size_of(model)
