@@ -19,7 +19,7 @@ rule extract_activations:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         start=lambda wildcards: int(wildcards.chunk.split("-")[0]),
         stop=lambda wildcards: int(wildcards.chunk.split("-")[1]) + 1,

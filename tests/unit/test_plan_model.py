@@ -53,7 +53,7 @@ def test_active_parameters_are_those_that_change_a_token(name, tmp_path):
         for path, one in built.named_parameters()
         if ".experts." in path and one.ndim >= 2 and len(one) == zoo.EXPERTS
     )
-    assert 0 < idle
+    assert idle > 0
     assert size.active == size.parameters - idle
 
 

@@ -23,8 +23,8 @@ from outlier_features.model.loading import Part
 from outlier_features.plan.model_size import ModelSize, experts_of
 
 FORMULA = (
-    "2 x weights that a token meets x tokens (embeddings are looked up, the head counts) + 2 x the products of attention "
-    "(scores and weighted values of every pair of positions, masked ones too)"
+    "2 x weights that a token meets x tokens (embeddings are looked up, the head counts) + 2 x the products "
+    "of attention (scores and weighted values of every pair of positions, masked ones too)"
 )
 _WEIGHTED = {"aten.mm", "aten.addmm", "aten.convolution"}
 _MEASURED = (64, 128, 256)  # tokens: what passes of these take says what longer ones do
@@ -108,7 +108,7 @@ def _run(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> None:
 
 
 class _OnShapes(TorchDispatchMode):
-    """transformers asks the values of a mask whether all is as usual: it is. Softmaxes over all positions are counted."""
+    """transformers asks the values of a mask whether all is as usual: it is. Counts softmaxes over all positions."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__()

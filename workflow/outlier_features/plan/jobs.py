@@ -33,7 +33,7 @@ def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def jobs_of_run(config: Mapping[str, Any], corpus: str, dump: Dump | None) -> Counter[str]:
+def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump | None) -> Counter[str]:
     """Jobs of a run of a model on a corpus, or of a dump, by rule; an analysis that is left out has its job too."""
     jobs = Counter(_RUN)
     location = the_rule(config["rules"], "location")
@@ -42,7 +42,7 @@ def jobs_of_run(config: Mapping[str, Any], corpus: str, dump: Dump | None) -> Co
     if dump:
         jobs["describe_dump"] = 1
         jobs["detect_outliers"] = len(dump.chunks())
-        if "gains" in dump.source or dump.has_gains:
+        if "gains" in config["catalog"]["models"][model] or dump.has_gains:
             jobs["check_dump_norms"] = 1
         return jobs
     chunks = math.ceil(sample_of(config, corpus)["sequences"] / config["extract"]["chunk_sequences"])

@@ -1,4 +1,4 @@
-"""Memory that a model's weights take by placement, without torch: the plan says it, and the rules ask a cluster for it."""
+"""Memory that a placement needs, without torch: the plan says it, and the rules ask a cluster for it."""
 
 import json
 import math

@@ -9,6 +9,7 @@ from typing import Any
 from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.loading import Wanted
 from outlier_features.plan.disk import Activations, activations_of_dump, activations_of_model
 from outlier_features.plan.hours import Measured, Work, expected_time, measured_runs, seconds_of_run
 from outlier_features.plan.jobs import jobs_beside, jobs_of_run, runs_of, sample_of
@@ -16,7 +17,7 @@ from outlier_features.plan.memory import GPU, need_of
 from outlier_features.plan.model_config import FoundConfig, find_config
 from outlier_features.run.loads import rules_that_load
 
-PLACEMENTS = ("one", "spread", "layerwise")
+_PLACEMENTS: tuple[Wanted, ...] = ("one", "spread", "layerwise")
 Document = dict[str, Any]
 
 
@@ -84,7 +85,7 @@ class _Sized:
             "bytes_of_files": found.bytes_of_files,
             "placement": source.get("placement", config["extract"]["placement"]),
             "gpu_bytes": GPU,
-            "needs": {placement: asdict(need_of(placement, size.weights)) for placement in PLACEMENTS},
+            "needs": {placement: asdict(need_of(placement, size.weights)) for placement in _PLACEMENTS},
         }
         return cls(model, size, no_loss, document)
 
@@ -102,7 +103,7 @@ class _Run:
     @classmethod
     def of(cls, config: Mapping[str, Any], model: str, corpus: str, sized: _Sized | None, dump: Dump | None) -> "_Run":
         density = config["detect"]["max_density"]
-        jobs = jobs_of_run(config, corpus, dump)
+        jobs = jobs_of_run(config, model, corpus, dump)
         if dump:
             found = activations_of_dump(dump, density)
             return cls(
@@ -136,7 +137,7 @@ def work_of(
         one = forward_flops(sized.model, size, tokens, part)
         attending = one.softmaxes
         only_attention = not one.convolves and one.softmaxes >= (size.blocks or one.softmaxes + 1)
-        flops = {"weights": sequences * one.weights, "head": sequences * one.head}
+        flops: Document = {"weights": sequences * one.weights, "head": sequences * one.head}
         flops |= {"attention": sequences * one.attention, "total": sequences * one.total, "formula": FORMULA}
     except InputError as error:
         flops = _unknown(str(error))
@@ -198,14 +199,16 @@ def _tokens_of(path: Path) -> tuple[int, int] | None:
 
 def _describe(run: _Run, config: Mapping[str, Any], earlier: list[Measured]) -> Document:
     time = expected_time(run.name, run.work, sorted(run.jobs), earlier)
-    unknown = {"unknown": run.activations} if isinstance(run.activations, str) else None
-    kept = config["extract"]["keep_activations"]
+    if isinstance(run.activations, str):
+        activations = _unknown(run.activations)
+    else:
+        activations = {**asdict(run.activations), "kept": config["extract"]["keep_activations"]}
     return {
         "run": run.name,
         "sequences": run.sequences,
         "tokens": run.tokens,
         "flops": run.flops,
-        "activations": unknown or {**asdict(run.activations), "kept": kept},  # type: ignore[call-overload]
+        "activations": activations,
         "tables_bytes": _tables(Path(config["results"]) / run.name),
         "jobs": dict(sorted(run.jobs.items())),
         "loads": run.loads.get("loads"),
