@@ -72,25 +72,36 @@ def _with_room(held: int) -> int:
 
 
 def stored_weights(source_json: Path, dtype: str) -> Weights | None:
-    """Of a fetched model in `dtype`, from the headers of its files; None where it is not there, or is damaged."""
+    """Of a fetched model in `dtype`, from the headers of its files; None where it is not there, or is damaged.
+
+    Files are read again once `source.json`, which each fetch writes, or the model's config has changed.
+    """
     try:
-        location = (source_json.parent / json.loads(source_json.read_text(encoding="utf-8"))["location"]).resolve()
-        marks = tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in (
-            source_json, location / "config.json", *sorted(location.glob("*.safetensors"))
-        ))  # fmt: skip
-        return _stored(location, marks, dtype)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, InputError):
+        location = _location(source_json, _mark(source_json))
+        return _stored(location, _mark(source_json), _mark(location / "config.json"), dtype)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
         return None  # not there yet, or damaged, as the job will say
 
 
+def _mark(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
 @cache
-def _stored(location: Path, marks: tuple[tuple[Path, int, int], ...], dtype: str) -> Weights:
+def _location(source_json: Path, mark: tuple[int, int]) -> Path:
+    return (source_json.parent / json.loads(source_json.read_text(encoding="utf-8"))["location"]).resolve()
+
+
+@cache
+def _stored(location: Path, source: tuple[int, int], config: tuple[int, int], dtype: str) -> Weights:
     quantized = "quantization_config" in (location / "config.json").read_text(encoding="utf-8")
     sizes: dict[str, int] = {}
-    for path, _, _ in marks:
-        if path.suffix == ".safetensors":
-            for name, entry in TensorFile(path).entries.items():
-                packed = quantized and entry.dtype in _PACKED
-                values = 8 * entry.nbytes // _FEWEST_BITS if packed else math.prod(entry.shape)
-                sizes[name] = values * ITEM_SIZES[dtype]
+    for path in sorted(location.glob("*.safetensors")):
+        for name, entry in TensorFile(path).entries.items():
+            packed = quantized and entry.dtype in _PACKED
+            values = 8 * entry.nbytes // _FEWEST_BITS if packed else math.prod(entry.shape)
+            sizes[name] = values * ITEM_SIZES[dtype]
+    if not sizes:
+        raise LookupError(f"{location} has no weights")
     return Weights.of(sizes)

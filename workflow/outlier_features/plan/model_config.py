@@ -15,7 +15,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class FoundConfig:
-    """The directory with a model's config.json, what it was taken from, and bytes of its weights, where they are known."""
+    """The directory with a model's config.json, what it was taken from, and bytes of its weights' files, if known."""
 
     folder: Path
     origin: str
