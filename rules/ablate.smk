@@ -16,7 +16,7 @@ rule find_super_weights:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         length=CONFIG["ablate"]["tokens"],
         rule=SUPER_WEIGHT,
@@ -48,7 +48,7 @@ rule ablate_dims:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],

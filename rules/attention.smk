@@ -16,7 +16,7 @@ rule map_attention:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         **CONFIG["attention_maps"],
         loading=loading,

@@ -1,4 +1,3 @@
-import json
 import re
 import sys
 import time
@@ -12,6 +11,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.plan.memory import need_of, stored_weights
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -66,8 +66,6 @@ RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
     {*CONFIG["sites"], *(site for dump in DUMPS.values() for site in dump.sites)}
 )
-# Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
-GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
 # Text corpora of which activations are kept, and those of which they are counted as they leave the model: all or none.
 KEPT_CORPORA, UNKEPT_CORPORA = (
@@ -80,6 +78,7 @@ FLOORS = {site: CONFIG["detect"]["floors"][site] for site in SITES}
 
 # Of a job that runs a model or reads activations on a cluster, where --cores says nothing.
 CLUSTER_THREADS = 4
+UNKNOWN_MB = 4000  # of a model that is not there yet
 
 
 def threads_of(section):
@@ -429,15 +428,24 @@ def local_files(source):
     )
 
 
+def needed(wildcards, source):
+    """What a job that runs a model needs by its placement; None where the model's weights are not there yet."""
+    told = loading(wildcards)
+    weights = stored_weights(Path(source), told["dtype"])
+    return weights and need_of(told["placement"], weights)
+
+
 def model_mb(wildcards, input, attempt):
-    """Memory for the weights (the size of their files, twice: bfloat16 may be widened) and a batch of activations."""
-    try:
-        files = json.loads(Path(input.source).read_text())["files"]
-        weights = sum(
-            file["bytes"]
-            for name, file in files.items()
-            if name.endswith(".safetensors")
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        weights = 0  # not there yet, or damaged, as the job will say
-    return (4000 + 2 * weights // 10**6) * attempt
+    """Memory for the weights and a batch of activations."""
+    need = needed(wildcards, input.source)
+    return attempt * (need.memory // 10**6 + 1 if need else UNKNOWN_MB)
+
+
+def model_gpus(wildcards, input, attempt):
+    """GPUs: `device: auto` takes one where there is one, and on a cluster a job sees only what it asked for."""
+    if CONFIG["extract"]["device"] not in ("auto", "cuda"):
+        return 0
+    need = needed(wildcards, input.source)
+    spread = loading(wildcards)["placement"] == "spread"
+    asked = need.gpus if need else 1 + spread
+    return asked * attempt if asked > 1 else asked

@@ -18,7 +18,7 @@ rule rank_experts:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         sequences=CONFIG["experts"]["sequences"],
         rule=SUPER_EXPERT,

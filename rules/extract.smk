@@ -15,7 +15,7 @@ rule extract_activations:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         start=lambda wildcards: chunk_range(wildcards)[0],
         stop=lambda wildcards: chunk_range(wildcards)[1],

@@ -21,7 +21,7 @@ rule trace_origin:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         dims=CONFIG["trace_origin"]["dims"],
         max_dims=CONFIG["trace_origin"]["max_dims"],

@@ -15,7 +15,7 @@ rule rerun_largest:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         loading=loading,
         off=off("surface"),

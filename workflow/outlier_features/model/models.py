@@ -218,6 +218,26 @@ def load_model(
         raise InputError(_does_not_run(model, location, error)) from error
 
 
+def empty_model(
+    location: Path, *, dtype: str, trust_remote_code: bool = False, part: Part | None = None
+) -> tuple[PreTrainedModel, str | None]:
+    """The model of a directory's config.json on the meta device, whose weights it does not need, with eager attention.
+
+    Also why it has no loss of the next token, where its class tells. Raises `InputError` as `load_model`.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    config = _config(location, {"local_files_only": True, "trust_remote_code": trust_remote_code}, part)
+    auto_class, no_loss = _class_of(config, trust_remote_code)
+    _forget_quantization(config)
+    own = _own_class(auto_class, config, location)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = own._from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager")
+    except Exception as error:  # as of a whole load
+        raise InputError(_cannot_make(own, location, error)) from error
+    return model.eval(), no_loss
+
+
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
     """Fixed tokens to try a model on, two different sequences, int64 (2, T), on its device.
 

@@ -18,12 +18,10 @@ from torch import nn
 
 from outlier_features.errors import ConfigError
 from outlier_features.model.loading import Wanted
+from outlier_features.plan.memory import APART, SHARE
 
 Kind = Literal["one", "spread", "layerwise"]
 
-# Of what is free, what weights may take: the rest is for a batch, its activations and the libraries.
-_SHARE = 0.8
-_APART = 2 * 10**9  # of a CPU's memory, what a job needs beside its weights
 _KEPT_SHARE = 1 / 3  # of what is free, what layerwise keeps of blocks that have run
 _GIB = 2**30
 
@@ -89,7 +87,7 @@ def placed(wanted: Wanted, device: str, bytes_of_weights: int, bytes_of_files: i
     if bytes_of_weights <= free:
         return Placement("one", f"{size} fit the {_gib(free)} that {_named(place)} has for them", place)
     if place.type == "cuda" and len(machine.gpus) > 1:
-        together = sum(int(_SHARE * one) for one in machine.gpus.values())
+        together = sum(int(SHARE * one) for one in machine.gpus.values())
         if bytes_of_weights <= together:
             why = f"{size} fit the {_gib(together)} that {len(machine.gpus)} GPUs have for them, and no single one"
             return Placement("spread", why, place)
@@ -127,9 +125,9 @@ def device_map(model: nn.Module, gpus: Mapping[int, int], whole: Sequence[str]) 
         if type(module).__name__ in whole
     ]
     even = size // len(gpus) + max(blocks, default=0)
-    limits: dict[int | str, int] = {n: min(int(_SHARE * free), even) for n, free in gpus.items()}
+    limits: dict[int | str, int] = {n: min(int(SHARE * free), even) for n, free in gpus.items()}
     last = max(gpus)
-    limits[last] = int(_SHARE * gpus[last])
+    limits[last] = int(SHARE * gpus[last])
     limits["cpu"] = 0
     found = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=list(whole))
     if elsewhere := sorted(name for name, place in found.items() if place not in gpus):
@@ -153,10 +151,10 @@ def bytes_in(dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _room(place: torch.device, bytes_of_files: int, machine: Machine) -> int:
     """Bytes that weights may take on a device."""
     if place.type == "cuda":
-        return int(_SHARE * machine.gpus.get(place.index or 0, 0))
-    room = int(_SHARE * machine.cpu) - _APART
+        return int(SHARE * machine.gpus.get(place.index or 0, 0))
+    room = int(SHARE * machine.cpu) - APART
     if machine.address_space is not None:
-        room = min(room, int(_SHARE * machine.address_space) - bytes_of_files)
+        room = min(room, int(SHARE * machine.address_space) - bytes_of_files)
     return room
 
 
