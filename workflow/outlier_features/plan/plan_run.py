@@ -215,7 +215,8 @@ def _describe(run: _Run, config: Mapping[str, Any], earlier: list[Measured]) -> 
         "expected": time
         and {
             "hours": time.total / 3600,
-            "scaled_from": time.scaled_from,
+            "measured": time.measured,
+            "scaled": time.scaled,
             "seconds": dict(time.seconds),
             "unknown": list(time.unknown),
         },
