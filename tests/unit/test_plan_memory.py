@@ -52,7 +52,8 @@ def test_gpus_that_spread_asks_for_are_enough_for_its_device_map(name, share, tm
     weights = size_of(model).weights
     gpu = int(share * weights.total / 0.8)
     need = need_of("spread", weights, gpu)
-    assert need.gpu_memory <= gpu or share == 3
+    if weights.largest_block < 0.4 * gpu:
+        assert need.gpu_memory <= gpu
     found = device_map(model, dict.fromkeys(range(need.gpus), gpu), sorted(model._no_split_modules or ()))
     assert {*found.values()} <= {*range(need.gpus)}
 

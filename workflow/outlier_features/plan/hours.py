@@ -41,7 +41,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds by rule, the earlier run that they are of, whether they are scaled, and rules of which nothing is known."""
+    """Seconds by rule, the earlier run that they are of, whether they are scaled, and rules that have none."""
 
     seconds: Mapping[str, float]
     measured: str
