@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import zoo
 from outlier_features.model.models import empty_model
-from outlier_features.model.placement import Machine, placed
+from outlier_features.model.placement import Machine, device_map, placed
 from outlier_features.plan.memory import Weights, need_of, stored_weights
 from outlier_features.plan.model_size import size_of
 
@@ -42,6 +42,20 @@ def test_gpus_of_a_large_model_hold_it():
     assert need.gpus * need.gpu_memory * 0.8 >= LARGE.total
     assert need_of("spread", SMALL).gpus == 2
     assert need_of("one", SMALL).gpus == need_of("auto", SMALL).gpus == need_of("layerwise", LARGE).gpus == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3_text"])
+@pytest.mark.parametrize("share", [0.4, 0.6, 3])
+def test_gpus_that_spread_asks_for_are_enough_for_its_device_map(name, share, tmp_path):
+    zoo.build(name).config.save_pretrained(tmp_path)
+    model, _ = empty_model(tmp_path, dtype="float32")
+    weights = size_of(model).weights
+    gpu = int(share * weights.total / 0.8)
+    need = need_of("spread", weights, gpu)
+    if weights.largest_block < 0.4 * gpu:
+        assert need.gpu_memory <= gpu
+    found = device_map(model, dict.fromkeys(range(need.gpus), gpu), sorted(model._no_split_modules or ()))
+    assert {*found.values()} <= {*range(need.gpus)}
 
 
 def test_auto_asks_for_several_gpus_where_one_is_too_small():

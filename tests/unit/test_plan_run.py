@@ -176,11 +176,11 @@ def test_time_is_in_proportion_to_the_nearest_run():
     large = Measured("large/c", Work(10**12, 10**7), {"extract_activations": 100.0, "detect_outliers": 10.0})
     rules = ["extract_activations", "detect_outliers", "ablate_dims"]
     found = expected_time("new/c", Work(2 * 10**12, 3 * 10**7), rules, [small, large])
-    assert found.scaled_from == "large/c"
+    assert (found.measured, found.scaled) == ("large/c", True)
     assert found.seconds == {"extract_activations": 200.0, "detect_outliers": 30.0}
     assert found.unknown == ("ablate_dims",)
     again = expected_time("small/c", small.work, rules[:2], [large, small])
-    assert (again.scaled_from, again.total) == ("small/c", 5.0)
+    assert (again.measured, again.scaled, again.total) == ("small/c", False, 5.0)
     assert expected_time("new/c", Work(1, 1), rules, []) is None
 
 
@@ -202,7 +202,7 @@ def test_hours_from_benchmarks_of_a_shorter_run(tmp_path):
     }
     expected = planned(tmp_path, config)["runs"][0]["expected"]
     assert expected["hours"] == pytest.approx(1.5)
-    assert expected["scaled_from"] == "tiny/text"
+    assert (expected["measured"], expected["scaled"]) == ("tiny/text", True)
     assert "ablate_dims" in expected["unknown"]
 
 

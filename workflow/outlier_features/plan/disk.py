@@ -55,7 +55,7 @@ def activations_of_model(
         at_most |= {site: 0 for site in at_most if site in _OF_OTHER_MIXERS}
     wide = {site: count for site, count in at_most.items() if site in _STREAM_WIDE}
     values = positions * width * sum(wide.values())
-    there = {site for site, count in wide.items() if count}
+    there = {site for site, count in at_most.items() if count}
     return Activations(
         values,
         values * ITEM_SIZES[dtype],

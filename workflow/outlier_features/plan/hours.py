@@ -41,10 +41,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds by rule, the earlier run that they are scaled from, and rules of which nothing is known."""
+    """Seconds by rule, the earlier run that they are of, whether they are scaled, and rules that have none."""
 
     seconds: Mapping[str, float]
-    scaled_from: str
+    measured: str
+    scaled: bool
     unknown: tuple[str, ...]
 
     @property
@@ -92,14 +93,14 @@ def expected_time(name: str, work: Work, rules: Sequence[str], earlier: Sequence
     if not earlier:
         return None
     nearest = min(earlier, key=lambda one: (one.name != name, _distance(one.work, work)))
-    seconds = {}
+    same, seconds = nearest.name == name and nearest.work == work, {}
     for rule in rules:
         took, before, now = nearest.seconds.get(rule), nearest.work.of(rule), work.of(rule)
-        if took is not None and nearest.name == name and nearest.work == work:
+        if took is not None and same:
             seconds[rule] = took
         elif took is not None and before and now is not None:
             seconds[rule] = took * now / before
-    return Expected(seconds, nearest.name, tuple(rule for rule in rules if rule not in seconds))
+    return Expected(seconds, nearest.name, not same, tuple(rule for rule in rules if rule not in seconds))
 
 
 def _distance(one: Work, other: Work) -> float:

@@ -60,7 +60,9 @@ def need_of(placement: Wanted, weights: Weights, gpu: int = GPU) -> Need:
     if placement == "auto":  # one device where it holds the weights
         placement = "one" if count == 1 else "spread"
     if placement == "spread":
-        count = max(2, math.ceil(weights.total / (SHARE * gpu)))
+        # A block is not divided, so that up to one's size of each GPU stays free.
+        room = max(SHARE * gpu - weights.largest_block, SHARE * gpu / 2)
+        count = max(2, math.ceil(weights.total / room))
         share = math.ceil(weights.total / count) + weights.largest_block
         return Need(_with_room(weights.largest_block), count, math.ceil(share / SHARE))
     held = weights.total if placement == "one" else weights.outside + 2 * weights.largest_block

@@ -98,7 +98,7 @@ class _Run:
     jobs: Counter[str]
     flops: Document
     activations: Activations | str
-    loads: Document
+    loads: int | None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: str, corpus: str, sized: _Sized | None, dump: Dump | None) -> "_Run":
@@ -107,15 +107,14 @@ class _Run:
         if dump:
             found = activations_of_dump(dump, density)
             return cls(
-                f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, _unknown("a dump is not run"), found,
-                {"loads": 0},
+                f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, _unknown("a dump is not run"), found, 0
             )  # fmt: skip
         assert sized is not None
         sample = sample_of(config, corpus)
         sequences, tokens = sample["sequences"], sample["tokens"]
         part = config["catalog"]["models"][model].get("part")
-        flops, activations = work_of(sized, sequences, tokens, config["sites"], density, part)
-        loads = _unknown(sized.document["unknown"]) if sized.model is None else _loads(config, sized, jobs)
+        flops, activations = _work_of(sized, sequences, tokens, config["sites"], density, part)
+        loads = None if sized.model is None else _loads(config, sized, jobs)
         return cls(f"{model}/{corpus}", sequences, tokens, jobs, flops, activations, loads)
 
     @property
@@ -124,7 +123,7 @@ class _Run:
         return Work(self.flops.get("total"), values)
 
 
-def work_of(
+def _work_of(
     sized: _Sized, sequences: int, tokens: int, sites: list[str], max_density: float, part: Any
 ) -> tuple[Document, Activations | str]:
     """FLOPs of a run's forward pass, and its activations, or why that is not known."""
@@ -150,9 +149,9 @@ def work_of(
     return flops, found
 
 
-def _loads(config: Mapping[str, Any], sized: _Sized, jobs: Counter[str]) -> Document:
+def _loads(config: Mapping[str, Any], sized: _Sized, jobs: Counter[str]) -> int:
     rules = rules_that_load(config, has_experts=sized.size.has_experts, has_loss=sized.no_loss is None)
-    return {"loads": sum(jobs[rule] for rule in rules)}
+    return sum(jobs[rule] for rule in rules)
 
 
 def _earlier(config: Mapping[str, Any], sized: Mapping[str, _Sized], dumps: Mapping[str, Dump]) -> list[Measured]:
@@ -172,7 +171,7 @@ def _earlier(config: Mapping[str, Any], sized: Mapping[str, _Sized], dumps: Mapp
                 continue
             sequences = shape[0]
             part = config["catalog"]["models"].get(model, {}).get("part")
-            flops, activations = work_of(one, *shape, config["sites"], density, part)
+            flops, activations = _work_of(one, *shape, config["sites"], density, part)
             work = Work(flops.get("total"), None if isinstance(activations, str) else activations.values)
         seconds = seconds_of_run(results / "benchmarks", model, corpus, sequences)
         found.append(Measured(f"{model}/{corpus}", work, seconds))
@@ -211,11 +210,12 @@ def _describe(run: _Run, config: Mapping[str, Any], earlier: list[Measured]) -> 
         "activations": activations,
         "tables_bytes": _tables(Path(config["results"]) / run.name),
         "jobs": dict(sorted(run.jobs.items())),
-        "loads": run.loads.get("loads"),
+        "loads": run.loads,
         "expected": time
         and {
             "hours": time.total / 3600,
-            "scaled_from": time.scaled_from,
+            "measured": time.measured,
+            "scaled": time.scaled,
             "seconds": dict(time.seconds),
             "unknown": list(time.unknown),
         },

@@ -98,8 +98,8 @@ def _times(runs: list[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{one['run']}: hours are not known before a run has left benchmarks in these results"
             continue
         text = f"{one['run']}: about {expected['hours']:.2g} hours here, one job after the other"
-        source = expected["scaled_from"]
-        text += ", as it took before" if source == one["run"] else f", in proportion to {source}"
+        earlier = expected["measured"]
+        text += f", in proportion to what {earlier} took" if expected["scaled"] else ", as it took before"
         yield text + (f"; without {', '.join(expected['unknown'])}" if expected["unknown"] else "")
 
 
