@@ -59,13 +59,13 @@ FOLLOW_UPS = {
 }
 RANK_EXPERTS = 1.0  # experts.sequences
 # How often a job reads the blocks where weights stay on disk and none is kept: counted on the default model and run
-# (98 variants of ablate_dims); of the last two not counted, but what extraction proves and the passes that they make.
+# (98 variants of ablate_dims); of rank_experts not counted: what extraction proves, and a pass a sequence.
 READS = {
     "extract_activations": 15,
     "find_super_weights": 16,
     "map_attention": 23,
     "ablate_dims": 84,
-    "trace_origin": 14 + 3 * 2,
+    "trace_origin": 12,
     "rank_experts": 14 + SEQUENCES,
 }
 
