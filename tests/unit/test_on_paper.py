@@ -15,7 +15,7 @@ MODELS = {model.name: model for model in on_paper.MODELS}
 
 def test_page_has_the_tables_as_they_are_computed():
     page = on_paper.PAGE.read_text(encoding="utf-8")
-    assert on_paper.with_tables(page) == page, "run `python benchmarks/on_paper.py --write`"
+    assert on_paper.with_tables(page) == page, "run `make docs`"
 
 
 def test_models_are_those_of_the_published_sweep_and_of_their_size():
