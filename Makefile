@@ -61,6 +61,7 @@ format: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/on_paper.py --write
 
 # docs/architectures.md: a run on every type of model that transformers has; half an hour of two cores.
 docs-types: $(VENV)/installed

@@ -54,7 +54,7 @@ rule detect_in_passes:
     resources:
         mem_mb=model_mb,
         runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        gpu=model_gpus,
     params:
         start=lambda wildcards: chunk_range(wildcards)[0],
         stop=lambda wildcards: chunk_range(wildcards)[1],
