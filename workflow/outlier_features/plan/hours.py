@@ -10,6 +10,7 @@ from outlier_features.run.summarize_costs import read_benchmark
 # Rules whose time goes with the forward pass; that of the others goes with the values that it makes.
 _BY_FLOPS = {
     "extract_activations",
+    "detect_in_passes",
     "rerun_largest",
     "map_attention",
     "trace_origin",
@@ -17,6 +18,7 @@ _BY_FLOPS = {
     "find_super_weights",
     "ablate_dims",
 }
+_PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Expected:
 
 def measured_runs(benchmarks: Path) -> list[tuple[str, str]]:
     """Model and corpus of each run whose pass, or whose dump's, was measured."""
-    places = [*benchmarks.glob("extract_activations/*/*"), *benchmarks.glob("detect_outliers/*/*")]
+    places = [place for rule in _PASSES for place in benchmarks.glob(f"{rule}/*/*")]
     return list(dict.fromkeys((place.parent.name, place.name) for place in places if place.is_dir()))
 
 

@@ -36,8 +36,8 @@ def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump | None) -> Counter[str]:
     """Jobs of a run of a model on a corpus, or of a dump, by rule; an analysis that is left out has its job too."""
     jobs = Counter(_RUN)
-    location = the_rule(config["rules"], "location")
-    if location and (dump or location["sites"]):
+    location, kept = the_rule(config["rules"], "location"), config["extract"]["keep_activations"]
+    if location and (dump or (location["sites"] and kept)):
         jobs["locate_outliers"] = 1
     if dump:
         jobs["describe_dump"] = 1
@@ -46,8 +46,9 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
             jobs["check_dump_norms"] = 1
         return jobs
     chunks = math.ceil(sample_of(config, corpus)["sequences"] / config["extract"]["chunk_sequences"])
-    jobs |= Counter({"extract_activations": chunks, "detect_outliers": chunks}) + Counter(_MODEL)
-    if not config["extract"]["keep_activations"] and turned_off(config, "surface") is None:
+    passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
+    jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
+    if not kept and turned_off(config, "surface") is None:
         jobs["rerun_largest"] = 1
     return jobs
 

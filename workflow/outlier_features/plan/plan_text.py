@@ -88,7 +88,7 @@ def _activations(found: Mapping[str, Any]) -> str:
     if "bytes" not in found:
         return "not known"
     text = in_bytes(found["bytes"]) if found["exact"] else f"at most {in_bytes(found['bytes'])}"
-    return text if found.get("kept", True) else f"{text}, removed when counted"
+    return text if found.get("kept", True) else f"{text}, not written"
 
 
 def _times(runs: list[Mapping[str, Any]]) -> Iterator[str]:
