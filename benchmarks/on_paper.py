@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from outlier_features.model import placement
+from outlier_features.plan.memory import APART, SHARE
 
 PAGE = Path(__file__).parents[1] / "docs/costs.md"
 
@@ -203,7 +204,7 @@ class Machine:
     @property
     def room(self) -> float:
         """Bytes that weights may take: of one GPU, or of the CPU."""
-        return placement._SHARE * self.memory - (0 if self.gpus else placement._APART)
+        return SHARE * self.memory - (0 if self.gpus else APART)
 
     @property
     def second(self) -> float:
