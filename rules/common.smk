@@ -73,6 +73,14 @@ KEPT_CORPORA, UNKEPT_CORPORA = (
     if CONFIG["extract"]["keep_activations"]
     else (NOTHING, TEXT_CORPORA)
 )
+# What detection writes of a chunk.
+DETECTION = {
+    **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
+    "scaled_hits": f"{RUN}/scaled_hits/{{chunk}}.parquet",
+    "counted_pairs": f"{RUN}/counted_pairs/{{chunk}}.parquet",
+    "counted_positions": f"{RUN}/counted_positions/{{chunk}}.parquet",
+    "statistics": f"{RUN}/statistics/{{chunk}}.safetensors",
+}
 FLOORS = {site: CONFIG["detect"]["floors"][site] for site in SITES}
 
 

@@ -4,11 +4,7 @@ rule detect_outliers:
         first_chunk=first_activations,
         tokens=f"{RUN}/tokens.safetensors",
     output:
-        **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
-        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
-        counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
-        counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
-        statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
+        **DETECTION,
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -38,11 +34,7 @@ rule detect_in_passes:
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
     output:
-        **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
-        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
-        counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
-        counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
-        statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
+        **DETECTION,
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_in_passes/{{model}}/{{corpus}}/{{chunk}}.log",

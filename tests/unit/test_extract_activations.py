@@ -16,7 +16,7 @@ import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.extract_activations import extract_activations
-from outlier_features.extract.passes import Sequences
+from outlier_features.extract.request import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.sites import SITES

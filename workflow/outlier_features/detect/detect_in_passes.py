@@ -8,7 +8,8 @@ from typing import Any, Unpack
 from outlier_features.detect.detection import Detection, DetectionFiles, DetectionSettings, detecting, pilots_of
 from outlier_features.extract.activations import Activations
 from outlier_features.extract.block_by_block import place_beside
-from outlier_features.extract.passes import Array, Passes, Request
+from outlier_features.extract.passes import Array, Passes
+from outlier_features.extract.request import Request
 from outlier_features.files.tensors_in_memory import TensorsInMemory
 from outlier_features.model.loading import Loading
 from outlier_features.scan.site_tensors import SiteTensors

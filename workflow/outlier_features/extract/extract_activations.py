@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from outlier_features.extract.block_by_block import place_beside
-from outlier_features.extract.passes import Passes, Request
+from outlier_features.extract.passes import Passes
+from outlier_features.extract.request import Request
 from outlier_features.files.layer_keys import GAIN
 from outlier_features.files.tensorfile import TensorFileWriter
 from outlier_features.model.loading import Loading

@@ -5,7 +5,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,13 +18,13 @@ from outlier_features.code_version import code_version
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock
 from outlier_features.extract.losses import LossRecorder, loss_recorder
-from outlier_features.files.artifacts import require_equal
-from outlier_features.files.tensorfile import TensorFileWriter, write_tensors
+from outlier_features.extract.request import Request, Sequences
+from outlier_features.files.tensorfile import TensorFileWriter
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.prefixes import Prefixes
-from outlier_features.model.sites import SITES, Block, find_sites, hooked
+from outlier_features.model.sites import Block, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
 from outlier_features.norms.norm_forms import norm_calls
@@ -37,79 +36,6 @@ from outlier_features.tokens.tokens import Tokens
 Array = np.ndarray[Any, Any]
 Write = Callable[[str, int, Array], None]  # a tensor's name, the first of its rows, and their values
 _STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Sequences to run: ids int32 and mask bool (n, T), from sequence `start` of the run on."""
-
-    ids: Array
-    mask: Array
-    start: int = 0
-
-    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids int64 and mask bool (B, T) of some rows."""
-        ids, mask = self.ids[rows].astype(np.int64), self.mask[rows].copy()
-        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-    def batches(self, size: int, apart: bool) -> list[slice]:
-        """Rows of each pass, in order; `apart`: full and padded sequences never share one."""
-        full = [bool(row.all()) for row in self.mask]
-        batches, start = [], 0
-        for row in range(1, len(full) + 1):
-            if row == len(full) or row - start == size or (apart and full[row] != full[start]):
-                batches.append(slice(start, row))
-                start = row
-        return batches
-
-
-@dataclass(frozen=True)
-class Request:
-    """Sequences of a run that a model is to run, and the sites that are wanted of them.
-
-    start, stop   the first sequence and one past the last; equal where the run has none of those that were asked for
-    """
-
-    run: Tokens
-    tokens: Path
-    model: dict[str, Any]
-    sites: list[str]
-    start: int
-    stop: int
-
-    @classmethod
-    def read(
-        cls, source: Path, tokens: Path, *, start: int, stop: int, sites: list[str], sample: Mapping[str, Any] | None
-    ) -> "Request":
-        """source       the model's source.json
-        tokens       the run's tokens.safetensors: N sequences of T tokens, padded on the right
-        sites        names of `sites.SITES`
-        sample       how the tokens must have been sampled, as the config says it; any way will do if None
-
-        Raises `InputError` where these are not of one run, or as they must be.
-        """
-        run = Tokens.read(tokens)
-        _check_request(run, tokens, sites)
-        model = run.files.model(source)
-        if sample is not None:
-            require_equal({"sample": dict(sample)}, run.provenance, ("sample",), tokens)
-        found = cls(run, tokens, model, sites, min(start, len(run.tokens)), min(stop, len(run.tokens)))
-        if found.start == found.stop:
-            print(f"the text has {len(run.tokens)} sequences, none is left for this chunk", file=sys.stderr)
-        return found
-
-    @property
-    def place(self) -> dict[str, int]:
-        """Where in the run it lies, for a provenance."""
-        return {"start": self.start, "stop": self.stop, "sequences": len(self.run.tokens)}
-
-    def sequences(self, start: int, stop: int) -> Sequences:
-        return Sequences(self.run.tokens[start:stop], self.run.mask[start:stop], start)
-
-    def write_nothing(self, *paths: Path) -> None:
-        """Write files without tensors, for a chunk without sequences."""
-        for path in paths:
-            write_tensors(path, {}, {**self.run.provenance, **self.place})
 
 
 class Passes:
@@ -313,13 +239,6 @@ def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
     """The values (B, T, H) as numpy, bfloat16 as its bits."""
     value = value.detach().reshape(*shape, -1).cpu()
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def _check_request(run: Tokens, path: Path, sites: list[str]) -> None:
-    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
-        raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
-    if unknown := sorted(set(sites) - set(SITES)):
-        raise InputError(f"sites: found {unknown[0]!r}, expected names among {', '.join(SITES)}")
 
 
 def _check_fit(run: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
