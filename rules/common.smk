@@ -383,7 +383,7 @@ def begin():
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
         if LOCATION and LOCATION["sites"] and not CONFIG["extract"]["keep_activations"]:
             print(
-                "rule location is applied to dumps alone: extract.keep_activations is false",
+                "locations are counted in dumps alone, since extract.keep_activations is false",
                 file=sys.stderr,
             )
     except InputError as error:
