@@ -15,7 +15,7 @@ rule find_super_weights:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=model_minutes(60),
         gpu=model_gpus,
     params:
         length=CONFIG["ablate"]["tokens"],
@@ -47,7 +47,7 @@ rule ablate_dims:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        runtime=model_minutes(120),
         gpu=model_gpus,
     params:
         sequences=CONFIG["ablate"]["sequences"],

@@ -15,7 +15,7 @@ rule map_attention:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=model_minutes(60),
         gpu=model_gpus,
     params:
         **CONFIG["attention_maps"],

@@ -11,7 +11,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
-from outlier_features.plan.memory import need_of, stored_weights
+from outlier_features.plan.memory import minutes_to_read, need_of, stored_weights
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -447,6 +447,18 @@ def model_mb(wildcards, input, attempt):
     """Memory for the weights and a batch of activations."""
     need = needed(wildcards, input.source)
     return attempt * (need.memory // 10**6 + 1 if need else UNKNOWN_MB)
+
+
+def model_minutes(least):
+    """Time for a job that runs a model: so many minutes, and those that it may take to read the weights."""
+
+    def minutes(wildcards, input, attempt):
+        told = loading(wildcards)
+        weights = stored_weights(Path(input.source), told["dtype"])
+        reading = minutes_to_read(told["placement"], weights) if weights else 0
+        return attempt * (least + reading)
+
+    return minutes
 
 
 def model_gpus(wildcards, input, attempt):

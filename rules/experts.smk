@@ -17,7 +17,7 @@ rule rank_experts:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=model_minutes(60),
         gpu=model_gpus,
     params:
         sequences=CONFIG["experts"]["sequences"],

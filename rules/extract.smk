@@ -14,7 +14,7 @@ rule extract_activations:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        runtime=model_minutes(120),
         gpu=model_gpus,
     params:
         start=lambda wildcards: chunk_range(wildcards)[0],

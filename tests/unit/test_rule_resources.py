@@ -100,6 +100,8 @@ def test_a_job_asks_for_what_the_placement_of_its_model_needs(tmp_path):
         memory = need_of(placement, weights).memory if name != "absent" else 4 * 10**9
         for attempt, found in enumerate(asked[name], 1):
             assert abs(found["mem_mb"] * 10**6 - memory * attempt) <= attempt * 10**6
+            # 51.2 GB at 200 MB/s are 4.3 minutes, and 129 of thirty times as much
+            assert found["runtime"] == attempt * (120 + {"one": 5, "layers": 129, "absent": 0}.get(name, 5))
     gpus = {name: [one["gpu"] for one in found] for name, found in asked.items()}
     assert gpus == {"one": [1] * 3, "layers": [1] * 3, "auto": [1] * 3, "spread": [2, 4, 6], "absent": [2, 4, 6]}
 

@@ -17,6 +17,10 @@ SHARE = 0.8
 APART = 2 * 10**9  # of a CPU's memory, what a job needs beside its weights
 GPU = 80 * 10**9  # bytes of one, where the machine that has it is not at hand
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Time for reading weights is asked for at the speed of a slow file system; a model that is read block by block is read
+# by its probes, its proofs and each pass, 12 to 84 times in a default run of SmolLM2-135M (docs/costs.md).
+_BYTES_A_MINUTE = 60 * 200 * 10**6
+_READS = {"layerwise": 30}
 _BLOCK = re.compile(r"(.*?\.\d+)\.")
 # A quantized weight is packed into integers; of the bits of a value, the fewest that are read.
 _PACKED = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
@@ -67,6 +71,11 @@ def need_of(placement: Wanted, weights: Weights, gpu: int = GPU) -> Need:
         return Need(_with_room(weights.largest_block), count, math.ceil(share / SHARE))
     held = weights.total if placement == "one" else weights.outside + 2 * weights.largest_block
     return Need(_with_room(held), 1, math.ceil(held / SHARE))
+
+
+def minutes_to_read(placement: Wanted, weights: Weights) -> int:
+    """Minutes that a job may spend on reading weights, once or, layer by layer, some thirty times."""
+    return math.ceil(_READS.get(placement, 1) * weights.total / _BYTES_A_MINUTE)
 
 
 def _with_room(held: int) -> int:
