@@ -31,7 +31,8 @@ from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
-RUN_FACTS = ("dtype", "device", "threads", "placement", "attention", "package_version", "torch", "transformers")
+RUN_FACTS = ("dtype", "device", "attention", "package_version", "torch", "transformers")
+PASS_FACTS = ("threads", "placement", "quantized")  # of a pass of a model, which a dump does not know
 LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
 # Of a selected dim, as they stand in dims.parquet.
 DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
@@ -106,7 +107,7 @@ def summarize_run(
             },
             "run": {
                 **{key: provenance[key] for key in RUN_FACTS},
-                "quantized": provenance.get("quantized"),
+                **{key: provenance.get(key) for key in PASS_FACTS},
             },
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
                       "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {}),
