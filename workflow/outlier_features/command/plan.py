@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.command.output import write_found
+from outlier_features.command.plan_tables import plan_parts
 from outlier_features.errors import InputError
 from outlier_features.plan.plan_run import plan_run
-from outlier_features.plan.plan_text import plan_parts
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import read_config_file
 

@@ -297,5 +297,4 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "attention": loaded.attention,
         "threads": torch.get_num_threads(),
         "placement": loaded.placement.kind,
-        "placement_reason": loaded.placement.why,
     }
