@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from outlier_features.model import placement
-from outlier_features.plan.memory import APART, SHARE
+from outlier_features.model.memory import APART, SHARE
 
 PAGE = Path(__file__).parents[1] / "docs/costs.md"
 

@@ -11,7 +11,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
-from outlier_features.plan.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
 from outlier_features.run.config import (
     fetched_name,
     read_schema,

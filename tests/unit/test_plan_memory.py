@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 import zoo
+from outlier_features.model.memory import Weights, need_of, stored_weights
 from outlier_features.model.models import empty_model
 from outlier_features.model.placement import Machine, device_map, placed
-from outlier_features.plan.memory import Weights, need_of, stored_weights
 from outlier_features.plan.model_size import size_of
 
 GB = 10**9
@@ -108,5 +108,5 @@ def test_a_damaged_checkpoint_is_not_known_and_a_new_one_is_read_anew(tmp_path):
 
 
 def test_the_rules_functions_import_no_torch():
-    code = "import sys, outlier_features.plan.memory; sys.exit('torch' in sys.modules)"
+    code = "import sys, outlier_features.model.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ).returncode == 0

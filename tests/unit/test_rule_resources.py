@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from outlier_features.plan.memory import Weights, need_of
+from outlier_features.model.memory import Weights, need_of
 from rule_jobs import plans
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from torch import nn
 
 from outlier_features.errors import ConfigError
 from outlier_features.model.loading import Wanted
-from outlier_features.plan.memory import APART, SHARE
+from outlier_features.model.memory import APART, SHARE
 
 Kind = Literal["one", "spread", "layerwise"]
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from outlier_features.detect.hits_schema import HITS
 from outlier_features.dump.dumps import Dump
-from outlier_features.plan.memory import ITEM_SIZES
+from outlier_features.model.memory import ITEM_SIZES
 
 # Sites as wide as the residual stream; how wide others are, only a pass tells.
 _STREAM_WIDE = {"resid_pre", "resid_mid", "resid_post", "attn_norm", "attn_out", "mixer_norm", "mixer_out", "mlp_norm",

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from outlier_features.model.memory import Weights
 from outlier_features.model.models import holds_experts, text_config
-from outlier_features.plan.memory import Weights
 
 _CHOSEN = (
     "num_experts_per_tok",

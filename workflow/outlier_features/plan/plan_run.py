@@ -10,10 +10,10 @@ from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Wanted
+from outlier_features.model.memory import GPU, need_of
 from outlier_features.plan.disk import Activations, activations_of_dump, activations_of_model
 from outlier_features.plan.hours import Measured, Work, expected_time, measured_runs, seconds_of_run
 from outlier_features.plan.jobs import jobs_beside, jobs_of_run, runs_of, sample_of
-from outlier_features.plan.memory import GPU, need_of
 from outlier_features.plan.model_config import FoundConfig, find_config
 from outlier_features.run.loads import rules_that_load
 
