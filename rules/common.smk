@@ -110,11 +110,13 @@ def off(analysis):
     return turned_off(CONFIG, analysis)
 
 
+def sites_of(model):
+    """Sites of a model's runs: of a dump those that its keys name."""
+    return sorted(DUMPS[model].sites if model in DUMPS else CONFIG["sites"])
+
+
 def sites(wildcards):
-    """Sites of a run: of a dump those that its keys name."""
-    return sorted(
-        DUMPS[wildcards.model].sites if wildcards.model in DUMPS else CONFIG["sites"]
-    )
+    return sites_of(wildcards.model)
 
 
 def sample(wildcards):
@@ -147,9 +149,14 @@ def chunk_range(wildcards):
     return chunk_ranges(wildcards.model, wildcards.corpus)[wildcards.chunk]
 
 
+def first_chunk(wildcards):
+    """The name of a run's first chunk."""
+    return next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
+
+
 def first_stop(wildcards):
     """One past the last sequence of a run's first chunk."""
-    return next(iter(chunk_ranges(wildcards.model, wildcards.corpus).values()))[1]
+    return chunk_ranges(wildcards.model, wildcards.corpus)[first_chunk(wildcards)][1]
 
 
 def dump_range(wildcards):
@@ -193,14 +200,12 @@ def first_activations(wildcards):
     """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
         return DUMPS[wildcards.model].files_of(0, 1)
-    first = next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
-    return f"{RUN}/activations/{first}.safetensors"
+    return f"{RUN}/activations/{first_chunk(wildcards)}.safetensors"
 
 
 def first_losses(wildcards):
     """The losses of a run's first chunk, with which the norms of its model lie."""
-    first = next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
-    return f"{RUN}/losses/{first}.safetensors"
+    return f"{RUN}/losses/{first_chunk(wildcards)}.safetensors"
 
 
 def of_chunks(pattern):
@@ -224,8 +229,7 @@ COUNTED_AT = counted_at(CONFIG["rules"])
 
 @cache
 def scaled_of(model):
-    names = sorted(DUMPS[model].sites if model in DUMPS else CONFIG["sites"])
-    return scaled_at(CONFIG["rules"], names)
+    return scaled_at(CONFIG["rules"], sites_of(model))
 
 
 def statistics_of(wildcards):
@@ -436,27 +440,28 @@ def local_files(source):
     )
 
 
-def needed(wildcards, source):
-    """What a job that runs a model needs by its placement; None where the model's weights are not there yet."""
+def weights_of(wildcards, source):
+    """The placement of a model and its weights; None for these where they are not there yet."""
     told = loading(wildcards)
-    weights = stored_weights(Path(source), told["dtype"])
-    return weights and need_of(told["placement"], weights)
+    return told["placement"], stored_weights(Path(source), told["dtype"])
 
 
 def model_mb(wildcards, input, attempt):
     """Memory for the weights and a batch of activations."""
-    need = needed(wildcards, input.source)
-    return attempt * (need.memory // 10**6 + 1 if need else UNKNOWN_MB)
+    placement, weights = weights_of(wildcards, input.source)
+    return attempt * (
+        need_of(placement, weights).memory // 10**6 + 1 if weights else UNKNOWN_MB
+    )
 
 
 def model_minutes(least):
     """Time for a job that runs a model: so many minutes, and those that it may take to read the weights."""
 
     def minutes(wildcards, input, attempt):
-        told = loading(wildcards)
-        weights = stored_weights(Path(input.source), told["dtype"])
-        reading = minutes_to_read(told["placement"], weights) if weights else 0
-        return attempt * (least + reading)
+        placement, weights = weights_of(wildcards, input.source)
+        return attempt * (
+            least + (minutes_to_read(placement, weights) if weights else 0)
+        )
 
     return minutes
 
@@ -465,7 +470,6 @@ def model_gpus(wildcards, input, attempt):
     """GPUs: `device: auto` takes one where there is one, and on a cluster a job sees only what it asked for."""
     if CONFIG["extract"]["device"] not in ("auto", "cuda"):
         return 0
-    need = needed(wildcards, input.source)
-    spread = loading(wildcards)["placement"] == "spread"
-    asked = need.gpus if need else 1 + spread
+    placement, weights = weights_of(wildcards, input.source)
+    asked = need_of(placement, weights).gpus if weights else 1 + (placement == "spread")
     return asked * attempt if asked > 1 else asked
