@@ -1,41 +1,11 @@
-rule find_super_weights:
-    input:
-        source=model_source,
-        tokens=f"{RUN}/tokens.safetensors",
-        loss=f"{RUN}/loss.parquet",
-        published=f"{workflow.basedir}/workflow/published/super_weights.csv",
-    output:
-        super_weights=f"{RUN}/super_weights.parquet",
-    log:
-        f"{RESULTS}/logs/find_super_weights/{{model}}/{{corpus}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/find_super_weights/{{model}}/{{corpus}}.tsv"
-    wildcard_constraints:
-        corpus=TEXT_CORPORA,
-    threads: threads_of("extract")
-    resources:
-        mem_mb=model_mb,
-        runtime=model_minutes(60),
-        gpu=model_gpus,
-    params:
-        length=CONFIG["ablate"]["tokens"],
-        rule=SUPER_WEIGHT,
-        loading=loading,
-        off=off("super_weights"),
-        code=code_version("find_super_weights"),
-    message:
-        "Search {wildcards.model} for super weights on {wildcards.corpus}"
-    script:
-        "../scripts/find_super_weights.py"
-
-
 rule ablate_dims:
     input:
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         dims=f"{RUN}/dims.parquet",
-        super_weights=f"{RUN}/super_weights.parquet",
+        published=f"{workflow.basedir}/workflow/published/super_weights.csv",
     output:
+        super_weights=f"{RUN}/super_weights.parquet",
         ablation=f"{RUN}/ablation.parquet",
         ablation_sequences=f"{RUN}/ablation_sequences.parquet",
     log:
@@ -56,9 +26,10 @@ rule ablate_dims:
         cost=CONFIG["ablate"]["cost"],
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
-        off=off("ablation"),
+        rule=SUPER_WEIGHT,
+        off={name: off(name) for name in ("super_weights", "ablation")},
         code=code_version("ablate_dims"),
     message:
-        "Ablate outlier dims and super weights of {wildcards.model} on {wildcards.corpus}"
+        "Search {wildcards.model} for super weights and ablate them and outlier dims on {wildcards.corpus}"
     script:
         "../scripts/ablate_dims.py"

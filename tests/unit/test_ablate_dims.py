@@ -14,14 +14,14 @@ import zoo
 from fake_run import leave_out
 from outlier_features.ablate.ablate_dims import AblationRun, Variant, ablate_dims, ablation_rows
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
-from outlier_features.ablate.ablation_sample import PassCost, affordable_length
+from outlier_features.ablate.ablation_sample import PassCost, affordable_length, search_cost
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import AblationTarget, random_targets, selected_targets
 from outlier_features.ablate.find_super_weights import find_super_weights
+from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
-from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.interventions import Edit, edited
@@ -98,7 +98,7 @@ def states(model, tokens, module):
 
 
 def scores(loaded, tokens, variants):
-    rows = AblationRun(loaded, tokens, batch_size=2).scores(variants)
+    rows = AblationRun(Subject(lambda: loaded), tokens, batch_size=2).scores(variants)
     nll = rows["nll"].to_numpy().reshape(len(variants), N)
     top1 = (rows["top1_probability"] * rows["tokens"]).to_numpy().reshape(len(variants), N)
     return list(zip(nll, top1, strict=True))
@@ -176,7 +176,7 @@ def test_weights_are_zero_while_they_are_measured(name, down):
 def test_the_same_twice():
     tokens, target = sample(), AblationTarget("dims", "massive", "resid_post", (1,), (5,))
     variants = [Variant(None), Variant(target, "rest", "mean")]
-    one, two = (AblationRun(zoo.loaded("llama"), tokens, 2).scores(variants) for _ in range(2))
+    one, two = (AblationRun(Subject(lambda: zoo.loaded("llama")), tokens, 2).scores(variants) for _ in range(2))
     assert one.equals(two)
 
 
@@ -190,24 +190,24 @@ def every_kind(loaded, tokens):
     if (dense := [n for n, block in enumerate(find_sites(loaded)) if "mlp_down" in block.sites])[1:]:
         layers, rows, cols = dense[1:], [4] * len(dense[1:]), [6] * len(dense[1:])
         targets.append(AblationTarget("weight", "super_weight", "mlp_down.weight", *map(tuple, (layers, rows, cols))))
-    return AblationRun(loaded, tokens, 1).variants(targets)
+    return AblationRun(Subject(lambda: loaded), tokens, 1).variants(targets)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_passes_that_begin_at_a_block_give_what_whole_passes_give(name, monkeypatch):
     tokens, loaded = sample(special=[(1, 4)], lengths=(T, T, 9)), zoo.loaded(name)
     variants = every_kind(loaded, tokens)
-    found = AblationRun(loaded, tokens, 1).scores(variants)
+    found = AblationRun(Subject(lambda: loaded), tokens, 1).scores(variants)
     monkeypatch.setattr(Prefixes, "start", lambda self, wanted: 0)
-    assert found.equals(AblationRun(loaded, tokens, 1).scores(variants))
+    assert found.equals(AblationRun(Subject(lambda: loaded), tokens, 1).scores(variants))
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_variants_that_share_a_batch_differ_by_rounding(name):
     tokens, loaded = sample(), zoo.loaded(name)
     variants = every_kind(loaded, tokens)
-    alone = AblationRun(loaded, tokens, 1)
-    together = AblationRun(loaded, tokens, 1)
+    alone = AblationRun(Subject(lambda: loaded), tokens, 1)
+    together = AblationRun(Subject(lambda: loaded), tokens, 1)
     together._batch_size = 12  # as on a GPU: four variants of three sequences
     assert len([*together._groups(variants, [0] * len(variants), 4)]) < len(variants) // 2
     one, other = alone.scores(variants), together.scores(variants)
@@ -219,7 +219,7 @@ def test_variants_that_share_a_batch_differ_by_rounding(name):
 def test_as_many_sequences_are_kept_as_the_limit_allows(monkeypatch):
     tokens, loaded = sample(), zoo.loaded("llama")
     target = AblationTarget("dims", "massive", "resid_post", (1,), (5,))
-    passes, found = AblationRun(loaded, tokens, 1), []
+    passes, found = AblationRun(Subject(lambda: loaded), tokens, 1), []
     passes._batch_size = N
     loaded.model.model.layers[3].mlp.register_forward_hook(lambda module, args, output: found.append(len(output)))
     # Of two starts: all sequences, two, and one in any case.
@@ -267,6 +267,15 @@ def test_the_cost_of_a_token_is_the_weights_that_it_meets():
 def test_as_many_tokens_as_the_cost_allows(run, cost, length):
     assert affordable_length(96, 2, [10e9, 20e9], run, cost) == length
     assert affordable_length(12, 2, [10e9, 20e9], run, cost) == min(length, 12)
+
+
+def test_what_the_search_took_is_not_there_for_ablations():
+    assert affordable_length(96, 2, [10e9, 20e9], 2e12, 1.5, spent=1.2e12) == 30
+    assert affordable_length(96, 2, [10e9, 20e9], 1e9, 1.5, spent=5e12) == 16  # as few as there may be
+    subject = Subject(lambda: zoo.loaded("llama"))
+    head, whole = PassCost(subject.loaded).token(4), PassCost(subject.loaded).token()
+    block = (whole - head) / 4
+    assert search_cost(subject, []) == 4 * block and search_cost(subject, [1, 1, 2]) == (2 + 1 + 2 + 2) * block
 
 
 def test_small_models_and_runs_are_not_cut():
@@ -385,27 +394,30 @@ class Files:
             "no_loss": no_loss,
             "rules": RULES,
         }
-        write_table(folder / "loss.parquet", pl.DataFrame(schema=LOSS.schema), LOSS, self.provenance)
         write_table(folder / "dims.parquet", dims_table() if dims is None else dims, DIMS, self.provenance)
 
     def path(self, name):
         return self.folder / name
 
+    def subject(self):
+        return Subject.fetched(
+            self.path("source.json"), dtype="float32", device="cpu", attention="eager", threads=1,
+            trust_remote_code=False,
+        )  # fmt: skip
+
     def search(self, length=T, published=PUBLISHED):
         find_super_weights(
-            self.path("source.json"), self.path("tokens.safetensors"), self.path("loss.parquet"), published,
-            self.path("super_weights.parquet"), length=length, threshold=50.0, rounds=20,
-            dtype="float32", device="cpu", attention="eager", threads=1, trust_remote_code=False,
+            self.subject(), self.path("source.json"), self.path("tokens.safetensors"), self.path("dims.parquet"),
+            published, self.path("super_weights.parquet"), length=length, threshold=50.0, rounds=20,
         )  # fmt: skip
         return read_table(self.path("super_weights.parquet"), SUPER_WEIGHTS)
 
     def ablate(self, sequences=2, length=T, seeds=2, cost=1.5):
         ablate_dims(
-            self.path("source.json"), self.path("tokens.safetensors"), self.path("dims.parquet"),
+            self.subject(), self.path("source.json"), self.path("tokens.safetensors"), self.path("dims.parquet"),
             self.path("super_weights.parquet"), self.path("ablation.parquet"),
             self.path("ablation_sequences.parquet"), sequences=sequences, length=length, seeds=seeds,
-            cost=cost, dtype="float32", device="cpu", attention="eager", batch_size=2, threads=1,
-            trust_remote_code=False,
+            cost=cost, batch_size=2,
         )  # fmt: skip
         rows, provenance = read_table(self.path("ablation.parquet"), ABLATION)
         by_sequence, _ = read_table(self.path("ablation_sequences.parquet"), ABLATION_SEQUENCES)
@@ -470,11 +482,8 @@ def test_a_model_that_predicts_no_next_token_has_nothing_to_ablate(tmp_path):
         files.ablate()
 
 
-def test_a_search_needs_no_loss_and_ablations_need_no_search(tmp_path):
+def test_ablations_need_no_search(tmp_path):
     files = Files(tmp_path, dims=SELECTED)
-    leave_out("loss", InputError("there is none"), tmp_path)
-    _, searched = files.search()
-    assert "missing" not in searched
     leave_out("super_weights", "`skip` names super_weights", tmp_path)
     rows, _, facts = files.ablate()
     assert facts["weights_searched"] is False and len(rows) > 1

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 import zoo
 from outlier_features.ablate.ablate_dims import AblationRun
+from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import down_projection, search_super_weights
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import place_beside
@@ -111,10 +112,10 @@ def test_ablations_and_super_weights(tmp_path):
     whole, streamed = both(zoo.save("llama", tmp_path))
     found = []
     for loaded in (whole, streamed):
-        blocks = find_sites(loaded)
-        weights = search_super_weights(loaded, blocks, some_ids(), threshold=0.001, rounds=3)
+        subject = Subject(lambda loaded=loaded: loaded)
+        weights = search_super_weights(subject, some_ids(), threshold=0.001, rounds=3)
         assert len(weights) == 3
-        passes = AblationRun(loaded, sample(), 2)
+        passes = AblationRun(subject, sample(), 2)
         found.append((weights, passes.scores(every_kind(loaded, sample()))))
     assert found[0][0] == found[1][0] and found[0][1].equals(found[1][1], null_equal=True)
 

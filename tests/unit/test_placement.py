@@ -10,6 +10,7 @@ from accelerate import dispatch_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import zoo
+from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import ConfigError
 from outlier_features.extract.losses import loss_recorder
@@ -132,7 +133,7 @@ def test_a_model_whose_blocks_are_dispatched_gives_the_same(name):
         seen["losses"] = recorder.token_losses(ids, torch.ones_like(ids, dtype=torch.bool))
         seen["starts"] = torch.tensor([Prefixes(loaded).start(n) for n in range(len(blocks) + 1)])
         if "mlp_down" in blocks[0].sites:
-            weights = search_super_weights(loaded, blocks, ids, threshold=1.0, rounds=2)
+            weights = search_super_weights(Subject(lambda loaded=loaded: loaded), ids, threshold=1.0, rounds=2)
             seen["weights"] = torch.tensor([(one.layer, one.row, one.col) for one in weights])
         found.append((prove_sites(loaded, blocks).held, seen))
     (held, seen), (other_held, other) = found

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import zoo
-from outlier_features.ablate.super_weights import search_super_weights
+from outlier_features.ablate.subject import Subject
+from outlier_features.ablate.super_weights import passes_of_search, search_super_weights
 from outlier_features.errors import InputError
 from outlier_features.files.digest import sha256_of
 from outlier_features.model.interventions import zeroing
@@ -59,7 +60,7 @@ def plant(name, model, layer, neuron, rows, ids=None):
 
 
 def search(loaded, threshold=50.0, rounds=20):
-    return search_super_weights(loaded, find_sites(loaded), some_ids(), threshold=threshold, rounds=rounds)
+    return search_super_weights(Subject(lambda: loaded), some_ids(), threshold=threshold, rounds=rounds)
 
 
 def places(found):
@@ -155,12 +156,16 @@ def test_a_search_runs_each_block_once_and_the_changed_ones_again():
     loaded = zoo.loaded("llama")
     plant("llama", loaded.model, 2, 5, {40: 9.0})
     plant("llama", loaded.model, 1, 17, {33: 5.0, 34: -7.0})
-    blocks, ran = find_sites(loaded), []
+    ran = []
     for n, layer in enumerate(loaded.model.model.layers):
         layer.mlp.register_forward_hook(lambda m, args, out, n=n: ran.append(n) if out.shape[1] == 20 else None)
-    found = search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
+    subject = Subject(lambda: loaded)
+    found = search_super_weights(subject, some_ids(), threshold=50.0, rounds=20)
     assert [weight.layer for weight in found] == [1, 1, 2]
     assert ran == [0, 1, 1, 1, 2, 2, 3]
+    assert [
+        block for blocks in passes_of_search(subject, [1, 1, 2]) for block in blocks
+    ] == ran
 
 
 def test_a_model_without_spikes_has_none():
@@ -192,11 +197,12 @@ def test_the_search_ends_after_so_many_rounds():
 
 def test_activations_that_are_not_finite_stop_the_search():
     loaded = zoo.loaded("llama")
-    blocks = find_sites(loaded)
+    subject = Subject(lambda: loaded)
+    assert subject.blocks
     with torch.no_grad():
         loaded.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
     with pytest.raises(InputError, match="not finite in mlp_down of block 1"):
-        search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
+        search_super_weights(subject, some_ids(), threshold=50.0, rounds=20)
 
 
 class Stop(BaseException):
@@ -236,10 +242,10 @@ def test_every_weight_is_what_it_was(name, error):
     planted = loaded.model.get_submodule(blocks[1].path)
     planted.register_forward_pre_hook(count)
     if error is None:
-        search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
+        search(loaded)
     else:
         with pytest.raises(error):
-            search_super_weights(loaded, blocks, some_ids(), threshold=50.0, rounds=20)
+            search(loaded)
     assert zeros[:3] == [False, True, True]  # changed while it ran
     assert same(loaded.model, before)
 
@@ -274,7 +280,7 @@ def kill(module, args):
         print("changed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 loaded.model.get_submodule(blocks[-1].path).register_forward_pre_hook(kill)
-t.search_super_weights(loaded, blocks, t.some_ids(), threshold=50.0, rounds=20)
+t.search(loaded)
 """
 
 

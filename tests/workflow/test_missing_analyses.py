@@ -89,7 +89,7 @@ def test_strict_makes_it_an_error_and_skip_turns_it_off(project, mamba):
     assert strict.status == 1 and len(strict.errors()) == 1 and "Traceback" not in strict.output
     assert "`skip: [attention_maps, super_weights]`" in strict.errors()[0] and "surface" not in strict.errors()[0]
     skipping = {**CONFIG, "skip": ["surface", *sorted(WITHOUT)], "strict": True}
-    assert {"map_attention", "find_super_weights"} <= project.planned(**skipping).jobs()
+    assert {"map_attention", "ablate_dims"} <= project.planned(**skipping).jobs()
     assert "extract_activations" not in project.planned(**skipping).jobs()
     project.run_here(**skipping)
     assert {facts["cause"] for facts in summary_of(project)["missing"].values()} == {"off"}

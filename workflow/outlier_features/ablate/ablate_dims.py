@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from outlier_features.ablate.ablation_effects import MOST_NATS
-from outlier_features.ablate.ablation_sample import PassCost, affordable_length
+from outlier_features.ablate.ablation_sample import PassCost, affordable_length, search_cost
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.ablation_targets import (
     ALL,
@@ -26,6 +26,7 @@ from outlier_features.ablate.ablation_targets import (
     random_targets,
     selected_targets,
 )
+from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import down_projection
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.dims.dims_schema import DIMS
@@ -36,11 +37,9 @@ from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import write_table
 from outlier_features.model.bases import RESID_POST
 from outlier_features.model.interventions import Edit, edited, weight_of, zeroing
-from outlier_features.model.loading import Loading
-from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.placement import beside
-from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
-from outlier_features.model.sites import find_sites, hooked
+from outlier_features.model.prefixes import PassEnded, Prefix, after_blocks
+from outlier_features.model.sites import hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
 from outlier_features.populations import REST as REST_PART
 from outlier_features.rules.kinds import followed
@@ -52,6 +51,7 @@ Means = Mapping[tuple[int, str], torch.Tensor]
 
 
 def ablate_dims(
+    subject: Subject,
     source: Path,
     tokens: Path,
     dims: Path,
@@ -64,12 +64,11 @@ def ablate_dims(
     seeds: int,
     batch_size: int,
     cost: float,
-    **loading: Unpack[Loading],
 ) -> None:
     """Write `ablation`, a row for each variant of the model, and `ablation_sequences`, the same for each sequence.
 
     The sample is the first `length` tokens of the run's first `sequences` sequences, or fewer tokens where the passes
-    would be more than `cost` times the run's own, in multiply-adds (see `affordable_length`).
+    and those of the search would be more than `cost` times the run's own, in multiply-adds (see `affordable_length`).
 
     The provenance has `ablate`: the sample, the seeds, whether each sequence's first position is the only excluded one
     (`only_first_excluded`), and whether super weights were searched (`weights_searched`).
@@ -81,11 +80,15 @@ def ablate_dims(
     weight_rows, found = run.files.table(super_weights, SUPER_WEIGHTS)
     if provenance["no_loss"]:
         raise InputError(provenance["no_loss"])
-    loaded = load_model(Path(run.files.model(source)["location"]), **loading)
-    passes = AblationRun(loaded, run.head(sequences, length), batch_size)
+    run.files.model(source)
+    passes = AblationRun(subject, run.head(sequences, length), batch_size)
+    spent = 0.0
+    if MISSING not in found:
+        first = run.head(1, length)
+        spent = search_cost(subject, weight_rows["layer"].to_list()) * int(first.mask.sum())
     targets = selected_targets(dim_rows, followed(provenance["rules"]), weight_rows)
-    targets += random_targets(targets, loaded.d_model, passes.neurons, seeds)
-    sample = run.head(sequences, passes.length_within(targets, run.tokens.size, cost))
+    targets += random_targets(targets, subject.loaded.d_model, passes.neurons, seeds)
+    sample = run.head(sequences, passes.length_within(targets, run.tokens.size, cost, spent))
     passes.take(sample)
     variants = passes.variants(targets)
     by_sequence = passes.scores(variants)
@@ -114,13 +117,11 @@ class Variant:
 class AblationRun:
     """A model and the sample that its variants are measured on."""
 
-    def __init__(self, loaded: LoadedModel, sample: Tokens, batch_size: int):
-        self._loaded = loaded
-        self._blocks = find_sites(loaded)
-        self._recorder = LossRecorder(loaded)
-        self._prefixes = Prefixes(loaded)
+    def __init__(self, subject: Subject, sample: Tokens, batch_size: int):
+        self._loaded, self._blocks, self._prefixes = subject.loaded, subject.blocks, subject.prefixes
+        self._recorder = LossRecorder(self._loaded)
         # One at a time on a CPU, as in the extraction: the baseline is then the run's own loss, bit by bit.
-        self._batch_size = 1 if loaded.device.type == "cpu" else batch_size
+        self._batch_size = 1 if self._loaded.device.type == "cpu" else batch_size
         self.take(sample)
 
     def take(self, sample: Tokens) -> None:
@@ -133,15 +134,18 @@ class AblationRun:
             positions: torch.from_numpy(np.isin(sample.parts, parts)).to(device) for positions, parts in _PARTS.items()
         }
 
-    def length_within(self, targets: Sequence[AblationTarget], run_tokens: int, cost: float) -> int:
-        """Tokens of each sequence of the sample that all variants can be run on at `cost` times the run's passes."""
+    def length_within(self, targets: Sequence[AblationTarget], run_tokens: int, cost: float, spent: float) -> int:
+        """Tokens of each sequence of the sample that all variants can be run on at `cost` times the run's passes.
+
+        spent   multiply-adds of that which are gone
+        """
         price = PassCost(self._loaded)
         variants = self.variants(targets)
         tokens = [price.token(self._start(variant)) for variant in variants]
         if averaged := self._averaged(variants):
             tokens.append(price.token(0, max(averaged) + 1))
         sequences, length = self._ids.shape
-        found = affordable_length(length, sequences, tokens, run_tokens * price.token(), cost)
+        found = affordable_length(length, sequences, tokens, run_tokens * price.token(), cost, spent)
         if found < length:
             print(f"sample: {found} of {length} tokens of each sequence, by `ablate.cost`", file=sys.stderr)
         return found

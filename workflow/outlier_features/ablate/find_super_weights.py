@@ -1,41 +1,38 @@
-"""Rule find_super_weights: search a model for super weights, and compare them with published ones."""
+"""The search of a run's model for super weights, which are compared with published ones."""
 
 from pathlib import Path
-from typing import Unpack
 
 import numpy as np
 import polars as pl
 import torch
 
+from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import SuperWeight, search_super_weights, searched
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
-from outlier_features.extract.loss_schema import LOSS
-from outlier_features.files.missing import MISSING
 from outlier_features.files.tables import write_table
-from outlier_features.model.loading import Loading
-from outlier_features.model.models import load_model
-from outlier_features.model.sites import Block, find_sites
+from outlier_features.model.sites import Block
 from outlier_features.model.verify_sites import verify_sites
 from outlier_features.published import published_super_weights
 from outlier_features.tokens.tokens import Tokens
 
 
 def find_super_weights(
+    subject: Subject,
     source: Path,
     tokens: Path,
-    loss: Path,
+    dims: Path,
     published: Path,
     super_weights: Path,
     *,
     length: int,
     threshold: float,
     rounds: int,
-    **loading: Unpack[Loading],
 ) -> None:
     """Write `super_weights`, the weights found on the first `length` tokens of the run's first sequence.
 
-    loss        the run's loss.parquet: its provenance says how the model was run
+    dims        the run's dims.parquet: its provenance says how the model was run
     published   super_weights.csv
 
     The provenance has `not_searched`: for each reason the blocks that were left out; `published`: the model's published
@@ -44,23 +41,19 @@ def find_super_weights(
     Raises `InputError` where the files are of another run or no block can be searched.
     """
     run = Tokens.read(tokens)
-    _, provenance = run.files.table(loss, LOSS)
-    provenance.pop(MISSING, None)  # the search needs no loss
-    model_source = run.files.model(source)
-    listed = published_super_weights(published, model_source)
-    loaded = load_model(Path(model_source["location"]), **loading)
-    blocks = find_sites(loaded)
-    not_searched = _not_searched(blocks)
-    verify_sites(loaded, blocks, ["mlp_act", "mlp_down"])
+    _, provenance = run.files.table(dims, DIMS)
+    listed = published_super_weights(published, run.files.model(source))
+    not_searched = _not_searched(subject.blocks)
+    verify_sites(subject.loaded, subject.blocks, ["mlp_act", "mlp_down"])
     first = run.head(1, length)
-    ids = torch.from_numpy(first.tokens[first.mask][None].astype(np.int64)).to(loaded.device)
-    found = search_super_weights(loaded, blocks, ids, threshold=threshold, rounds=rounds)
+    ids = torch.from_numpy(first.tokens[first.mask][None].astype(np.int64)).to(subject.loaded.device)
+    found = search_super_weights(subject, ids, threshold=threshold, rounds=rounds)
     facts = {
         "super_weight": {"threshold": threshold, "rounds": rounds, "tokens": length},
         "not_searched": not_searched,
         "published": listed.select("hub_id", "layer", "row", "col", "source", "certainty").to_dicts(),
     }
-    write_table(super_weights, rows_of(found, blocks, listed), SUPER_WEIGHTS, provenance | facts)
+    write_table(super_weights, rows_of(found, subject.blocks, listed), SUPER_WEIGHTS, provenance | facts)
 
 
 def _not_searched(blocks: list[Block]) -> dict[str, list[int]]:

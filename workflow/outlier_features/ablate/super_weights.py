@@ -1,7 +1,7 @@
 """Super weights (Yu et al. 2024, arXiv 2411.07191): single weights of an MLP's last linear layer that make a spike."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from outlier_features.ablate.subject import Subject
 from outlier_features.errors import InputError
 from outlier_features.model.interventions import weight_at, weight_of, zeroing
-from outlier_features.model.models import LoadedModel
-from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
+from outlier_features.model.prefixes import PassEnded, Prefix, after_blocks
 from outlier_features.model.sites import Block, hooked
 
 Place = tuple[int, int, int]
@@ -41,9 +41,7 @@ class SuperWeight:
     mlp_down: Spike
 
 
-def search_super_weights(
-    loaded: LoadedModel, blocks: list[Block], ids: torch.Tensor, *, threshold: float, rounds: int
-) -> list[SuperWeight]:
+def search_super_weights(subject: Subject, ids: torch.Tensor, *, threshold: float, rounds: int) -> list[SuperWeight]:
     """The super weights that the sequence `ids`, int64 (1, T), brings out, in the order in which they are found.
 
     In a block where both `mlp_act` and `mlp_down` have |x| > `threshold`, it is the weight from the neuron of the one
@@ -56,14 +54,14 @@ def search_super_weights(
 
     Raises `InputError` where an activation is not finite.
     """
-    search = _Search(loaded, blocks, ids, threshold)
+    search = _Search(subject, ids, threshold)
     found: dict[Place, SuperWeight] = {}
     with zeroing() as zero:
         for number in tqdm(range(1, rounds + 1), desc="super weights", unit="round", file=sys.stderr):
             one = search.next(number, found)
             if one is None:
                 break
-            zero(down_projection(blocks, one.layer), one.row, one.col)
+            zero(down_projection(subject.blocks, one.layer), one.row, one.col)
             found[_place(one)] = one
     return list(found.values())
 
@@ -77,6 +75,22 @@ def searched(block: Block) -> bool:
     return {"mlp_act", "mlp_down"} <= block.sites.keys()
 
 
+def passes_of_search(subject: Subject, found: Sequence[int]) -> Iterator[range]:
+    """The blocks of each pass of a search that found a weight in each of these blocks in turn, and then no more."""
+    start = 0
+    for layer in found:
+        yield range(start, layer + 1)
+        start = _next_start(subject, layer)
+    yield range(start, len(subject.blocks))
+
+
+def _next_start(subject: Subject, layer: int) -> int:
+    """Where a pass may begin when a weight of this block is another; of a weight of several blocks, the first."""
+    weight = weight_of(down_projection(subject.blocks, layer))
+    # What is zero by now lies before this block, so that what is tried there is of the unchanged model throughout.
+    return subject.prefixes.start(min(layer, subject.prefixes.first_with(weight)))
+
+
 def _place(weight: SuperWeight) -> Place:
     return weight.layer, weight.row, weight.col
 
@@ -84,9 +98,10 @@ def _place(weight: SuperWeight) -> Place:
 class _Search:
     """Passes over one sequence, each of which ends where it finds a weight, and begins where the one before ended."""
 
-    def __init__(self, loaded: LoadedModel, blocks: list[Block], ids: torch.Tensor, threshold: float):
-        self._loaded, self._blocks, self._ids, self._threshold = loaded, blocks, ids, threshold
-        self._prefixes = Prefixes(loaded)
+    def __init__(self, subject: Subject, ids: torch.Tensor, threshold: float):
+        self._subject = subject
+        self._loaded, self._blocks, self._prefixes = subject.loaded, subject.blocks, subject.prefixes
+        self._ids, self._threshold = ids, threshold
         self._prefix = Prefix(0, ids.shape)
 
     @torch.inference_mode()
@@ -121,14 +136,9 @@ class _Search:
             self._loaded.base(self._ids)
         if not found:
             return None
-        self._prefix = kept.get(self._start(found[0].layer), Prefix(0, self._ids.shape))
+        self._prefixes.run_probe()  # before any weight is zero
+        self._prefix = kept.get(_next_start(self._subject, found[0].layer), Prefix(0, self._ids.shape))
         return found[0]
-
-    def _start(self, layer: int) -> int:
-        """Where a pass may begin when a weight of this block is another; of a weight of several blocks, the first."""
-        weight = weight_of(down_projection(self._blocks, layer))
-        # What is zero by now lies before this block, so that what is tried there is of the unchanged model throughout.
-        return self._prefixes.start(min(layer, self._prefixes.first_with(weight)))
 
     def _weight(self, layer: int, spikes: Mapping[tuple[int, str], Spike], number: int) -> SuperWeight | None:
         """That of a block in which both spike."""

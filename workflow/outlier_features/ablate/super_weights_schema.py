@@ -1,4 +1,4 @@
-"""The table that rule find_super_weights writes."""
+"""The table of the search for super weights."""
 
 import polars as pl
 

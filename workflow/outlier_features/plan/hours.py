@@ -15,7 +15,6 @@ _BY_FLOPS = {
     "map_attention",
     "trace_origin",
     "rank_experts",
-    "find_super_weights",
     "ablate_dims",
 }
 _PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run

@@ -18,7 +18,6 @@ _MODEL = (
     "map_attention",
     "trace_origin",
     "rank_experts",
-    "find_super_weights",
     "ablate_dims",
 )
 

@@ -5,16 +5,15 @@ from typing import Any
 
 from outlier_features.run.config import turned_off
 
-# By rule the analysis that it is for; None where it is the run itself.
-_ANALYSIS = {
-    "extract_activations": None,
-    "detect_in_passes": None,
-    "rerun_largest": "surface",
-    "map_attention": "attention_maps",
-    "trace_origin": "origin",
-    "rank_experts": "experts",
-    "find_super_weights": "super_weights",
-    "ablate_dims": "ablation",
+# By rule the analyses that it is for; none where it is the run itself.
+_ANALYSES = {
+    "extract_activations": (),
+    "detect_in_passes": (),
+    "rerun_largest": ("surface",),
+    "map_attention": ("attention_maps",),
+    "trace_origin": ("origin",),
+    "rank_experts": ("experts",),
+    "ablate_dims": ("super_weights", "ablation"),
 }
 
 
@@ -30,10 +29,10 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "detect_in_passes": config["extract"]["keep_activations"],
         "rerun_largest": config["extract"]["keep_activations"],
         "rank_experts": not has_experts,
-        "ablate_dims": not has_loss,
+        "ablate_dims": not has_loss and turned_off(config, "super_weights") is not None,
     }
     return [
         rule
-        for rule, analysis in _ANALYSIS.items()
-        if not needless.get(rule) and (analysis is None or turned_off(config, analysis) is None)
+        for rule, analyses in _ANALYSES.items()
+        if not needless.get(rule) and (not analyses or any(turned_off(config, one) is None for one in analyses))
     ]
