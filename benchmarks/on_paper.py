@@ -53,8 +53,7 @@ DISK = 3e9  # B/s, reading and writing
 
 # Passes over the run's tokens at most, by rule: numbers of config.yaml.
 FOLLOW_UPS = {
-    "ablate_dims": 1.0,  # ablate.cost
-    "find_super_weights": 21 * 96 / (SEQUENCES * TOKENS),  # rounds and one more, ablate.tokens
+    "ablate_dims": 1.0,  # ablate.cost, the search for super weights among it
     "map_attention": 17 * 64 / (SEQUENCES * TOKENS),  # sequences, those kept again, positions
     "trace_origin": 1 + 3 * 2 / SEQUENCES,  # all sequences where no dim is massive; two passes a dim on its sequence
 }
@@ -63,7 +62,6 @@ RANK_EXPERTS = 1.0  # experts.sequences
 # (98 variants of ablate_dims); of rank_experts not counted: what extraction proves, and a pass a sequence.
 READS = {
     "extract_activations": 15,
-    "find_super_weights": 16,
     "map_attention": 23,
     "ablate_dims": 84,
     "trace_origin": 12,
@@ -325,7 +323,7 @@ def limits_table() -> str:
     for models, tokens in ((1000, per_run), (1, 10**9)):
         share = models * tokens / per_run
         chunks = models * math.ceil(tokens / per_run)
-        jobs = 17 * models + 2 * chunks
+        jobs = 16 * models + 2 * chunks
         columns.append(
             (
                 _tb(models * model.checkpoint),
@@ -344,7 +342,7 @@ def limits_table() -> str:
         "hits, at most, TB",
         "a pass on one GPU, days",
         "detection on 16 cores, days",
-        "a load by each of five jobs, days",
+        "a load by each of four jobs, days",
         "jobs, of 16 sequences a chunk",
         "planning them, min",
     )

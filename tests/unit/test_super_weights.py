@@ -163,9 +163,7 @@ def test_a_search_runs_each_block_once_and_the_changed_ones_again():
     found = search_super_weights(subject, some_ids(), threshold=50.0, rounds=20)
     assert [weight.layer for weight in found] == [1, 1, 2]
     assert ran == [0, 1, 1, 1, 2, 2, 3]
-    assert [
-        block for blocks in passes_of_search(subject, [1, 1, 2]) for block in blocks
-    ] == ran
+    assert [block for blocks in passes_of_search(subject, [1, 1, 2]) for block in blocks] == ran
 
 
 def test_a_model_without_spikes_has_none():
