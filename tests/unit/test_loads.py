@@ -1,7 +1,10 @@
 """How often a run loads the model, counted as its jobs run, is what `rules_that_load` says."""
 
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,12 +12,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import zoo
+from outlier_features.files.tables import provenance_of, public_tables
 from outlier_features.model.models import LoadedModel
 from outlier_features.run.config import read_schema, resolve_config
 from outlier_features.run.loads import rules_that_load
 from rule_jobs import inside, plans
 
 ROOT = Path(__file__).parents[2]
+ABLATE = ("super_weights", "ablation", "ablation_sequences")
 KINDS = {"llama": (False, True), "olmoe": (True, True), "bert": (False, False)}  # experts, a loss of the next token
 CHUNKS = 2
 
@@ -40,6 +45,18 @@ def planned(tmp_path_factory):
         (folder / "text.txt").write_text("A lazy dog, dozing in the sun. " * 20)
     found = plans({folder: config(keep) for keep, folder in folders.items()})
     return dict(zip(folders, zip(folders.values(), found, strict=True), strict=True))
+
+
+NO_ABLATION = {"ablation": "model", "ablation_sequences": "model"}
+OFF = dict.fromkeys(NO_ABLATION, "off")
+
+
+def missing(folder):
+    """Why tables of rule ablate_dims are missing."""
+    found = {
+        name: provenance_of(folder / f"results/tiny/text/{name}.parquet", public_tables()[name]) for name in ABLATE
+    }
+    return {name: provenance["missing"]["cause"] for name, provenance in found.items() if "missing" in provenance}
 
 
 def save(name, folder):
@@ -73,6 +90,16 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
     rules = rules_that_load(resolved, has_experts=has_experts, has_loss=has_loss)
     assert loads == Counter({rule: CHUNKS if number == 0 else 1 for number, rule in enumerate(rules)})
     assert loads["check_norms"] == 0 and loads["rank_experts"] == has_experts
+    # One load for the search and the ablations, of which one can be had without the other.
+    assert missing(tmp_path) == {"llama": {}, "olmoe": {"super_weights": "model"}, "bert": NO_ABLATION}[name]
+    if name == "llama" and keep:
+        (job,) = [job for job in jobs if job.rule == "ablate_dims"]
+        for analysis, left in (("super_weights", {"super_weights": "off"}), ("ablation", OFF)):
+            told = SimpleNamespace(**vars(job.snakemake) | {"params": copy(job.snakemake.params)})
+            told.params.off = {**told.params.off, analysis: "`skip` names it"}
+            with inside(tmp_path):
+                assert replace(job, snakemake=told).run() is None
+            assert missing(tmp_path) == left
 
 
 def test_what_is_off_loads_nothing():
@@ -80,3 +107,8 @@ def test_what_is_off_loads_nothing():
     skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "experts"]}
     resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]
+    resolved["skip"].remove("super_weights")
+    assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations", "ablate_dims"]
+    resolved["skip"] = ["origin", "attention_maps", "super_weights", "experts"]
+    assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations"]
+    assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations", "ablate_dims"]

@@ -64,7 +64,7 @@ def test_an_hour_is_what_its_parts_take():
     run = on_paper.Run(MODELS["Qwen3-8B"], on_paper.ONE)
     model = run.model
     seconds = (
-        5 * (model.weights / 3e9 + 6.5)
+        4 * (model.weights / 3e9 + 6.5)
         + model.passes * model.multiply_adds * 2 / (0.2 * 312e12)
         + model.values * 8.3e-9 / 16
         + 2 * model.activations / 3e9
