@@ -63,7 +63,7 @@ RANK_EXPERTS = 1.0  # experts.sequences
 READS = {
     "extract_activations": 15,
     "map_attention": 23,
-    "ablate_dims": 84,
+    "ablate_dims": 100,  # at most: counted of its two analyses, each with a load of its own
     "trace_origin": 12,
     "rank_experts": 14 + SEQUENCES,
 }
