@@ -302,7 +302,14 @@ RUN_TABLES = [
     "positions",
     "surface",
 ]
-ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
+ORIGIN_TABLES = [
+    "lifecycle",
+    "origin_shares",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+]
+EXPERT_TABLES = ["experts", "routing", "expert_load", "expert_balance"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 MODEL_TABLES = [
     "loss",
@@ -310,8 +317,7 @@ MODEL_TABLES = [
     "gains",
     "sinks",
     *ORIGIN_TABLES,
-    "experts",
-    "routing",
+    *EXPERT_TABLES,
     *ABLATION_TABLES,
 ]
 

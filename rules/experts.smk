@@ -8,6 +8,8 @@ rule rank_experts:
     output:
         experts=f"{RUN}/experts.parquet",
         routing=f"{RUN}/routing.parquet",
+        expert_load=f"{RUN}/expert_load.parquet",
+        expert_balance=f"{RUN}/expert_balance.parquet",
     log:
         f"{RESULTS}/logs/rank_experts/{{model}}/{{corpus}}.log",
     benchmark:

@@ -7,6 +7,7 @@ rule trace_origin:
         massive=f"{RUN}/massive.parquet",
     output:
         lifecycle=f"{RUN}/lifecycle.parquet",
+        shares=f"{RUN}/origin_shares.parquet",
         origin=f"{RUN}/origin.parquet",
         neurons=f"{RUN}/origin_neurons.parquet",
         weights=f"{RUN}/origin_weights.parquet",

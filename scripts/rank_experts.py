@@ -10,8 +10,7 @@ with stage(snakemake.log[0]):
     run = optional(rank_experts, "experts", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
     run(
         **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
-        experts=Path(snakemake.output.experts),
-        routing=Path(snakemake.output.routing),
+        **{name: Path(path) for name, path in snakemake.output.items()},
         sequences=params.sequences,
         percentile=params.rule and params.rule["percentile"],
         share=params.rule and params.rule["share"],

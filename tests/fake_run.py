@@ -14,14 +14,16 @@ from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
 from outlier_features.dims.analyze_emergence import dims_of
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.emergence_schema import EMERGENCE
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.experts.expert_load import balance_rows
+from outlier_features.experts.experts_schema import EXPERT_LOAD, EXPERTS, ROUTING
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
 from outlier_features.files.tables import public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.norms.norms_schema import GAINS, NORMS
-from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS
+from outlier_features.origin.lifecycle import shares_of_parts
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.texts_schema import TEXTS
@@ -53,18 +55,21 @@ RUN_TABLES = (
     "gains",
     "sinks",
     "lifecycle",
+    "origin_shares",
     "origin",
     "origin_neurons",
     "experts",
     "routing",
+    "expert_load",
+    "expert_balance",
     "super_weights",
     "ablation",
     "ablation_sequences",
 )
 FIGURES = (
     "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
-    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin", "attention-sinks",
-    "attention-maps", "ablation",
+    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin-shares", "origin",
+    "attention-sinks", "attention-maps", "ablation",
 )  # fmt: skip
 KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
@@ -73,8 +78,8 @@ PIECES = ("The", " cat", " sat", "\n", " down", ".")
 OUTPUTS = {
     "surface": ["surface.parquet"],
     "norms": ["norms.parquet", "gains.parquet"],
-    "origin": ["lifecycle.parquet", "origin.parquet", "origin_neurons.parquet"],
-    "experts": ["experts.parquet", "routing.parquet"],
+    "origin": ["lifecycle.parquet", "origin_shares.parquet", "origin.parquet", "origin_neurons.parquet"],
+    "experts": ["experts.parquet", "routing.parquet", "expert_load.parquet", "expert_balance.parquet"],
     "attention_maps": ["sinks.parquet", "attention.safetensors"],
     "loss": ["loss.parquet"],
     "super_weights": ["super_weights.parquet"],
@@ -182,8 +187,11 @@ class FakeRun:
             "distribution": self._distribution(), "positions": self._positions(),
             "surface": self._surface(),
             "norms": self._norms(), "gains": self._gains(dims),
-            "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
+            "lifecycle": self._lifecycle(), "origin_shares": self._origin_shares(),
+            "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
+            "expert_load": self._expert_load(),
+            "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 10)),
             "super_weights": self._super_weights(), **self._ablations(),
         }  # fmt: skip
         for name, frame in frames.items():
@@ -382,6 +390,15 @@ class FakeRun:
                 before = after
         return pl.DataFrame(rows, schema=LIFECYCLE.schema)
 
+    def _origin_shares(self) -> pl.DataFrame:
+        life = self._lifecycle()
+        rows = [
+            {**self.traced(dim), **row}
+            for dim in life["target_dim"].unique(maintain_order=True)
+            for row in shares_of_parts(life.filter(target_dim=dim))
+        ]
+        return pl.DataFrame(rows, schema=ORIGIN_SHARES.schema)
+
     def _origin(self) -> pl.DataFrame:
         """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
         checkpoints = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
@@ -484,6 +501,21 @@ class FakeRun:
             if self.experts
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=ROUTING.schema)
+
+    def chosen(self, layer: int, expert: int) -> int:
+        """Of ten positions in each population: the last expert of layer 1 is never chosen, elsewhere all are alike."""
+        return 5 if layer > 1 else 0 if expert == self.experts - 1 else 7
+
+    def _expert_load(self) -> pl.DataFrame:
+        every = range(self.experts)
+        rows = [
+            {"population": population, "layer": layer, "expert": expert, "chosen": self.chosen(layer, expert),
+             "share": self.chosen(layer, expert) / 10, "mean_weight": 0.5 if self.chosen(layer, expert) else None,
+             "load": self.chosen(layer, expert) * self.experts / sum(map(self.chosen, [layer] * self.experts, every)),
+             "weight_share": 1 / self.experts}
+            for population in POPULATIONS for layer in range(1, self.layers) for expert in every
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=EXPERT_LOAD.schema)
 
     def _super_weights(self) -> pl.DataFrame:
         known = {(row["layer"], row["row"], row["col"]) for row in self.published}

@@ -50,7 +50,8 @@ class Run:
         (directory / "published.csv").write_text("quantity,hub_id,layer,layer_base,expert,expert_kind\n")
 
     def write(self, **changes):
-        files = {name: self.directory / f"{name}.parquet" for name in ("massive", "dims", "experts", "routing")}
+        names = ("massive", "dims", "experts", "routing", "expert_load", "expert_balance")
+        files = {name: self.directory / f"{name}.parquet" for name in names}
         rank_experts(
             source=self.directory / "source.json", tokens=self.directory / "tokens.safetensors",
             published=self.directory / "published.csv", **files, **SETTINGS | changes,

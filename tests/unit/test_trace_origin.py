@@ -17,12 +17,13 @@ from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.origin import origin
-from outlier_features.files.tables import write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
 from outlier_features.origin.block_parts import block_parts
 from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
 from outlier_features.origin.mlp_weights import spectrum
+from outlier_features.origin.origin_schema import LIFECYCLE
 from outlier_features.origin.origin_targets import recorded_targets
 from outlier_features.origin.trace_origin import trace_origin
 from outlier_features.tokens.texts_schema import TEXTS
@@ -32,7 +33,7 @@ from test_sites import BY_HAND, seen_by_hand
 
 N, T = 3, 10
 TEXT = ("a", "\n", "<b>", "\u202e", "é", "x", "y", "z", "!", "?")
-OUTPUTS = ("lifecycle", "origin", "origin_neurons", "origin_weights")
+OUTPUTS = ("lifecycle", "origin_shares", "origin", "origin_neurons", "origin_weights")
 SETTINGS = {
     "max_dims": 3, "dtype": "float32", "device": "cpu", "attention": "eager", "threads": 1, "trust_remote_code": False,
 }  # fmt: skip
@@ -157,7 +158,88 @@ def test_parts_sum_to_what_each_block_returns_on_every_architecture(name, tmp_pa
                 assert values["resid_pre"] == float(after[layer - 1, n, t, dim])
             added = rows.filter(~pl.col("part").is_in(["resid_pre", "resid_post"]))
             assert added["share"].sum() == pytest.approx(1, abs=1e-3)
-            assert "mlp_out" in values and values.keys() & {"attn_out", "mixer_out"}
+            assert values.keys() & {"mlp_out", "routed_out"} and values.keys() & {"attn_out", "mixer_out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "gate"),
+    [("olmoe", None, None), ("mixtral", None, None), ("gpt_oss", None, None), ("flex_olmo", None, None),
+     ("qwen3_next", "shared_expert", "shared_expert_gate"), ("deepseek_v3", "shared_experts", None),
+     ("glm4_moe", "shared_experts", None)],
+)  # fmt: skip
+def test_what_routed_and_shared_experts_write_is_told_apart(name, shared, gate, tmp_path):
+    """Against hooks on the experts' module, the shared expert and its gate, and sums over the blocks by hand."""
+
+    def larger(model):  # random experts write next to nothing
+        for parameter in model.parameters():
+            if parameter.ndim == 3:
+                parameter.normal_(0, 0.3)
+
+    run = Run(tmp_path, name, plant=larger)
+    tables = run.trace([3, 40])
+    life, shares, model = tables["lifecycle"], tables["origin_shares"], run.model()
+    for dim in (3, 40):
+        n, t = where(life, dim)
+        seen = {}
+        for layer, block in enumerate(model.base_model.layers):
+            wanted = {"mlp_out": block.mlp, "experts": getattr(block.mlp, "experts", None)}
+            wanted |= {"post": getattr(block, "post_feedforward_layernorm", None)}
+            if shared and hasattr(block.mlp, shared):
+                wanted |= {"shared": block.mlp.get_submodule(shared)}
+                wanted |= {"gate": block.mlp.get_submodule(gate)} if gate else {}
+            for key, module in wanted.items():
+                if module is not None:
+                    module.register_forward_hook(
+                        lambda _, args, out, at=(layer, key): seen.__setitem__(
+                            at, (out if torch.is_tensor(out) else out[0]).reshape(T, -1)[t].double()
+                        )
+                    )
+        with torch.no_grad():
+            model.base_model(torch.from_numpy(run.ids[n : n + 1]).long())
+        values = {
+            (row["layer"], row["part"]): row["value"] for row in life.filter(target_dim=dim).iter_rows(named=True)
+        }
+        for layer, block in enumerate(model.base_model.layers):
+            added = seen.get((layer, "post"), seen[layer, "mlp_out"])[dim]
+            if not hasattr(block.mlp, "experts"):
+                assert values[layer, "mlp_out"] == float(added) and (layer, "routed_out") not in values
+                continue
+            assert (layer, "mlp_out") not in values and ((layer, "shared_out") in values) == bool(shared)
+            written = {"routed_out": seen[layer, "experts"][dim] if shared else added}
+            if shared:
+                scale = 1 / (1 + torch.exp(-seen[layer, "gate"])) if gate else 1
+                written["shared_out"] = float((scale * seen[layer, "shared"])[dim])
+            for part, value in written.items():
+                assert values[layer, part] == pytest.approx(float(value), rel=1e-5)
+            assert sum(values[layer, part] for part in written) == pytest.approx(float(added), rel=1e-4, abs=1e-6)
+        after = [values[layer, "resid_post"] for layer in range(zoo.BLOCKS)]
+        last = int(np.abs(after).argmax())
+        expected = {"embeddings": values[0, "resid_pre"]}
+        for (layer, part), value in values.items():
+            if layer <= last and part not in ("resid_pre", "resid_post"):
+                expected[part] = expected.get(part, 0) + value
+        rows = {row["part"]: row for row in shares.filter(target_dim=dim).iter_rows(named=True)}
+        assert rows.keys() == expected.keys() | {"rounding"} and {row["layer"] for row in rows.values()} == {last}
+        for part, value in expected.items():
+            assert rows[part]["value"] == pytest.approx(value) and rows[part]["share"] == pytest.approx(
+                value / after[last]
+            )
+        assert abs(rows["rounding"]["share"]) < 1e-5 and sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    ladder = tables["origin"].filter(checkpoint="mlp_out")
+    for row in ladder.iter_rows(named=True):
+        rows = life.filter(target_dim=row["target_dim"], layer=row["layer"])
+        assert row["share"] == pytest.approx(
+            rows.filter(pl.col("part").is_in(["routed_out", "shared_out"]))["share"].sum()
+        )
+    assert "routed experts" in run.text
+
+
+def test_experts_that_cannot_be_told_apart_leave_the_mlp_whole(tmp_path):
+    run = Run(tmp_path, "llama4_text")
+    life = run.trace([3])["lifecycle"]
+    assert "mlp_out" in life["part"] and not {"routed_out", "shared_out"} & set(life["part"])
+    provenance = read_table(tmp_path / "lifecycle.parquet", LIFECYCLE)[1]
+    assert "not one module behind transformers' experts interface" in provenance["experts_not_told_apart"]
 
 
 def test_a_block_that_adds_more_than_attention_and_mlp_is_traced_as_a_whole(tmp_path):

@@ -11,7 +11,7 @@ _SUPER = ("layer", "part", "expert", "max_abs", "max_abs_weighted", "sequence", 
 
 
 def experts_summary(
-    experts: pl.DataFrame, routing: pl.DataFrame, massive: pl.DataFrame, ranking: Ranking
+    experts: pl.DataFrame, routing: pl.DataFrame, balance: pl.DataFrame, massive: pl.DataFrame, ranking: Ranking
 ) -> dict[str, Any] | None:
     """What was found of the experts; None for a model without any.
 
@@ -39,6 +39,10 @@ def experts_summary(
         "elsewhere": passing.filter(~pl.col("super_expert")).select(_SUPER).to_dicts(),
         "published": None if known is None else known.select("layer", "part", "expert", "super_expert").to_dicts(),
         "routing": _largest_parts(routing, massive),
+        "balance": {
+            str(population): rows.drop("population").to_dicts()
+            for (population,), rows in balance.group_by("population", maintain_order=True)
+        },
     }
 
 

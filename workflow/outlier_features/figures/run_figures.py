@@ -8,6 +8,7 @@ from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
 from outlier_features.figures.dimension_map import dimension_map
 from outlier_features.figures.distribution import distribution, site_thresholds
+from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import expert_figures
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.lifecycle import lifecycle
@@ -16,6 +17,7 @@ from outlier_features.figures.magnitude import magnitude_by_layer
 from outlier_features.figures.massive_tokens import massive_tokens
 from outlier_features.figures.norm_gains import norm_gains
 from outlier_features.figures.origin import origin
+from outlier_features.figures.origin_shares import origin_shares
 from outlier_features.figures.positions import positions
 from outlier_features.figures.rules_side_by_side import rules_side_by_side
 from outlier_features.figures.sensitivity import sensitivity
@@ -93,11 +95,13 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "origin" and "lifecycle" in tables:
         yield from (
             lifecycle(tables["lifecycle"], listing),
+            origin_shares(tables["origin_shares"], listing),
             origin(tables["origin"], tables["origin_neurons"], listing),
         )
-    elif analysis == "experts" and "experts" in tables:
-        rule = rule_of(summary["rules"], SuperExpert)
-        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], rule, listing)
+    elif analysis == "experts" and summary["experts"]:
+        rule, blocks = rule_of(summary["rules"], SuperExpert), summary["model"]["blocks"]
+        yield from expert_figures(tables["experts"], tables["routing"], blocks, rule, listing)
+        yield expert_load(tables["expert_load"], tables["expert_balance"], blocks, run.populations)
     elif analysis == "attention_maps" and run.maps:
         yield attention_sinks(
             tables["sinks"], tables["emergence"], tables["dims"], listing, SinkSample.of(run.maps.provenance)

@@ -14,7 +14,7 @@ from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
+from outlier_features.experts.experts_schema import EXPERT_BALANCE, EXPERTS, ROUTING, Ranking
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import Provenance, read_json, write_json
@@ -75,7 +75,7 @@ def summarize_run(
     experts = ablation = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
-        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, Ranking.of(facts))
+        experts = experts_summary(expert_rows, rows(ROUTING), rows(EXPERT_BALANCE), massive_rows, Ranking.of(facts))
     if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
