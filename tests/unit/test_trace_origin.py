@@ -161,6 +161,28 @@ def test_parts_sum_to_what_each_block_returns_on_every_architecture(name, tmp_pa
             assert values.keys() & {"mlp_out", "routed_out"} and values.keys() & {"attn_out", "mixer_out"}
 
 
+def written_by_experts(model, ids, token, shared, gate):
+    """By layer and name, what hooks on the MLP, its experts, the shared one, its gate and the norm after it see."""
+    seen = {}
+
+    def keep(at):
+        def hook(module, args, out):
+            seen[at] = (out if torch.is_tensor(out) else out[0]).reshape(T, -1)[token].double()
+
+        return hook
+
+    for layer, block in enumerate(model.base_model.layers):
+        block.mlp.register_forward_hook(keep((layer, "mlp_out")))
+        if hasattr(block, "post_feedforward_layernorm"):
+            block.post_feedforward_layernorm.register_forward_hook(keep((layer, "post")))
+        for key, name in (("experts", "experts"), ("shared", shared), ("gate", gate)):
+            if name and hasattr(block.mlp, name):
+                block.mlp.get_submodule(name).register_forward_hook(keep((layer, key)))
+    with torch.no_grad():
+        model.base_model(torch.from_numpy(ids).long())
+    return seen
+
+
 @pytest.mark.parametrize(
     ("name", "shared", "gate"),
     [("olmoe", None, None), ("mixtral", None, None), ("gpt_oss", None, None), ("flex_olmo", None, None),
@@ -180,22 +202,7 @@ def test_what_routed_and_shared_experts_write_is_told_apart(name, shared, gate, 
     life, shares, model = tables["lifecycle"], tables["origin_shares"], run.model()
     for dim in (3, 40):
         n, t = where(life, dim)
-        seen = {}
-        for layer, block in enumerate(model.base_model.layers):
-            wanted = {"mlp_out": block.mlp, "experts": getattr(block.mlp, "experts", None)}
-            wanted |= {"post": getattr(block, "post_feedforward_layernorm", None)}
-            if shared and hasattr(block.mlp, shared):
-                wanted |= {"shared": block.mlp.get_submodule(shared)}
-                wanted |= {"gate": block.mlp.get_submodule(gate)} if gate else {}
-            for key, module in wanted.items():
-                if module is not None:
-                    module.register_forward_hook(
-                        lambda _, args, out, at=(layer, key): seen.__setitem__(
-                            at, (out if torch.is_tensor(out) else out[0]).reshape(T, -1)[t].double()
-                        )
-                    )
-        with torch.no_grad():
-            model.base_model(torch.from_numpy(run.ids[n : n + 1]).long())
+        seen = written_by_experts(model, run.ids[n : n + 1], t, shared, gate)
         values = {
             (row["layer"], row["part"]): row["value"] for row in life.filter(target_dim=dim).iter_rows(named=True)
         }
@@ -221,16 +228,14 @@ def test_what_routed_and_shared_experts_write_is_told_apart(name, shared, gate, 
         rows = {row["part"]: row for row in shares.filter(target_dim=dim).iter_rows(named=True)}
         assert rows.keys() == expected.keys() | {"rounding"} and {row["layer"] for row in rows.values()} == {last}
         for part, value in expected.items():
-            assert rows[part]["value"] == pytest.approx(value) and rows[part]["share"] == pytest.approx(
-                value / after[last]
-            )
+            assert rows[part]["value"] == pytest.approx(value)
+            assert rows[part]["share"] == pytest.approx(value / after[last])
         assert abs(rows["rounding"]["share"]) < 1e-5 and sum(row["share"] for row in rows.values()) == pytest.approx(1)
     ladder = tables["origin"].filter(checkpoint="mlp_out")
     for row in ladder.iter_rows(named=True):
-        rows = life.filter(target_dim=row["target_dim"], layer=row["layer"])
-        assert row["share"] == pytest.approx(
-            rows.filter(pl.col("part").is_in(["routed_out", "shared_out"]))["share"].sum()
-        )
+        parts = life.filter(pl.col("part").str.contains("routed|shared|mlp"))
+        rows = parts.filter(target_dim=row["target_dim"], layer=row["layer"])
+        assert row["share"] == pytest.approx(rows["share"].sum())
     assert "routed experts" in run.text
 
 

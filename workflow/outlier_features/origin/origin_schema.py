@@ -27,8 +27,8 @@ LIFECYCLE = Table(
         Column("token_text", pl.String, "the text that the token covers; of a special token, its name"),
         Column("part", pl.String, "`resid_pre` (before the block), then what is added: `attn_out`, `mixer_out`, "
                "`mlp_out`, of an MLP with experts `routed_out` and `shared_out` (what these write, weighted), in "
-               "post-LN models what a norm changes (`norm_after_attn`, `norm_after_mlp`), or `block` where these were not "
-               "found or do not sum to what the block adds; `resid_post` is the sum"),
+               "post-LN models what a norm changes (`norm_after_attn`, `norm_after_mlp`), or `block` where these were "
+               "not found or do not sum to what the block adds; `resid_post` is the sum"),
         Column("value", pl.Float64, "signed", "activation"),
         Column("share", pl.Float64, "of an added part: value / (resid_post - resid_pre); null if that is 0", "share"),
     ),

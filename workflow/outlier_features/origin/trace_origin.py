@@ -70,10 +70,10 @@ def trace_origin(
     source, tokens, texts, dims, massive   of the run
     wanted                                 `auto`, or dims to trace; `max_dims` is how many `auto` takes at most
 
-    Writes the tables `lifecycle`, `shares`, `origin`, `neurons` and `weights`, and the same in words, `text`; where what
-    routed experts write cannot be told from the rest, the provenance says why (`experts_not_told_apart`). The model
-    runs only on the sequences that hold an extreme, each by itself; but once over all of them where the run's table of
-    massive activations does not say where an extreme is.
+    Writes the tables `lifecycle`, `shares`, `origin`, `neurons` and `weights`, and the same in words, `text`; where
+    what routed experts write cannot be told from the rest, the provenance says why (`experts_not_told_apart`). The
+    model runs only on the sequences that hold an extreme, each by itself; but once over all of them where the run's
+    table of massive activations does not say where an extreme is.
 
     Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
     those of the run, or the stream between its blocks is not found.
