@@ -309,7 +309,14 @@ ORIGIN_TABLES = [
     "origin_neurons",
     "origin_weights",
 ]
-EXPERT_TABLES = ["experts", "routing", "expert_load", "expert_balance"]
+EXPERT_TABLES = [
+    "experts",
+    "routing",
+    "expert_load",
+    "expert_balance",
+    "expert_ablation",
+    "expert_ablation_sequences",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 MODEL_TABLES = [
     "loss",

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
@@ -62,6 +63,8 @@ RUN_TABLES = (
     "routing",
     "expert_load",
     "expert_balance",
+    "expert_ablation",
+    "expert_ablation_sequences",
     "super_weights",
     "ablation",
     "ablation_sequences",
@@ -84,6 +87,7 @@ OUTPUTS = {
     "loss": ["loss.parquet"],
     "super_weights": ["super_weights.parquet"],
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
+    "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
 }
 
 
@@ -170,6 +174,9 @@ class FakeRun:
             "published": self.published,
             "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
                        "weights_searched": "super_weights" not in self.missing},
+            "pruning": {"has_experts": self.experts > 0, "super_experts": int(self.experts > 0)}
+            | ({"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True}
+               if self.experts else {}),
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pl.DataFrame({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -192,7 +199,7 @@ class FakeRun:
             "experts": self._experts(), "routing": self._routing(),
             "expert_load": self._expert_load(),
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 10)),
-            "super_weights": self._super_weights(), **self._ablations(),
+            "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
         }  # fmt: skip
         for name, frame in frames.items():
             write_table(
@@ -541,12 +548,34 @@ class FakeRun:
             {"target": "baseline"}, chosen | {"value": "zero"}, chosen | {"value": "mean"}, weight,
             *(dims | {"target": "random", "dims": str(40 + seed), "seed": seed, "value": "zero"} for seed in range(2)),
         ]  # fmt: skip
-        each = [
+        each = self._each(len(variants))
+        return {
+            "ablation": pl.DataFrame(self._scored(variants, each), schema=ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=ABLATION_SEQUENCES.schema),
+        }
+
+    def _expert_ablations(self) -> dict[str, pl.DataFrame]:
+        """Without expert 1 of layer 1, and without each of two others."""
+        expert = {"site": "expert_out", "layers": "1", "number": 1, "positions": "all", "value": "zero"}
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"}, expert | {"target": "expert", "rule": "super_expert", "experts": "1"},
+            *(expert | {"target": "random", "experts": str(2 * seed), "seed": seed} for seed in range(2)),
+        ] if self.experts else []  # fmt: skip
+        each = self._each(len(variants))
+        return {
+            "expert_ablation": pl.DataFrame(self._scored(variants, each), schema=EXPERT_ABLATION.schema),
+            "expert_ablation_sequences": pl.DataFrame(each, schema=EXPERT_ABLATION_SEQUENCES.schema),
+        }
+
+    def _each(self, variants: int) -> list[dict[str, float]]:
+        return [
             {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
              "nll": 5 * math.log(self.perplexity(n, sequence))}
-            for n in range(len(variants))
+            for n in range(variants)
             for sequence in range(self.sequences)
         ]  # fmt: skip
+
+    def _scored(self, variants: list[dict[str, object]], each: list[dict[str, float]]) -> list[dict[str, object]]:
         rows = []
         for n, variant in enumerate(variants):
             nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
@@ -557,10 +586,7 @@ class FakeRun:
                 "top1_probability": 0.5,
             }
             rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
-        return {
-            "ablation": pl.DataFrame(rows, schema=ABLATION.schema),
-            "ablation_sequences": pl.DataFrame(each, schema=ABLATION_SEQUENCES.schema),
-        }
+        return rows
 
     def _write_summary(self, directory: Path) -> None:
         write_json(

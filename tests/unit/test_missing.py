@@ -180,8 +180,8 @@ def test_every_analysis_has_a_key_to_turn_it_off():
         skipping = {**config, "skip": [analysis]}
         assert [one for one in ANALYSES if turned_off(skipping, one)] == [analysis]
     for changes, off in (
-        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation"]),
+        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation", "expert_ablation"]),
         ({"trace_origin": {"dims": []}}, ["origin"]),
-        ({"rules": {}}, ["experts", "super_weights"]),
+        ({"rules": {}}, ["experts", "super_weights", "expert_ablation"]),
     ):
         assert [one for one in ANALYSES if turned_off(config | changes, one)] == off

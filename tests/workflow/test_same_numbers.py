@@ -82,7 +82,7 @@ def test_every_public_table_is_compared(project, runs):
     assert {pl.read_parquet_metadata(path)["table"] for path in runs["all"].rglob("*.parquet")} >= PUBLIC
     for table in ("dims", "pairs", "massive", "emergence", "gains", "sinks", "lifecycle", "origin", "ablation", "loss"):
         assert len(found[f"tiny/text/{table}"]), table
-    for table in ("experts", "routing"):
+    for table in ("experts", "routing", "expert_load", "expert_balance", "expert_ablation"):
         assert len(found[f"tiny-moe/text/{table}"]), table
 
 

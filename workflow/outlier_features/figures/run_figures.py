@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from outlier_features.attention.sinks_schema import SinkSample
-from outlier_features.figures.ablation import ablation
+from outlier_features.figures.ablation import ablation, expert_ablation
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
 from outlier_features.figures.dimension_map import dimension_map
@@ -41,6 +41,7 @@ PLACES = {
     "experts": ("experts", "What each expert writes"),
     "attention_maps": ("attention-sinks", "Attention sinks and massive activations"),
     "ablation": ("ablation", "Does it matter?"),
+    "expert_ablation": ("expert-ablation", "Without the super experts"),
 }
 
 
@@ -73,7 +74,7 @@ def run_figures(run: Run) -> list[Drawing]:
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
-    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation"):
+    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation"):
         drawings += _optional(run, analysis)
     return drawings
 
@@ -109,3 +110,5 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])
+    elif analysis == "expert_ablation" and summary["expert_ablation"] and summary["expert_ablation"]["effects"]:
+        yield expert_ablation(summary["expert_ablation"])

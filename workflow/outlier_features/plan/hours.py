@@ -15,6 +15,7 @@ _BY_FLOPS = {
     "map_attention",
     "trace_origin",
     "rank_experts",
+    "prune_experts",
     "find_super_weights",
     "ablate_dims",
 }

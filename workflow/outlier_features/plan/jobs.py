@@ -18,6 +18,7 @@ _MODEL = (
     "map_attention",
     "trace_origin",
     "rank_experts",
+    "prune_experts",
     "find_super_weights",
     "ablate_dims",
 )

@@ -130,7 +130,10 @@ def section(run: Run, published: Path) -> dict[str, Any]:
             or "none",
         },
         "dims": {"rows": rows, "hidden": hidden},
-        "ablations": ablations(summary["ablation"]) if summary["ablation"] else [],
+        "ablations": {
+            "ablation": ablations(summary["ablation"]) if summary["ablation"] else [],
+            "expert-ablation": ablations(summary["expert_ablation"]) if summary["expert_ablation"] else [],
+        },
         "published": known,
         "tables": [],
         "provenance": provenance(summary),

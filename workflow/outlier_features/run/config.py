@@ -120,10 +120,11 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
     """Why the configuration leaves out an analysis, one of `missing.ANALYSES`; None if it does not."""
     if analysis in config["skip"]:
         return f"`skip` names {analysis}"
-    for name, kind in (("super_weights", "super_weight"), ("experts", "super_expert")):
+    needed = {"super_weights": "super_weight", "experts": "super_expert", "expert_ablation": "super_expert"}
+    for name, kind in needed.items():
         if analysis == name and not any(rule["kind"] == kind for rule in config["rules"].values()):
             return f"`rules` has none of kind {kind}"
-    if analysis in ("super_weights", "ablation") and not config["ablate"]["sequences"]:
+    if analysis in ("super_weights", "ablation", "expert_ablation") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:
         return "`trace_origin.dims` is empty"

@@ -19,7 +19,8 @@ _ANALYSIS = {
 
 
 def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: bool) -> list[str]:
-    """Rules of which each job loads the model; the first has a job a chunk, each other one a run.
+    """Rules of which each job loads the model; the first has a job a chunk, each other one a run. That of
+    `prune_experts` does so too where there are super experts, which is not known before.
 
     config        resolved
     has_experts   a model without is not loaded to rank them

@@ -8,7 +8,7 @@ import polars as pl
 from outlier_features.files.missing import missing_sentence
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.origin.origin_findings import ladder_sentences, ladders, lifecycle_sentences
-from outlier_features.summary.ablation_facts import ablation_facts, super_weight_facts
+from outlier_features.summary.ablation_facts import ablation_facts, pruning_facts, super_weight_facts
 from outlier_features.summary.expert_facts import expert_facts
 from outlier_features.summary.fact import Fact
 from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
@@ -20,7 +20,7 @@ Part = Mapping[str, Any]
 
 def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) -> list[Fact]:
     """The facts of a run, from its summary.json and, of traced dims, from its `tables` on origins, by name."""
-    had = [name for name in ("super_weights", "loss", "ablation") if name not in summary["missing"]]
+    had = [name for name in ("super_weights", "loss", "ablation", "expert_ablation") if name not in summary["missing"]]
     of_model = [] if is_dump(summary) else had
     return [
         *(
@@ -34,6 +34,7 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *_origin(tables or {}),
         *(_loss(summary["loss"]) if "loss" in of_model else ()),
         *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
+        *(pruning_facts(summary["expert_ablation"], summary["rules"]) if "expert_ablation" in of_model else ()),
     ]
 
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_effects
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
@@ -72,13 +73,17 @@ def summarize_run(
         _require_none(missing, provenance)
     had = [name for name in tables if name not in missing]
     layer_rows, dim_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(MASSIVE)
-    experts = ablation = None
+    experts = ablation = pruning = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
         experts = experts_summary(expert_rows, rows(ROUTING), rows(EXPERT_BALANCE), massive_rows, Ranking.of(facts))
     if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
+    if "expert_ablation" in had:
+        pruning_rows, facts = checked(EXPERT_ABLATION)
+        effects = ablation_effects(pruning_rows, rows(EXPERT_ABLATION_SEQUENCES))
+        pruning = {**facts["pruning"], "effects": effects}
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
         run.files.require(located, tables["locations"])
@@ -121,6 +126,7 @@ def summarize_run(
             "experts": experts,
             "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in had else None,
             "ablation": ablation,
+            "expert_ablation": pruning,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
