@@ -62,11 +62,15 @@ def pruned(moe: Mapping[int, MoeLayer], target: AblationTarget) -> Iterator[None
             here = [n for n, its in zip(target.dims, target.layers, strict=True) if its == layer]
             shared = moe[layer].shared
             if SHARED in here and shared is not None:
-                changes.enter_context(hooked([(layer, shared)], lambda _, output: output.zero_()))
+                changes.enter_context(hooked([(layer, shared)], _clear))
             if routed := [n for n in here if n != SHARED]:
                 handle = moe[layer].experts.register_forward_pre_hook(_without(routed), with_kwargs=True)
                 changes.callback(handle.remove)
         yield
+
+
+def _clear(layer: int, output: torch.Tensor) -> None:
+    output.zero_()
 
 
 def _without(experts: Sequence[int]) -> Any:

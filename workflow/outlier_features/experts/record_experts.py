@@ -65,8 +65,8 @@ def record_model(
     found = find_moe_layers(loaded, blocks)
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)
-        empty = (pl.DataFrame(schema=schema) for schema in (MAXIMA, COUNTS, PARTS))
-        return Recorded(*empty, absent=found.absent)
+        maxima, counts, parts = (pl.DataFrame(schema=schema) for schema in (MAXIMA, COUNTS, PARTS))
+        return Recorded(maxima, counts, parts, found.absent)
     return record_experts(loaded, found.layers, run, ranked=ranked, locations=locations)
 
 

@@ -77,7 +77,8 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     said = [
         "Alpha is the mean probability that a key gets from the queries that can see it, itself among them. Position 0 "
         f"is a sink (alpha > {limit}) in {percent(_overall(sinks.filter(token=0)))} of (sequence, layer, head), over "
-        f"the first {length} positions of {count(sample.sequences, 'sequence')}."
+        f"the first {length} positions of {count(sample.sequences, 'sequence')}"
+        + (f" in {layers([*rates])}, which alone have attention." if sample.layers_without_patterns else ".")
     ]
     if highest := max(rates.values()):
         strong = [layer for layer, rate in rates.items() if rate >= highest / 2]

@@ -10,6 +10,7 @@ from outlier_features.figures.dimension_map import dimension_map
 from outlier_features.figures.distribution import distribution, site_thresholds
 from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import expert_figures
+from outlier_features.figures.hybrid import with_attention_marked
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.locations import locations_by_layer
@@ -30,6 +31,7 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import listing_rules, of_kind
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.systematic import Systematic
+from outlier_features.summary.hybrid import attention_of_hybrid
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
@@ -76,7 +78,8 @@ def run_figures(run: Run) -> list[Drawing]:
         drawings.append(locations_by_layer(run.locations))
     for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation"):
         drawings += _optional(run, analysis)
-    return drawings
+    attention = attention_of_hybrid(summary["model"])
+    return [with_attention_marked(drawing, attention) for drawing in drawings] if attention else drawings
 
 
 def _optional(run: Run, analysis: str) -> Iterator[Drawing]:

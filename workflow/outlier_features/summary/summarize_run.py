@@ -100,6 +100,7 @@ def summarize_run(
                 **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
                 "terms": model.get("terms", []),
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
+                "attention_blocks": provenance.get("attention_blocks"),
             },
             "corpus": {
                 "name": provenance["corpus"],
