@@ -198,7 +198,7 @@ class FakeRun:
             "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
             "expert_load": self._expert_load(),
-            "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 10)),
+            "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
         }  # fmt: skip
         for name, frame in frames.items():
@@ -510,14 +510,15 @@ class FakeRun:
         return pl.DataFrame(rows, schema=ROUTING.schema)
 
     def chosen(self, layer: int, expert: int) -> int:
-        """Of ten positions in each population: the last expert of layer 1 is never chosen, elsewhere all are alike."""
-        return 5 if layer > 1 else 0 if expert == self.experts - 1 else 7
+        """Of fifteen positions in each population: the last expert of layer 1 is never chosen, else all alike, so that
+        of three experts each position chooses two."""
+        return 10 if layer > 1 else 0 if expert == self.experts - 1 else 15
 
     def _expert_load(self) -> pl.DataFrame:
         every = range(self.experts)
         rows = [
             {"population": population, "layer": layer, "expert": expert, "chosen": self.chosen(layer, expert),
-             "share": self.chosen(layer, expert) / 10, "mean_weight": 0.5 if self.chosen(layer, expert) else None,
+             "share": self.chosen(layer, expert) / 15, "mean_weight": 0.5 if self.chosen(layer, expert) else None,
              "load": self.chosen(layer, expert) * self.experts / sum(map(self.chosen, [layer] * self.experts, every)),
              "weight_share": 1 / self.experts}
             for population in POPULATIONS for layer in range(1, self.layers) for expert in every

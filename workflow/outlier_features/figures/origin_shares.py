@@ -59,8 +59,8 @@ def origin_shares(rows: pl.DataFrame, rules: Collection[str]) -> Drawing:
 def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:
     figure = panels([max(90, 34 * len(dims) + 20)], ["each dimension at its traced token"])
     rows = rows.filter(pl.col("target_dim").is_in(dims))
-    by_sign = rows.group_by("target_dim", pl.col("share") > 0).agg(pl.col("share").sum())["share"]
-    low, high = min(0.0, *by_sign), max(1.0, *by_sign)
+    ends = rows.group_by("target_dim", positive=pl.col("share") > 0).agg(pl.col("share").sum())["share"]
+    low, high = min(0.0, *ends), max(1.0, *ends)
     labels = {}
     for part, colour in _COLOURS.items():
         here = rows.filter(part=part)

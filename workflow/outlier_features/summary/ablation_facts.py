@@ -14,6 +14,7 @@ from outlier_features.wording import capital, count, layers, listing, number, pe
 
 Part = Mapping[str, Any]
 WEIGHTS_IN_FULL = 6
+_NOUNS = {"weight": "weight", "expert": "expert"}
 
 
 def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
@@ -154,8 +155,8 @@ def _outcome(ablation: Part, treated: Sequence[Part], worst: Part) -> str:
     )
     text = f"goes from {number(base['perplexity'])} to {_perplexity(worst)} when set to zero at {where}{mean}."
     if worst["random"]:
-        what = {"weight": "weight", "expert": "expert of the same layers"}.get(worst["target"], "dimension")
-        noun = count(worst["number"], f"random {what}")
+        noun = count(worst["number"], f"random {_NOUNS.get(worst['target'], 'dimension')}")
+        noun += " of the same layers" if worst["target"] == "expert" else ""
         text += f" With {noun} set to zero alike, {count(len(worst['random']), 'draw')}: "
         text += f"{span(draw['perplexity'] for draw in worst['random'])}."
     return text
