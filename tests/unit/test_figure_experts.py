@@ -103,6 +103,7 @@ def test_the_report_has_figures_and_sentences(page):  # noqa: F811
         "tiny/text/routing/all",
         "tiny/text/expert-load/all",
         "tiny/text/expert-load/without_first",
+        "tiny/text/expert-ablation/all",
     }
     assert parsed.shown.count("1 super expert among 9 routed experts (0 of them never chosen) and 3 shared ones") == 1
     assert parsed.shown.count("Rule super_expert (largest |x| above the 99.5th percentile") == 1

@@ -114,7 +114,7 @@ def test_the_shares_of_a_dim_are_drawn_to_scale(run):
     assert bars.keys() == {"The embeddings", "Attention", "The MLPs"}
     for part, name in (("embeddings", "The embeddings"), ("attn_out", "Attention"), ("mlp_out", "The MLPs")):
         assert [bars[name][at] for at in range(len(dims))] == rows.filter(part=part)["share"].to_list()
-    assert [*drawing.views["all"].layout.yaxis.ticktext] == [f"dim {dim}, after layer 1" for dim in dims]
+    assert [*drawing.views["all"].layout.yaxis.ticktext] == [f"dim {dim}, after layer 2" for dim in dims]
     assert not origin_shares(rows.clear(), MASSIVE).views
 
 
