@@ -1,21 +1,27 @@
 from pathlib import Path
 
-from outlier_features.ablate.prune_experts import prune_experts
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
 from outlier_features.model.loading import loading_of
 
-params, inputs, outputs = snakemake.params, snakemake.input, snakemake.output
-with stage(snakemake.log[0]):
-    run = optional(prune_experts, "expert_ablation", outputs, snakemake.log[0], of=inputs.experts, off=params.off)
-    run(
-        **{name: Path(inputs[name]) for name in ("source", "tokens", "experts")},
-        **{name: Path(path) for name, path in outputs.items()},
-        rule=params.rule,
-        sequences=params.sequences,
-        length=params.length,
-        seeds=params.seeds,
-        cost=params.cost,
-        batch_size=params.batch_size,
-        **loading_of(snakemake),
-    )
+params = snakemake.params
+with (
+    stage(snakemake.log[0]),
+    optional(
+        "expert_ablation", snakemake.output, snakemake.log[0], of=snakemake.input.experts, off=params.off
+    ) as wanted,
+):
+    if wanted:
+        from outlier_features.ablate.prune_experts import prune_experts
+
+        prune_experts(
+            **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "experts")},
+            **{name: Path(path) for name, path in snakemake.output.items()},
+            rule=params.rule,
+            sequences=params.sequences,
+            length=params.length,
+            seeds=params.seeds,
+            cost=params.cost,
+            batch_size=params.batch_size,
+            **loading_of(snakemake),
+        )
