@@ -304,6 +304,8 @@ RUN_TABLES = [
 ]
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+# On request alone.
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes"]
 MODEL_TABLES = [
     "loss",
     "norms",
@@ -313,6 +315,7 @@ MODEL_TABLES = [
     "experts",
     "routing",
     *ABLATION_TABLES,
+    *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
 
 

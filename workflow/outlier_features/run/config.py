@@ -123,7 +123,7 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
     for name, kind in (("super_weights", "super_weight"), ("experts", "super_expert")):
         if analysis == name and not any(rule["kind"] == kind for rule in config["rules"].values()):
             return f"`rules` has none of kind {kind}"
-    if analysis in ("super_weights", "ablation") and not config["ablate"]["sequences"]:
+    if analysis in ("super_weights", "ablation", "knock_outs") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:
         return "`trace_origin.dims` is empty"
