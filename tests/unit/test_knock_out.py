@@ -401,15 +401,15 @@ def test_the_tables_say_what_was_run(tmp_path):
             position, dim = divmod(int(tensor.abs().argmax()), tensor.shape[1])
             assert (row[f"{site}_token"], row[index]) == (position, dim)
             assert row[site] == pytest.approx(float(tensor[position, dim]), rel=1e-4)
-        assert row["weight"] == pytest.approx(
-            float(model.model.layers[row["layer"]].mlp.down_proj.weight[row["row"], row["col"]])
-        )
+        weight = model.model.layers[row["layer"]].mlp.down_proj.weight
+        assert row["weight"] == pytest.approx(weight[row["row"], row["col"]].item())
         assert row["spikes"] == (row["layer"] == 1) == row["found"]
 
 
 def test_heads_have_a_sample_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr("outlier_features.ablate.ablation_sample.ALWAYS", 0)
     monkeypatch.setattr("outlier_features.ablate.ablation_sample.FEWEST", 2)
+    monkeypatch.setitem(zoo.CONFIGS, "llama", {**zoo.CONFIGS["llama"], "num_attention_heads": 16})
     files = KnockOutFiles(tmp_path)
     files.search()
     (rows, _, _), facts = files.knock_out(cost=4.0)

@@ -9,6 +9,7 @@ from outlier_features.figures.attention_sinks import attention_sinks
 from outlier_features.figures.dimension_map import dimension_map
 from outlier_features.figures.distribution import distribution, site_thresholds
 from outlier_features.figures.experts import expert_figures
+from outlier_features.figures.knock_outs import knock_out_figures
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.locations import locations_by_layer
@@ -39,6 +40,7 @@ PLACES = {
     "experts": ("experts", "What each expert writes"),
     "attention_maps": ("attention-sinks", "Attention sinks and massive activations"),
     "ablation": ("ablation", "Does it matter?"),
+    "knock_outs": ("knock-outs", "Without a sublayer"),
 }
 
 
@@ -71,7 +73,7 @@ def run_figures(run: Run) -> list[Drawing]:
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
-    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation"):
+    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "knock_outs"):
         drawings += _optional(run, analysis)
     return drawings
 
@@ -105,3 +107,5 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])
+    elif analysis == "knock_outs" and "knock_outs" in tables:
+        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
