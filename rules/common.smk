@@ -318,6 +318,8 @@ EXPERT_TABLES = [
     "expert_ablation_sequences",
 ]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+# On request alone.
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes"]
 MODEL_TABLES = [
     "loss",
     "norms",
@@ -326,6 +328,7 @@ MODEL_TABLES = [
     *ORIGIN_TABLES,
     *EXPERT_TABLES,
     *ABLATION_TABLES,
+    *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
 
 

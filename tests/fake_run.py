@@ -9,6 +9,7 @@ import polars as pl
 
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
 from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
+from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS, SPIKES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
@@ -69,6 +70,7 @@ RUN_TABLES = (
     "ablation",
     "ablation_sequences",
 )
+KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
 FIGURES = (
     "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
     "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin-shares", "origin",
@@ -88,6 +90,7 @@ OUTPUTS = {
     "super_weights": ["super_weights.parquet"],
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
+    "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
 }
 
 
@@ -125,6 +128,7 @@ class FakeRun:
     sequences: int = 2
     norms: bool = True
     experts: int = 0
+    knock_outs: bool = False
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
     quantized: dict[str, object] | None = None
@@ -176,6 +180,8 @@ class FakeRun:
             "pruning": {"has_experts": self.experts > 0, "super_experts": int(self.experts > 0)}
             | ({"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True}
                if self.experts else {}),
+            "knock_out": {"sequences": self.sequences, "tokens": length, "head_tokens": 4, "dims": [*self.massive],
+                          "not_tried": {"attention": {"it has none": [0]}}},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pl.DataFrame({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -199,6 +205,7 @@ class FakeRun:
             "expert_load": self._expert_load(),
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
+            **(self._knock_outs() if self.knock_outs else {}),
         }  # fmt: skip
         for name, frame in frames.items():
             write_table(
@@ -588,6 +595,56 @@ class FakeRun:
             rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
         return rows
 
+    def knocked_out_nll(self, variant: int) -> float:
+        return 2.0 + 0.25 * variant
+
+    def left(self, variant: int, dim: int, layer: int) -> float:
+        """The mean of a massive dim; largest in layer 2."""
+        return -(1000.0 + dim) * (layer + 1 if layer < 3 else 1) / (1 + variant)
+
+    def _knock_outs(self) -> dict[str, pl.DataFrame]:
+        """Attention and the MLP off everywhere and in each layer but 0; two heads; a super weight by degrees."""
+        every = "+".join(map(str, range(self.layers)))
+        off = {"positions": "all", "value": "zero"}
+        weight = {"target": "weight", "layers": "1", "dims": "7", "cols": "30", "positions": "all"}
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"},
+            {"target": "attention", "layers": every, **off},
+            {"target": "mlp", "layers": every, **off},
+            *(
+                {"target": kind, "layers": str(n), **off}
+                for kind in ("attention", "mlp")
+                for n in range(1, self.layers)
+            ),
+            {"target": "massive_tokens", "layers": "1", "dims": "7", "positions": "massive", "value": "mean"},
+            *(weight | {"value": "scaled", "scale": scale} for scale in (0.0, 1.0, 3.0)),
+            weight | {"value": "restored"},
+            {"target": "baseline"},
+            *({"target": "head", "layers": "1", "head": head, **off} for head in range(2)),
+        ]
+        rows, dims = [], []
+        for n, variant in enumerate(variants):
+            nll = self.knocked_out_nll(0 if variant["target"] == "baseline" else n)
+            scores = {"nll": nll, "nll_change": nll - 2.0, "perplexity": math.exp(nll), "bits_per_byte": nll,
+                      "top1_probability": 0.5, "tokens": 6}  # fmt: skip
+            rows.append({"variant": n, **variant, **scores})
+            for layer in range(self.layers):
+                for dim in self.massive:
+                    mean, before = (self.left(one, dim, layer) for one in (n, 0))
+                    dims.append({"variant": n, "layer": layer, "dim": dim, "places": 2, "mean": mean, "max_abs": -mean,
+                                 "unchanged_mean": before, "unchanged_max_abs": -before})  # fmt: skip
+                dims.append({"variant": n, "layer": layer, "max_abs": 3000.0, "unchanged_max_abs": 3000.0})
+        spikes = [
+            {"layer": layer, "mlp_act": -200.0, "mlp_act_token": 0, "col": 30, "mlp_down": -300.0, "mlp_down_token": 0,
+             "row": 7, "weight": 1.5, "spikes": layer == 1, "found": layer == 1}
+            for layer in range(self.layers)
+        ]  # fmt: skip
+        return {
+            "knock_outs": pl.DataFrame(rows, schema=KNOCK_OUTS.schema),
+            "knock_out_dims": pl.DataFrame(dims, schema=KNOCK_OUT_DIMS.schema),
+            "spikes": pl.DataFrame(spikes, schema=SPIKES.schema),
+        }
+
     def _write_summary(self, directory: Path) -> None:
         write_json(
             directory / "model.json",
@@ -597,7 +654,8 @@ class FakeRun:
             directory / "corpus.json",
             {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64, "documents": 1},
         )
-        paths = {name: directory / f"{name}.parquet" for name in RUN_TABLES}
+        names = (*RUN_TABLES, *(KNOCK_OUT_TABLES if self.knock_outs else ()))
+        paths = {name: directory / f"{name}.parquet" for name in names}
         summarize_run(
             tokens=directory / "tokens.safetensors", model_source=directory / "model.json",
             corpus_source=directory / "corpus.json", tables=paths, summary=directory / "summary.json",

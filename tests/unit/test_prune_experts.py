@@ -1,5 +1,6 @@
 """Losses without experts equal those of plain transformers whose weights are zero, and the tables say what was run."""
 
+import sys
 from collections import Counter
 
 import polars as pl
@@ -9,12 +10,11 @@ import torch
 import planted_experts
 import zoo
 from fake_run import FakeRun, leave_out
-from outlier_features.ablate.ablate_dims import Variant
 from outlier_features.ablate.ablation_effects import ablation_effects, target_name
-from outlier_features.ablate.ablation_targets import AblationTarget
 from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
-from outlier_features.ablate.expert_pruning import SHARED, expert_targets, random_experts
-from outlier_features.ablate.prune_experts import PruningRun, prune_experts
+from outlier_features.ablate.prune_experts import prune_experts
+from outlier_features.ablate.pruned_experts import SHARED, PrunedExperts, random_experts, super_experts
+from outlier_features.ablate.pruning_passes import PruningPasses
 from outlier_features.errors import InputError
 from outlier_features.experts.experts_schema import EXPERTS
 from outlier_features.files.artifacts import read_json
@@ -37,16 +37,13 @@ def test_pruned_experts_write_nothing_as_with_weights_of_zero(name):
             parameter.data.normal_(0, 0.3)
     experts = [(1, 2), (1, 5), (3, 0), *([(2, SHARED)] if name in SHARED_ONES else [])]
     layers, numbers = zip(*sorted(experts), strict=True)
-    target = AblationTarget("expert", "super_expert", "expert_out", layers, numbers)
-    table = PruningRun(loaded, tokens, 4).scores([Variant(None), Variant(target, "all", "zero"), Variant(None)])
-    rows = (
-        table["nll"].to_numpy().reshape(3, -1),
-        (table["top1_probability"] * table["tokens"]).to_numpy().reshape(3, -1),
-    )
-    unchanged, without, again = zip(*rows, strict=True)
+    variant = PrunedExperts("expert", "super_expert", layers, numbers)
+    table = PruningPasses(loaded, tokens, 4).scores([PrunedExperts(), variant])
+    again = PruningPasses(loaded, tokens, 4).scores([PrunedExperts()])  # nothing is left of the pruning
+    assert again.equals(table.filter(variant=0))
+    top1 = (table["top1_probability"] * table["tokens"]).to_numpy().reshape(2, -1)
+    unchanged, without = zip(table["nll"].to_numpy().reshape(2, -1), top1, strict=True)
     close(unchanged, losses(loaded.model, tokens))
-    for one, other in zip(unchanged, again, strict=True):
-        assert (one == other).all()  # nothing is left of the pruning
     with torch.no_grad():
         for layer, expert in experts:
             mlp = loaded.model.model.layers[layer].mlp
@@ -73,20 +70,20 @@ def test_random_experts_are_chosen_ones_of_the_same_layers():
     ).with_columns(
         super_expert=pl.col("super_expert") | (pl.concat_str("layer", "expert").is_in(["13", "25"])).fill_null(False)
     )  # fmt: skip
-    one, every = targets = expert_targets(found, "mine")
-    assert (one.layers, one.dims, one.rule) == ((2,), (SHARED,), "mine")
-    assert (every.layers, every.dims) == ((1, 2, 2), (3, SHARED, 5))
-    drawn = list(random_experts(targets, found, seeds=40))
-    assert drawn == list(random_experts(targets, found, seeds=40)) and len(drawn) == 80
-    for target in drawn:
-        assert len(set(zip(target.layers, target.dims, strict=True))) == len(target.dims)
-        assert all(0 <= expert < 7 for expert in target.dims)
-        assert not {(1, 3), (2, 5)} & set(zip(target.layers, target.dims, strict=True))
-    assert Counter(target.layers for target in drawn) == {(2,): 40, (1, 2, 2): 40}
-    assert {expert for target in drawn for expert in target.dims} == set(range(7))
+    one, every = variants = super_experts(found, "mine")
+    assert (one.layers, one.experts, one.rule) == ((2,), (SHARED,), "mine")
+    assert (every.layers, every.experts) == ((1, 2, 2), (3, SHARED, 5))
+    drawn = list(random_experts(variants, found, seeds=40))
+    assert drawn == list(random_experts(variants, found, seeds=40)) and len(drawn) == 80
+    for variant in drawn:
+        places = set(zip(variant.layers, variant.experts, strict=True))
+        assert len(places) == len(variant.experts) and not {(1, 3), (2, 5)} & places
+        assert all(0 <= expert < 7 for expert in variant.experts)
+    assert Counter(variant.layers for variant in drawn) == {(2,): 40, (1, 2, 2): 40}
+    assert {expert for variant in drawn for expert in variant.experts} == set(range(7))
     few = found.filter((pl.col("layer") == 1) | pl.col("super_expert"))
-    assert [target.layers for target in random_experts(targets, few, seeds=2)] == []
-    assert expert_targets(found.with_columns(super_expert=False), "mine") == []
+    assert list(random_experts(variants, few, seeds=2)) == []
+    assert super_experts(found.with_columns(super_expert=False), "mine") == []
 
 
 class Pruning(Run):
@@ -125,7 +122,7 @@ def test_without_super_experts_nothing_is_run(name, tmp_path, monkeypatch):
     zoo.save(name, tmp_path / "model")
     run = Pruning(tmp_path, tmp_path / "model", [])
     run.write()
-    monkeypatch.setattr("outlier_features.ablate.prune_experts.load_model", None)
+    monkeypatch.setitem(sys.modules, "outlier_features.ablate.pruning_passes", None)  # importing it fails
     rows, each, facts = run.prune()
     assert rows.is_empty() and each.is_empty() and facts == {"has_experts": name == "mixtral", "super_experts": 0}
     rules = {"super_expert": {"kind": "super_expert"}}

@@ -11,6 +11,7 @@ from outlier_features.figures.distribution import distribution, site_thresholds
 from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import expert_figures
 from outlier_features.figures.hybrid import with_attention_marked
+from outlier_features.figures.knock_outs import knock_out_figures
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.locations import locations_by_layer
@@ -44,6 +45,7 @@ PLACES = {
     "attention_maps": ("attention-sinks", "Attention sinks and massive activations"),
     "ablation": ("ablation", "Does it matter?"),
     "expert_ablation": ("expert-ablation", "Without the super experts"),
+    "knock_outs": ("knock-outs", "Without a sublayer"),
 }
 
 
@@ -76,7 +78,7 @@ def run_figures(run: Run) -> list[Drawing]:
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
-    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation"):
+    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation", "knock_outs"):
         drawings += _optional(run, analysis)
     attention = attention_of_hybrid(summary["model"])
     return [with_attention_marked(drawing, attention) for drawing in drawings] if attention else drawings
@@ -115,3 +117,5 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
         yield ablation(summary["ablation"])
     elif analysis == "expert_ablation" and summary["expert_ablation"] and summary["expert_ablation"]["effects"]:
         yield expert_ablation(summary["expert_ablation"])
+    elif analysis == "knock_outs" and "knock_outs" in tables:
+        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])

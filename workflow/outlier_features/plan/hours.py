@@ -18,6 +18,7 @@ _BY_FLOPS = {
     "prune_experts",
     "find_super_weights",
     "ablate_dims",
+    "knock_out",
 }
 _PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run
 

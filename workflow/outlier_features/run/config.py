@@ -124,7 +124,7 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
     for name, kind in needed.items():
         if analysis == name and not any(rule["kind"] == kind for rule in config["rules"].values()):
             return f"`rules` has none of kind {kind}"
-    if analysis in ("super_weights", "ablation", "expert_ablation") and not config["ablate"]["sequences"]:
+    if analysis in ("super_weights", "ablation", "expert_ablation", "knock_outs") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:
         return "`trace_origin.dims` is empty"

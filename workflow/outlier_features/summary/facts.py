@@ -11,6 +11,7 @@ from outlier_features.origin.origin_findings import ladder_sentences, ladders, l
 from outlier_features.summary.ablation_facts import ablation_facts, pruning_facts, super_weight_facts
 from outlier_features.summary.expert_facts import expert_facts
 from outlier_features.summary.fact import Fact
+from outlier_features.summary.knock_out_facts import knock_out_facts
 from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
 from outlier_features.visible_text import visible
 from outlier_features.wording import count, number
@@ -35,6 +36,7 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *(_loss(summary["loss"]) if "loss" in of_model else ()),
         *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
         *(pruning_facts(summary["expert_ablation"], summary["rules"]) if "expert_ablation" in of_model else ()),
+        *(knock_out_facts(summary["knock_outs"]) if summary.get("knock_outs") else ()),
     ]
 
 
