@@ -62,7 +62,7 @@ def _without(experts: Sequence[int]) -> Callable[..., tuple[Any, Any]]:
     """
 
     def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         tensors = {key: value for key, value in given.items() if isinstance(value, torch.Tensor)}
         (chosen,) = [value for value in tensors.values() if not value.is_floating_point()]
         (key,) = [key for key, one in tensors.items() if one.is_floating_point() and one.shape == chosen.shape]

@@ -21,7 +21,7 @@ Part = Mapping[str, Any]
 
 def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) -> list[Fact]:
     """The facts of a run, from its summary.json and, of traced dims, from its `tables` on origins, by name."""
-    had = [name for name in ("super_weights", "loss", "ablation", "expert_ablation") if name not in summary["missing"]]
+    had = [name for name in ("super_weights", "loss", "ablation") if name not in summary["missing"]]
     of_model = [] if is_dump(summary) else had
     return [
         *(
@@ -35,7 +35,7 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *_origin(tables or {}),
         *(_loss(summary["loss"]) if "loss" in of_model else ()),
         *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
-        *(pruning_facts(summary["expert_ablation"], summary["rules"]) if "expert_ablation" in of_model else ()),
+        *(pruning_facts(summary["expert_ablation"], summary["rules"]) if summary.get("expert_ablation") else ()),
         *(knock_out_facts(summary["knock_outs"]) if summary.get("knock_outs") else ()),
     ]
 
