@@ -24,6 +24,7 @@ EXPERT, SHARED = "expert", "shared"
 MAXIMA = {
     "layer": pl.UInt16, "part": pl.String, "expert": pl.UInt16, "max_abs": pl.Float64, "max_abs_weighted": pl.Float64,
     "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "tokens_routed": pl.Int64, "mean_weight": pl.Float64,
+    "max_abs_input": pl.Float64, "neuron": pl.UInt32,
 }  # fmt: skip
 PARTS = {
     "layer": pl.UInt16, "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "part": pl.String,
@@ -78,7 +79,7 @@ def record_experts(
 
     ranked      sequences over which each expert's maxima are taken: of `abs(expert_out)` (`max_abs`, with the first
                 place where it stands), of the same times the router's weight, or the shared expert's gate
-                (`max_abs_weighted`)
+                (`max_abs_weighted`); and of what a routed one's down projection reads (`max_abs_input`, with its neuron)
     locations   where each part of each layer's output is wanted: `value` of `expert_out` there, `weight`, `weighted` =
                 their product; `whole`: their sum as the model has it; `mlp_out`: what is added to the stream
 
@@ -109,6 +110,15 @@ class _Maximum:
     at: Location | tuple[None, None, None] = (None, None, None)
     rows: int = 0
     weight: float = 0.0
+    read: float | None = None
+    neuron: int | None = None
+
+    def add_input(self, neurons: torch.Tensor) -> None:
+        """What the down projection reads at some positions, (n, M)."""
+        at = int(neurons.abs().argmax())
+        value = abs(float(neurons.reshape(-1)[at]))
+        if self.read is None or value > self.read:
+            self.read, self.neuron = value, at % neurons.shape[1]
 
     def add(self, sequence: int, rows: torch.Tensor, output: torch.Tensor, weight: torch.Tensor) -> None:
         """Outputs (n, H) with their weights (n,) at the positions `rows`."""
@@ -163,6 +173,8 @@ class _ExpertRecorder:
 
     def expert(self, call: ExpertCall) -> None:
         index = self._of_module[call.experts]
+        if self._ranked:
+            self._maxima[index, call.expert].add_input(call.neurons)
         self._take(index, EXPERT, call.expert, call.rows, call.output, call.weight)
 
     def tensor(self, key: tuple[int, str], value: torch.Tensor) -> None:
@@ -229,5 +241,6 @@ class _ExpertRecorder:
                 "max_abs_weighted": None if one.value is None else one.weighted,
                 "sequence": sequence, "token": position, "dim": dim, "tokens_routed": one.rows,
                 "mean_weight": one.weight / one.rows if one.rows else None,
+                "max_abs_input": one.read, "neuron": one.neuron,
             })  # fmt: skip
         return Recorded(pl.DataFrame(rows, schema=MAXIMA), pl.DataFrame(self._rows, schema=PARTS))

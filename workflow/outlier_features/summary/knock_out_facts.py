@@ -108,6 +108,6 @@ def _weights(effects: Sequence[Part]) -> Iterator[str]:
         (back,) = (row["perplexity"] for row in own if row["value"] == "restored")
         yield (
             f"{capital(knocked_out(own[0]))} times 0, 1 and 3: perplexity {number(curve[0.0])}, {number(curve[1.0])} "
-            f"and {number(curve[3.0])}, lowest at {number(best)} ({number(finite[best])}); zero, with its largest value on "
-            f"mlp_down put back in each sequence: {number(back)}."
+            f"and {number(curve[3.0])}, lowest at {number(best)} ({number(finite[best])}); zero, with its largest value "
+            f"on mlp_down put back in each sequence: {number(back)}."
         )
