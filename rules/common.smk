@@ -305,7 +305,7 @@ RUN_TABLES = [
 ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
-KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes"]
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
 MODEL_TABLES = [
     "loss",
     "norms",

@@ -150,8 +150,8 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
         assert row["max_abs_weighted"] == pytest.approx(weighted, rel=1e-4)
         if row["part"] == "expert":
             read = torch.cat(one["read"])
-            assert row["max_abs_input"] == pytest.approx(float(read.max()), rel=1e-4)
-            assert float(read[:, row["neuron"]].max()) == pytest.approx(float(read.max()), rel=1e-4)
+            assert row["max_abs_input"] == pytest.approx(read.max().item(), rel=1e-4)
+            assert read[:, row["neuron"]].max().item() == pytest.approx(read.max().item(), rel=1e-4)
         assert row["tokens_routed"] == len(one["weights"])
         assert row["mean_weight"] == pytest.approx(np.mean(one["weights"]), rel=1e-4)
         there = places[row["sequence"], row["token"]][row["dim"]]
