@@ -319,7 +319,7 @@ EXPERT_TABLES = [
 ]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
-KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes"]
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
 MODEL_TABLES = [
     "loss",
     "norms",

@@ -139,6 +139,7 @@ def row(layer, expert, **changes):
     return {
         "layer": layer, "part": "expert" if expert is not None else "shared", "expert": expert, "max_abs": 50.0,
         "max_abs_weighted": 5.0, "sequence": 0, "token": 1, "dim": 2, "tokens_routed": 1, "mean_weight": 0.25,
+        "max_abs_input": 70.0, "neuron": 11,
         "first_three_quarters_code": layer < 3, "published": None,
     } | changes  # fmt: skip
 

@@ -22,7 +22,7 @@ from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
 from outlier_features.origin.block_parts import block_parts
 from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
-from outlier_features.origin.mlp_weights import spectrum
+from outlier_features.origin.mlp_weights import projection_row, spectrum
 from outlier_features.origin.origin_schema import LIFECYCLE
 from outlier_features.origin.origin_targets import recorded_targets
 from outlier_features.origin.trace_origin import trace_origin
@@ -492,6 +492,9 @@ def test_a_planted_neuron_is_found(tmp_path):
     down = tables["origin_weights"].row(-1, named=True)
     assert (down["max_output"], down["max_input"], down["max_abs"]) == (9, 17, 50)
     assert down["singular_values"][0] == pytest.approx(50, rel=1e-2) and down["dim_shares"][0] > 0.99
+    assert down["projection"] == pytest.approx(part["value"] / 50, rel=0.05) or down["projection"] < 0
+    assert down["projection_share"] == pytest.approx(1, abs=0.05) and down["r2"] > 0.99
+    assert down["slope"] == pytest.approx(50, rel=0.05) and "R^2" in run.text
     assert f"The MLP of layer 2 writes {number(part['value'])} into dim 9 at" in run.text
     assert f"after the layer it has {number(value)}." in run.text
     assert "neuron 17 gives" in run.text
@@ -617,3 +620,23 @@ def test_the_spectrum_is_that_of_a_full_decomposition():
     np.testing.assert_allclose(found.values, s[:5].numpy(), rtol=1e-8)
     np.testing.assert_allclose(found.dim_shares, u[:, :5].square().numpy(), atol=1e-8)
     assert math.isclose(found.dim_shares[:, 0].sum(), 1)
+    assert abs(found.written @ u[:, 0].numpy()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dim", [3, 17])
+def test_the_projection_is_that_on_the_right_singular_vector(dim):
+    generator = torch.Generator().manual_seed(1)
+    weight, neurons = torch.randn(40, 5000, generator=generator), torch.randn(12, 5000, generator=generator)
+    written = neurons @ weight.T + 0.5
+    row = projection_row(spectrum(weight), neurons, written, 7, dim)
+    u, s, vh = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+    x = neurons.double().numpy() @ vh[0] * np.sign(u[dim, 0])
+    y = written[:, dim].double().numpy()
+    slope, intercept = np.polyfit(x, y, 1)
+    assert row["projection"] == pytest.approx(x[7], rel=1e-6)
+    assert row["projection_share"] == pytest.approx(s[0] * abs(u[dim, 0]) * x[7] / y[7], rel=1e-6)
+    assert row["slope"] == pytest.approx(slope, rel=1e-6)
+    residual = y - slope * x - intercept
+    assert row["r2"] == pytest.approx(1 - residual @ residual / ((y - y.mean()) @ (y - y.mean())), rel=1e-6)
+    alike = projection_row(spectrum(weight), neurons[:1].repeat(3, 1), written[:1].repeat(3, 1), 0, dim)
+    assert alike["slope"] is None and alike["r2"] is None

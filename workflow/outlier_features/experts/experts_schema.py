@@ -48,6 +48,9 @@ EXPERTS = Table(
         Column("dim", pl.UInt32, "hidden dimension of `max_abs`"),
         Column("tokens_routed", pl.Int64, "positions that chose it", "positions"),
         Column("mean_weight", pl.Float64, "mean over these of the router's weight, or of the gate"),
+        Column("max_abs_input", pl.Float64, "largest abs(x) of what its down projection reads; null of the shared one, "
+               "and if no token chose it", "activation"),
+        Column("neuron", pl.UInt32, "neuron of `max_abs_input`"),
         Column("above_percentile", pl.Boolean, "max_abs > 99.5th percentile of all routed experts' max_abs (linear)"),
         Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),

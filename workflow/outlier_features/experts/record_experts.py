@@ -25,6 +25,7 @@ EXPERT, SHARED = "expert", "shared"
 MAXIMA = {
     "layer": pl.UInt16, "part": pl.String, "expert": pl.UInt16, "max_abs": pl.Float64, "max_abs_weighted": pl.Float64,
     "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "tokens_routed": pl.Int64, "mean_weight": pl.Float64,
+    "max_abs_input": pl.Float64, "neuron": pl.UInt32,
 }  # fmt: skip
 PARTS = {
     "layer": pl.UInt16, "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "part": pl.String,
@@ -82,7 +83,8 @@ def record_experts(
 
     ranked      sequences over which each expert's maxima are taken: of `abs(expert_out)` (`max_abs`, with the first
                 place where it stands), of the same times the router's weight, or the shared expert's gate
-                (`max_abs_weighted`); and over which the positions that choose it are counted
+                (`max_abs_weighted`), and of what a routed one's down projection reads (`max_abs_input`); and over which the
+                positions that choose it are counted
     locations   where each part of each layer's output is wanted: `value` of `expert_out` there, `weight`, `weighted` =
                 their product; `whole`: their sum as the model has it; `mlp_out`: what is added to the stream
 
@@ -114,6 +116,15 @@ class _Maximum:
     at: Location | tuple[None, None, None] = (None, None, None)
     rows: int = 0
     weight: float = 0.0
+    read: float | None = None
+    neuron: int | None = None
+
+    def add_input(self, neurons: torch.Tensor) -> None:
+        """What the down projection reads at some positions, (n, M)."""
+        at = int(neurons.abs().argmax())
+        value = abs(float(neurons.reshape(-1)[at]))
+        if self.read is None or value > self.read:
+            self.read, self.neuron = value, at % neurons.shape[1]
 
     def add(self, sequence: int, rows: torch.Tensor, output: torch.Tensor, weight: torch.Tensor) -> None:
         """Outputs (n, H) with their weights (n,) at the positions `rows`."""
@@ -172,6 +183,7 @@ class _ExpertRecorder:
         index = self._of_module[call.experts]
         if self._ranked:
             self._loads[index].add(call.expert, self._parts[call.rows.cpu().numpy()], call.weight)
+            self._maxima[index, call.expert].add_input(call.neurons)
         self._take(index, EXPERT, call.expert, call.rows, call.output, call.weight)
 
     def tensor(self, key: tuple[int, str], value: torch.Tensor) -> None:
@@ -238,6 +250,7 @@ class _ExpertRecorder:
                 "max_abs_weighted": None if one.value is None else one.weighted,
                 "sequence": sequence, "token": position, "dim": dim, "tokens_routed": one.rows,
                 "mean_weight": one.weight / one.rows if one.rows else None,
+                "max_abs_input": one.read, "neuron": one.neuron,
             })  # fmt: skip
         counts = pl.concat([load.rows(layer) for layer, load in self._loads.items()])
         return Recorded(pl.DataFrame(rows, schema=MAXIMA), counts, pl.DataFrame(self._rows, schema=PARTS))

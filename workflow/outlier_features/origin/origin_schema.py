@@ -106,5 +106,11 @@ ORIGIN_WEIGHTS = Table(
         Column("singular_values", pl.List(pl.Float64), "of W_down: the largest, in order; else null"),
         Column("dim_shares", pl.List(pl.Float64), "of W_down: the traced dim's share of each of their output "
                "directions (its square in the left singular vector); else null", "share"),
+        Column("projection", pl.Float64, "of W_down: mlp_act at the traced token, projected on the first right "
+               "singular vector, signed so that it writes the dim above 0; else null", "activation"),
+        Column("projection_share", pl.Float64, "what it writes to the dim / mlp_down there", "share"),
+        Column("slope", pl.Float64, "of the line through mlp_down of the dim by the projection, over the positions of "
+               "the traced sequence"),
+        Column("r2", pl.Float64, "of that line, R^2"),
     ),
 )  # fmt: skip

@@ -28,7 +28,15 @@ from outlier_features.origin.expert_parts import ROUTED, SHARED, expert_sites
 from outlier_features.origin.extremes import find_extremes
 from outlier_features.origin.lifecycle import lifecycle_rows, shares_of_parts
 from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
-from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spectrum, weight_of, weight_row
+from outlier_features.origin.mlp_weights import (
+    Spectrum,
+    feed,
+    feed_rows,
+    projection_row,
+    spectrum,
+    weight_of,
+    weight_row,
+)
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES, ORIGIN_WEIGHTS
 from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
@@ -190,7 +198,7 @@ class _Tracer:
             rows["origin"] += [{**where, "step": step, **row} for row in ladder]
             rows["origin_neurons"] += [{**where, **row} for row in _feeds(block, tensors_here, target)]
             rows["origin_weights"] += [
-                {"target_dim": target.dim, "layer": layer, **row} for row in self._weights(target.dim, layer)
+                {"target_dim": target.dim, "layer": layer, **row} for row in self._weights(target, layer, tensors_here)
             ]
         return rows
 
@@ -242,7 +250,8 @@ class _Tracer:
     def _absent(self, block: Block) -> dict[str, str]:
         return {**block.absent, **{name: why for name, why in self.unproven.items() if name in block.sites}}
 
-    def _weights(self, dim: int, layer: int) -> Rows:
+    def _weights(self, target: TracedDim, layer: int, tensors: Mapping[str, torch.Tensor]) -> Rows:
+        dim = target.dim
         linears = self.blocks[layer].mlp_linears
         rows = [weight_row(site) for site in linears]
         if linears:
@@ -250,6 +259,8 @@ class _Tracer:
                 self.spectra[layer] = spectrum(weight_of(linears[-1].module))
             found = self.spectra[layer]
             rows[-1] |= {"singular_values": found.values.tolist(), "dim_shares": found.dim_shares[dim].tolist()}
+            if tensors.keys() >= {"mlp_act", "mlp_down"}:
+                rows[-1] |= projection_row(found, tensors["mlp_act"], tensors["mlp_down"], target.position, dim)
         return rows
 
     def _run(

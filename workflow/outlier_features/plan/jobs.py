@@ -50,7 +50,7 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
     passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
     jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
     if config["ablate"]["knock_outs"]:
-        jobs["knock_out"] = 1
+        jobs |= Counter({"knock_out": 1, "rate_triggers": 1})
     if not kept and turned_off(config, "surface") is None:
         jobs["rerun_largest"] = 1
     return jobs

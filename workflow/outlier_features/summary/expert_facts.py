@@ -103,7 +103,12 @@ def _super_expert(row: Part) -> str:
     return (
         f"{capital(_named(row))} writes up to |x| = {number(row['max_abs'])} in dimension {row['dim']} at "
         f"{place(row['sequence'], row['token'], None)}, {number(row['max_abs_weighted'])} after its weight. "
-        f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}."
+        f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}"
+        + (
+            "."
+            if row["max_abs_input"] is None
+            else f"; its down projection reads up to {number(row['max_abs_input'])}, in neuron {row['neuron']}."
+        )
     )
 
 

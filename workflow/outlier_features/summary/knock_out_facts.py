@@ -107,7 +107,7 @@ def _weights(effects: Sequence[Part]) -> Iterator[str]:
         best = min(finite, key=lambda scale: finite[scale])
         (back,) = (row["perplexity"] for row in own if row["value"] == "restored")
         yield (
-            f"{capital(knocked_out(own[0]))} times 0, 1 and 3: perplexity {number(curve[0.0])}, {number(curve[1.0])} "
-            f"and {number(curve[3.0])}, lowest at {number(best)} ({number(finite[best])}); zero, with its largest value on "
-            f"mlp_down put back in each sequence: {number(back)}."
+            f"{capital(knocked_out(own[0]))} times 0, 1 and 3: perplexity {number(curve[0.0])}, "
+            f"{number(curve[1.0])} and {number(curve[3.0])}, lowest at {number(best)} ({number(finite[best])}); zero, "
+            f"with its largest value on mlp_down put back in each sequence: {number(back)}."
         )

@@ -22,7 +22,7 @@ from outlier_features.tokens.tokens import Tokens
 SHOWN = {
     "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "surface", "norms", "gains",
     "sinks", "lifecycle", "origin", "origin_shares", "origin_neurons", "experts", "routing", "expert_load",
-    "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims",
+    "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims", "triggers",
 }  # fmt: skip
 # Of the others the report lists the first rows: one has a row for each sequence and dim.
 MOST_ROWS = 200_000
