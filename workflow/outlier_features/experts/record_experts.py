@@ -83,8 +83,8 @@ def record_experts(
 
     ranked      sequences over which each expert's maxima are taken: of `abs(expert_out)` (`max_abs`, with the first
                 place where it stands), of the same times the router's weight, or the shared expert's gate
-                (`max_abs_weighted`), and of what a routed one's down projection reads (`max_abs_input`); and over which the
-                positions that choose it are counted
+                (`max_abs_weighted`), and of what a routed one's down projection reads (`max_abs_input`); and over which
+                the positions that choose it are counted
     locations   where each part of each layer's output is wanted: `value` of `expert_out` there, `weight`, `weighted` =
                 their product; `whole`: their sum as the model has it; `mlp_out`: what is added to the stream
 
