@@ -90,11 +90,15 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     if len(learned):
         said.append(f"The learned sink, which has no position, is one in {percent(_overall(learned))} of them.")
     if massive is not None:
-        up, after = massive.step_up, massive.step_up + 1
+        up = massive.step_up
+        after = min((layer for layer in rates if layer > up), default=None)
         beside = [f"{percent(rates[layer])} in layer {layer}" for layer in (up, after) if layer in rates]
+        reads = (
+            "no attention reads that" if after is None else f"the attention of layer {after} is the first to read that"
+        )
         said.append(
             f"Dimension {massive.dim}, the largest by rule {massive.rule}, reaches half of its largest |x| on "
-            f"resid_post in layer {up}; the attention of layer {after} is the first to read that."
+            f"resid_post in layer {up}; {reads}."
             + (f" Sink rate of position 0: {', '.join(beside)}." if beside else "")
         )
     else:

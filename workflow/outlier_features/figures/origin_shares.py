@@ -84,7 +84,7 @@ def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:
         )
     for dim, layer in rows.select("target_dim", "layer").unique(maintain_order=True).rows():
         labels[dim] = f"dim {dim}, after layer {layer}"
-    figure.update_layout(barmode="relative", uniformtext={"minsize": 10, "mode": "show"}, margin_l=150)
+    figure.update_layout(barmode="relative", uniformtext={"minsize": 10, "mode": "show"}, margin_l=150, showlegend=True)
     figure.update_yaxes(
         tickvals=list(range(len(dims))), ticktext=[labels[dim] for dim in dims], range=[len(dims) - 0.5, -0.5],
         title_text="traced dimension",
