@@ -1,14 +1,14 @@
 """The figures of knock-outs: sublayers by layer, heads, and super weights by degrees."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample
-from outlier_features.ablate.knock_out_effects import blocks_of, knock_out_effects, knocked_out
+from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
 from outlier_features.figures.style import (
     BLUE,
     GREEN,
@@ -28,7 +28,6 @@ from outlier_features.wording import number, percent
 
 Part = Mapping[str, Any]
 MAX_DIMS = 3
-_LISTING = "those that list massive activations"
 MAX_HEADS = 64  # of a layer
 _KINDS = {
     "attention": ("attention", BLUE, "circle"),
@@ -38,19 +37,27 @@ _KINDS = {
 _DIVERGING = [(0, BLUE), (0.5, "#FFFFFF"), (1, VERMILLION)]
 
 
-def knock_out_figures(knock_outs: pl.DataFrame, dims: pl.DataFrame, results: Part) -> list[Drawing]:
+def knock_out_figures(
+    knock_outs: pl.DataFrame, dims: pl.DataFrame, results: Part, listing_rules: Collection[str]
+) -> list[Drawing]:
     """The three figures.
 
-    results   `knock_outs` of summary.json
+    results         `knock_outs` of summary.json
+    listing_rules   those that list massive activations
     """
     effects = knock_out_effects(knock_outs, dims)
     of_heads = [row for row in effects if row["target"] == "head"]
     of_weights = [row for row in effects if row["target"] == "weight"]
     base = effects[0]
-    return [_sublayers(effects, base, results), _heads(of_heads, results), _scales(of_weights, base, results)]
+    rules = ", ".join(listing_rules) or "none"
+    return [
+        _sublayers(effects, base, results, rules),
+        _heads(of_heads, results, rules),
+        _scales(of_weights, base, results),
+    ]
 
 
-def _sublayers(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
+def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -> Drawing:
     dims = base["massive"][:MAX_DIMS]
     rows = [row for row in effects if row["target"] in _KINDS]
     text = (
@@ -60,8 +67,9 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
         "of that in the unchanged model. Below: perplexity. Lines across: the sublayers of all layers at once. Dashed: "
         "the unchanged model."
     )
-    sites = "attn_out, mixer_out, mlp_out, resid_post"
-    drawing = Drawing("knock-outs", "Without a sublayer", sites, _LISTING, "all", text)
+    off = [SUBLAYERS[kind] for kind in _KINDS if any(row["target"] == kind for row in rows)]
+    sites = ", ".join([*off, "resid_post"])
+    drawing = Drawing("knock-outs", "Without a sublayer", sites, rules, "all", text)
     if not rows:
         return drawing.empty("Nothing is drawn: no sublayer of the model was found.")
     figure = panels([180] * len(dims) + [240], [""])
@@ -119,7 +127,7 @@ def _hover(effect: Part, at: int, dims: Sequence[Part]) -> str:
     )
 
 
-def _heads(effects: Sequence[Part], results: Part) -> Drawing:
+def _heads(effects: Sequence[Part], results: Part, rules: str) -> Drawing:
     tokens = {**results, "tokens": results["head_tokens"]}
     drawing = Drawing(
         "head-map", "Without a head", "attn_heads, resid_post", "those that list massive activations", "all", ""

@@ -108,4 +108,4 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])
     elif analysis == "knock_outs" and "knock_outs" in tables:
-        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
+        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"], listing)
