@@ -46,7 +46,7 @@ def test_sublayers_by_layer(drawings):
     titles = [axis.title.text for axis in figure.select_yaxes()]
     assert titles[:2] == [f"dim {dim} in layer 2<br>share of -{3 * (1000 + dim):,}" for dim in dims]
     across = sorted(shape.y0 for shape in figure.layout.shapes)
-    whole = [math.exp(FAKE.knocked_out_nll(n)) for n in range(3)]
+    whole = [math.exp(FAKE.knocked_out_nll(n)) for n in range(3)]  # the unchanged model, and all of each off
     assert across == pytest.approx(sorted([1.0, 1 / 2, 1 / 3] * 2 + whole))
 
 
