@@ -22,7 +22,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawings(run):
     tables = [pl.read_parquet(run / f"{name}.parquet") for name in ("knock_outs", "knock_out_dims")]
-    return {drawing.name: drawing for drawing in knock_out_figures(*tables, summary(run)["knock_outs"])}
+    return {drawing.name: drawing for drawing in knock_out_figures(*tables, summary(run)["knock_outs"], ["mine"])}
 
 
 def summary(run):
@@ -46,7 +46,7 @@ def test_sublayers_by_layer(drawings):
     titles = [axis.title.text for axis in figure.select_yaxes()]
     assert titles[:2] == [f"dim {dim} in layer 2<br>share of -{3 * (1000 + dim):,}" for dim in dims]
     across = sorted(shape.y0 for shape in figure.layout.shapes)
-    whole = [math.exp(FAKE.knocked_out_nll(n)) for n in range(3)]
+    whole = [math.exp(FAKE.knocked_out_nll(n)) for n in range(3)]  # the unchanged model, and all of each off
     assert across == pytest.approx(sorted([1.0, 1 / 2, 1 / 3] * 2 + whole))
 
 
@@ -72,10 +72,10 @@ def test_a_super_weight_by_degrees(drawings):
 def test_sentences(run):
     (fact,) = [fact for fact in facts_in(summary(run)) if fact.what == "knock-outs"]
     said = " ".join(one.short for one in fact.flat)
-    assert f"Without attention of all {LAYERS} layers: perplexity 9.488 (loss +0.25 nats per token); at the" in said
-    assert "50 % of dimension 7 in layer 2" in said
+    assert f"Without attention of all {LAYERS} layers: perplexity 9.488 (loss +0.25 nats per token); left" in said
+    assert "50 % of dimension 7 (layer 2)" in said
     assert "Of single heads the loss needs most, in nats per token: layer 1 head 1 (+" in said
-    assert "Dimension 7 at their massive tokens set to their mean there" in said
+    assert "Dimension 7 at its massive tokens set to its mean there" in said
     assert "Weight W_down[7, 30] of layer 1 times 0, 1 and 3" in said and "lowest at 0 " in said
     assert "Not tried: attention of layer 0 (it has none)." in said
 
@@ -85,6 +85,6 @@ def test_nothing_to_draw(tmp_path):
     run = FAKE.write(tmp_path / "run")
     names = ("knock_outs", "knock_out_dims")
     rows, dims = (pl.read_parquet(run / f"{name}.parquet").filter(variant=0) for name in names)
-    drawn = knock_out_figures(rows, dims, summary(run)["knock_outs"])
+    drawn = knock_out_figures(rows, dims, summary(run)["knock_outs"], [])
     assert all(drawing.text.startswith("Nothing is drawn") and not drawing.views for drawing in drawn)
     assert summary(FakeRun().write(tmp_path / "other"))["knock_outs"] is None

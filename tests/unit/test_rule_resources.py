@@ -43,6 +43,7 @@ def jobs(tmp_path_factory):
                 "models": [*models],
                 "corpora": ["text"],
                 "extract": {"device": device, "keep_activations": keep},
+                "ablate": {"knock_outs": True},
                 "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
             }
             [planned] = plans({folder: config}, TARGETS)

@@ -9,6 +9,8 @@ from outlier_features.wording import count, some
 
 Row = Mapping[str, Any]
 NAMED = 4
+# By target, the site of what a sublayer adds to the residual stream.
+SUBLAYERS = {"attention": "attn_out", "mixer": "mixer_out", "mlp": "mlp_out"}
 _NOUNS = {"attention": "attention", "mixer": "the mixer", "mlp": "the MLP"}
 
 

@@ -9,13 +9,13 @@ import polars as pl
 import torch
 
 from outlier_features.ablate.ablation_targets import MEAN
+from outlier_features.ablate.knock_out_effects import SUBLAYERS
 from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS
 from outlier_features.ablate.knock_out_targets import (
     MASSIVE,
     MASSIVE_FIRST,
     MASSIVE_LATER,
     RESTORED,
-    SUBLAYERS,
     KnockOut,
     MassiveDim,
     massive_targets,

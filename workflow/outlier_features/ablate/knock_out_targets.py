@@ -9,8 +9,6 @@ import polars as pl
 from outlier_features.ablate.ablation_targets import MEAN, ZERO, largest_and_all
 from outlier_features.tokens.tokens import Array
 
-# By target, the site of what a sublayer adds to the residual stream.
-SUBLAYERS = {"attention": "attn_out", "mixer": "mixer_out", "mlp": "mlp_out"}
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0)  # of figure 6 in Yu et al. 2024, about
 ALL, MASSIVE, MASSIVE_FIRST, MASSIVE_LATER = "all", "massive", "massive_first", "massive_later"
 SCALED, RESTORED = "scaled", "restored"

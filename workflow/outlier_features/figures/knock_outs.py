@@ -1,14 +1,15 @@
 """The figures of knock-outs: sublayers by layer, heads, and super weights by degrees."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample
-from outlier_features.ablate.knock_out_effects import blocks_of, knock_out_effects, knocked_out
+from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
 from outlier_features.figures.style import (
     BLUE,
     GREEN,
@@ -28,7 +29,6 @@ from outlier_features.wording import number, percent
 
 Part = Mapping[str, Any]
 MAX_DIMS = 3
-_LISTING = "those that list massive activations"
 MAX_HEADS = 64  # of a layer
 _KINDS = {
     "attention": ("attention", BLUE, "circle"),
@@ -38,19 +38,27 @@ _KINDS = {
 _DIVERGING = [(0, BLUE), (0.5, "#FFFFFF"), (1, VERMILLION)]
 
 
-def knock_out_figures(knock_outs: pl.DataFrame, dims: pl.DataFrame, results: Part) -> list[Drawing]:
+def knock_out_figures(
+    knock_outs: pl.DataFrame, dims: pl.DataFrame, results: Part, listing_rules: Collection[str]
+) -> list[Drawing]:
     """The three figures.
 
-    results   `knock_outs` of summary.json
+    results         `knock_outs` of summary.json
+    listing_rules   those that list massive activations
     """
     effects = knock_out_effects(knock_outs, dims)
     of_heads = [row for row in effects if row["target"] == "head"]
     of_weights = [row for row in effects if row["target"] == "weight"]
     base = effects[0]
-    return [_sublayers(effects, base, results), _heads(of_heads, results), _scales(of_weights, base, results)]
+    rules = ", ".join(listing_rules) or "none"
+    return [
+        _sublayers(effects, base, results, rules),
+        _heads(of_heads, results, rules),
+        _scales(of_weights, base, results),
+    ]
 
 
-def _sublayers(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
+def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -> Drawing:
     dims = base["massive"][:MAX_DIMS]
     rows = [row for row in effects if row["target"] in _KINDS]
     text = (
@@ -60,44 +68,57 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
         "of that in the unchanged model. Below: perplexity. Lines across: the sublayers of all layers at once. Dashed: "
         "the unchanged model."
     )
-    sites = "attn_out, mixer_out, mlp_out, resid_post"
-    drawing = Drawing("knock-outs", "Without a sublayer", sites, _LISTING, "all", text)
+    off = [SUBLAYERS[kind] for kind in _KINDS if any(row["target"] == kind for row in rows)]
+    sites = ", ".join([*off, "resid_post"])
+    drawing = Drawing("knock-outs", "Without a sublayer", sites, rules, "all", text)
     if not rows:
         return drawing.empty("Nothing is drawn: no sublayer of the model was found.")
     figure = panels([180] * len(dims) + [240], [""])
+    single = [row for row in rows if len(blocks_of(row)) == 1]
     for kind, (name, colour, symbol) in _KINDS.items():
-        single = [row for row in rows if row["target"] == kind and len(blocks_of(row)) == 1]
-        every = [row for row in rows if row["target"] == kind and len(blocks_of(row)) > 1]
-        for at in range(len(dims) + 1):
-            place: dict[str, Any] = {"row": at + 1, "col": 1}
-            if single:
-                figure.add_scatter(
-                    x=[blocks_of(row)[0] for row in single], y=[_value(row, at, dims) for row in single], name=name,
-                    legendgroup=kind, showlegend=at == 0, mode="lines+markers", line={"color": colour, "width": 1.5},
-                    marker={"symbol": symbol, "size": 7, "line": {"color": INK, "width": 0.5}},
-                    customdata=[_hover(row, at, dims) for row in single],
-                    hovertemplate="%{customdata}<extra></extra>", **place,
-                )  # fmt: skip
-            for row in every:
-                if (value := _value(row, at, dims)) is not None:
-                    figure.add_hline(y=value, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
-                    figure.add_annotation(
-                        text=f"all {name}", x=1, xref="x domain", xanchor="right", yshift=7, showarrow=False,
-                        y=math.log10(value) if at == len(dims) else value,
-                        font={"size": 10, "color": colour}, **place,
-                    )  # fmt: skip
+        own = [row for row in single if row["target"] == kind]
+        for at in range(len(dims) + 1) if own else ():
+            figure.add_scatter(
+                x=[blocks_of(row)[0] for row in own], y=[_value(row, at, dims) for row in own], name=name,
+                legendgroup=kind, showlegend=at == 0, mode="lines+markers", line={"color": colour, "width": 1.5},
+                marker={"symbol": symbol, "size": 7, "line": {"color": INK, "width": 0.5}},
+                customdata=[_hover(row, at, dims) for row in own],
+                hovertemplate="%{customdata}<extra></extra>", row=at + 1, col=1,
+            )  # fmt: skip
+    last = len(dims)
+    perplexities = [row["perplexity"] for row in (*single, base) if row["perplexity"] is not None]
+    top = 30 * max(perplexities, default=1.0)  # all sublayers off may be many decades above
+    for row in rows:
+        for at in range(last + 1) if len(blocks_of(row)) > 1 else ():
+            _add_line(figure, row, at, _value(row, at, dims), top if at == last else None)
     for at, dim in enumerate(dims):
         title = f"dim {dim['dim']} in layer {dim['layer']}<br>share of {number(dim['unchanged_mean'])}"
         figure.update_yaxes(title_text=title, tickformat=".0%", zeroline=True, zerolinecolor=GREY, row=at + 1, col=1)
-        figure.add_hline(y=1, line={"color": INK, "dash": "dash", "width": 1}, row=at + 1, col=1)
-    last = len(dims) + 1
-    perplexities = [row["perplexity"] for row in (*rows, base) if row["perplexity"] is not None]
-    figure.update_yaxes(title_text="perplexity", row=last, col=1, **log_axis(*decades(perplexities)))
-    if base["perplexity"] is not None:
-        figure.add_hline(y=base["perplexity"], line={"color": INK, "dash": "dash", "width": 1}, row=last, col=1)
+    figure.update_yaxes(title_text="perplexity", row=last + 1, col=1, **log_axis(*decades([*perplexities, top])))
+    figure.update_yaxes(range=[math.log10(min(perplexities, default=1.0)) - 0.3, math.log10(top)], row=last + 1, col=1)
+    for at, value in enumerate([*(1.0 for _ in dims), base["perplexity"]]):
+        if value is not None:
+            figure.add_hline(y=value, line={"color": INK, "dash": "dash", "width": 1}, row=at + 1, col=1)
     figure.update_layout(legend={"y": above(figure)}, margin_l=112)
-    set_layer_axis(figure, max(layer for row in rows for layer in blocks_of(row)), last)
+    set_layer_axis(figure, max(layer for row in rows for layer in blocks_of(row)), last + 1)
     return replace(drawing, views={"all": figure}, data=_flat([base, *rows]))
+
+
+def _add_line(figure: go.Figure, effect: Part, at: int, value: float | None, top: float | None) -> None:
+    """A line across a panel for the sublayers of all layers; above `top`, on a logarithmic axis, its value alone."""
+    name, colour, _ = _KINDS[effect["target"]]
+    # Lines may lie on one another: each kind has a place for its name.
+    anchor, x = {"attention": ("right", 0.99), "mixer": ("center", 0.5), "mlp": ("left", 0.01)}[effect["target"]]
+    place: dict[str, Any] = {"row": at + 1, "col": 1}
+    text: dict[str, Any] = {
+        "x": x, "xref": "x domain", "xanchor": anchor, "showarrow": False, "font": {"size": 10, "color": colour},
+    }  # fmt: skip
+    if value is None or (top and value > top / 2):
+        found = "not finite" if value is None else number(value)
+        figure.add_annotation(text=f"all {name}: {found}", y=1, yref="y domain", yanchor="top", **text, **place)
+        return
+    figure.add_hline(y=value, line={"color": colour, "width": 1.5, "dash": "dot"}, **place)
+    figure.add_annotation(text=f"all {name}", y=math.log10(value) if top else value, yshift=7, **text, **place)
 
 
 def _value(effect: Part, at: int, dims: Sequence[Part]) -> float | None:
@@ -119,11 +140,9 @@ def _hover(effect: Part, at: int, dims: Sequence[Part]) -> str:
     )
 
 
-def _heads(effects: Sequence[Part], results: Part) -> Drawing:
+def _heads(effects: Sequence[Part], results: Part, rules: str) -> Drawing:
     tokens = {**results, "tokens": results["head_tokens"]}
-    drawing = Drawing(
-        "head-map", "Without a head", "attn_heads, resid_post", "those that list massive activations", "all", ""
-    )
+    drawing = Drawing("head-map", "Without a head", "attn_heads, resid_post", rules, "all", "")
     if not effects:
         return drawing.empty("Nothing is drawn: how many heads there are was not found.")
     text = (

@@ -118,4 +118,4 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "expert_ablation" and "expert_ablation" in tables and summary["expert_ablation"]["effects"]:
         yield expert_ablation(summary["expert_ablation"])
     elif analysis == "knock_outs" and "knock_outs" in tables:
-        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
+        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"], listing)

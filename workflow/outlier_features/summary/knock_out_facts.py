@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample
-from outlier_features.ablate.knock_out_effects import blocks_of, knock_out_effects, knocked_out
+from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
 from outlier_features.wording import capital, layers, listing, number, percent
@@ -14,9 +14,9 @@ from outlier_features.wording import capital, layers, listing, number, percent
 Part = Mapping[str, Any]
 TOP = 3  # heads, and blocks of a kind, that are named
 _POSITIONS = {
-    "massive": "at their massive tokens",
-    "massive_first": "at those of their massive tokens that are first or special",
-    "massive_later": "at their later massive tokens",
+    "massive": "at {} massive tokens",
+    "massive_first": "at those of {} massive tokens that are first or special",
+    "massive_later": "at {} later massive tokens",
 }
 
 
@@ -28,7 +28,7 @@ def knock_outs_summary(knock_outs: pl.DataFrame, dims: pl.DataFrame, facts: Part
     effects = knock_out_effects(knock_outs, dims)
     told, blocks = [], dict[str, list[dict[str, Any]]]()
     for effect in effects:
-        alone = effect["target"] in ("attention", "mixer", "mlp") and len(blocks_of(effect)) == 1
+        alone = effect["target"] in SUBLAYERS and len(blocks_of(effect)) == 1
         if alone or effect["target"] == "head":
             blocks.setdefault(effect["target"], []).append(effect)
         else:
@@ -47,7 +47,7 @@ def knock_out_facts(results: Part) -> Iterator[Fact]:
         f"With parts of it off, over the {ablation_sample(results)}: the unchanged model has perplexity "
         f"{number(base['perplexity'])}."
     )
-    parts = [*map(_whole, _of(results, "attention", "mixer", "mlp")), *_largest(results["largest"])]
+    parts = [*map(_whole, _of(results, *SUBLAYERS)), *_largest(results["largest"])]
     parts += [*map(_massive, _of(results, "massive_tokens")), *_weights(_of(results, "weight"))]
     for target, reasons in results["not_tried"].items():
         parts += [f"Not tried: {target} of {layers(its)} ({visible(why)})." for why, its in reasons.items()]
@@ -74,8 +74,8 @@ def _left(effect: Part) -> str:
     known = [dim for dim in effect["massive"] if dim["share"] is not None]
     if not known:
         return ""
-    each = [f"{percent(dim['share'])} of dimension {dim['dim']} in layer {dim['layer']}" for dim in known[:TOP]]
-    return f"; at the massive tokens {listing(each)} is left"
+    each = [f"{percent(dim['share'])} of dimension {dim['dim']} (layer {dim['layer']})" for dim in known[:TOP]]
+    return f"; left at the massive tokens: {listing(each)}"
 
 
 def _largest(largest: Mapping[str, Sequence[Part]]) -> Iterator[str]:
@@ -93,8 +93,10 @@ def _place(effect: Part) -> str:
 
 
 def _massive(effect: Part) -> str:
-    name = f"{capital(knocked_out(effect))} {_POSITIONS[effect['positions']]}"
-    return f"{name} set to {'zero' if effect['value'] == 'zero' else 'their mean there'}: {_outcome(effect)}."
+    whose = "their" if "+" in effect["dims"] else "its"
+    where = _POSITIONS[effect["positions"]].format(whose)
+    value = "zero" if effect["value"] == "zero" else f"{whose} mean there"
+    return f"{capital(knocked_out(effect))} {where} set to {value}: {_outcome(effect)}."
 
 
 def _weights(effects: Sequence[Part]) -> Iterator[str]:
