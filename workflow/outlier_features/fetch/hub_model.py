@@ -1,6 +1,8 @@
 """A model from the hub, in the hub library's ordinary cache."""
 
 import glob
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
@@ -9,7 +11,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationErro
 from outlier_features.errors import InputError
 from outlier_features.fetch.card import README
 from outlier_features.fetch.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
-from outlier_features.model.model_files import Format, model_files
+from outlier_features.model.model_files import Format, model_files, require_inside
 
 
 def fetch_snapshot(
@@ -58,6 +60,19 @@ def fetch_file(repo: Repo, name: str) -> tuple[Path, str]:
         raise InputError(f"path: {name!r} was not found, {_where(repo)} has {found}")
     with talking_to_hub(repo):
         return Path(hf_hub_download(repo.name, name, revision=commit)), commit
+
+
+def fetch_matching(repo: Repo, patterns: Sequence[str]) -> tuple[Path, str, list[str]]:
+    """The snapshot's directory, its commit, and the names of the files at its top that match one of `patterns`.
+
+    Raises `InputError`.
+    """
+    commit, names = _listing(repo)
+    wanted = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
+    require_inside(wanted, _where(repo))
+    with talking_to_hub(repo):
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=[glob.escape(name) for name in wanted])
+    return Path(folder), commit, wanted
 
 
 def _listing(repo: Repo) -> tuple[str, list[str]]:
