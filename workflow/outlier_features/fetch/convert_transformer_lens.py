@@ -1,7 +1,7 @@
 """A checkpoint in TransformerLens' own format as a GPT-2 of transformers, which computes the same.
 
-Such a checkpoint has one matrix a head, (n_heads, d_model, d_head), all of them facing right (x @ W), separate embedding
-and unembedding, learned positions, and the tokenizer in a repository of its own.
+Such a checkpoint has a matrix a head, (n_heads, d_model, d_head), all facing right (x @ W), separate embedding and
+unembedding, learned positions, and its tokenizer in a repository of its own.
 """
 
 import shutil
@@ -104,13 +104,11 @@ def _complete(given: Mapping[str, Tensor], sizes: Mapping[str, int], checkpoint:
         last = name.rsplit(".", 1)[1]
         if name in given and tuple(given[name].shape) != shape:
             raise InputError(
-                f"transformer_lens: {name} in {checkpoint} is of shape {list(given[name].shape)}, expected {list(shape)} "
-                f"by its {_CONFIG}"
+                f"transformer_lens: {name} in {checkpoint} is of shape {list(given[name].shape)}, expected "
+                f"{list(shape)} by its {_CONFIG}"
             )
         if name not in given and last.startswith("W_"):
-            raise InputError(
-                f"transformer_lens: {checkpoint} lacks {name}, expected every weight matrix of its {_CONFIG}"
-            )
+            raise InputError(f"transformer_lens: {checkpoint} lacks {name}, expected every matrix of its {_CONFIG}")
         weights[name] = given.get(name, torch.ones(shape) if last == "w" else torch.zeros(shape))
     return weights
 

@@ -17,8 +17,8 @@ def read_catalog(path: Path) -> dict[str, Any]:
 def with_catalog(config: Mapping[str, Any], shipped: Mapping[str, Any]) -> dict[str, Any]:
     """`config` with the `shipped` entries beside those of its own catalog.
 
-    An own entry that names a source replaces the shipped one of its name; another changes keys of it. What is no catalog
-    is left as it is, for the schema to refuse.
+    An own entry that names a source replaces the shipped one of its name; another changes keys of it. What is no
+    catalog is left as it is, for the schema to refuse.
     """
     own = config.get("catalog") or {}
     if not isinstance(own, Mapping):
