@@ -61,6 +61,7 @@ format: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/on_paper.py --write
 
 # docs/architectures.md: a run on every type of model that transformers has; half an hour of two cores.
 docs-types: $(VENV)/installed
@@ -72,6 +73,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/ablations.py
 	$(BIN)/python benchmarks/waiting.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/layerwise.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'

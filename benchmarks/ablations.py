@@ -44,7 +44,7 @@ class Run:
         self.sites, self.sequences = provenance["sites"], provenance["sequences"]
         self.loading: dict[str, Any] = {
             "dtype": provenance["dtype"], "device": "cpu", "attention": provenance["attention"], "threads": 1,
-            "trust_remote_code": False, "part": provenance["part"],
+            "trust_remote_code": False, "part": provenance["part"], "placement": "one",
         }  # fmt: skip
 
     def extract(self) -> None:

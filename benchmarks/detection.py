@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from outlier_features.detect.dense_rows import DenseRows, groups_of
-from outlier_features.detect.detect_outliers import TableWriter, hits_frame, scaled_frame
+from outlier_features.detect.detection import hits_frame, scaled_frame
 from outlier_features.detect.hits_schema import HITS, SCALED_HITS
+from outlier_features.files.table_writer import TableWriter
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
 from outlier_features.scan.scales import Scale
 from outlier_features.scan.scan import Hits, pilot_means, scan

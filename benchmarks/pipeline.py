@@ -1,10 +1,12 @@
-"""The default run's tables against one bare forward pass over the same tokens: the ratio of wall times in one run.
+"""The default run against one bare forward pass over the same tokens: the ratios of wall times in one run.
 
-The model is fetched and compiled code warm before anything is timed. The bare pass is a process that imports, loads the
-model and runs AutoModelForCausalLM once over the run's tokens.
+In turn: the bare pass; the tables with every follow-up analysis off, activations kept or counted in the passes; and all
+of the default run. The model is fetched and compiled code warm before anything is timed. The bare pass is a process
+that imports, loads the model and runs AutoModelForCausalLM once over the run's tokens.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -36,23 +38,39 @@ def seconds(command: list[str], folder: Path) -> float:
     return time.perf_counter() - start
 
 
+SKIP = ["surface", "norms", "origin", "experts", "attention_maps", "super_weights", "ablation"]
+WAYS = {
+    "tables, follow-ups off": ("tables", {"skip": SKIP}),
+    "the same in the passes": ("tables", {"skip": SKIP, "extract": {"keep_activations": False}}),
+    "whole default run": ("all", {}),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    tables = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "tables"]
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seconds(tables, folder)
-        ratios = []
+        commands = {}
+        for number, (way, (target, config)) in enumerate(WAYS.items()):
+            overlay = folder / f"{number}.yaml"
+            overlay.write_text(json.dumps(config))
+            commands[way] = [*snakemake, target, "--configfile", overlay.name]
+        seconds(commands["whole default run"], folder)
+        ratios: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(arguments.repetitions):
             bare = seconds([sys.executable, "-c", BARE], folder)
-            for made in ("results", ".snakemake", "resources/corpora"):
-                shutil.rmtree(folder / made)
-            ours = seconds(tables, folder)
-            ratios.append(ours / bare)
-            print(f"tables {ours:6.1f} s   bare forward pass {bare:6.1f} s   ratio {ours / bare:.2f}", flush=True)
-        print(f"median ratio {statistics.median(ratios):.2f}")
+            print(f"{'bare forward pass':24} {bare:6.1f} s", flush=True)
+            for way, command in commands.items():
+                for made in ("results", ".snakemake", "resources/corpora"):
+                    shutil.rmtree(folder / made)
+                ours = seconds(command, folder)
+                ratios[way].append(ours / bare)
+                print(f"{way:24} {ours:6.1f} s   ratio {ours / bare:5.2f}", flush=True)
+        for way, found in ratios.items():
+            print(f"{way:24} median ratio {statistics.median(found):5.2f}")
 
 
 if __name__ == "__main__":

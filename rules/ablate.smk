@@ -15,8 +15,8 @@ rule find_super_weights:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(60),
+        gpu=model_gpus,
     params:
         length=CONFIG["ablate"]["tokens"],
         rule=SUPER_WEIGHT,
@@ -47,8 +47,8 @@ rule ablate_dims:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(120),
+        gpu=model_gpus,
     params:
         sequences=CONFIG["ablate"]["sequences"],
         length=CONFIG["ablate"]["tokens"],

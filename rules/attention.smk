@@ -15,8 +15,8 @@ rule map_attention:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(60),
+        gpu=model_gpus,
     params:
         **CONFIG["attention_maps"],
         loading=loading,

@@ -1,15 +1,17 @@
-import json
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
 from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
-from outlier_features.dump.dumps import Dump, dump_files
+from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
+from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
     fetched_name,
@@ -19,7 +21,6 @@ from outlier_features.run.config import (
     turned_off,
 )
 from outlier_features.run.config_files import require_config_file
-from outlier_features.run.failure import failure_line, missing_lines
 from outlier_features.run.recovery import begin_run, require_working_directory
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
@@ -60,19 +61,34 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
+NOTHING = "(?!)"  # matches no wildcard
 RESULTS = CONFIG["results"]
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
     {*CONFIG["sites"], *(site for dump in DUMPS.values() for site in dump.sites)}
 )
-# Of a job that runs a model: `auto` takes a GPU where there is one, and on a cluster a job sees only what it asked for.
-GPUS = int(CONFIG["extract"]["device"] in ("auto", "cuda"))
 TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
+# Text corpora of which activations are kept, and those of which they are counted as they leave the model: all or none.
+KEPT_CORPORA, UNKEPT_CORPORA = (
+    (TEXT_CORPORA, NOTHING)
+    if CONFIG["extract"]["keep_activations"]
+    else (NOTHING, TEXT_CORPORA)
+)
+# What detection writes of a chunk.
+DETECTION = {
+    **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
+    "scaled_hits": f"{RUN}/scaled_hits/{{chunk}}.parquet",
+    "counted_pairs": f"{RUN}/counted_pairs/{{chunk}}.parquet",
+    "counted_positions": f"{RUN}/counted_positions/{{chunk}}.parquet",
+    "statistics": f"{RUN}/statistics/{{chunk}}.safetensors",
+}
+FLOORS = {site: CONFIG["detect"]["floors"][site] for site in SITES}
 
 
 # Of a job that runs a model or reads activations on a cluster, where --cores says nothing.
 CLUSTER_THREADS = 4
+UNKNOWN_MB = 4000  # of a model that is not there yet
 
 
 def threads_of(section):
@@ -96,38 +112,61 @@ def off(analysis):
     return turned_off(CONFIG, analysis)
 
 
+def sites_of(model):
+    """Sites of a model's runs: of a dump those that its keys name."""
+    return sorted(DUMPS[model].sites if model in DUMPS else CONFIG["sites"])
+
+
 def sites(wildcards):
-    """Sites of a run: of a dump those that its keys name."""
-    return sorted(
-        DUMPS[wildcards.model].sites if wildcards.model in DUMPS else CONFIG["sites"]
-    )
+    return sites_of(wildcards.model)
 
 
 def sample(wildcards):
     return CONFIG["catalog"]["corpora"][wildcards.corpus]["sample"]
 
 
-def ranges(wildcards):
-    """First sequence and one past the last of each chunk of a run, in order; known before anything runs."""
-    if wildcards.model in DUMPS:
-        return [(part.start, part.stop) for part in DUMPS[wildcards.model].chunks()]
-    count, size = sample(wildcards)["sequences"], CONFIG["extract"]["chunk_sequences"]
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+@cache
+def chunk_ranges(model, corpus):
+    """By name of each chunk of a run, `first-last` sequence, its first sequence and one past its last; in order, and
+    known before anything runs."""
+    if model in DUMPS:
+        found = [(part.start, part.stop) for part in DUMPS[model].chunks()]
+    else:
+        count = CONFIG["catalog"]["corpora"][corpus]["sample"]["sequences"]
+        size = CONFIG["extract"]["chunk_sequences"]
+        found = [(start, min(start + size, count)) for start in range(0, count, size)]
+    width = len(str(found[-1][1] - 1))
+    return {
+        f"{first:0{width}}-{stop - 1:0{width}}": (first, stop) for first, stop in found
+    }
 
 
 def chunks(wildcards):
-    """Names of a run's chunks, `first-last` sequence, in order."""
-    found = ranges(wildcards)
-    width = len(str(found[-1][1] - 1))
-    return [f"{first:0{width}}-{last - 1:0{width}}" for first, last in found]
+    """Names of a run's chunks, in order."""
+    return [*chunk_ranges(wildcards.model, wildcards.corpus)]
+
+
+def chunk_range(wildcards):
+    """First sequence of a chunk and one past its last."""
+    return chunk_ranges(wildcards.model, wildcards.corpus)[wildcards.chunk]
+
+
+def first_chunk(wildcards):
+    """The name of a run's first chunk."""
+    return next(iter(chunk_ranges(wildcards.model, wildcards.corpus)))
+
+
+def first_stop(wildcards):
+    """One past the last sequence of a run's first chunk."""
+    return chunk_ranges(wildcards.model, wildcards.corpus)[first_chunk(wildcards)][1]
 
 
 def dump_range(wildcards):
     """Where in a dump a chunk lies; None for other runs."""
     if wildcards.model not in DUMPS:
         return None
-    index = chunks(wildcards).index(wildcards.chunk)
-    return vars(DUMPS[wildcards.model].chunks()[index])
+    start, stop = chunk_range(wildcards)
+    return vars(DumpRange(DUMPS[wildcards.model].source, start, stop))
 
 
 def whole_dump(wildcards):
@@ -163,7 +202,12 @@ def first_activations(wildcards):
     """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
         return DUMPS[wildcards.model].files_of(0, 1)
-    return f"{RUN}/activations/{chunks(wildcards)[0]}.safetensors"
+    return f"{RUN}/activations/{first_chunk(wildcards)}.safetensors"
+
+
+def first_losses(wildcards):
+    """The losses of a run's first chunk, with which the norms of its model lie."""
+    return f"{RUN}/losses/{first_chunk(wildcards)}.safetensors"
 
 
 def of_chunks(pattern):
@@ -182,18 +226,27 @@ def hits(wildcards):
     }
 
 
+COUNTED_AT = counted_at(CONFIG["rules"])
+
+
+@cache
+def scaled_of(model):
+    return scaled_at(CONFIG["rules"], sites_of(model))
+
+
+def statistics_of(wildcards):
+    """The statistics of a chunk, which an earlier run may have left."""
+    return Path(f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards))
+
+
 def counted(wildcards):
     """Where a chunk's hits are too many to be listed, they are counted for the rules; what was counted may serve."""
-    wanted = counted_at(CONFIG["rules"])
-    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
-    return serving(wanted, Path(statistics))
+    return serving(COUNTED_AT, statistics_of(wildcards))
 
 
 def scaled(wildcards):
     """By site of a run and scale, from where on scaled values are listed; what was listed may serve."""
-    wanted = scaled_at(CONFIG["rules"], sites(wildcards))
-    statistics = f"{RUN}/statistics/{{chunk}}.safetensors".format(**wildcards)
-    return serving_scales(wanted, Path(statistics))
+    return serving_scales(scaled_of(wildcards.model), statistics_of(wildcards))
 
 
 def located_sites(wildcards):
@@ -226,7 +279,7 @@ def loading(wildcards):
     """How a model is loaded: as its catalog entry says, else as `extract` does."""
     own = {
         key: of_model(key)(wildcards)
-        for key in ("dtype", "attention", "trust_remote_code", "part")
+        for key in ("dtype", "attention", "placement", "trust_remote_code", "part")
     }
     return own | {key: CONFIG["extract"][key] for key in ("device", "threads")}
 
@@ -275,7 +328,8 @@ def tables_of(model, corpus):
     """The tables of a run by name."""
     names = RUN_TABLES + (DUMP_TABLES[model] if model in DUMPS else MODEL_TABLES)
     files = {name: f"{name}.parquet" for name in names}
-    if LOCATION and (model in DUMPS or LOCATION["sites"]):
+    kept = CONFIG["extract"]["keep_activations"]  # exact quartiles take a second look
+    if LOCATION and (model in DUMPS or (LOCATION["sites"] and kept)):
         files["locations"] = "locations.json"
     return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
 
@@ -333,12 +387,19 @@ def of_model_runs(pattern):
 def begin():
     try:
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
+        if LOCATION and LOCATION["sites"] and not CONFIG["extract"]["keep_activations"]:
+            print(
+                "locations are counted in dumps alone, since extract.keep_activations is false",
+                file=sys.stderr,
+            )
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def outcome():
     """What runs are missing, and where the end product is."""
+    from outlier_features.run.failure import missing_lines
+
     made = {job.rule.name for job in workflow.dag.jobs}
     for job in workflow.dag.jobs:
         if job.rule.name == "summarize_run":
@@ -353,6 +414,8 @@ def outcome():
 
 def print_failures():
     """A line on stderr for each job that failed."""
+    from outlier_features.run.failure import failure_line
+
     for failed in getattr(workflow.scheduler, "failed", ()):
         for job in failed if failed.is_group() else [failed]:
             print(failure_line(job.rule.name, job.log, START), file=sys.stderr)
@@ -368,7 +431,8 @@ def local_files(source):
         return source["files"]
     folder = Path(source["path"])
     if folder.is_file():
-        return [str(folder)]
+        parts = [folder.with_name(name) for name in parts_of(folder.name)]
+        return [str(part) for part in parts if part.is_file()]
     return sorted(
         str(path)
         for path in folder.glob("*")
@@ -378,15 +442,36 @@ def local_files(source):
     )
 
 
+def weights_of(wildcards, source):
+    """The placement of a model and its weights; None for these where they are not there yet."""
+    told = loading(wildcards)
+    return told["placement"], stored_weights(Path(source), told["dtype"])
+
+
 def model_mb(wildcards, input, attempt):
-    """Memory for the weights (the size of their files, twice: bfloat16 may be widened) and a batch of activations."""
-    try:
-        files = json.loads(Path(input.source).read_text())["files"]
-        weights = sum(
-            file["bytes"]
-            for name, file in files.items()
-            if name.endswith(".safetensors")
+    """Memory for the weights and a batch of activations."""
+    placement, weights = weights_of(wildcards, input.source)
+    return attempt * (
+        need_of(placement, weights).memory // 10**6 + 1 if weights else UNKNOWN_MB
+    )
+
+
+def model_minutes(least):
+    """Time for a job that runs a model: so many minutes, and those that it may take to read the weights."""
+
+    def minutes(wildcards, input, attempt):
+        placement, weights = weights_of(wildcards, input.source)
+        return attempt * (
+            least + (minutes_to_read(placement, weights) if weights else 0)
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        weights = 0  # not there yet, or damaged, as the job will say
-    return (4000 + 2 * weights // 10**6) * attempt
+
+    return minutes
+
+
+def model_gpus(wildcards, input, attempt):
+    """GPUs: `device: auto` takes one where there is one, and on a cluster a job sees only what it asked for."""
+    if CONFIG["extract"]["device"] not in ("auto", "cuda"):
+        return 0
+    placement, weights = weights_of(wildcards, input.source)
+    asked = need_of(placement, weights).gpus if weights else 1 + (placement == "spread")
+    return asked * attempt if asked > 1 else asked

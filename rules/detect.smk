@@ -4,21 +4,19 @@ rule detect_outliers:
         first_chunk=first_activations,
         tokens=f"{RUN}/tokens.safetensors",
     output:
-        **{site: f"{RUN}/hits/{site}/{{chunk}}.parquet" for site in SITES},
-        scaled_hits=f"{RUN}/scaled_hits/{{chunk}}.parquet",
-        counted_pairs=f"{RUN}/counted_pairs/{{chunk}}.parquet",
-        counted_positions=f"{RUN}/counted_positions/{{chunk}}.parquet",
-        statistics=f"{RUN}/statistics/{{chunk}}.safetensors",
+        **DETECTION,
     log:
         f"{RESULTS}/logs/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/detect_outliers/{{model}}/{{corpus}}/{{chunk}}.tsv"
+    wildcard_constraints:
+        corpus=f"{DUMP}|{KEPT_CORPORA}",
     threads: threads_of("detect")
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        floors={site: CONFIG["detect"]["floors"][site] for site in SITES},
+        floors=FLOORS,
         dump=dump_range,
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,
@@ -29,6 +27,43 @@ rule detect_outliers:
         "Detect outliers of {wildcards.model} in sequences {wildcards.chunk} of {wildcards.corpus}"
     script:
         "../scripts/detect_outliers.py"
+
+
+rule detect_in_passes:
+    input:
+        source=model_source,
+        tokens=f"{RUN}/tokens.safetensors",
+    output:
+        **DETECTION,
+        losses=f"{RUN}/losses/{{chunk}}.safetensors",
+    log:
+        f"{RESULTS}/logs/detect_in_passes/{{model}}/{{corpus}}/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/detect_in_passes/{{model}}/{{corpus}}/{{chunk}}.tsv"
+    wildcard_constraints:
+        corpus=UNKEPT_CORPORA,
+    threads: threads_of("extract")
+    resources:
+        mem_mb=model_mb,
+        runtime=model_minutes(120),
+        gpu=model_gpus,
+    params:
+        start=lambda wildcards: chunk_range(wildcards)[0],
+        stop=lambda wildcards: chunk_range(wildcards)[1],
+        first_stop=first_stop,
+        sites=sites,
+        loading=loading,
+        batch_size=CONFIG["extract"]["batch_size"],
+        sample=sample,
+        floors=FLOORS,
+        max_density=CONFIG["detect"]["max_density"],
+        counted=counted,
+        scaled=scaled,
+        code=code_version("detect_in_passes"),
+    message:
+        "Run {wildcards.model} on sequences {wildcards.chunk} of {wildcards.corpus} and detect outliers in its passes"
+    script:
+        "../scripts/detect_in_passes.py"
 
 
 rule summarize_layers:

@@ -17,8 +17,8 @@ rule rank_experts:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(60),
+        gpu=model_gpus,
     params:
         sequences=CONFIG["experts"]["sequences"],
         rule=SUPER_EXPERT,

@@ -3,26 +3,22 @@ rule extract_activations:
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
     output:
-        activations=(
-            f"{RUN}/activations/{{chunk}}.safetensors"
-            if CONFIG["extract"]["keep_activations"]
-            else temp(f"{RUN}/activations/{{chunk}}.safetensors")
-        ),
+        activations=f"{RUN}/activations/{{chunk}}.safetensors",
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/extract_activations/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/extract_activations/{{model}}/{{corpus}}/{{chunk}}.tsv"
     wildcard_constraints:
-        corpus=TEXT_CORPORA,
+        corpus=KEPT_CORPORA,
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(120),
+        gpu=model_gpus,
     params:
-        start=lambda wildcards: int(wildcards.chunk.split("-")[0]),
-        stop=lambda wildcards: int(wildcards.chunk.split("-")[1]) + 1,
+        start=lambda wildcards: chunk_range(wildcards)[0],
+        stop=lambda wildcards: chunk_range(wildcards)[1],
         sites=sites,
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],

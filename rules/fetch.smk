@@ -17,7 +17,15 @@ rule fetch_model:
             key: value
             for key, value in fetched_source(wildcards).items()
             if key
-            not in ("dtype", "attention", "part", "first_token", "labels", "gains")
+            not in (
+                "dtype",
+                "attention",
+                "placement",
+                "part",
+                "first_token",
+                "labels",
+                "gains",
+            )
         },
     message:
         "Fetch model {wildcards.model}"

@@ -1,6 +1,6 @@
 rule check_norms:
     input:
-        source=model_source,
+        losses=first_losses,
         dims=f"{RUN}/dims.parquet",
     output:
         norms=f"{RUN}/norms.parquet",
@@ -11,13 +11,10 @@ rule check_norms:
         f"{RESULTS}/benchmarks/check_norms/{{model}}/{{corpus}}.tsv"
     wildcard_constraints:
         corpus=TEXT_CORPORA,
-    threads: 1
     resources:
-        mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 30 * attempt,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        trust_remote_code=of_model("trust_remote_code"),
-        part=of_model("part"),
         off=off("norms"),
         code=code_version("check_norms"),
     message:

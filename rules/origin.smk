@@ -20,8 +20,8 @@ rule trace_origin:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 120 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(120),
+        gpu=model_gpus,
     params:
         dims=CONFIG["trace_origin"]["dims"],
         max_dims=CONFIG["trace_origin"]["max_dims"],

@@ -14,8 +14,8 @@ rule rerun_largest:
     threads: threads_of("extract")
     resources:
         mem_mb=model_mb,
-        runtime=lambda wildcards, attempt: 60 * attempt,
-        gpu=GPUS,
+        runtime=model_minutes(60),
+        gpu=model_gpus,
     params:
         loading=loading,
         off=off("surface"),

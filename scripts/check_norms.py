@@ -9,11 +9,8 @@ with stage(snakemake.log[0]):
         check_norms, "norms", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=snakemake.params.off
     )
     run(
-        source=Path(snakemake.input.source),
+        losses=Path(snakemake.input.losses),
         dims=Path(snakemake.input.dims),
         norms=Path(snakemake.output.norms),
         gains=Path(snakemake.output.gains),
-        threads=snakemake.threads,
-        trust_remote_code=snakemake.params.trust_remote_code,
-        part=snakemake.params.part,
     )

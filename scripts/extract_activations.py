@@ -17,4 +17,5 @@ with stage(snakemake.log[0]):
         batch_size=params.batch_size,
         **loading_of(snakemake),
         sample=params.sample,
+        log=Path(snakemake.log[0]),
     )

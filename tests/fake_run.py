@@ -119,6 +119,7 @@ class FakeRun:
     experts: int = 0
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
+    quantized: dict[str, object] | None = None
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -157,8 +158,8 @@ class FakeRun:
             "tokens_sha256": tokens_digest(arrays["tokens"], arrays["special"], arrays["mask"]),
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
-            "threads": [2], "architecture": "toy", "parameters": 1234567, "vocab_size": 100,
-            "torch": "2", "transformers": "5",
+            "threads": [2], "placement": "one", "quantized": self.quantized, "architecture": "toy",
+            "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
             "rules": RULES, "special_tokens": {}, "dense": self.dense,
             "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "not_searched": {},
             "published": self.published,

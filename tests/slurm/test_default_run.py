@@ -194,7 +194,7 @@ def test_the_tables_are_those_of_the_default_run(history):
 
 
 def test_jobs_that_run_a_model_are_given_a_gpu_where_there_are_some_and_no_others(history):
-    on_gpu = {name for name, body in RULES if "gpu=GPUS" in body}
+    on_gpu = {name for name, body in RULES if "gpu=model_gpus" in body}
     assert "extract_activations" in on_gpu
     for job in history.jobs:
         expected = (GPU_PARTITION, GPU_NODE, 1) if job.rule in on_gpu else (CPU_PARTITION, CPU_NODE, 0)

@@ -1,5 +1,6 @@
 """The code version of a script changes with the modules it uses, and with no other."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def package(tmp_path, monkeypatch):
 def forget():
     module._imports.cache_clear()
     module._files.cache_clear()
+    module._text.cache_clear()
 
 
 def test_closure(package):
@@ -60,21 +62,43 @@ def test_an_edit_changes_the_scripts_that_use_the_module(package, edited, script
     assert [one != two for one, two in zip(before, after, strict=True)] == [script, other]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(path.read_text() for folder in ("workflow", "scripts") for path in (ROOT / folder).rglob("*.py")),
+        "import a.b as c, d\nfrom e import (  # not these: (f)\n    g as h,\n    i,\n)\n",
+        "if x:\n\tfrom a import b, \\\n        c\nfrom d.e import *\nimport f; import_ = important = 1\n",
+    ],
+)
+def test_imports_are_those_that_python_sees(text):
+    expected = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            expected |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "*"}
+        elif isinstance(node, ast.Import):
+            expected |= {alias.name for alias in node.names}
+    assert set(module.imported_names(text)) == expected
+
+
 def test_stages_import_no_more_than_they_need():
     closure = {path.stem: module.import_closure(path) for path in (ROOT / "scripts").glob("*.py")}
     kernel = "scan/scan_kernel.py"
-    assert {stage for stage, modules in closure.items() if kernel in modules} == {"detect_outliers", "locate_outliers"}
+    assert {stage for stage, modules in closure.items() if kernel in modules} == {
+        "detect_in_passes",
+        "detect_outliers",
+        "locate_outliers",
+    }
     for kind in ("rules/kinds.py", "rules/massive.py"):
         assert kind in closure["filter_systematic"] and kind not in closure["detect_outliers"]
     for stage in ("detect_outliers", "filter_systematic", "analyze_emergence", "measure_loss", "summarize_layers"):
-        unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/extract_activations.py"}
+        unneeded = {"model/models.py", "model/sites.py", "extract/losses.py", "extract/passes.py"}
         assert not closure[stage] & (unneeded | {"run/config.py"})
 
 
 @pytest.mark.parametrize(
     ("schema", "stages"),
     [
-        ("detect/hits_schema.py", {"detect_outliers", "filter_systematic"}),
+        ("detect/hits_schema.py", {"detect_in_passes", "detect_outliers", "filter_systematic"}),
         ("dims/emergence_schema.py", {"analyze_emergence"}),
         ("surface/surface_schema.py", {"record_surface"}),
         ("origin/origin_schema.py", {"trace_origin"}),

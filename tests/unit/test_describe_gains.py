@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.norms.describe_gains import Gain, all_exactly_one, describe_gains, gains_at, spread_of_others
+from outlier_features.norms.describe_gains import all_exactly_one, describe_gains, gains_at, spread_of_others
 from outlier_features.norms.gains_in_file import gains_in_file
+from outlier_features.norms.norm import Gain
 
 
 def gain(*values, offset=0):

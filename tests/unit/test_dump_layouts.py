@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from outlier_features.command.main import main
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.hits_schema import HITS
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dump.dumps import Dump
@@ -132,11 +133,12 @@ def tables(folder, source):
     for index, where in enumerate(dump.chunks()):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
-            where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
-            folder / "pairs.parquet", folder / "positions.parquet", folder / "scaled.parquet", path,
-            floors={"attn_norm": 4.0},
-            max_density=1.0, threads=2, counted={"pairs": {}, "listed": {}},
-            scaled={},
+            where, replace(where, start=0, stop=1), folder / "tokens.safetensors",
+            DetectionFiles(
+                {"attn_norm": hits}, *(folder / f"{name}.parquet" for name in ("scaled", "pairs", "positions")), path
+            ),
+            DetectionSettings({"attn_norm": 4.0}, 1.0, {"pairs": {}, "listed": {}}),
+            threads=2,
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         parts.append(path)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.hits_schema import SCALED_HITS
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
@@ -25,9 +26,11 @@ def scaled_hits(folder, dump, gain_keys=None, scaled=SCALED):
         path = folder / f"scaled{index}.parquet"
         detect_outliers(
             where, replace(where, start=0, stop=1), folder / "tokens.safetensors",
-            {site: folder / f"{site}{index}.parquet" for site in dump.sites}, folder / "pairs.parquet",
-            folder / "positions.parquet", path, folder / f"statistics{index}.safetensors",
-            floors=dict.fromkeys(dump.sites, 50.0), max_density=1.0, threads=2, counted=NO_COUNTS, scaled=scaled,
+            DetectionFiles(
+                {site: folder / f"{site}{index}.parquet" for site in dump.sites}, path, folder / "pairs.parquet",
+                folder / "positions.parquet", folder / f"statistics{index}.safetensors",
+            ),
+            DetectionSettings(dict.fromkeys(dump.sites, 50.0), 1.0, NO_COUNTS, scaled), threads=2,
             gain_keys=gain_keys or {},
         )  # fmt: skip
         frame, provenance = read_table(path, SCALED_HITS)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.hits_schema import HITS
 from outlier_features.dump.describe_dump import describe_dump
 from outlier_features.dump.dumps import Dump
@@ -61,11 +62,12 @@ def detected(folder, dump, floor=4.0):
     for index, where in enumerate(dump.chunks()):
         hits, path = folder / f"hits{index}.parquet", folder / f"statistics{index}.safetensors"
         detect_outliers(
-            where, replace(where, start=0, stop=1), folder / "tokens.safetensors", {"attn_norm": hits},
-            folder / "pairs.parquet", folder / "positions.parquet", folder / "scaled.parquet", path,
-            floors={"attn_norm": floor},
-            max_density=1.0, threads=2, counted={"pairs": {}, "listed": {}},
-            scaled={},
+            where, replace(where, start=0, stop=1), folder / "tokens.safetensors",
+            DetectionFiles(
+                {"attn_norm": hits}, *(folder / f"{name}.parquet" for name in ("scaled", "pairs", "positions")), path
+            ),
+            DetectionSettings({"attn_norm": floor}, 1.0, {"pairs": {}, "listed": {}}),
+            threads=2,
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         statistics.append(SiteStatistics.read(TensorFile(path), "attn_norm"))

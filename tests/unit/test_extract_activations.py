@@ -9,21 +9,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
-from outlier_features.extract.extract_activations import _Chunk, extract_activations
+from outlier_features.extract.extract_activations import extract_activations
+from outlier_features.extract.request import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.loading import Loading
 from outlier_features.model.sites import SITES
 from outlier_features.tokens.tokens import tokens_digest
+from quantizers import mxfp4_experts, quantize
 
 N, T = 5, 24
 SETTINGS = {
     "sites": ["resid_post", "attn_norm", "mlp_norm"], "dtype": "float32", "device": "cpu", "attention": "eager",
-    "batch_size": 2, "threads": 1, "trust_remote_code": False, "part": None,
+    "batch_size": 2, "threads": 1, "trust_remote_code": False, "part": None, "placement": "one",
 }  # fmt: skip
 
 
@@ -74,7 +77,7 @@ class Run:
 
 def arrays(file):
     """What there is for each sequence, so no gains."""
-    return [(name, file.array(name)) for name in file.entries if not name.startswith("gain.")]
+    return [(name, file.array(name)) for name in file.entries if not name.startswith(("gain.", "norm."))]
 
 
 def bits(*files):
@@ -136,7 +139,7 @@ def test_the_same_bits_for_any_batch_and_chunk(name, lengths, tmp_path):
 def test_several_sequences_at_once_as_on_a_gpu(name, tmp_path, monkeypatch):
     run = Run(tmp_path, name, lengths=[24, 24, 3, 10, 24])
     alone = {name: values.copy() for file in run.extract(sites=list(SITES)) for name, values in arrays(file)}
-    monkeypatch.setattr("outlier_features.extract.extract_activations._sequences_at_once", lambda loaded, size: size)
+    monkeypatch.setattr("outlier_features.extract.passes._sequences_at_once", lambda loaded, size: size)
     together = run.extract(sites=list(SITES), batch_size=4)
     for name, values in [pair for file in together for pair in arrays(file)]:
         np.testing.assert_allclose(values[run.mask], alone[name][run.mask], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -145,7 +148,7 @@ def test_several_sequences_at_once_as_on_a_gpu(name, tmp_path, monkeypatch):
 def test_full_and_padded_sequences_can_be_kept_apart():
     mask = np.ones((7, 3), bool)
     mask[[2, 3, 6], 2] = False
-    chunk = _Chunk(np.zeros((7, 3), np.int32), mask)
+    chunk = Sequences(np.zeros((7, 3), np.int32), mask)
     assert chunk.batches(4, apart=True) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
     assert chunk.batches(4, apart=False) == [slice(0, 4), slice(4, 7)]
 
@@ -179,7 +182,7 @@ def test_an_encoder_does_not_see_padding(tmp_path):
 
 def test_an_encoder_has_no_losses(tmp_path):
     _, losses = Run(tmp_path, "bert").extract()
-    assert losses.entries == {}
+    assert "nll" not in losses.entries
     assert losses.provenance["causal"] is False
 
 
@@ -211,10 +214,29 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
         "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
-        "attention": "eager", "threads": 1,
+        "attention": "eager", "threads": 1, "quantized": None, "placement": "one",
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,
         "torch": torch.__version__, "transformers": sys.modules["transformers"].__version__,
     }  # fmt: skip
+
+
+def test_gpt_oss_in_mxfp4_is_its_decoded_twin(tmp_path, capfd):
+    """Activations, losses and gains, bit for bit; and what was decoded is told."""
+    quantized, plain = (Run(tmp_path / name, "gpt_oss", num_hidden_layers=2) for name in ("quantized", "plain"))
+    location = quantized.directory / "model"
+    decoded = quantize(
+        location, mxfp4_experts, {"quant_method": "mxfp4"}, lambda name: name.endswith(("gate_up_proj", "down_proj"))
+    )
+    tensors = {name: torch.from_numpy(values) for name, values in decoded.items()}
+    save_file(tensors, plain.directory / "model/model.safetensors", metadata={"format": "pt"})
+    found, expected = (run.extract(sites=list(SITES), batch_size=1) for run in (quantized, plain))
+    assert bits(*found) == bits(*expected)
+    gains = [[file.array(name).tobytes() for name in file.entries if name.startswith("gain.")]
+             for file, _ in (found, expected)]  # fmt: skip
+    assert gains[0] == gains[1] and gains[0]
+    told = {"format": "mxfp4", "weights": 4, "bits": [4], "groups": ["32"]}
+    assert (found[0].provenance["quantized"], expected[0].provenance["quantized"]) == (told, None)
+    assert "weights: dequantized from mxfp4: 4 weights" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure peak memory")

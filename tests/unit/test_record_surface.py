@@ -10,6 +10,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dump.dumps import Dump
@@ -123,10 +124,11 @@ def recorded(tmp_path):
             parts.append(tmp_path / f"statistics{n}.safetensors")
             detect_outliers(
                 activations=path, first_chunk=activations[0], tokens=tmp_path / "tokens.safetensors",
-                hits={site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites},
-                pairs=tmp_path / f"pairs{n}.parquet", positions=tmp_path / f"positions{n}.parquet",
-                scaled_hits=tmp_path / f"scaled{n}.parquet", statistics=parts[-1], floors=dict.fromkeys(sites, 4.0),
-                max_density=1.0, counted=COUNTED, scaled={}, threads=1,
+                files=DetectionFiles(
+                    {site: tmp_path / f"hits-{site}-{n}.parquet" for site in sites}, tmp_path / f"scaled{n}.parquet",
+                    tmp_path / f"pairs{n}.parquet", tmp_path / f"positions{n}.parquet", parts[-1],
+                ),
+                settings=DetectionSettings(dict.fromkeys(sites, 4.0), 1.0, COUNTED), threads=1,
             )  # fmt: skip
         summarized = (
             tmp_path / "statistics.safetensors",

@@ -620,6 +620,11 @@ def test_provenance_is_shown(page):
         assert text in parsed.shown
 
 
+def test_what_the_weights_were_dequantized_from_is_shown(page):
+    told = {"format": "gptq", "weights": 196, "bits": [4, 8], "groups": ["128"]}
+    assert "gptq: 196 weights of 4 or 8 bits, a scale for each 128" in page(FakeRun(quantized=told)).shown
+
+
 def test_tables_of_another_run_are_refused(tmp_path):
     one = FakeRun().write(tmp_path / "one")
     other = FakeRun(pieces=("Another", " text")).write(tmp_path / "other")

@@ -1,5 +1,7 @@
 """What a cluster's scheduler relies on, and what no rule may have, of every rule as Snakemake plans its jobs."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from outlier_features.model.memory import Weights, need_of
 from rule_jobs import plans
 
 ROOT = Path(__file__).parents[2]
@@ -34,14 +37,16 @@ def jobs(tmp_path_factory):
             "other": {"path": "other"},
             "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
         }
-        config = {
-            "models": [*models],
-            "corpora": ["text"],
-            "extract": {"device": device, "keep_activations": False},
-            "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
-        }
-        [planned] = plans({folder: config}, TARGETS)
-        found[device] = {job.rule: job for job in planned}
+        found[device] = {}
+        for keep in (True, False):
+            config = {
+                "models": [*models],
+                "corpora": ["text"],
+                "extract": {"device": device, "keep_activations": keep},
+                "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
+            }
+            [planned] = plans({folder: config}, TARGETS)
+            found[device] |= {job.rule: job for job in planned}
     return found
 
 
@@ -63,6 +68,55 @@ def test_a_gpu_is_asked_for_where_a_model_is_put_on_a_device(jobs, rule):
     on_device = "device" in told or "loading" in told
     assert [one.get("gpu", 0) for one in jobs["cuda"][rule].resources] == [int(on_device)] * 3
     assert not any(one.get("gpu") for one in jobs["cpu"][rule].resources)
+
+
+def test_a_job_asks_for_what_the_placement_of_its_model_needs(tmp_path):
+    """By models that lie in `resources` already, of which one is larger than a GPU: a file with a hole in it."""
+    (tmp_path / "text.txt").touch()
+    tensors = {"embed": [1000, 8], "h.0.w": [80_000, 80_000], "h.1.w": [80_000, 80_000]}
+    models = {"one": "one", "layers": "layerwise", "spread": "spread", "auto": "auto", "absent": "spread"}
+    for name in models:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        if name != "absent":
+            folder = tmp_path / "resources" / "models" / name
+            folder.mkdir(parents=True)
+            (folder / "source.json").write_text(json.dumps({"location": "."}))
+            (folder / "config.json").write_text("{}")
+            hollow(folder / "model.safetensors", tensors)
+    config = {
+        "models": [*models],
+        "corpora": ["text"],
+        "extract": {"dtype": "float32", "device": "cuda"},
+        "catalog": {
+            "models": {name: {"path": name, "placement": placement} for name, placement in models.items()},
+            "corpora": {"text": {"files": ["text.txt"]}},
+        },
+    }
+    [planned] = plans({tmp_path: config})
+    asked = {job.snakemake.wildcards.model: job.resources for job in planned if job.rule == "extract_activations"}
+    weights = Weights(total=51_200_032_000, largest_block=25_600_000_000, outside=32_000)
+    for name, placement in models.items():
+        memory = need_of(placement, weights).memory if name != "absent" else 4 * 10**9
+        for attempt, found in enumerate(asked[name], 1):
+            assert abs(found["mem_mb"] * 10**6 - memory * attempt) <= attempt * 10**6
+            # 51.2 GB at 200 MB/s are 4.3 minutes, and 129 of thirty times as much
+            assert found["runtime"] == attempt * (120 + {"one": 5, "layers": 129, "absent": 0}.get(name, 5))
+    gpus = {name: [one["gpu"] for one in found] for name, found in asked.items()}
+    assert gpus == {"one": [1] * 3, "layers": [1] * 3, "auto": [1] * 3, "spread": [2, 4, 6], "absent": [2, 4, 6]}
+
+
+def hollow(path, tensors):
+    """A float32 safetensors file of any size that takes no space."""
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
 
 
 @pytest.mark.parametrize("rule", SCRIPTS)

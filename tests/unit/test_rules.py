@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from outlier_features.detect.detect_outliers import detect_outliers
+from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.dims.analyze_emergence import analyze_emergence
 from outlier_features.dims.filter_systematic import filter_systematic
@@ -92,10 +93,11 @@ def run(request, tmp_path_factory):
         write_tensors(folder / f"activations{start}", tensors, {**provenance, "start": start, "stop": stop})
         detect_outliers(
             folder / f"activations{start}", folder / "activations0", folder / "tokens",
-            {site: folder / f"{site}{start}" for site in SITES},
-            folder / f"pairs{start}", folder / f"positions{start}", folder / f"scaled{start}",
-            folder / f"statistics{start}",
-            floors=FLOORS, max_density=max_density, counted=counted_at(rules_of()), scaled={}, threads=2,
+            DetectionFiles(
+                {site: folder / f"{site}{start}" for site in SITES}, folder / f"scaled{start}",
+                folder / f"pairs{start}", folder / f"positions{start}", folder / f"statistics{start}",
+            ),
+            DetectionSettings(FLOORS, max_density, counted_at(rules_of())), threads=2,
         )  # fmt: skip
     summarize_layers(
         [folder / f"statistics{start}" for start in chunks],

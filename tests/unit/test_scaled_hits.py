@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outlier_features.scan import scaled_kernel, scan_kernel
 from outlier_features.scan.scales import Scale, usable_gains
 from outlier_features.scan.scan import pilot_means, scan
 from test_scan import DTYPES, activations, parts_of, save
@@ -185,3 +186,24 @@ def test_bounds_hold_for_rms_norms_without_bias(tmp_path):
     found = listed(tensors, parts, scales_of(dict.fromkeys(("token_rms", "layer_rms", "gain"), 3.0), np.ones((2, 36))))
     for hits in found.values():
         assert 50 <= len(hits["value"]) <= x.size / 9
+
+
+@pytest.mark.parametrize("dims", [1, 63, 64, 200, 384])
+def test_the_rms_has_the_order_that_the_source_gives_it(dims):
+    """Compiled or interpreted, bit for bit."""
+    x = np.random.default_rng(dims).standard_normal(5 * dims).astype(np.float32)
+    found = []
+    for sum_squares, rms_of_rows in (
+        (scaled_kernel._sum_squares, scaled_kernel._rms_of_rows),
+        (scaled_kernel._sum_squares.py_func, scaled_kernel._rms_of_rows.py_func),
+    ):
+        lanes, rms = np.zeros((scan_kernel.TILE, scaled_kernel._LANES)), np.zeros(scan_kernel.TILE)
+        row_lanes = np.zeros((5, scaled_kernel._LANES))
+        for row, own in zip(x.reshape(5, dims), row_lanes, strict=True):
+            sum_squares(row, own)
+        rms_of_rows(x, 5, dims, lanes, rms)
+        found.append((row_lanes.tobytes(), rms[:5].tobytes()))
+        np.testing.assert_allclose(
+            rms[:5], np.sqrt((x.reshape(5, dims).astype(np.float64) ** 2).mean(axis=1)), rtol=1e-14
+        )
+    assert found[0] == found[1]

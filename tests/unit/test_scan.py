@@ -241,15 +241,36 @@ def test_every_sum_has_the_order_that_the_source_gives_it(rows, dims):
     random = np.random.default_rng(rows * dims)
     x = (random.standard_normal(rows * dims) * 10.0 ** random.integers(-3, 4, rows * dims)).astype(np.float32)
     pilot = random.standard_normal(dims).astype(np.float32)
+    kernels = (scan_kernel._sum_tile, scan_kernel._sum_row, scan_kernel._sum_powers, scan_kernel._describe_rows)
     found = []
-    for sum_tile, describe_rows in (
-        (scan_kernel._sum_tile, scan_kernel._describe_rows),
-        (scan_kernel._sum_tile.py_func, scan_kernel._describe_rows.py_func),
-    ):
+    for sum_tile, sum_row, sum_powers, describe_rows in (kernels, [kernel.py_func for kernel in kernels]):
         scratch = scan_kernel.new_scratch(rows, dims)
         sums, low, high = np.zeros((4, dims)), np.zeros(dims, np.float32), np.zeros(dims, np.float32)
-        kurtosis, magnitudes = np.zeros(2), np.zeros(rows * dims, np.float32)
+        kurtosis, row_sums = np.zeros(2), np.zeros((rows, 4, scan_kernel._LANES))
         infinite = sum_tile(x, rows, pilot, sums, low, high, scratch)
-        totals = np.array(describe_rows(x, rows, dims, kurtosis, magnitudes, scratch.lanes))
-        found.append([bool(infinite), *(array.tobytes() for array in (sums, low, high, kurtosis, magnitudes, totals))])
+        for row, (one, two, three, four) in zip(x.reshape(rows, dims), row_sums, strict=True):
+            sum_row(row, one, two)
+            sum_powers(row, np.float64(one.sum() / dims), three, four)
+        totals = np.array(describe_rows(x, rows, dims, kurtosis, scratch.totals, scratch.lanes))
+        found.append([bool(infinite), *(array.tobytes() for array in (sums, low, high, kurtosis, row_sums, totals))])
     assert found[0] == found[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), size=st.integers(1, 300), guess=st.integers(0, 0x7F800000))
+def test_medians_are_exact_from_any_guess(data, size, guess):
+    """Of ordinary values, of ones that differ by powers of ten, of few different ones, and of subnormals."""
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    values = random.standard_normal(size)
+    match data.draw(st.sampled_from(["ordinary", "wide", "ties", "halves", "subnormal"])):
+        case "wide":
+            values *= 10.0 ** random.integers(-44, 38, size)
+        case "ties":
+            values = np.round(values)
+        case "halves":
+            values = np.where(np.arange(size) % 2, 1e-30, 1e30)
+        case "subnormal":
+            values *= 1e-40
+    values = values.astype(np.float32)
+    median, _ = scan_kernel._median(values, guess, scan_kernel.new_scratch(1, 1).candidates)
+    assert median == np.median(np.abs(values.astype(np.float64)))

@@ -46,7 +46,7 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
 def test_pages_are_checked(tmp_path):
     path = tmp_path / "x.parquet"
     values = np.random.default_rng(0).integers(0, 1 << 60, 100_000)
-    write_parquet(path, pl.DataFrame({"x": values}).to_arrow())
+    write_parquet(path, pl.DataFrame({"x": values}).to_arrow(), {})
     whole = path.read_bytes()
     path.write_bytes(whole[:300_000] + bytes([whole[300_000] ^ 1]) + whole[300_001:])
     with open_parquet(path) as file, pytest.raises(OSError, match="CRC"):

@@ -1,6 +1,10 @@
 """Streamed safetensors files against the library's own reader, and damaged ones."""
 
 import json
+import os
+import resource
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -36,6 +40,40 @@ def test_an_unfinished_file_never_bears_the_name(tmp_path):
     with pytest.raises(KeyboardInterrupt), TensorFileWriter(path, {"a": ("F32", (1, 2))}, {}) as writer:
         writer.write("a", 0, np.zeros((1, 2), np.float32))
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_space_of_a_file_is_taken_before_the_first_row(tmp_path):
+    with TensorFileWriter(tmp_path / "a.safetensors", {"x": ("F32", (1 << 20,))}, {}) as writer:
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.stat().st_size > 4 << 20
+        assert unfinished.stat().st_blocks * 512 >= unfinished.stat().st_size
+        writer.write("x", 0, np.ones(1 << 20, np.float32))
+    assert (TensorFile(tmp_path / "a.safetensors").array("x") == 1).all()
+
+
+def test_a_disk_that_is_too_small_is_told_at_once_with_both_sizes(tmp_path):
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    wanted = 4 * free  # in values of 4 bytes
+    with (
+        pytest.raises(OSError, match=rf"needs \d[\d,]+ bytes, and \d[\d,]+ are free.*{tmp_path}/a.safetensors"),
+        TensorFileWriter(tmp_path / "a.safetensors", {"x": ("F32", (wanted,))}, {}),
+    ):
+        pytest.fail("the block began")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_so_is_a_limit_on_the_size_of_a_file(tmp_path):
+    code = (
+        "from outlier_features.files.tensorfile import TensorFileWriter\n"
+        "with TensorFileWriter('a.safetensors', {'x': ('F32', (1 << 16,))}, {}):\n    print('began')"
+    )
+    limit = (1 << 17, 1 << 17)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert run.returncode == 1 and "too large: it needs" in run.stderr and "began" not in run.stdout
     assert list(tmp_path.iterdir()) == []
 
 

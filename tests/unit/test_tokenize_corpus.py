@@ -50,8 +50,8 @@ def run(folder, tokenizer, sample, texts=TEXTS, bos_token=None, config=None, par
     write_json(folder / "model/config.json", config or {})
     write_json(folder / "model.json", {"location": "model", "files": {}, "revision": "r", "origin": "o"})
     write_json(folder / "corpus.json", {"sha256": "c", "documents": len(texts)})
-    fetched = pl.DataFrame({"text": texts}).to_arrow().replace_schema_metadata({"provenance": '{"sha256": "c"}'})
-    write_parquet(folder / "documents", fetched)
+    fetched = pl.DataFrame({"text": texts}).to_arrow()
+    write_parquet(folder / "documents", fetched, {"provenance": '{"sha256": "c"}'})
     sample = {"sequences": 3, "tokens": 16, "pack": "windows", "bos": "auto", **sample}
     arguments = ("model.json", "documents", "corpus.json", "tokens", "texts")
     tokenize_corpus("m", "c", *(folder / name for name in arguments), sample=sample, part=part)

@@ -59,7 +59,7 @@ def dangers(source: str, name: str) -> Iterator[str]:
             yield "calls torch.load without weights_only"
         if called in ("np.load", "numpy.load") and keyword(node, "allow_pickle") is not None:
             yield "calls numpy.load with allow_pickle"
-        if called == "yaml.load" and dotted(node.args[1]) not in ("_Strict", "yaml.SafeLoader"):
+        if called == "yaml.load" and dotted(node.args[1]) not in ("_Strict", "yaml.SafeLoader", "yaml.CSafeLoader"):
             yield "calls yaml.load with a loader that makes objects"
         shell = keyword(node, "shell")
         if shell is not None and not (isinstance(shell, ast.Constant) and shell.value is False):

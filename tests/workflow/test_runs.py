@@ -165,7 +165,8 @@ def test_the_surface_is_that_of_plain_transformers(project):
 def test_kept_or_not_decides_how_the_surface_is_made(project):
     kept = project.planned(results="none").jobs()
     again = project.planned(results="none", extract__keep_activations=False).jobs()
-    assert again - kept == {"rerun_largest"} and "record_surface" in kept
+    assert again - kept == {"detect_in_passes", "rerun_largest"} and "record_surface" in kept
+    assert kept - again == {"extract_activations", "detect_outliers", "locate_outliers"}
 
 
 def test_other_attention_maps_need_no_other_stage(project):
@@ -193,7 +194,13 @@ def test_a_lower_floor_needs_a_new_detection(project):
 
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
-    "extract_activations": ["detect_outliers", "locate_outliers", "measure_loss", "record_surface"],
+    "extract_activations": [
+        "detect_outliers",
+        "locate_outliers",
+        "measure_loss",
+        "record_surface",
+        "check_norms",
+    ],
     "detect_outliers": ["summarize_layers"],
     "locate_outliers": ["summarize_run"],
     "summarize_layers": ["filter_systematic", "map_attention", "record_surface"],
@@ -259,7 +266,9 @@ FIRST = {
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
     "dims/analyze_emergence": ["analyze_emergence"],
-    "norms/norms": ["check_norms"],
+    "norms/norms": ["extract_activations"],
+    "norms/norm_tables": ["check_norms"],
+    "norms/describe_gains": ["check_norms"],
     "surface/pooling": ["record_surface"],
     "origin/mlp_weights": ["trace_origin"],
     "experts/record_experts": ["rank_experts"],

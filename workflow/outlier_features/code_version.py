@@ -4,14 +4,21 @@ Snakemake sees when a script changes, not when a module that it imports does. A 
 script imports, directly or through others, stands in for that as a parameter of its rule.
 """
 
-import ast
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+# A statement that imports, at any depth, over as many lines as it takes. To parse every module takes half a second.
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b[ \t]*(\((?:[^)#]|#.*)*\)|(?:\\\n|[^\n;])*)"
+    r"|import\b((?:\\\n|[^\n;])*))",
+    re.MULTILINE,
+)
+_COMMENT = re.compile("#.*")
+_WORD = re.compile(r"[\w.]+")
 
 
 def code_version(script: Path) -> str:
@@ -42,21 +49,17 @@ def import_closure(script: Path) -> set[str]:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    return tuple(file for module in _modules(ast.parse(_text(path))) for file in _files(module))
+    return tuple(file for module in imported_names(_text(path)) for file in _files(module))
 
 
-def _modules(tree: ast.AST) -> Iterator[str]:
+def imported_names(text: str) -> Iterator[str]:
     """Names that may be modules: what stands after `from x import` may be one too."""
-    waiting = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        # Statements alone: no expression imports, and there are ten times as many.
-        waiting += [inner for inner in ast.iter_child_nodes(node) if isinstance(inner, _STATEMENTS)]
+    for module, names, modules in _IMPORT.findall(text):
+        if module:
+            yield module
+        for entry in _COMMENT.sub("", names or modules).strip("()").split(","):
+            if found := _WORD.search(entry):  # the first word of `x as y`
+                yield f"{module}.{found[0]}" if module else found[0]
 
 
 # A module that looks for others when it runs, and where.
@@ -75,8 +78,14 @@ def _files(module: str) -> tuple[str, ...]:
         return ()
     paths = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
     names = [name for path in paths for name in (f"{path}/__init__.py".lstrip("/"), f"{path}.py")]
-    return tuple(name for name in names if (PACKAGE / name).is_file())
+    return tuple(name for name in names if name in _modules(PACKAGE))
 
 
+@cache
+def _modules(package: Path) -> frozenset[str]:
+    return frozenset(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+
+
+@cache
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")

@@ -38,6 +38,7 @@ from outlier_features.model.bases import RESID_POST
 from outlier_features.model.interventions import Edit, edited, weight_of, zeroing
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.placement import beside
 from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
 from outlier_features.model.sites import find_sites, hooked
 from outlier_features.populations import EXCLUDED as EXCLUDED_PART
@@ -270,7 +271,7 @@ class AblationRun:
 
             def add(layer: int, x: torch.Tensor, rows: slice = rows) -> None:
                 for positions, where in self._where.items():
-                    here = x[where[rows].reshape(x.shape[:-1])].cpu().double().sum(0)
+                    here = x[beside(where[rows], x).reshape(x.shape[:-1])].cpu().double().sum(0)
                     sums[layer, positions] = sums.get((layer, positions), 0) + here
 
             def look(block: int, _: Any) -> None:

@@ -12,8 +12,9 @@ from outlier_features.errors import InputError
 from outlier_features.files.layer_keys import DUMPED_GAINS
 from outlier_features.files.model_source import SOURCE_FILE, source_of
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.norms.describe_gains import Gain, all_exactly_one, describe_gains, gains_at
+from outlier_features.norms.describe_gains import all_exactly_one, describe_gains, gains_at
 from outlier_features.norms.gains_in_file import gains_in_file
+from outlier_features.norms.norm import Gain
 from outlier_features.norms.norm_tables import site_of
 
 Norms = dict[str, dict[str, Any]]  # by module

@@ -14,6 +14,7 @@ from outlier_features.machine_limits import refusal
 BAD_DATA, INTERRUPTED = 1, 130
 # Each has a module <name> beside this one, with a function add_<name>.
 COMMANDS = {
+    "plan": "say what the runs of a configuration will take, before anything is fetched but configs",
     "count": "count the outliers of an activation dump",
     "show": "print what runs found",
     "compare": "compare the dims that each rule selects in two runs",

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from outlier_features.errors import InputError
-from outlier_features.model.hooks import hooks
+from outlier_features.model.hooks import hooks, returning
 from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.placement import beside
 from outlier_features.model.verify_sites import TOLERANCE
 
 Tensor = torch.Tensor
@@ -74,22 +75,21 @@ class LossRecorder:
         """The logits (stop - start, vocabulary) at these positions."""
         states = self._output[0][sequence : sequence + 1, start:stop]
         answer = (states,) if isinstance(self._output, tuple) else type(self._output)(last_hidden_state=states)
-        self._body.forward = lambda *args, **kwargs: answer  # an attribute of the object hides the class's method
-        try:
-            logits = self._run(row[None, start:stop])[0]
-        finally:
-            del self._body.forward
-        return logits
+        with returning(self._body, {0}, lambda: answer):
+            return self._run(row[None, start:stop], has_states=True)[0]
 
-    def _run(self, ids: Tensor) -> Tensor:
-        """The logits of the whole model; a decoder reads its own ids, and its encoder those after the start token."""
+    def _run(self, ids: Tensor, has_states: bool = False) -> Tensor:
+        """The logits of the whole model; a decoder reads its own ids, and its encoder those after the start token.
+
+        has_states   of a decoder that returns at once, so that its encoder need not run
+        """
         given: dict[str, Any] = {"input_ids": ids}
         if self._part:
             given = {"input_ids": ids[:, 1:], "decoder_input_ids": ids}
-        if self._part and "forward" in vars(self._body):  # the decoder's states are there, so the encoder need not run
+        if self._part and has_states:
             given |= {"input_ids": None, "encoder_outputs": self._encoded}
         logits: Tensor = self._model(**given).logits
-        return logits
+        return beside(logits, ids)
 
     @torch.inference_mode()
     def _check(self, loaded: LoadedModel) -> None:

@@ -12,6 +12,7 @@ from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import holds_sequences
 from outlier_features.files.run_files import require_whole
 from outlier_features.files.tables import write_table
+from outlier_features.norms.kept_norms import NORMS
 from outlier_features.tokens.tokens import Tokens
 
 
@@ -29,7 +30,8 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
         if file.provenance["no_loss"]:
             raise InputError(file.provenance["no_loss"])
     frames = [loss_rows(run, file.provenance["start"], file.provenance["stop"], file.array("nll")) for file in files]
-    write_table(loss, pl.concat(frames), LOSS, {**files[-1].provenance, "start": 0})
+    provenance = {key: value for key, value in files[-1].provenance.items() if key != NORMS}
+    write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0})
 
 
 def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any]) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from outlier_features.errors import InputError
+from outlier_features.fetch.card import Licence
 from outlier_features.model.model_files import require_inside
 
 
@@ -21,14 +22,14 @@ class Archive:
         self.name = path.name
         self.members = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
-    def licence(self) -> str | None:
+    def licence(self) -> Licence:
         """The licence in a wheel's metadata, if it is named in one line."""
         for member in self.members:
             if member.count("/") == 1 and member.endswith(".dist-info/METADATA"):
                 headers = HeaderParser().parsestr(self.read_text(member))
                 lines = str(headers.get("License-Expression") or headers.get("License") or "").strip().splitlines()
-                return lines[0] if lines and lines[0] != "UNKNOWN" else None
-        return None
+                return Licence(lines[0] if lines and lines[0] != "UNKNOWN" else None)
+        return Licence(None)
 
     def below(self, path: str) -> list[str]:
         """Names of the members in the directory `path`, relative to it.
@@ -40,8 +41,11 @@ class Archive:
         require_inside(names, f"path: {path!r} in {self.name}")
         return names
 
+    def read_bytes(self, member: str) -> bytes:
+        return self._zip.read(member)
+
     def read_text(self, member: str) -> str:
-        return self._zip.read(member).decode("utf-8", errors="replace")
+        return self.read_bytes(member).decode("utf-8", errors="replace")
 
     def extract(self, member: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

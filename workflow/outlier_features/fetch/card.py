@@ -1,12 +1,34 @@
-"""The YAML header of a hub card (README.md)."""
+"""Under which terms a model or text may be used: the YAML header of a hub card (README.md), and files of terms."""
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import yaml
 
 README = "README.md"
 _HEADER = re.compile(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
+
+
+_TERMS = re.compile(r"(?<![a-z])(licen[cs]es?|copying|notice|terms|(use|usage)[-_ ]?policy)(?![a-z])")
+_PROGRAMS = {".py", ".pyc", ".js", ".so", ".json"}
+
+
+class Licence(NamedTuple):
+    """What a card, a wheel or a file says of its licence: its name, and where its text is."""
+
+    name: str | None
+    link: str | None = None
+
+
+def terms_among(names: Iterable[str]) -> list[str]:
+    """Those of the names that are of files with terms of use: licences, notices, policies."""
+    return sorted(
+        name
+        for name in names
+        if _TERMS.search(PurePosixPath(name).name.lower()) and PurePosixPath(name).suffix.lower() not in _PROGRAMS
+    )
 
 
 def card_header(readme: str) -> dict[str, Any]:
@@ -19,10 +41,11 @@ def card_header(readme: str) -> dict[str, Any]:
     return header if isinstance(header, dict) else {}
 
 
-def licence_of(header: dict[str, Any]) -> str | None:
-    licence = header.get("license")
+def licence_of(header: dict[str, Any]) -> Licence:
+    """The licence that the header names; a link to a file beside the card is none, since that file is kept itself."""
+    licence, link = header.get("license"), str(header.get("license_link") or "")
     if licence == "other":
         licence = header.get("license_name") or licence
     if isinstance(licence, list):
-        return ", ".join(map(str, licence)) or None
-    return None if licence is None else str(licence)
+        licence = ", ".join(map(str, licence)) or None
+    return Licence(None if licence is None else str(licence), link if link.startswith("https://") else None)

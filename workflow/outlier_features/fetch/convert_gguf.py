@@ -1,31 +1,50 @@
 """A GGUF file as a directory in transformers' format: unpacked once, loaded twenty times as fast ever after."""
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from gguf import GGUFReader
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
+from gguf import GGMLQuantizationType, GGUFReader
+from tokenizers import pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from outlier_features.errors import InputError
+from outlier_features.fetch.card import Licence
+from outlier_features.fetch.join_gguf import join_gguf
+from outlier_features.quantized.quantization import Quantization
 
 # transformers splits these as they should be; so it does for the values that it gives a splitting pattern of its own.
 _BYTE_LEVEL = {"default", "gpt-2"}
+_PLAIN = {getattr(GGMLQuantizationType, name) for name in ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")}
 _SAMPLE = "In 1984,  12345 + 0.678 =\t90e-1;\n\n  def f(x):\n    return 'it''s' # naïve café, Привет, 你好, 🦙\n"
 
 
-def convert_gguf(gguf: Path, directory: Path) -> str | None:
-    """Write the model of the file `gguf` into `directory`: float32 safetensors, configuration and tokenizer.
+class Converted(NamedTuple):
+    """What a GGUF file says of itself: its licence, and what its weights were dequantized from."""
 
-    Returns the licence that the file names. Raises `InputError` where transformers cannot read the file, or would split
+    licence: Licence
+    quantized: Quantization | None
+
+
+def convert_gguf(parts: Sequence[Path], directory: Path, scratch: Path) -> Converted:
+    """Write the model of a GGUF file into `directory`: float32 safetensors, configuration and tokenizer.
+
+    parts     the file, or its parts in order, which are joined in `scratch` first
+
+    Raises `InputError` where transformers cannot read the file, or would split
     text into other tokens than the file says (key `tokenizer.ggml.pre`).
     """
-    kind, pre, licence = _keys(gguf)
+    gguf = parts[0]
+    if len(parts) > 1:
+        gguf = scratch / "joined.gguf"
+        join_gguf(parts, gguf)
+    kind, pre, converted = _read(gguf)
     try:
         with _alone(gguf) as (folder, name):
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
@@ -40,7 +59,7 @@ def convert_gguf(gguf: Path, directory: Path) -> str | None:
     tokenizer.save_pretrained(directory)
     _check_weights(model, directory)
     _check_tokenizer(tokenizer, directory)
-    return licence
+    return converted
 
 
 @contextmanager
@@ -51,17 +70,21 @@ def _alone(gguf: Path) -> Iterator[tuple[str, str]]:
         yield folder, "model.gguf"
 
 
-def _keys(gguf: Path) -> tuple[str, str | None, str | None]:
-    """Kind and splitting rule of the tokenizer, and the licence."""
-    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.license")
+def _read(gguf: Path) -> tuple[str, str | None, Converted]:
+    """Kind and splitting rule of the tokenizer, and what else the file says."""
+    keys = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.license", "general.license.link")
     try:
-        fields = GGUFReader(gguf).fields
-        values = [fields[key].contents() if key in fields else None for key in keys]
+        reader = GGUFReader(gguf)
+        values = [reader.fields[key].contents() if key in reader.fields else None for key in keys]
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise InputError(f"{gguf.name}: expected a whole GGUF file, found {type(error).__name__}: {error}") from error
-    if values[0] is None:
+    kind, pre, licence, link = values
+    if kind is None:
         raise InputError(f"{gguf.name}: expected a tokenizer, found no key tokenizer.ggml.model")
-    return values[0], values[1], values[2]
+    types = [tensor.tensor_type.name for tensor in reader.tensors if tensor.tensor_type not in _PLAIN]
+    weights = [(int(re.sub(r"\D*(\d).*", r"\1", name)), f"{name} block") for name in types]
+    quantized = Quantization.of_weights("gguf", weights) if weights else None
+    return kind, pre, Converted(Licence(licence, link), quantized)
 
 
 def _set_pre_tokenizer(tokenizer: Any, kind: str, pre: str | None) -> None:
@@ -81,7 +104,7 @@ def _set_pre_tokenizer(tokenizer: Any, kind: str, pre: str | None) -> None:
 
 
 def _digits_then_bytes() -> PreTokenizer:
-    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+    return pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
 def _save(model: PreTrainedModel, directory: Path) -> None:

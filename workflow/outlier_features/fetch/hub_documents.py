@@ -45,7 +45,7 @@ def find_documents(repo: Repo, config: str, split: str) -> HubDocuments:
         chosen = _choose(configs, config)
         entry = configs.get(chosen, {})
         files = tree.matching(_patterns(entry, split)) if _splits(entry) else _customary(tree, entry, chosen, split)
-    licence = licence_of(header)
+    licence = licence_of(header).name
     if files:
         return HubDocuments(pinned, files, chosen, split, licence)
     converted = _find_converted(pinned, chosen, split) if repo.revision == "main" else None

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapsh
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from outlier_features.errors import InputError
-from outlier_features.fetch.card import README
+from outlier_features.fetch.card import README, terms_among
 from outlier_features.fetch.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
 from outlier_features.model.model_files import Format, model_files, require_inside
 
@@ -38,28 +38,37 @@ def fetch_snapshot(
             return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
 
         files = model_files(names, read_text, _where(repo), trust_remote_code, weights)
-        wanted = [glob.escape(name) for name in (*files, README)]
+        wanted = [glob.escape(name) for name in (*files, README, *terms_among(names))]
         folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
     return Path(folder), commit, files
 
 
-def fetch_file(repo: Repo, name: str) -> tuple[Path, str]:
-    """One file of a repository in the cache, and its commit.
+def fetch_files(repo: Repo, wanted: Sequence[str]) -> tuple[list[Path], Path, str]:
+    """Files of a repository in the cache, the snapshot's directory with its card and terms, and the commit.
 
-    A full commit's file that is in the cache is taken from there with no request. Raises `InputError`.
+    A full commit's files that are in the cache are taken from there with no request. Raises `InputError`.
     """
     if repo.is_pinned:
         try:
-            return Path(hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=True)), repo.revision
+            files = [hf_hub_download(repo.name, name, revision=repo.revision, local_files_only=True) for name in wanted]
+            return [Path(file) for file in files], _snapshot_of(files[0], wanted[0]), repo.revision
         except (LocalEntryNotFoundError, HFValidationError):
             pass
     commit, names = _listing(repo)
-    if name not in names:
-        alike = [other for other in names if PurePosixPath(other).suffix == PurePosixPath(name).suffix]
-        found = ", ".join(alike[:20]) or "none of its kind"
-        raise InputError(f"path: {name!r} was not found, {_where(repo)} has {found}")
+    for name in wanted:
+        if name not in names:
+            alike = [other for other in names if PurePosixPath(other).suffix == PurePosixPath(name).suffix]
+            found = ", ".join(alike[:20]) or "none of its kind"
+            raise InputError(f"path: {name!r} was not found, {_where(repo)} has {found}")
     with talking_to_hub(repo):
-        return Path(hf_hub_download(repo.name, name, revision=commit)), commit
+        for name in {README, *terms_among(names)} & {*names}:
+            hf_hub_download(repo.name, name, revision=commit)
+        files = [hf_hub_download(repo.name, name, revision=commit) for name in wanted]
+    return [Path(file) for file in files], _snapshot_of(files[0], wanted[0]), commit
+
+
+def _snapshot_of(file: str, name: str) -> Path:
+    return Path(file.removesuffix(name))
 
 
 def fetch_matching(repo: Repo, patterns: Sequence[str]) -> tuple[Path, str, list[str]]:

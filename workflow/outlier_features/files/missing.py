@@ -40,7 +40,7 @@ ANALYSES = {
     "super_weights": "The search for super weights",
     "ablation": "The ablation of dimensions and weights",
 }
-_OF_THE_CHUNK = ("start", "stop", "job", MISSING)  # not to be inherited from an input
+_OF_THE_CHUNK = ("start", "stop", "job", "norms", MISSING)  # not to be inherited from an input
 
 P = ParamSpec("P")
 
@@ -112,7 +112,7 @@ def optional(
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                missing = _missing(error, analysis, Path(log))
+                missing = why_missing(error, analysis, Path(log))
         provenance = _provenance(Path(of))
         for output in map(Path, outputs):
             _write_instead(output, missing, provenance)
@@ -122,7 +122,7 @@ def optional(
     return run
 
 
-def _missing(error: Exception, analysis: str, log: Path) -> Missing:
+def why_missing(error: Exception, analysis: str, log: Path) -> Missing:
     """Why an analysis is missing that failed with `error`; raises it again where the run must not go on."""
     if isinstance(error, DamagedFile | ConfigError) or refusal(error, place_of(log)):
         raise error

@@ -1,6 +1,6 @@
 """Parquet files whose pages carry checksums, as the format has them, and whose footer has the seal in its metadata."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,10 +26,10 @@ def sealing(path: str | Path) -> Iterator[Path]:
             file.write(sealed(footer))
 
 
-def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Write `table`, with checksums, under a temporary name first."""
-    metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
-    table = table.replace_schema_metadata({**metadata, **SEAL})
+def write_parquet(path: str | Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write `table`, with checksums and more metadata, under a temporary name first."""
+    own = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+    table = table.replace_schema_metadata({**own, **metadata, **SEAL})
     with sealing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
@@ -48,7 +48,9 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 
 
 def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+    """All but the schema that Arrow keeps there."""
+    found = file.metadata.metadata or {}
+    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
 
 
 def _footer(file: BinaryIO) -> tuple[bytes, int]:

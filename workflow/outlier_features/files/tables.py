@@ -59,8 +59,13 @@ def public_tables() -> dict[str, Table]:
     return {table.name: table for table in described}
 
 
-def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> pa.Table:
-    """`frame` with the columns, types and field metadata of `table`, in its order."""
+def provenance_metadata(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a table's file that says where its rows come from."""
+    return {PROVENANCE: json.dumps(provenance)}
+
+
+def to_arrow(frame: pl.DataFrame, table: Table) -> pa.Table:
+    """`frame` with the columns, types and metadata of `table`, in its order, all but its provenance."""
     arrow = table.cast(frame).to_arrow()
     fields = [
         field.with_type(pa.string()).with_metadata({"meaning": column.meaning, "unit": column.unit})
@@ -68,17 +73,16 @@ def to_arrow(frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -
         else field.with_metadata({"meaning": column.meaning, "unit": column.unit})
         for field, column in zip(arrow.schema, table.columns, strict=True)
     ]
-    metadata = {"table": table.name, "row": table.row, PROVENANCE: json.dumps(provenance), **SEAL}
-    return arrow.cast(pa.schema(fields, metadata))
+    return arrow.cast(pa.schema(fields, {"table": table.name, "row": table.row, **SEAL}))
 
 
 def schema_of(table: Table) -> pa.Schema:
     """Names and types of a table's columns, as its files have them."""
-    return to_arrow(pl.DataFrame(schema=table.schema), table, {}).schema
+    return to_arrow(pl.DataFrame(schema=table.schema), table).schema
 
 
 def write_table(path: str | Path, frame: pl.DataFrame, table: Table, provenance: Mapping[str, Any]) -> None:
-    write_parquet(path, to_arrow(frame, table, provenance))
+    write_parquet(path, to_arrow(frame, table), provenance_metadata(provenance))
 
 
 def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance]:

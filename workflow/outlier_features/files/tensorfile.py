@@ -27,6 +27,7 @@ import numpy as np
 
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.artifacts import PROVENANCE, Provenance, replacing
+from outlier_features.files.reserve import reserve
 from outlier_features.files.seal import BLANK, MARK, require_seal, sealed
 
 _NUMPY: dict[str, type[np.generic]] = {
@@ -272,13 +273,15 @@ class TensorFileWriter:
     """Writes a safetensors file whose tensors arrive in pieces, in any order.
 
     `tensors` gives dtype and shape of each; `write(name, row, data)` puts `data` at index `row` of the first axis.
-    The file takes its name only when the block ends without an error and every byte was written.
+    The space of the whole file is taken when the block begins: raises `OSError`, with the bytes that it needs and those
+    that are free, before anything is computed that would not fit. The file takes its name only when the block ends
+    without an error and every byte was written.
     """
 
     def __init__(
         self, path: str | Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], provenance: Mapping[str, Any]
     ):
-        self._replacing = replacing(path)
+        self._path, self._replacing = path, replacing(path)
         self._sums = {name: _Checksum() for name in tensors}
         metadata = {
             PROVENANCE: json.dumps(provenance),
@@ -304,8 +307,12 @@ class TensorFileWriter:
 
     def __enter__(self) -> "TensorFileWriter":
         self._file = self._replacing.__enter__().open("w+b", buffering=0)
-        self._put(self._header, 0)
-        self._file.truncate(len(self._header) + self._missing)
+        try:
+            reserve(self._file.fileno(), len(self._header) + self._missing, self._path)
+            self._put(self._header, 0)
+        except BaseException as failure:
+            self.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         return self
 
     def write(self, name: str, row: int, data: np.ndarray[Any, Any]) -> None:

@@ -4,6 +4,7 @@ In a vision-language model it is what runs on text alone, wherever that lies; of
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -30,8 +31,11 @@ def find_body(model: PreTrainedModel, ids: torch.Tensor, part: Part | None) -> t
         return decoder, find_stack(model, run, _expected(model, "decoder"), _path(model, decoder))
     stack = find_stack(model, lambda: model(ids), _expected(model, None))
     for path, module in _candidates(model, stack):
-        if _gives_states(module, ids):
-            return module, find_stack(model, _run_of(module, ids), len(stack), path)
+        returned: list[Any] = []
+        with suppress(TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+            inner = find_stack(model, _run_of(module, ids, returned), len(stack), path)
+            if getattr(returned[-1], "last_hidden_state", None) is not None:
+                return module, inner
     raise InputError(
         f"{model.config.model_type}: found no module of {type(model).__name__} that holds the blocks and gives "
         "last hidden states of token ids, expected one"
@@ -67,8 +71,8 @@ def decoder_of(model: PreTrainedModel) -> Any:
     return decoder.base_model if has_head else decoder
 
 
-def _run_of(module: Any, ids: torch.Tensor) -> Callable[[], Any]:
-    return lambda: module(ids)
+def _run_of(module: Any, ids: torch.Tensor, returned: list[Any]) -> Callable[[], None]:
+    return lambda: returned.append(module(ids))
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:
@@ -96,11 +100,3 @@ def _candidates(model: PreTrainedModel, stack: Stack) -> Iterator[tuple[str, nn.
         holds_head = head is not None and head is not inputs and any(part is head for part in module.modules())
         if inside and isinstance(module, PreTrainedModel) and not holds_head and module in stack.calls:
             yield path, module
-
-
-@torch.inference_mode()
-def _gives_states(module: Any, ids: torch.Tensor) -> bool:
-    try:
-        return getattr(module(ids), "last_hidden_state", None) is not None
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-        return False

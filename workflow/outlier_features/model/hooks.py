@@ -23,3 +23,22 @@ def hooks(before: Iterable[Before] = (), after: Iterable[After] = ()) -> Iterato
         for module, end in after:
             registered.callback(module.register_forward_hook(end, with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def returning(module: Any, calls: set[int], made: Callable[[], Any]) -> Iterator[None]:
+    """These calls of a module return at once what is `made`."""
+    own, forward, number = vars(module).get("forward"), module.forward, -1
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal number
+        number += 1
+        return made() if number in calls else forward(*args, **kwargs)
+
+    module.forward = run  # an attribute of the object hides the class's method
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

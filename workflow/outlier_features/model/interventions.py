@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from outlier_features.model.on_demand import require_weights
+from outlier_features.model.placement import beside
 from outlier_features.model.sites import Site, hooked
 
 
@@ -33,7 +35,7 @@ def edited(
     """
 
     def change(edit: Edit, x: torch.Tensor) -> None:
-        here = where.reshape(x.shape[:-1])[..., None]
+        here = beside(where, x).reshape(x.shape[:-1])[..., None]
         values = torch.tensor(edit.values, dtype=x.dtype, device=x.device)
         x[..., list(edit.dims)] = torch.where(here, values, x[..., list(edit.dims)])
 
@@ -70,6 +72,7 @@ def zeroing() -> Iterator[Callable[[nn.Module, int, int], None]]:
 
 def weight_of(module: nn.Module) -> nn.Parameter:
     """The matrix of a linear layer."""
+    require_weights(module)
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight

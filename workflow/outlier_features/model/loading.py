@@ -5,6 +5,7 @@ from typing import Any, Literal, TypedDict
 from outlier_features.cores import usable_cores
 
 Part = Literal["encoder", "decoder"]
+Wanted = Literal["auto", "one", "spread", "layerwise"]
 
 
 class Loading(TypedDict):
@@ -16,6 +17,7 @@ class Loading(TypedDict):
     threads: int
     trust_remote_code: bool
     part: Part | None
+    placement: Wanted
 
 
 def loading_of(job: Any) -> Loading:

@@ -1,11 +1,13 @@
 """The one place where a model is loaded and put on a device."""
 
+import copy
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported: only the fetch rules talk to a network
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,12 +26,19 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto as auto
+from transformers.pytorch_utils import Conv1D
 
-from outlier_features.errors import ConfigError, InputError
+from outlier_features.errors import InputError
 from outlier_features.model.body import find_body, run_decoder
-from outlier_features.model.loading import Part
+from outlier_features.model.checkpoint import Checkpoint, quantization_config
+from outlier_features.model.loading import Part, Wanted
+from outlier_features.model.on_demand import OnDemand
+from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, device_of, placed
 from outlier_features.model.stack import Stack
+from outlier_features.model.weights_of_modules import WeightsOfModules, without_weights
+from outlier_features.quantized.quantization import Quantization
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
 _HEADS = (
@@ -57,6 +66,9 @@ class LoadedModel:
     stack       its blocks
     causal      no position sees a later one
     no_loss     why it has no loss of the next token; None if it has
+    placement   where its weights lie, and why there
+    on_demand   the weights that stay on disk, if they do
+    quantized   what its weights were dequantized from; None of a checkpoint that was not quantized
     """
 
     model: PreTrainedModel
@@ -67,10 +79,14 @@ class LoadedModel:
     stack: Stack
     causal: bool
     no_loss: str | None
+    placement: Placement
+    on_demand: OnDemand | None = None
+    quantized: Quantization | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, device: torch.device, attention: str, part: Part | None = None,
-           no_loss: str | None = None) -> "LoadedModel":  # fmt: skip
+           no_loss: str | None = None, placement: Placement | None = None, on_demand: OnDemand | None = None,
+           quantized: Quantization | None = None) -> "LoadedModel":  # fmt: skip
         """A model that is on its device; a few tokens are run to see its blocks and whether it is causal.
 
         no_loss   why it has no loss, where that is known already
@@ -83,7 +99,8 @@ class LoadedModel:
         causal = _is_causal(model, body, part)
         if not causal:
             no_loss = f"{type(model).__name__} is no causal model: a position sees later ones"
-        return cls(model, device, attention, part, body, stack, causal, no_loss)
+        placement = placement or Placement("one", "it was there", device)
+        return cls(model, device, attention, part, body, stack, causal, no_loss, placement, on_demand, quantized)
 
     @property
     def base(self) -> Callable[..., Any]:
@@ -138,6 +155,8 @@ def load_model(
     trust_remote_code: bool,
     threads: int | None = None,
     part: Part | None = None,
+    placement: Wanted = "one",
+    keep: int | None = None,
 ) -> LoadedModel:
     """The model in the directory `location` (safetensors weights, transformers' format).
 
@@ -146,13 +165,15 @@ def load_model(
     attention   sdpa or eager, transformers' attention implementation; `auto`: what the model's class takes by itself
     threads     how many of a CPU's cores torch uses from now on, or as many as before
     part        the encoder or the decoder of an encoder-decoder model
+    placement   where the weights lie, see `placement`; `auto`: as the machine's memory allows
+    keep        bytes of blocks that a `layerwise` model keeps in memory; by itself, a share of what is free
 
     Raises `InputError` where the directory, the device or the attention implementation is not usable, where weights are
     missing, where the model does not run on text, and where `part` and model do not fit each other.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    place = _device(device)
+    device_of(device)
     transformers.utils.logging.set_verbosity_error()  # what it warns of is either an error here or of no concern
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -160,7 +181,14 @@ def load_model(
     auto_class, no_loss = _class_of(config, trust_remote_code)
     options |= {"dtype": getattr(torch, dtype), "use_safetensors": True}
     options["ignore_mismatched_sizes"] = True  # they are named below, where transformers would only count them
-    model, used, report = _weights(auto_class, location, config, attention, options)
+    quantized = bool(quantization_config(location))
+    checkpoint = Checkpoint.open(location) if quantized or placement != "one" else None
+    chosen = _placement(checkpoint, placement, device, options["dtype"])
+    if keep is not None:
+        chosen = replace(chosen, keep=keep)
+    if quantized:
+        _forget_quantization(config)
+    model, used, report = _weights(auto_class, location, config, attention, options, chosen, checkpoint)
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
         raise InputError(
@@ -174,16 +202,40 @@ def load_model(
         )
     if missing & head:
         no_loss = f"its weights lack {_some(missing & head)}, which are not tied to the embeddings"
-    if dtype == "float32":
-        _widen(model)
-    model.to(place)  # type: ignore[arg-type]
+    on_demand: OnDemand | None = None
+    if checkpoint is not None and chosen.kind == "layerwise":
+        without, model = model, copy.deepcopy(model)
+        on_demand = OnDemand(model, WeightsOfModules(without, checkpoint), chosen.device, chosen.keep)
+    if chosen.kind != "spread":
+        model.to(chosen.device)  # type: ignore[arg-type]
     model.eval()
+    decoded = checkpoint.quantization if checkpoint else None
     try:
-        return LoadedModel.of(model, place, used, part, no_loss)
+        return LoadedModel.of(model, chosen.device, used, part, no_loss, chosen, on_demand, decoded)
     except Exception as error:
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
         raise InputError(_does_not_run(model, location, error)) from error
+
+
+def empty_model(
+    location: Path, *, dtype: str, trust_remote_code: bool = False, part: Part | None = None
+) -> tuple[PreTrainedModel, str | None]:
+    """The model of a directory's config.json on the meta device, whose weights it does not need, with eager attention.
+
+    Also why it has no loss of the next token, where its class tells. Raises `InputError` as `load_model`.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    config = _config(location, {"local_files_only": True, "trust_remote_code": trust_remote_code}, part)
+    auto_class, no_loss = _class_of(config, trust_remote_code)
+    _forget_quantization(config)
+    own = _own_class(auto_class, config, location)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = own._from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager")
+    except Exception as error:  # as of a whole load
+        raise InputError(_cannot_make(own, location, error)) from error
+    return model.eval(), no_loss
 
 
 def probe_ids(model: PreTrainedModel) -> torch.Tensor:
@@ -239,13 +291,14 @@ def _configs(config: Any) -> Iterator[Any]:
             yield from _configs(inner)
 
 
-def _device(device: str) -> torch.device:
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
-    if not present[device]:
-        raise ConfigError(f"device: found {device!r}, but torch sees no such device here, expected 'auto' or 'cpu'")
-    return torch.device(device)
+def _placement(checkpoint: Checkpoint | None, wanted: Wanted, device: str, dtype: torch.dtype) -> Placement:
+    """Where a model goes, by the size of its weights if that matters."""
+    if wanted == "one" or checkpoint is None:
+        return placed("one", device, 0, 0, Machine({}, 0))
+    shapes = {name: checkpoint.shape(name) for name in checkpoint.names}
+    chosen = placed(wanted, device, bytes_in(dtype, shapes), checkpoint.bytes_of_files, Machine.here())
+    print(f"placement: {chosen}", file=sys.stderr)
+    return chosen
 
 
 def _config(location: Path, options: dict[str, Any], part: Part | None) -> Any:
@@ -297,14 +350,74 @@ def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
         yield from [names] if isinstance(names, str) else names
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A weight of a checkpoint as transformers takes those that it has not read yet: by a slice of all of it."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: torch.dtype
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        return self.checkpoint.read(self.name, self.dtype)
+
+
+def _forget_quantization(config: Any) -> None:
+    """Have transformers take the weights for those of a model that is not quantized."""
+    for one in _configs(config):
+        for key in ("quantization_config", "compression_config"):
+            if hasattr(one, key):
+                delattr(one, key)
+
+
+def _decoded(
+    model_class: Any, config: Any, checkpoint: Checkpoint, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model with dequantized weights, each of which is decoded when it is put in its place."""
+    weights = {name: _Unread(checkpoint, name, options["dtype"]) for name in checkpoint.names}
+    found: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
+        None, config=config, state_dict=weights, output_loading_info=True, **options
+    )
+    return found
+
+
+def _require_straight(model: PreTrainedModel, location: Path) -> None:
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise InputError(
+            f"{location}: found quantized weights of {type(model).__name__}, whose layers hold theirs transposed, "
+            "expected weights that are not quantized"
+        )
+
+
 def _weights(
-    model_class: Any, location: Path, config: Any, attention: str, options: dict[str, Any]
+    model_class: Any,
+    location: Path,
+    config: Any,
+    attention: str,
+    options: dict[str, Any],
+    placement: Placement,
+    checkpoint: Checkpoint | None,
 ) -> tuple[PreTrainedModel, str, dict[str, Any]]:
     """The model, the attention implementation that it runs, and what its loading says of weights."""
     if attention != "auto":
         options = {**options, "attn_implementation": attention}
     try:
-        model, report = model_class.from_pretrained(location, config=config, output_loading_info=True, **options)
+        if checkpoint is not None and placement.kind == "layerwise":
+            model, report = without_weights(_own_class(model_class, config, location), config, checkpoint, options)
+        else:
+            if checkpoint is not None and placement.kind == "spread":
+                own = _own_class(model_class, config, location)
+                options["device_map"] = _device_map(own, config, checkpoint, options)
+            if checkpoint is not None and checkpoint.quantization:
+                model, report = _decoded(_own_class(model_class, config, location), config, checkpoint, options)
+            else:
+                model, report = model_class.from_pretrained(
+                    location, config=config, output_loading_info=True, **options
+                )
+        if checkpoint is not None and checkpoint.quantization:
+            _require_straight(model, location)
+    except InputError:
+        raise
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, and whatever remote code raises
         if "attention implementation" in str(error) or "attn_implementation" in str(error):
             raise InputError(
@@ -325,6 +438,22 @@ def _weights(
     return model, used, report
 
 
+def _own_class(model_class: Any, config: Any, location: Path) -> Any:
+    """The class of the model itself, where transformers would look it up."""
+    if not hasattr(model_class, "_model_mapping"):
+        return model_class
+    own_code = getattr(config, "auto_map", None) or {}
+    if model_class.__name__ in own_code:
+        return get_class_from_dynamic_module(own_code[model_class.__name__], location)
+    found = model_class._model_mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _device_map(model_class: Any, config: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, int]:
+    model, _ = without_weights(model_class, config, checkpoint, options)
+    return device_map(model, Machine.here().gpus, sorted(model._no_split_modules or ()))
+
+
 def _cannot_make(model_class: Any, location: Path, error: Exception) -> str:
     return (
         f"{location}: transformers {transformers.__version__} cannot make a {model_class.__name__} of its config.json "
@@ -342,13 +471,6 @@ def _does_not_run(model: PreTrainedModel, location: Path, error: Exception) -> s
         f"{location}: {name} does not run on a few tokens with transformers {transformers.__version__}, found "
         f"{type(error).__name__}: {_sentence(error)}"
     )
-
-
-def _widen(model: PreTrainedModel) -> None:
-    """Make 16-bit weights float32: transformers leaves those so that it dequantized itself (fp8 checkpoints)."""
-    for parameter in model.parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
 
 
 def _missing_weights(model: PreTrainedModel, report: dict[str, Any]) -> set[str]:

@@ -8,21 +8,22 @@ blocks than that (keys and values that later ones share, sums over all of them);
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from outlier_features.model.hooks import hooks
+from outlier_features.model.hooks import hooks, returning
 from outlier_features.model.models import LoadedModel, probe_ids
 from outlier_features.model.stack import Stack
-from outlier_features.model.tensors import map_tensors, same_values, unknown_parts
+from outlier_features.model.tensors import map_tensors, parts_of, same_values, unknown_parts
 from outlier_features.model.verify_sites import TOLERANCE
 
 Tensor = torch.Tensor
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 
 
 class PassEnded(BaseException):  # no Exception, which a model's own code may catch
@@ -130,11 +131,70 @@ class Prefixes:
             skipped[block.module].add(block.call)
         with ExitStack() as stack:
             for module, calls in skipped.items():
-                stack.enter_context(_returning(module, calls, lambda: _repeated(prefix.output, prefix.shape, times)))
+                stack.enter_context(returning(module, calls, lambda: _repeated(prefix.output, prefix.shape, times)))
             if prefix.encoded is not None:
                 encoded = lambda: _repeated(prefix.encoded, prefix.shape, times)  # noqa: E731
-                stack.enter_context(_returning(self._encoder, {0}, encoded))
+                stack.enter_context(returning(self._encoder, {0}, encoded))
             yield
+
+    @torch.inference_mode()
+    def step(self, prefix: Prefix, ids: Tensor, run: Callable[[], Any]) -> Prefix | None:
+        """`run` runs a pass over `ids` from `prefix` on, which ends after one block; what the next one begins with.
+
+        The last block's goes on to the end of the model, and None follows.
+        """
+
+        def end(number: int, _: Any) -> None:
+            if number == prefix.start < len(self._stack) - 1:
+                raise PassEnded
+
+        following = prefix.start + 1
+        with (
+            suppress(PassEnded),
+            self.begun(prefix),
+            self.keeping([following], ids) as kept,
+            after_blocks(self._stack, end),
+        ):
+            run()
+        if following == len(self._stack):
+            return None
+        return replace(kept[following], output=map_tensors(kept[following].output, torch.Tensor.contiguous))
+
+    def example(self, start: int) -> Prefix:
+        """What a pass over one of the probe's sequences begins with at a block."""
+        return self._probe[0][1][start]
+
+    def no_steps(self) -> str | None:
+        """Why passes that run one block at a time are not the whole pass, bit by bit; None if they are.
+
+        Each block in turn runs on both of the probe's sequences, from what the block before it returned in a whole
+        pass: so nothing is read more than once, however many blocks there are.
+        """
+        if self._encoder is not None:
+            return "its encoder runs before each pass of its decoder"
+        for number in range(len(self._stack)):
+            for ids, kept, expected in self._probe:
+                if problem := self._no_step(kept, ids, number, expected):
+                    return f"block {number}: {problem}"
+        return None
+
+    def _no_step(self, kept: dict[int, Prefix], ids: Tensor, number: int, expected: Tensor) -> str | None:
+        before, after = kept[number].output, kept[number + 1].output
+        if unknown := next(unknown_parts(after), None):
+            return f"it returns a {type(unknown).__name__}, which is not copied"
+        if any(not isinstance(part, Tensor) for part in parts_of(after) if part is not None):
+            return "it returns a number beside its tensors"
+        states: list[Tensor] = []
+        start = replace(kept[number], output=map_tensors(before, torch.Tensor.contiguous))
+        try:
+            found = self.step(start, ids, lambda: states.append(self._loaded.base(ids)[0]))
+        except _FAILURES as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"the model raises {type(error).__name__}: {error}"
+        pairs = list(zip(parts_of(found.output), parts_of(after), strict=True)) if found else [(states[-1], expected)]
+        same = all(one is other is None or same_values(one, other) for one, other in pairs)
+        return None if same else "it returns other values when it begins a pass"
 
     def _problem(self, start: int) -> str | None:
         """Why a pass cannot begin at a block.
@@ -155,7 +215,7 @@ class Prefixes:
         """Last hidden states, or why the model does not run."""
         try:
             return self._states(ids, prefix, times)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        except _FAILURES as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return f"the model raises {type(error).__name__}: {error}"
@@ -190,25 +250,6 @@ class Prefixes:
             ):
                 self._states(ids, Prefix(0, ids.shape))
         return past
-
-
-@contextmanager
-def _returning(module: Any, calls: set[int], made: Callable[[], Any]) -> Iterator[None]:
-    """These calls of a module return at once what is `made`."""
-    own, forward, number = vars(module).get("forward"), module.forward, -1
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal number
-        number += 1
-        return made() if number in calls else forward(*args, **kwargs)
-
-    module.forward = run  # an attribute of the object hides the class's method
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def _repeated(kept: Any, shape: torch.Size, times: int) -> Any:

@@ -37,6 +37,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def parts_of(value: Any) -> Iterator[Any]:
+    """All that nested tuples, lists and dicts hold, in the order in which `map_tensors` changes tensors."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from parts_of(item)
+    else:
+        yield value
+
+
 def unknown_parts(value: Any) -> Iterator[Any]:
     """What of nested arguments or outputs may hold tensors that `map_tensors` does not reach."""
     if isinstance(value, dict):
@@ -56,5 +67,5 @@ def same_values(left: Tensor, right: Tensor) -> bool:
     """Bit by bit, whether tokens lie flat (B*T, H) or not (B, T, H); NaN is the same as NaN."""
     if left.numel() != right.numel() or left.shape[-1] != right.shape[-1]:
         return False
-    left, right = left.reshape(-1), right.reshape(-1)
+    left, right = left.reshape(-1), right.to(left.device).reshape(-1)  # of a model that is spread, blocks are apart
     return torch.equal(left, right) or (bool(left.isnan().any()) and torch.equal(left.nan_to_num(), right.nan_to_num()))

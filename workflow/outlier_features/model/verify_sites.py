@@ -199,7 +199,8 @@ def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _ProbedBlocks:
     def receive(key: tuple[int, str], tensor: Tensor | None) -> None:
         index, name = key
         if tensor is not None:
-            calls[index][name].append(_Seen(tensor.clone()))
+            # All on one device: what enters the first block on another GPU comes from the one before.
+            calls[index][name].append(_Seen(tensor.clone().to(loaded.device)))
 
     watched = [((i, name), site) for i, block in enumerate(blocks) for name, site in _parts(block).items()]
     with _leaves_outside(loaded, blocks, read, written), hooked(watched, receive), torch.inference_mode():
@@ -230,7 +231,7 @@ def _leaves_outside(
     def copy(value: Any, to: list[Tensor]) -> None:
         tensor = first_tensor(value)
         if tensor is not None and tensor.ndim:
-            to.append(tensor.reshape(-1, tensor.shape[-1]).clone())
+            to.append(tensor.reshape(-1, tensor.shape[-1]).clone().to(loaded.device))
 
     leaves = [
         module

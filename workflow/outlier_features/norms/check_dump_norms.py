@@ -7,9 +7,9 @@ from outlier_features.dims.dims_schema import DIMS
 from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
-from outlier_features.norms.describe_gains import Gain
 from outlier_features.norms.gains_in_file import named_gains
-from outlier_features.norms.norm_tables import Norm, write_norms
+from outlier_features.norms.norm import Gain, Norm
+from outlier_features.norms.norm_tables import write_norms
 
 
 def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Path, gains: Path) -> None:

@@ -2,28 +2,20 @@
 
 from pathlib import Path
 
-import torch
-
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.files.run_files import RunFiles
-from outlier_features.model.loading import Part
+from outlier_features.norms.kept_norms import read_norms
 from outlier_features.norms.norm_tables import write_norms
-from outlier_features.norms.norms import norms_of
 
 
-def check_norms(
-    source: Path, dims: Path, norms: Path, gains: Path, *, threads: int, trust_remote_code: bool, part: Part | None
-) -> None:
+def check_norms(losses: Path, dims: Path, norms: Path, gains: Path) -> None:
     """Write `norms`, a row per norm of the model, and `gains`, a row per selected dim and norm of residual dims.
 
-    source   the model's source.json
+    losses   of the run's first chunk: the extraction left the norms there
     dims     the run's dims.parquet; dims that rules with `follow_up` select are looked at, all others compared with
 
-    Of the model a few probe tokens are run, no text. Raises `InputError` where it cannot be used or is not the run's.
+    The model is not loaded. Raises `InputError` where its norms could not be had, or the files are of different runs.
     """
-    torch.set_num_threads(threads)
     files = RunFiles()
     rows, provenance = files.table(dims, DIMS)
-    model = files.model(source)
-    found = norms_of(Path(model["location"]), trust_remote_code, part)
-    write_norms(found, rows, norms, gains, provenance)
+    write_norms(read_norms(files.tensors(losses)), rows, norms, gains, provenance)

@@ -1,39 +1,14 @@
 """What the gains of norms are: whether they are exactly 1, how large they are, and at some dims against the others."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from outlier_features.errors import InputError
+from outlier_features.norms.norm import PARAMETERIZATION, Gain
 
-Array = np.ndarray[Any, Any]
-PARAMETERIZATION = {0: "w", 1: "1 + w"}
 OTHERS = ("others_min", "others_p05", "others_median", "others_p95", "others_max")
-
-
-@dataclass(frozen=True)
-class Gain:
-    """The gain of a norm, `offset + stored`: a model may store what is added to 1 (offset 1) or the gain (offset 0).
-
-    stored   floats of any shape, without rounding
-    dtype    in which the file holds them, where that is known
-    """
-
-    stored: Array
-    offset: int = 0
-    dtype: str | None = None
-
-    @property
-    def effective(self) -> Array:
-        """The gain in float64, flat."""
-        return self.offset + self.stored.astype(np.float64).reshape(-1)
-
-    @property
-    def exactly_one(self) -> int:
-        """How many are exactly 1, told by what is stored, for a sum with 1 rounds."""
-        return int((self.stored == 1 - self.offset).sum())
 
 
 def describe_gains(gains: Mapping[str, Gain]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from outlier_features.errors import InputError
 from outlier_features.files.layer_keys import DUMPED_GAINS, LAYER, layer_names, nearest_keys
 from outlier_features.files.tensorfile import DTYPES, TensorFile
-from outlier_features.norms.describe_gains import Array, Gain
+from outlier_features.norms.norm import Array, Gain
 
 
 def gains_in_file(file: TensorFile, keys: Sequence[str] = ()) -> dict[str, Gain]:

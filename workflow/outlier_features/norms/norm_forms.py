@@ -80,6 +80,7 @@ class NormCall:
         return bool(((scaled - output).abs() <= allowed).all()) and bool(((other - output).abs() > allowed).any())
 
 
+@torch.inference_mode()
 def norm_calls(loaded: LoadedModel) -> dict[str, NormCall]:
     """The calls that may be norms' on a few probe tokens, by path, in the model's order."""
     calls: dict[nn.Module, NormCall] = {}

@@ -1,48 +1,18 @@
 """The tables of norms and of their gains at the selected dims."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from outlier_features.files.tables import write_table
-from outlier_features.norms.describe_gains import Gain, describe_gains, gains_at, spread_of_others
+from outlier_features.norms.describe_gains import describe_gains, gains_at, spread_of_others
+from outlier_features.norms.norm import Norm
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.rules.kinds import followed
 
 _AT = {name: dtype for name, dtype in GAINS.schema.items() if name not in ("population", "rule")}
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm of a model that was run, or one whose gain a dump holds.
-
-    module             path in the model
-    sites              that its output is, by `find_sites`
-    layer              index of the block that it lies in
-    residual           its dims are those of the residual stream
-    kind               `rms` (root mean square) or `layer` (the mean is taken off first); None if undecided
-    parameterization   `w`, `1 + w`, `none` (it has no gain), or None if undecided, with a `reason`
-    size               values of its gain; of a norm without one, values that are normalised together
-    shape              of its gain
-    tensor             name in the checkpoint of the tensor with these very values, None if there is none
-    bias_max_abs       largest abs(bias), None without a bias
-    """
-
-    module: str
-    sites: tuple[str, ...]
-    layer: int | None
-    residual: bool
-    kind: str | None
-    parameterization: str | None
-    reason: str | None
-    size: int
-    shape: tuple[int, ...] | None
-    tensor: str | None = None
-    gain: Gain | None = None
-    bias_max_abs: float | None = None
 
 
 def write_norms(

@@ -1,6 +1,6 @@
 """The gains behind the sites that are a norm's output, as the model multiplies by them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,17 @@ Array = np.ndarray[Any, Any]
 
 
 @torch.inference_mode()
-def site_gains(loaded: LoadedModel, blocks: Sequence[Block], sites: Sequence[str]) -> dict[str, Array]:
+def site_gains(
+    loaded: LoadedModel, blocks: Sequence[Block], sites: Sequence[str], calls: Mapping[str, NormCall] | None = None
+) -> dict[str, Array]:
     """By site that norms make, their gains in the blocks that have it, float32 (L, H).
 
     A row is NaN where no norm that is understood makes the site; a site without any other row is left out. Of the
-    model a few probe tokens are run.
+    model a few probe tokens are run, or `calls` are at hand: its `norm_calls`.
     """
     made = sites_of_modules(list(blocks))
-    calls = {call.module: call for call in norm_calls(loaded).values() if call.module in made}
-    understood = {module: _gain(call) for module, call in calls.items()}
+    calls = norm_calls(loaded) if calls is None else calls
+    understood = {call.module: _gain(call) for call in calls.values() if call.module in made}
     found = {}
     for site in sites:
         rows = []

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from outlier_features.errors import InputError
+from outlier_features.model.on_demand import require_weights
 from outlier_features.model.sites import Site
 from outlier_features.model.verify_sites import TOLERANCE
 
@@ -19,6 +20,7 @@ SINGULAR_VALUES = 5
 
 def weight_of(module: nn.Module) -> torch.Tensor:
     """A linear layer's weight as (outputs, inputs), whichever way the module keeps it."""
+    require_weights(module)
     weight: Any = module.weight
     return (weight.T if isinstance(module, Conv1D) else weight).detach()
 

@@ -243,7 +243,7 @@ class _Tracer:
         positions, length = mask.shape[1], int(mask.sum())
 
         def keep(key: Key, value: torch.Tensor) -> None:
-            found[key] = take(value.reshape(positions, -1)[:length])
+            found[key] = take(value.reshape(positions, -1)[:length]).to(self.loaded.device)
 
         with hooked(sites.items(), keep):
             run_blocks(self.loaded, ids, mask)

@@ -9,6 +9,7 @@ from outlier_features.ablate.ablation_effects import ablation_sample, position_n
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.largest import largest_of_each
 from outlier_features.populations import POPULATIONS
+from outlier_features.quantized.quantization import Quantization
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
 from outlier_features.summary.facts import is_dump
@@ -36,10 +37,13 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Model origin", model["origin"]),
         ("Model revision", model["revision"]),
         ("Model licence", model["licence"]),
+        *([("Terms of use of the model", ", ".join(model["terms"]))] if model["terms"] else []),
         ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
                          f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
         ("Parameters", number(model["parameters"])),
-        ("Computed in", f"{run['dtype']} on {run['device']} ({threads}), attention {run['attention']}"),
+        ("Computed in", f"{run['dtype']} on {run['device']} ({threads}), attention {run['attention']}, "
+                        f"placement {run['placement']}"),
+        *([("Weights dequantized from", Quantization.of(run["quantized"]))] if run["quantized"] else []),
         ("Corpus", corpus["name"]),
         ("Corpus origin", corpus["origin"]),
         ("Corpus revision", corpus["revision"]),

@@ -1,12 +1,13 @@
 """Kind `massive`: single values far above a threshold and far above the median around them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import polars as pl
+from typing import TYPE_CHECKING, ClassVar
 
 from outlier_features.rules.rule import FLAG, POSITIVE, SITE, HitRule, parameter
 from outlier_features.wording import number
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,9 @@ class Massive(HitRule):
     def listed_above(self) -> tuple[float, float]:
         return self.threshold, self.ratio
 
-    def is_hit(self, threshold: float) -> pl.Expr:
+    def is_hit(self, threshold: float) -> "pl.Expr":
+        import polars as pl
+
         size = pl.col("size").cast(pl.Float64)
         return (size > threshold) & (size >= self.ratio * pl.col("median"))
 

@@ -6,11 +6,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from math import nextafter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import polars as pl
-
 from outlier_features.errors import InputError
 from outlier_features.model.bases import NORM_OUTPUTS, basis_of
 from outlier_features.wording import number
+
+if TYPE_CHECKING:
+    import polars as pl  # elsewhere where it is used: to read a configuration no table is needed
 
 SHARE: Mapping[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
 POSITIVE: Mapping[str, Any] = {"type": "number", "exclusiveMinimum": 0}
@@ -160,17 +161,21 @@ class HitRule(Rule):
         """
         return nextafter(self.threshold, 0.0), 0.0
 
-    def is_hit(self, threshold: float) -> pl.Expr:
+    def is_hit(self, threshold: float) -> "pl.Expr":
         """Which values are hits at a threshold.
 
         The columns are those of a value at one of the sites, in one population: `size` (abs(x) on the rule's scale),
         `value`, `median` (of abs(x) over its layer, sequence and population), `sequence`, `layer`, `site` (index in
         `sites`), `token`, `dim`, `excluded`.
         """
+        import polars as pl
+
         return pl.col("size") >= threshold
 
-    def passes(self) -> pl.Expr:
+    def passes(self) -> "pl.Expr":
         """Which (sequence, dim) pairs pass, from the columns of the table `pairs`."""
+        import polars as pl
+
         return pl.lit(True)
 
     def require_sound(self) -> None:

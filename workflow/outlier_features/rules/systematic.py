@@ -1,13 +1,13 @@
 """Kind `systematic`: dims with large values in many layers and at many positions, as LLM.int8() selects them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import polars as pl
-
-from outlier_features.files.columns import READINGS
 from outlier_features.rules.rule import FLAG, POSITIVE, SCALE, SHARE, SITES, HitRule, parameter
 from outlier_features.wording import listing, percent
+
+if TYPE_CHECKING:
+    import polars as pl
 
 LAYER_READINGS = ("blocks", "sites_share")
 POSITION_READINGS = ("union", "pooled", "affected")
@@ -66,7 +66,9 @@ class Systematic(HitRule):
     def grid(self) -> tuple[float, ...]:
         return self.sensitivity or ()
 
-    def passes(self) -> pl.Expr:
+    def passes(self) -> "pl.Expr":
+        import polars as pl
+
         layers = pl.col(self.layer_reading) >= self.layer_share
         return layers & (pl.col(self.position_reading) >= self.position_share)
 
@@ -77,6 +79,8 @@ class Systematic(HitRule):
         )
 
     def meaning(self) -> str:
+        from outlier_features.files.columns import READINGS
+
         return (
             f"{self.titled()}: a dimension passes in a sequence if it has hits, {self.reaches}, "
             f"in {percent(self.layer_share)} of the layers or more ({self.layer_reading}: "

@@ -36,7 +36,8 @@ _PARTS = ("encoder", "decoder")
 
 
 def read_schema(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    return dict(yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.safe_load(text))
 
 
 def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:

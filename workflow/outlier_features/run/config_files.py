@@ -37,6 +37,11 @@ def require_arguments(arguments: Sequence[str]) -> None:
 
 def require_config_file(path: str | Path) -> None:
     """Raise `InputError` where `path` is not a JSON or YAML file with keys at its top level, each once."""
+    read_config_file(path)
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The content of a file that `require_config_file` lets through."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -49,6 +54,7 @@ def require_config_file(path: str | Path) -> None:
         raise InputError(f"{path}: found {found}, expected keys such as `models: [...]` at the top level")
     if _TEMPLATE in content:
         raise InputError(f"{path}: found the key {_TEMPLATE}, which runs code in the file, expected a plain file")
+    return content
 
 
 def _parsed(text: str, path: str | Path) -> Any:

@@ -32,7 +32,7 @@ def read_costs(benchmarks: Path, outputs: Mapping[str, Sequence[str]]) -> pl.Dat
     a benchmark.
     """
     jobs = [
-        {"rule": path.relative_to(benchmarks).parts[0].removesuffix(".tsv"), **_read(path)}
+        {"rule": path.relative_to(benchmarks).parts[0].removesuffix(".tsv"), **read_benchmark(path)}
         for path in sorted(benchmarks.rglob("*.tsv"))
     ]
     frame = pl.DataFrame(jobs, schema={"rule": pl.String, **dict.fromkeys(_COLUMNS, pl.Float64)})
@@ -61,8 +61,8 @@ def read_costs(benchmarks: Path, outputs: Mapping[str, Sequence[str]]) -> pl.Dat
     )
 
 
-def _read(path: Path) -> dict[str, float | None]:
-    """The last line of a benchmark file: that of the job's last run."""
+def read_benchmark(path: Path) -> dict[str, float | None]:
+    """The last line of a benchmark file, that of the job's last run; raises `InputError` where it is none."""
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         found = dict(zip(header.split("\t"), lines[-1].split("\t"), strict=True))

@@ -1,6 +1,7 @@
 """Whether what was listed and counted of a chunk serves the rules of today."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,12 @@ def serving_scales(wanted: ScaledAt, statistics: Path) -> ScaledAt:
 def _recorded(statistics: Path, key: str) -> Any:
     """A fact of the provenance; None of a file that is not there yet, or is damaged, as the job will say."""
     try:
-        return TensorFile(statistics).provenance[key]
-    except (InputError, LookupError):
+        status = statistics.stat()
+        return _provenance(statistics, status.st_mtime_ns, status.st_size)[key]
+    except (OSError, InputError, LookupError):
         return None
+
+
+@lru_cache(maxsize=1)  # both questions about a chunk come one after the other
+def _provenance(statistics: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
+    return TensorFile(statistics).provenance

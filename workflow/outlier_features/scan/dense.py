@@ -32,7 +32,8 @@ class DenseCounts:
         extremes = self.extremes[:, members].max(axis=1)
         hit = extremes >= self.thresholds[:, None, None]  # (K, S, H)
         first_tensors = np.flatnonzero(np.diff(self.blocks, prepend=-1))
-        in_block = np.logical_or.reduceat(hit, first_tensors, axis=1)
+        alone = len(first_tensors) == len(self.blocks)  # then there is nothing to join
+        in_block = hit if alone else np.logical_or.reduceat(hit, first_tensors, axis=1)
         blocks = self.blocks[first_tensors]
         largest = self.largest[np.isin(self.parts, members)]
         positive, negative = self.signs[:, members].sum(axis=1, dtype=np.int64).swapaxes(0, 1)

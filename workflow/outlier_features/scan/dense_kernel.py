@@ -30,8 +30,30 @@ def _count_row(values, threshold, positive, negative):
         above, below = np.uint32(values[h] >= threshold), np.uint32(values[h] <= -threshold)
         positive[h] += above
         negative[h] += below
-        found += above + below
+        found = np.uint32(found + np.uint32(above + below))
     return found
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _count_dims(x, rows, dims, chosen, threshold, positive, negative, token_counts):
+    """Add to the counts of the chosen dims (C,) and of each row (rows,) a tile's hits."""
+    for row in range(rows):
+        for h in chosen:
+            above = np.uint32(x[row * dims + h] >= threshold)
+            below = np.uint32(x[row * dims + h] <= -threshold)
+            positive[h] += above
+            negative[h] += below
+            token_counts[row] += above + below
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _dims_reaching(extremes, threshold, found):
+    """Write the dims whose extreme reaches a threshold to `found` (H + 1,); returns how many they are."""
+    count = 0
+    for h in range(extremes.size):
+        found[count] = h
+        count += np.int64(extremes[h] >= threshold)
+    return count
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -48,7 +70,7 @@ def count_layer(raw, kind, start, runs, thresholds, largest, extremes, counts, t
     tile            float32 (TILE * H,): working memory
     """
     dims = extremes.shape[1]
-    reached = thresholds.view(np.uint32)
+    reached, reaching = thresholds.view(np.uint32), np.empty(dims + 1, np.int32)
     for r in range(runs.shape[0]):
         part = runs[r, 2]
         for t in range(runs[r, 0], runs[r, 1], TILE):
@@ -59,10 +81,22 @@ def count_layer(raw, kind, start, runs, thresholds, largest, extremes, counts, t
             for k in range(thresholds.size):
                 if most < reached[k]:
                     break
-                for row in range(rows):
-                    values = x[row * dims : (row + 1) * dims]
-                    token_counts[k, t + row] += _count_row(
-                        values, thresholds[k], counts[k, part, 0], counts[k, part, 1]
+                positive, negative = counts[k, part, 0], counts[k, part, 1]
+                count = _dims_reaching(extremes[part], thresholds[k], reaching)
+                if count > dims // 8:
+                    for row in range(rows):
+                        values = x[row * dims : (row + 1) * dims]
+                        token_counts[k, t + row] += _count_row(values, thresholds[k], positive, negative)
+                else:
+                    _count_dims(
+                        x,
+                        rows,
+                        dims,
+                        reaching[:count],
+                        thresholds[k],
+                        positive,
+                        negative,
+                        token_counts[k, t : t + rows],
                     )
 
 

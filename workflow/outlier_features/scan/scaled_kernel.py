@@ -5,22 +5,41 @@ from numba import njit
 
 from outlier_features.scan.scan_kernel import TILE, as_float32
 
-_GROUP = 64  # values that are compared side by side
+_LANES = 64  # sums over a row that go on side by side
+_GROUP = 32  # values that are compared side by side
 _SLACK = 1 + 1e-6  # more than the float32 comparison rounds; what passes it is decided in float64
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rms(values, lanes):
-    """The root mean square of a row, float64; `lanes` is float64 (_GROUP,), sums that go on side by side."""
+def _sum_squares(row, lanes):
+    """The squares of a row's values in `lanes` (_LANES,): each takes every 64th value in turn, three a step."""
     lanes[:] = 0.0
-    for begin in range(0, values.size, _GROUP):
-        some = values[begin : begin + min(_GROUP, values.size - begin)]
+    begin = 0
+    while begin + 3 * _LANES <= row.size:
+        some = row[begin : begin + 3 * _LANES]
+        a, b, c = some[:_LANES], some[_LANES : 2 * _LANES], some[2 * _LANES :]
+        for j in range(_LANES):
+            x, y, z = np.float64(a[j]), np.float64(b[j]), np.float64(c[j])
+            lanes[j] = ((lanes[j] + x * x) + y * y) + z * z
+        begin += 3 * _LANES
+    while begin < row.size:
+        some = row[begin : min(begin + _LANES, row.size)]
         for j in range(some.size):
             lanes[j] += np.float64(some[j]) * np.float64(some[j])
-    total = 0.0
-    for j in range(_GROUP):
-        total += lanes[j]
-    return np.sqrt(total / values.size)
+        begin += _LANES
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rms_of_rows(x, rows, dims, lanes, rms):
+    """The root mean square of each row of a tile, float64 (TILE,); `lanes` is float64 (TILE, _LANES)."""
+    for row in range(rows):
+        _sum_squares(x[row * dims : (row + 1) * dims], lanes[row])
+    rms[:] = 0.0
+    for j in range(_LANES):  # one row's lanes are added one after the other, those of other rows meanwhile
+        for row in range(TILE):
+            rms[row] += lanes[row, j]
+    for row in range(rows):
+        rms[row] = np.sqrt(rms[row] / dims)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -32,7 +51,7 @@ def _list_row(values, k, unit, gains, reach, position, token, dim, value, scaled
         some, reached = values[begin : begin + size], reach[begin : begin + size]
         above = np.uint32(0)
         for j in range(size):
-            above |= np.uint32(abs(some[j]) * inverse >= reached[j])
+            above = max(above, np.uint32(abs(some[j]) * inverse >= reached[j]))
         if above:
             for j in range(size):
                 if abs(some[j]) * inverse >= reached[j]:
@@ -62,7 +81,7 @@ def list_scaled(raw, places, kind, runs, run_starts, k, units, gains, reach, mos
     dims, capacity, count = gains.size, 4096 + gains.size, 0
     token, dim = np.empty(capacity, np.uint32), np.empty(capacity, np.uint32)
     value, scaled = np.empty(capacity, np.float32), np.empty(capacity, np.float64)
-    lanes = np.empty(_GROUP)
+    lanes, rms = np.zeros((TILE, _LANES)), np.empty(TILE)
     found = np.zeros(run_starts.size - 1, np.int64)
     for b in range(run_starts.size - 1):
         before = count
@@ -73,10 +92,12 @@ def list_scaled(raw, places, kind, runs, run_starts, k, units, gains, reach, mos
                 rows = min(TILE, runs[r, 1] - t)
                 begin = places[b] + t * dims
                 x = as_float32(raw[begin : begin + rows * dims], kind, tile)
+                if own:
+                    _rms_of_rows(x, rows, dims, lanes, rms)
                 for row in range(rows):
                     values = x[row * dims : (row + 1) * dims]
                     if own:
-                        unit = _rms(values, lanes)
+                        unit = rms[row]
                     if not unit > 0:
                         continue
                     if count + dims + 1 > capacity:

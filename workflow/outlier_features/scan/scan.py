@@ -4,11 +4,11 @@ Its hits are listed, sequence by sequence. Where a sequence has too many, the li
 its hits are left out and have to be counted, see `dense`. What is asked of one sequence alone depends on no chunks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -82,6 +82,146 @@ class ScaledHits(Hits):
     unlisted: Array  # sequences that have too many
 
 
+class SiteScan:
+    """The scan of a site whose sequences are handed over some at a time, in order; what comes out depends on no pieces.
+
+    like          tensors of the site: layers, dims and format are those of all
+    parts         uint8 (N, T), see `populations`
+    pilot         float32 (L, H): power sums are taken about it
+    floor         abs(x) at or above it is a hit: a number, or float32 (L, H)
+    pool          its threads work on the layers, at most `threads` at a time
+    max_density   a sequence's hits are not listed if they are more than this share of its values
+    massive       `threshold` and `ratio`: values above both, as of massive activations, are listed all the same
+    scaled        by name (see `scales`), from what multiple of the scale on values are listed too
+    profile       whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
+    """
+
+    def __init__(
+        self,
+        like: SiteTensors,
+        parts: Array,
+        pilot: Array,
+        floor: float | Array,
+        pool: ThreadPoolExecutor,
+        threads: int,
+        *,
+        max_density: float = 1.0,
+        massive: Mapping[str, float] | None = None,
+        scaled: Mapping[str, Scale] | None = None,
+        profile: bool = True,
+        histogram: bool = True,
+    ):
+        if scaled and "layer_rms" in scaled and not profile:
+            raise ValueError("layer_rms is made of the mean squares that only profile takes")
+        self._parts, self._pilot, self._pool, self._like = parts, pilot, pool, like
+        self._massive, self._scales = massive, scaled or {}
+        self._profile, self._histogram = profile, histogram
+        n, t = parts.shape
+        layers, self._dims = len(like.layers), like.shape[2]
+        self._floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, self._dims))
+        self._states, self._per_sequence = kernel.new_layers(layers, self._dims), kernel.new_sequences(n, layers)
+        self._scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
+        for _ in range(threads):
+            self._scratches.put(kernel.new_scratch(t, self._dims))
+        self._limits = max_density * layers * self._dims * (parts != PADDING).sum(axis=1)
+        self._hits, self._counting = np.zeros(n, np.int64), Lock()
+        self._positions = _positions(parts)
+        self._done = 0
+
+    def add(self, tensors: SiteTensors, first: int, last: int) -> tuple[Hits, list[ScaledHits]]:
+        """Scan the next sequences, which are `first` to before `last` of these tensors; returns what is listed of them.
+
+        Sequences are numbered as in `parts`, from 0.
+        """
+        block = _Block(tensors, first, last, self._done, *runs_of(self._parts[self._done :][: last - first]))
+        layers = range(len(tensors.layers))
+        scanned = list(self._pool.map(partial(self._scan_and_scale, block), layers))
+        hits = list(self._pool.map(partial(self._cut_layer, block), layers, [listed for listed, _ in scanned]))
+        scaled = [
+            _scaled_in_order(name, [scaled_hits[name] for _, scaled_hits in scanned], tensors, self._parts, self._done)
+            for name in self._scales
+        ]
+        listed = Hits(*_in_order(hits, tensors, self._parts, self._done))
+        self._done += last - first
+        return listed, scaled
+
+    def listed(self, first: int, last: int) -> Array:
+        """Whether the hits of sequences, which were scanned, are few enough to be listed, bool."""
+        return self._hits[first:last] <= self._limits[first:last]
+
+    def statistics(self) -> SiteStatistics:
+        """Of all sequences that were handed over. Raises `InputError` where some of their values are not finite."""
+        require_finite(self._like, self._states.nonfinite.sum(axis=1))
+        listed = self._hits <= self._limits
+        return _gather(self._like, self._parts, self._pilot, self._states, self._per_sequence, self._hits, listed)
+
+    def _scan_and_scale(self, block: "_Block", layer: int) -> tuple[tuple[Array, ...], dict[str, tuple[Array, ...]]]:
+        listed = self._scan_layer(block, layer)
+        return listed, {name: self._list_scaled(block, layer, name) for name in self._scales}  # while it is cached
+
+    def _scan_layer(self, block: "_Block", layer: int) -> tuple[Array, ...]:
+        scratch, here = self._scratches.get(), block.here
+        with self._counting:  # of a sequence that has too many hits already, no more are listed
+            most = np.maximum(self._limits[here] - self._hits[here], 0).astype(np.int64)
+        found, *listed = kernel.scan_layer(
+            *block.bits(layer), layer, block.runs, block.run_starts, self._pilot[layer], self._floors[layer], most,
+            self._profile, self._histogram, self._states,
+            kernel.Sequences(*(array[here] for array in self._per_sequence)), scratch,
+        )  # fmt: skip
+        with self._counting:
+            self._hits[here] += found
+        self._scratches.put(scratch)
+        return tuple(listed)
+
+    def _list_scaled(self, block: "_Block", layer: int, name: str) -> Any:
+        scale, scratch = self._scales[name], self._scratches.get()
+        of_part = self._positions[block.here]
+        units = scale.units(name, self._per_sequence.square[block.here, layer], of_part, self._dims)
+        listed = scaled_kernel.list_scaled(
+            *block.bits(layer), block.runs, block.run_starts, float(scale.k), units,
+            *scale.gains_and_reach(layer, self._dims), scale.most(of_part.sum(axis=1) * self._dims), scratch.tile,
+        )  # fmt: skip
+        self._scratches.put(scratch)
+        return listed
+
+    def _cut_layer(self, block: "_Block", layer: int, hits: tuple[Array, ...]) -> Any:
+        """The listed hits of a layer, of dense sequences but those that may be massive."""
+        dense = self._hits[block.here] > self._limits[block.here]
+        if not dense.any():
+            return hits
+        bounds, massive = np.full(len(dense), np.inf), self._massive
+        if massive is not None:
+            medians = np.fmin(*self._per_sequence.median[block.here, layer].T)
+            bounds[dense] = massive["ratio"] * medians[dense]
+        scratch = self._scratches.get()
+        extreme = dense_kernel.list_above(
+            *block.bits(layer), block.runs, block.run_starts, self._dims,
+            massive["threshold"] if massive else np.inf, bounds, scratch.tile,
+        )  # fmt: skip
+        self._scratches.put(scratch)
+        return _instead(hits, extreme, dense)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Sequences first..last of tensors, which are those from `start` on of a scan; `runs_of` their positions."""
+
+    tensors: SiteTensors
+    first: int
+    last: int
+    start: int
+    runs: Array
+    run_starts: Array
+
+    @property
+    def here(self) -> slice:
+        return slice(self.start, self.start + self.last - self.first)
+
+    def bits(self, layer: int) -> tuple[Array, Array, int]:
+        """As the kernels take a layer's values."""
+        return *self.tensors.bits(layer, self.first, self.last), KINDS[self.tensors.dtype]
+
+
 def scan(
     tensors: SiteTensors,
     parts: Array,
@@ -89,112 +229,47 @@ def scan(
     floor: float | Array,
     *,
     on_hits: Callable[[Hits], None],
-    max_density: float = 1.0,
-    massive: Mapping[str, float] | None = None,
-    scaled: Mapping[str, Scale] | None = None,
     on_scaled_hits: Callable[[ScaledHits], None] = lambda hits: None,
     threads: int = 1,
-    profile: bool = True,
-    histogram: bool = True,
-    progress: Callable[[int], None] = lambda done: None,
+    **options: Any,
 ) -> SiteStatistics:
-    """Scan a site's activations once.
+    """Scan a site's activations once, wherever they lie.
 
-    parts            uint8 (N, T), see `populations`
-    pilot            float32 (L, H): power sums are taken about it
-    floor            abs(x) at or above it is a hit: a number, or float32 (L, H)
     on_hits          called with the listed hits of some sequences at a time, in order
-    max_density      a sequence's hits are not listed if they are more than this share of its values
-    massive          `threshold` and `ratio`: values above both, as of massive activations, are listed all the same
-    scaled           by name (see `scales`), from what multiple of the scale on values are listed too
     on_scaled_hits   called with those of some sequences at a time, in order, scale by scale
-    profile          whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
-    progress         called with the number of sequences done
+    options          as of `SiteScan`
 
     Raises `InputError` on NaN or infinite values.
     """
-    if scaled and "layer_rms" in scaled and not profile:
-        raise ValueError("layer_rms is made of the mean squares that only profile takes")
-    n, t, h = tensors.shape
-    layers = len(tensors.layers)
-    floors = np.broadcast_to(np.asarray(floor, np.float32), (layers, h))
-    states, per_sequence = kernel.new_layers(layers, h), kernel.new_sequences(n, layers)
-    scratches: SimpleQueue[kernel.Scratch] = SimpleQueue()
-    for _ in range(threads):
-        scratches.put(kernel.new_scratch(t, h))
-    blocks = list(tensors.blocks(_BLOCK_VALUES))
-    limits = max_density * layers * h * (parts != PADDING).sum(axis=1)
-    hits_of, counting = np.zeros(n, np.int64), Lock()
-    positions, scales = _positions(parts), scaled or {}
-
-    def scan_layer(layer: int, first: int, last: int, runs: Array, run_starts: Array) -> tuple[Array, ...]:
-        scratch = scratches.get()
-        with counting:  # of a sequence that has too many hits already, no more are listed
-            most = np.maximum(limits[first:last] - hits_of[first:last], 0).astype(np.int64)
-        found, *listed = kernel.scan_layer(
-            *tensors.bits(layer, first, last), KINDS[tensors.dtype], layer, runs, run_starts, pilot[layer],
-            floors[layer], most, profile, histogram, states,
-            kernel.Sequences(*(array[first:last] for array in per_sequence)), scratch,
-        )  # fmt: skip
-        with counting:
-            hits_of[first:last] += found
-        scratches.put(scratch)
-        return tuple(listed)
-
-    def list_scaled(layer: int, name: str, first: int, last: int, runs: Array, run_starts: Array) -> Any:
-        scale, scratch = scales[name], scratches.get()
-        of_part = positions[first:last]
-        units = scale.units(name, per_sequence.square[first:last, layer], of_part, h)
-        listed = scaled_kernel.list_scaled(
-            *tensors.bits(layer, first, last), KINDS[tensors.dtype], runs, run_starts, float(scale.k), units,
-            *scale.gains_and_reach(layer, h), scale.most(of_part.sum(axis=1) * h), scratch.tile,
-        )  # fmt: skip
-        scratches.put(scratch)
-        return listed
-
-    def scan_and_scale(layer: int, **block: Any) -> tuple[tuple[Array, ...], dict[str, tuple[Array, ...]]]:
-        listed = scan_layer(layer, **block)
-        return listed, {name: list_scaled(layer, name, **block) for name in scales}  # while it is in the cache
-
-    def cut_layer(layer: int, hits: tuple[Array, ...], first: int, last: int, runs: Array, run_starts: Array) -> Any:
-        """The listed hits of a layer, of dense sequences but those that may be massive."""
-        dense = hits_of[first:last] > limits[first:last]
-        if not dense.any():
-            return hits
-        bounds = np.full(last - first, np.inf)
-        if massive is not None:
-            bounds[dense] = massive["ratio"] * np.fmin(*per_sequence.median[first:last, layer].T)[dense]
-        scratch = scratches.get()
-        extreme = dense_kernel.list_above(
-            *tensors.bits(layer, first, last), KINDS[tensors.dtype], runs, run_starts, h,
-            massive["threshold"] if massive else np.inf, bounds, scratch.tile,
-        )  # fmt: skip
-        scratches.put(scratch)
-        return _instead(hits, extreme, dense)
-
     with ThreadPoolExecutor(threads) as pool:
-        tensors.will_need(*blocks[0])
-        for (first, last), following in zip_longest(blocks, blocks[1:]):
-            if following:
-                tensors.will_need(*following)
-            runs, run_starts = runs_of(parts[first:last])
-            work = partial(scan_and_scale, first=first, last=last, runs=runs, run_starts=run_starts)
-            scanned = list(pool.map(work, range(layers)))
-            cut = partial(cut_layer, first=first, last=last, runs=runs, run_starts=run_starts)
-            hits = list(pool.map(cut, range(layers), [listed for listed, _ in scanned]))
+        scanning = SiteScan(tensors, parts, pilot, floor, pool, threads, **options)
+        for first, last in read_ahead([tensors]):
+            hits, scaled = scanning.add(tensors, first, last)
             tensors.drop(first, last)
-            on_hits(Hits(*_in_order(hits, tensors, parts, first)))
-            for name in scales:
-                on_scaled_hits(
-                    _scaled_in_order(name, [scaled_hits[name] for _, scaled_hits in scanned], tensors, parts, first)
-                )
-            progress(last)
-    require_finite(tensors, states.nonfinite.sum(axis=1))  # at the end, so that the count is that of the whole file
-    return _gather(tensors, parts, pilot, states, per_sequence, hits_of, hits_of <= limits)
+            on_hits(hits)
+            for one in scaled:
+                on_scaled_hits(one)
+    return scanning.statistics()
+
+
+def read_ahead(sites: Sequence[SiteTensors]) -> Iterator[tuple[int, int]]:
+    """Ranges of sequences that are small enough to be looked at together, each read ahead while the last is worked on.
+
+    sites   tensors of the same sequences
+    """
+    begins = sorted({first for tensors in sites for first, _ in tensors.blocks(_BLOCK_VALUES // len(sites))})
+    blocks = list(pairwise([*begins, sites[0].shape[0]])) if sites else []
+    for block in blocks[:1]:
+        for tensors in sites:
+            tensors.will_need(*block)
+    for block, following in zip_longest(blocks, blocks[1:]):
+        for tensors in sites if following else ():
+            tensors.will_need(*following)
+        yield block
 
 
 def _in_order(hits: Sequence[tuple[Array, ...]], tensors: SiteTensors, parts: Array, first: int) -> list[Any]:
-    """Put the hits of a block, given for each layer in turn, in the order of sequences, then layers.
+    """Put the hits of a block, given for each layer in turn, in the order of sequences, from `first`, then layers.
 
     Returns the columns of `Hits`, and after them those that a hit of a layer has after its value.
     """

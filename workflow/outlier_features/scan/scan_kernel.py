@@ -23,6 +23,9 @@ BINS = 1 << 16
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 
 _LANES = 32  # sums over a row that go on side by side
+_FEW = 16  # candidates for the median that are put in order
+_GROUP = 64  # values among which candidates are looked for side by side
+_MAGNITUDE = np.uint32(0x7FFFFFFF)  # the bits of a float32 without its sign, which are in the order of abs(x)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
@@ -52,15 +55,16 @@ class Sequences(NamedTuple):
 class Scratch(NamedTuple):
     """Working memory of one thread."""
 
-    tile: Any  # float32 (TILE * H,): a tile of 16-bit values, widened
+    tile: Any  # float32 (TILE * H,): a tile
     low: Any  # float32 (H,)
     high: Any  # float32 (H,)
     extremes: Any  # float32 (H, rounded up to a multiple of 16): largest abs(x) of each dim in the tile
     flags: Any  # uint32 (the same): whether a dim needs a closer look
     dims: Any  # int32 (H + 2,): those dims
-    magnitudes: Any  # float32 (T * H,): abs(x) of a sequence, rest first
-    selected: Any  # uint32 (T * H,): candidates for the median
+    values: Any  # float32 (T * H,): a sequence, rest first
+    candidates: Any  # uint32 (_FEW + 1,): values near the median
     lanes: Any  # float64 (2, _LANES): sums over a row
+    totals: Any  # float64 (TILE,): sums of the rows of a tile
 
 
 def new_layers(count: int, dims: int) -> Layers:
@@ -97,9 +101,10 @@ def new_scratch(tokens: int, dims: int) -> Scratch:
         extremes=np.zeros(padded, np.float32),
         flags=np.zeros(padded, np.uint32),
         dims=np.empty(dims + 2, np.int32),
-        magnitudes=np.empty(tokens * dims, np.float32),
-        selected=np.empty(tokens * dims, np.uint32),
+        values=np.empty(tokens * dims, np.float32),
+        candidates=np.empty(_FEW + 1, np.uint32),
         lanes=np.empty((2, _LANES)),
+        totals=np.empty(TILE),
     )
 
 
@@ -122,6 +127,30 @@ def widen_float16(raw, out):
         bits[i] |= special | (np.uint32(raw[i] & np.uint16(0x8000)) << np.uint32(16))
 
 
+def copy_float32(raw, kind, out):
+    raise NotImplementedError
+
+
+@overload(copy_float32, inline="always")
+def copy_float32_overload(raw, kind, out):
+    if raw.dtype == types.uint32:
+
+        def copy(raw, kind, out):
+            bits = out.view(np.uint32)
+            for i in range(raw.size):
+                bits[i] = raw[i]
+
+        return copy
+
+    def widen(raw, kind, out):
+        if kind == BFLOAT16:
+            widen_bfloat16(raw, out)
+        else:
+            widen_float16(raw, out)
+
+    return widen
+
+
 def as_float32(raw, kind, scratch):
     raise NotImplementedError
 
@@ -133,10 +162,7 @@ def as_float32_overload(raw, kind, scratch):
 
     def widen(raw, kind, scratch):
         out = scratch[: raw.size]
-        if kind == BFLOAT16:
-            widen_bfloat16(raw, out)
-        else:
-            widen_float16(raw, out)
+        copy_float32(raw, kind, out)
         return out
 
     return widen
@@ -239,49 +265,82 @@ def _insert_top(top, magnitude):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _folded(lanes):
-    """The sum of `lanes` (_LANES,), whose content it spoils: neighbours at half the distance each time."""
-    width = _LANES // 2
-    while width > 0:
-        for j in range(width):
-            lanes[j] += lanes[j + width]
-        width //= 2
-    return lanes[0]
+    """The sum of `lanes` (_LANES,): lanes at half the distance are added each time."""
+    a, b, c, d = lanes[:8], lanes[8:16], lanes[16:24], lanes[24:32]
+    even = ((a[0] + c[0]) + (b[0] + d[0])) + ((a[4] + c[4]) + (b[4] + d[4]))
+    even += ((a[2] + c[2]) + (b[2] + d[2])) + ((a[6] + c[6]) + (b[6] + d[6]))
+    odd = ((a[1] + c[1]) + (b[1] + d[1])) + ((a[5] + c[5]) + (b[5] + d[5]))
+    odd += ((a[3] + c[3]) + (b[3] + d[3])) + ((a[7] + c[7]) + (b[7] + d[7]))
+    return even + odd
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _describe_rows(x, rows, dims, layer_kurtosis, magnitudes, lanes):
-    """Sums of abs(x) and x**2 of a tile; adds each row's kurtosis over dims; writes abs(x) to `magnitudes`."""
+def _sum_row(row, first, second):
+    """Sums of x and abs(x) of a row in lanes (_LANES,): each lane takes every 32nd value in turn, four a step."""
+    first[:] = 0.0
+    second[:] = 0.0
+    begin = 0
+    while begin + 4 * _LANES <= row.size:
+        some = row[begin : begin + 4 * _LANES]
+        a, b, c, d = some[:_LANES], some[_LANES : 2 * _LANES], some[2 * _LANES : 3 * _LANES], some[3 * _LANES :]
+        for j in range(_LANES):
+            w, x, y, z = np.float64(a[j]), np.float64(b[j]), np.float64(c[j]), np.float64(d[j])
+            first[j] = (((first[j] + w) + x) + y) + z
+            second[j] = (((second[j] + abs(w)) + abs(x)) + abs(y)) + abs(z)
+        begin += 4 * _LANES
+    while begin < row.size:
+        some = row[begin : min(begin + _LANES, row.size)]
+        for j in range(some.size):
+            w = np.float64(some[j])
+            first[j] += w
+            second[j] += abs(w)
+        begin += _LANES
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sum_powers(row, mean, second, fourth):
+    """Sums of (x - mean)**2 and (x - mean)**4 of a row in lanes, in the order of `_sum_row`."""
+    second[:] = 0.0
+    fourth[:] = 0.0
+    begin = 0
+    while begin + 4 * _LANES <= row.size:
+        some = row[begin : begin + 4 * _LANES]
+        a, b, c, d = some[:_LANES], some[_LANES : 2 * _LANES], some[2 * _LANES : 3 * _LANES], some[3 * _LANES :]
+        for j in range(_LANES):
+            w, x, y, z = a[j] - mean, b[j] - mean, c[j] - mean, d[j] - mean
+            w, x, y, z = w * w, x * x, y * y, z * z
+            second[j] = (((second[j] + w) + x) + y) + z
+            fourth[j] = (((fourth[j] + w * w) + x * x) + y * y) + z * z
+        begin += 4 * _LANES
+    while begin < row.size:
+        some = row[begin : min(begin + _LANES, row.size)]
+        for j in range(some.size):
+            w = some[j] - mean
+            w = w * w
+            second[j] += w
+            fourth[j] += w * w
+        begin += _LANES
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _describe_rows(x, rows, dims, layer_kurtosis, totals, lanes):
+    """Sums of abs(x) and x**2 of a tile; adds each row's kurtosis over dims.
+
+    The second loop needs all of a row's first one: rows side by side do not wait.
+    """
     first, second = lanes[0], lanes[1]
     absolute = 0.0
     square = 0.0
     for row in range(rows):
-        first[:] = 0.0
-        second[:] = 0.0
-        for begin in range(0, dims, _LANES):
-            place = row * dims + begin
-            count = min(_LANES, dims - begin)
-            values, out = x[place : place + count], magnitudes[place : place + count]
-            for j in range(count):
-                magnitude = abs(values[j])
-                out[j] = magnitude
-                first[j] += np.float64(values[j])
-                second[j] += np.float64(magnitude)
-        total = _folded(first)
+        _sum_row(x[row * dims : (row + 1) * dims], first, second)
+        totals[row] = _folded(first)
         absolute += _folded(second)
-        mean = total / dims
-        first[:] = 0.0
-        second[:] = 0.0
-        for begin in range(0, dims, _LANES):
-            place = row * dims + begin
-            values = x[place : place + min(_LANES, dims - begin)]
-            for j in range(values.size):
-                d = np.float64(values[j]) - mean
-                d2 = d * d
-                first[j] += d2
-                second[j] += d2 * d2
+    for row in range(rows):
+        mean = totals[row] / dims
+        _sum_powers(x[row * dims : (row + 1) * dims], mean, first, second)
         squares = _folded(first)
         fourths = _folded(second)
-        square += squares + mean * total
+        square += squares + mean * totals[row]
         if squares > 0.0:
             layer_kurtosis[0] += dims * fourths / (squares * squares)
             layer_kurtosis[1] += 1.0
@@ -289,56 +348,104 @@ def _describe_rows(x, rows, dims, layer_kurtosis, magnitudes, lanes):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _rank_bits(bits, count, rank, spare):
-    """The value of the given rank (from 0) among the first `count` of `bits` (uint32), by radix selection."""
-    counts = np.zeros(2048, np.uint32)
-    for i in range(count):
-        counts[bits[i] >> np.uint32(20)] += np.uint32(1)
-    digit = 0
-    while rank >= counts[digit]:
-        rank -= np.int64(counts[digit])
-        digit += 1
-    kept = 0
-    for i in range(count):
-        spare[kept] = bits[i]
-        kept += np.int64((bits[i] >> np.uint32(20)) == np.uint32(digit))
-    for shift, width in ((9, 2048), (0, 512)):
-        counts[:] = 0
-        for i in range(kept):
-            counts[(spare[i] >> np.uint32(shift)) & np.uint32(width - 1)] += np.uint32(1)
-        digit = 0
-        while rank >= counts[digit]:
-            rank -= np.int64(counts[digit])
-            digit += 1
-        remaining = 0
-        for i in range(kept):
-            value = spare[i]
-            spare[remaining] = value
-            remaining += np.int64(((value >> np.uint32(shift)) & np.uint32(width - 1)) == np.uint32(digit))
-        kept = remaining
-    return spare[0]
+def _count_below(bits, first, second):
+    """How many of `bits` (uint32) are, without their signs, below each of two bounds."""
+    one, two = np.uint32(0), np.uint32(0)
+    for i in range(bits.size):
+        magnitude = np.uint32(bits[i] & _MAGNITUDE)
+        one = np.uint32(one + np.uint32(magnitude < first))
+        two = np.uint32(two + np.uint32(magnitude < second))
+    return np.int64(one), np.int64(two)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _median(magnitudes, count, spare):
-    """Median of the first `count` non-negative float32, the mean of the two middle values where count is even."""
+def _smallest_from(bits, bound):
+    """The smallest of `bits` (uint32), without their signs, at or above a bound."""
+    smallest = np.uint32(0xFFFFFFFF)
+    for i in range(bits.size):
+        magnitude = np.uint32(bits[i] & _MAGNITUDE)
+        smallest = min(smallest, magnitude if magnitude >= bound else np.uint32(0xFFFFFFFF))
+    return smallest
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sorted_between(bits, low, high, found):
+    """Put those of `bits` (uint32) that are, without their signs, from low to below high into `found`, ascending."""
+    span = np.uint32(high - low)
+    count = 0
+    for begin in range(0, bits.size, _GROUP):
+        some = bits[begin : min(begin + _GROUP, bits.size)]
+        hit = np.uint32(0)
+        for j in range(some.size):
+            hit = max(hit, np.uint32(np.uint32(np.uint32(some[j] & _MAGNITUDE) - low) < span))
+        if hit:
+            for j in range(some.size):
+                magnitude = np.uint32(some[j] & _MAGNITUDE)
+                found[count] = magnitude
+                count += np.int64(np.uint32(magnitude - low) < span)
+    for i in range(1, count):
+        one, k = found[i], i
+        while k > 0 and found[k - 1] > one:
+            found[k] = found[k - 1]
+            k -= 1
+        found[k] = one
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _median(values, guess, candidates):
+    """Median of abs(x), the mean of the two middle values where their number is even; and the bits of the lower one.
+
+    guess        the bits of a number near it; a bad one costs time
+    candidates   uint32 (_FEW + 1,): working memory
+
+    Counting the values below two bounds costs little, as it is done side by side. So bounds are laid about the guess,
+    then about where the median would lie were values spread evenly between the bounds; where this does not close in,
+    they are halved.
+    """
+    count = values.size
     if count == 0:
-        return np.nan
-    bits = magnitudes.view(np.uint32)  # of non-negative floats: in the same order as the floats
-    lower = _rank_bits(bits, count, (count - 1) // 2, spare)
-    upper = lower
-    if count % 2 == 0:
-        not_above = 0
-        upper = np.uint32(0xFFFFFFFF)
-        for i in range(count):
-            not_above += np.int64(bits[i] <= lower)
-            upper = min(upper, bits[i] if bits[i] > lower else np.uint32(0xFFFFFFFF))
-        if not_above > count // 2:
-            upper = lower
+        return np.nan, guess
+    bits = values.view(np.uint32)
+    rank = (count - 1) // 2
+    low, high = np.int64(0), np.int64(0x80000000)  # the median is from low to below high
+    below, until = 0, count  # how many values are below each
+    step = np.int64(1 << 17)  # 1.6 to 3 percent
+    first, second = guess - step, guess + step
+    rounds = 0
+    while until - below > _FEW and high - low > 1:
+        if first <= low or second >= high or first > second:
+            first = second = (low + high) // 2
+        one, two = _count_below(bits, np.uint32(first), np.uint32(second))
+        if rank < one:
+            high, until = first, one
+        elif rank < two:
+            low, below, high, until = first, one, second, two
+        else:
+            low, below = second, two
+        step *= 8
+        rounds += 1
+        if low == 0:
+            first = second = high - step
+        elif high == 0x80000000:
+            first = second = low + step
+        elif rounds % 4 == 0:
+            first = second = low  # halve
+        else:
+            share = (high - low) / (until - below)
+            middle = low + np.int64((rank - below) * share)
+            reach = np.int64(share * (_FEW // 3)) + 1
+            first, second = max(middle - reach, low + 1), min(middle + reach + 1, high - 1)
     pair = np.empty(2, np.uint32)
-    pair[0], pair[1] = lower, upper
-    values = pair.view(np.float32)
-    return (np.float64(values[0]) + np.float64(values[1])) / 2
+    pair[:] = np.uint32(low)
+    if high - low > 1:
+        _sorted_between(bits, np.uint32(low), np.uint32(high), candidates)
+        pair[0], pair[1] = candidates[rank - below], candidates[min(rank + 1, until - 1) - below]
+    if rank + 1 == until and count > until:
+        pair[1] = _smallest_from(bits, np.uint32(high))
+    if count % 2:
+        pair[1] = pair[0]
+    middles = pair.view(np.float32)
+    return (np.float64(middles[0]) + np.float64(middles[1])) / 2, np.int64(pair[0])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -423,6 +530,51 @@ def _scan_rare(x, rows, positive, negative, top, floor, scratch, crossing, first
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _count_tile(x, rows, positive, negative, floor):
+    """Count every value of a tile, as `_scan_rare` those of its dims. Returns the hits, and how many rows reach 6."""
+    threshold = np.float32(COUNT_THRESHOLD)
+    dims = floor.size
+    hits, rows_hit = 0, 0
+    for row in range(rows):
+        values = x[row * dims : (row + 1) * dims]
+        reached = np.int64(0)
+        for h in range(dims):
+            above, below = np.int64(values[h] >= threshold), np.int64(values[h] <= -threshold)
+            positive[h] += above
+            negative[h] += below
+            reached |= above | below
+            hits += np.int64(abs(values[h]) >= floor[h])
+        rows_hit += reached
+    return hits, rows_hit
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _list_tile(x, rows, floor, first_token, token, dim, value, count):
+    """Append the hits of a tile to the lists, which have room for them and one; returns their new count."""
+    dims = floor.size
+    for row in range(rows):
+        values = x[row * dims : (row + 1) * dims]
+        for h in range(dims):
+            token[count] = first_token + row
+            dim[count] = h
+            value[count] = values[h]
+            count += np.int64(abs(values[h]) >= floor[h])
+    return count
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _raise_top(x, rows, top, extremes, dims):
+    """Put the largest abs(x) of a tile among the top three."""
+    bound = _rank_bound(extremes, top)
+    for h in range(dims):
+        if extremes[h] >= bound:
+            for row in range(rows):
+                magnitude = abs(x[row * dims + h])
+                if magnitude > top[2]:
+                    _insert_top(top, magnitude)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _room_for(more, values, count):
     """`values`, grown where fewer than `more` entries are free."""
     if count + more <= values.size:
@@ -456,13 +608,14 @@ def scan_layer(
     hits_of, listed_of = np.zeros(run_starts.size - 1, np.int64), np.zeros(run_starts.size - 1, np.int64)
     dims = pilot.size
     count = 0
+    guess = np.int64(0x3F800000)  # 1.0; then the median of the sequence before
     for b in range(run_starts.size - 1):
         base, count_before = places[b], count
         rest = 0
         for r in range(run_starts[b], run_starts[b + 1]):
             if runs[r, 2] == REST:
                 rest += runs[r, 1] - runs[r, 0]
-        filled_rest, filled_all = 0, rest * dims  # abs(x) of the rest goes first, so both populations are a prefix
+        filled_rest, filled_all = 0, rest * dims  # the rest goes first, so both populations are a prefix
         for r in range(run_starts[b], run_starts[b + 1]):
             part = runs[r, 2]
             top = sequences.top[b, layer, part]
@@ -472,11 +625,25 @@ def scan_layer(
                 rows = min(TILE, runs[r, 1] - t)
                 size = rows * dims
                 bits = raw[base + t * dims : base + t * dims + size]
-                x = as_float32(bits, kind, scratch.tile)
+                filled = filled_rest if part == REST else filled_all
+                # Even float32 is copied: rows read side by side wait for memory longer than one after the other.
+                x = scratch.values[filled : filled + size] if profile else scratch.tile[:size]
+                copy_float32(bits, kind, x)
                 if _sum_tile(x, rows, pilot, sums, low, high, scratch):
                     layers.nonfinite[layer, part] += _count_nonfinite(x)
                 crossing = _crossing_dims(floor, top, scratch)
-                if crossing > 0:
+                hits = 0  # of the tile, that are not listed
+                if crossing > dims // 8:
+                    hits, rows_hit = _count_tile(x, rows, positive, negative, floor)
+                    layers.positions_hit[layer, part] += rows_hit
+                    _raise_top(x, rows, top, scratch.extremes, dims)
+                    if count - count_before + hits <= most[b]:
+                        token = _room_for(hits + 1, token, count)
+                        dim = _room_for(hits + 1, dim, count)
+                        value = _room_for(hits + 1, value, count)
+                        count = _list_tile(x, rows, floor, t, token, dim, value, count)
+                        hits = 0
+                elif crossing > 0:
                     more = rows * crossing + 1
                     token = _room_for(more, token, count)
                     dim = _room_for(more, dim, count)
@@ -485,17 +652,15 @@ def scan_layer(
                         x, rows, positive, negative, top, floor, scratch, crossing, t, token, dim, value, count
                     )
                     layers.positions_hit[layer, part] += rows_hit
-                    if count - count_before > most[b]:  # begin anew, so that the list does not grow with the hits
-                        hits_of[b] += count - count_before
-                        count = count_before
+                if count - count_before + hits > most[b]:  # begin anew, so that the list does not grow with the hits
+                    hits_of[b] += count - count_before + hits
+                    count = count_before
                 if histogram:
                     _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
-                    filled = filled_rest if part == REST else filled_all
                     absolute, square = _describe_rows(
-                        x, rows, dims, layers.kurtosis[layer, part], scratch.magnitudes[filled : filled + size],
-                        scratch.lanes,
-                    )  # fmt: skip
+                        x, rows, dims, layers.kurtosis[layer, part], scratch.totals, scratch.lanes
+                    )
                     sequences.absolute[b, layer, part] += absolute
                     sequences.square[b, layer, part] += square
                     if part == REST:
@@ -505,6 +670,10 @@ def scan_layer(
         listed_of[b] = count - count_before
         hits_of[b] += listed_of[b]
         if profile:
-            sequences.median[b, layer, 0] = _median(scratch.magnitudes, filled_all, scratch.selected)
-            sequences.median[b, layer, 1] = _median(scratch.magnitudes, filled_rest, scratch.selected)
+            medians = sequences.median[b, layer]
+            for population, filled in ((1, filled_rest), (0, filled_all)):
+                if population == 0 and filled == filled_rest:  # all are rest
+                    medians[0] = medians[1]
+                else:
+                    medians[population], guess = _median(scratch.values[:filled], guess, scratch.candidates)
     return hits_of, listed_of, token[:count].copy(), dim[:count].copy(), value[:count].copy()

@@ -197,7 +197,7 @@ class SiteTensors:
             return None
         return np.arange(self.tokens) < self.lengths[:, None]
 
-    @property
+    @cached_property
     def in_place(self) -> bool:
         """Whether a sequence can be read as it lies: its rows side by side, in a format that is handed out."""
         return self.stored == self.dtype and bool(((self.strides == self.dims) | (self.lengths == 1)).all())

@@ -114,7 +114,7 @@ class SiteStatistics:
 def sparse_histogram(histogram: Array) -> tuple[Array, Array, Array]:
     """`bins`, `counts`, `offsets` of dense histograms (L, 2, 65536)."""
     flat = histogram.reshape(-1)
-    occupied = np.flatnonzero(flat)
+    occupied = np.flatnonzero(flat != 0)  # of booleans it is two to four times as fast
     offsets = np.searchsorted(occupied, np.arange(2 * len(histogram) + 1) * histogram.shape[-1])
     return (occupied & 0xFFFF).astype(np.uint16), flat[occupied].astype(np.int64), offsets.astype(np.int64)
 

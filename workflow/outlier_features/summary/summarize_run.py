@@ -31,6 +31,8 @@ from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
+RUN_FACTS = ("dtype", "device", "attention", "package_version", "torch", "transformers")
+PASS_FACTS = ("threads", "placement", "quantized")  # of a pass of a model, which a dump does not know
 LOCATION_KEYS = ("rule", "model", "corpus", "tokens_sha256", "populations")
 # Of a selected dim, as they stand in dims.parquet.
 DIM_COLUMNS = ("dim", "kind", "sequences_passing", "sequences", "blocks_mean", "sites_share_mean", "union_mean",
@@ -91,6 +93,7 @@ def summarize_run(
             "model": {
                 "name": provenance["model"],
                 **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
+                "terms": model.get("terms", []),
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
             },
             "corpus": {
@@ -102,8 +105,10 @@ def summarize_run(
                 "notes": provenance.get("notes", []),
                 "positions": {name: int(size.sum()) for name, size in population_sizes(run.parts).items()},
             },
-            "run": {key: provenance[key]
-                    for key in ("dtype", "device", "threads", "attention", "package_version", "torch", "transformers")},
+            "run": {
+                **{key: provenance[key] for key in RUN_FACTS},
+                **{key: provenance.get(key) for key in PASS_FACTS},
+            },
             "sites": {"present": provenance["sites"], "absent": provenance["absent"],
                       "dense": provenance["dense"], "without_scale": provenance.get("without_scale", {}),
                       "gains_left_out": provenance.get("gains_left_out", {})},

@@ -1,0 +1,82 @@
+"""How often a run loads the model, counted as its jobs run, is what `rules_that_load` says."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import zoo
+from outlier_features.model.models import LoadedModel
+from outlier_features.run.config import read_schema, resolve_config
+from outlier_features.run.loads import rules_that_load
+from rule_jobs import inside, plans
+
+ROOT = Path(__file__).parents[2]
+KINDS = {"llama": (False, True), "olmoe": (True, True), "bert": (False, False)}  # experts, a loss of the next token
+CHUNKS = 2
+
+
+def config(keep_activations):
+    catalog = {"models": {"tiny": {"path": "model"}}, "corpora": {"text": {"files": ["text.txt"]}}}
+    return {
+        "models": ["tiny"],
+        "corpora": ["text"],
+        "catalog": catalog,
+        "sample": {"sequences": CHUNKS, "tokens": 24},
+        "extract": {"chunk_sequences": 1, "keep_activations": keep_activations},
+    }
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """By whether activations are kept, the folder of a run and its jobs, whatever its model is."""
+    folders = {keep: tmp_path_factory.mktemp("run") for keep in (True, False)}
+    for folder in folders.values():
+        (folder / "model").mkdir()
+        (folder / "model" / "config.json").write_text("{}")
+        (folder / "text.txt").write_text("A lazy dog, dozing in the sun. " * 20)
+    found = plans({folder: config(keep) for keep, folder in folders.items()})
+    return dict(zip(folders, zip(folders.values(), found, strict=True), strict=True))
+
+
+def save(name, folder):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    zoo.save(name, folder, vocab_size=len(letters) + 4)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("name", "keep"), [("llama", True), ("llama", False), ("olmoe", True), ("bert", True)])
+def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
+    _, jobs = planned[keep]
+    save(name, tmp_path / "model")
+    (tmp_path / "text.txt").write_text("A lazy dog, dozing in the sun. " * 20)
+    loads = Counter()
+    whole = LoadedModel.of
+
+    def counted(*args, **kwargs):
+        loads[rule] += 1
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(LoadedModel, "of", counted)  # what every load comes to
+    with inside(tmp_path):
+        for job in jobs:
+            rule = job.rule
+            assert job.run() is None
+    schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+    resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(keep), schema)
+    has_experts, has_loss = KINDS[name]
+    rules = rules_that_load(resolved, has_experts=has_experts, has_loss=has_loss)
+    assert loads == Counter({rule: CHUNKS if number == 0 else 1 for number, rule in enumerate(rules)})
+    assert loads["check_norms"] == 0 and loads["rank_experts"] == has_experts
+
+
+def test_what_is_off_loads_nothing():
+    schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "experts"]}
+    resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
+    assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]

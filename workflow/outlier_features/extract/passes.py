@@ -1,0 +1,300 @@
+"""The passes of a chunk: a model whose sites are proven, the sequences that it runs, and what comes out of them."""
+
+import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from outlier_features import __version__
+from outlier_features.code_version import code_version
+from outlier_features.errors import InputError
+from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock
+from outlier_features.extract.losses import LossRecorder, loss_recorder
+from outlier_features.extract.request import Request, Sequences
+from outlier_features.files.tensorfile import TensorFileWriter
+from outlier_features.model.forward_pass import run_blocks, sees_padding
+from outlier_features.model.loading import Loading
+from outlier_features.model.models import LoadedModel, load_model, overflow_hint
+from outlier_features.model.prefixes import Prefixes
+from outlier_features.model.sites import Block, find_sites, hooked
+from outlier_features.model.verify_sites import keep_proven, prove_sites
+from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
+from outlier_features.norms.norm_forms import norm_calls
+from outlier_features.norms.norms import checkpoint_of, find_norms
+from outlier_features.norms.site_gains import site_gains
+from outlier_features.quantized.quantization import Quantization
+from outlier_features.tokens.tokens import Tokens
+
+Array = np.ndarray[Any, Any]
+Write = Callable[[str, int, Array], None]  # a tensor's name, the first of its rows, and their values
+_STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class Passes:
+    """The passes of a request.
+
+    shapes       by name `{site}.{block}`, format and shape (n, T, H) of the activations of the sites that are there
+    gains        by site, what the norms that make it multiply by, float32 (L, H), see `site_gains`
+    provenance   of everything that comes out of them
+    """
+
+    def __init__(self, request: Request, *, batch_size: int, kept: Path, log: Path, **loading: Unpack[Loading]):
+        """Load the model, find and prove the sites.
+
+        batch_size   sequences in a pass on a GPU; a CPU takes one at a time
+        kept         a directory for what is finished of a model that runs one block at a time
+        log          of the job, for whoever looks into why the norms could not be found
+
+        A site that the model lacks is named in the provenance (`absent`) and on stderr. Raises `InputError` where the
+        model cannot be used, or its vocabulary or positions do not fit the tokens.
+        """
+        self._request = request
+        location = Path(request.model["location"])
+        loaded = load_model(location, **loading)
+        _check_fit(request.run, loaded, request.tokens, request.model["location"])
+        print(
+            f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}",
+            file=sys.stderr,
+        )
+        quantized = loaded.quantized.kept if loaded.quantized else request.model.get("quantized")
+        if quantized:
+            print(f"weights: dequantized from {Quantization.of(quantized)}", file=sys.stderr)
+        blocks, sites = find_sites(loaded), request.sites
+        proof = prove_sites(loaded, blocks)
+        keep_proven(blocks, proof)
+        absent = _absent(blocks, sites)
+        _report(blocks, sites, absent, proof.held)
+        if not any(site in block.sites for block in blocks for site in sites):
+            site = "resid_post" if "resid_post" in absent else next(iter(absent))
+            reason = absent[site]
+            raise InputError(f"sites: found none of {', '.join(sites)} in {loaded.model_type}: {site}: {reason}")
+        self._loaded = loaded
+        self._recorder, no_loss = loss_recorder(loaded)
+        if no_loss:
+            print(f"no loss: {no_loss}", file=sys.stderr)
+        self.provenance: dict[str, Any] = request.run.provenance | {
+            "model_origin": request.model["origin"],
+            "model_revision": request.model["revision"],
+            **_facts(loaded),
+            "quantized": quantized,
+            "causal_head": self._recorder is not None,
+            "no_loss": no_loss,
+            **request.place,
+            "sites": [site for site in sites if any(site in block.sites for block in blocks)],
+            "absent": absent,
+            "job": uuid.uuid4().hex,
+            "package_version": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        self._sites = {
+            f"{site}.{index}": block.sites[site]
+            for site in sites
+            for index, block in enumerate(blocks)
+            if site in block.sites
+        }
+        calls = norm_calls(loaded)
+        self.gains = site_gains(loaded, blocks, sites, calls)
+        self._norms: dict[str, Array] = {}
+        self._norm_facts: dict[str, Any] = {}
+        if request.start == 0:
+            found = norms_or_why(lambda: find_norms(loaded, blocks, checkpoint_of(location), calls), log)
+            self._norms, self._norm_facts = norm_tensors(found)
+        self._batch_size = _sequences_at_once(loaded, batch_size)
+        self._chunk = request.sequences(request.start, request.stop)
+        shape, stored_as = self._chunk.ids.shape, _STORED_AS[loaded.dtype]
+        self.shapes = {name: (stored_as, (*shape, site.width)) for name, site in self._sites.items()}
+        self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
+        self._stepwise = self._one_block_at_a_time(kept)
+
+    @contextmanager
+    def loss_file(self, path: Path) -> Iterator[TensorFileWriter]:
+        """The file of losses, `nll` float32 (n, T) in nats where the model predicts a next token; it gets the norms of
+        the model too, if the run begins here (see `kept_norms`)."""
+        shapes = self._loss_shapes | {name: ("F32", values.shape) for name, values in self._norms.items()}
+        with TensorFileWriter(path, shapes, self.provenance | self._norm_facts) as file:
+            for name, values in self._norms.items():
+                file.write(name, 0, values)
+            yield file
+
+    @property
+    def most_at_once(self) -> int:
+        """The most sequences of a pass."""
+        return max(rows.stop - rows.start for rows in self._batches(self._chunk))
+
+    def run(self, write: Write, write_losses: Write, done: Callable[[slice], None] = lambda rows: None) -> None:
+        """Run all sequences.
+
+        write          gets the activations
+        write_losses   gets `nll`
+        done           called with the rows of each pass when all of theirs were handed out
+
+        Raises `InputError` where an activation is not finite.
+        """
+        if self._stepwise:
+            self._run_block_by_block(self._stepwise, write, write_losses, done)
+            return
+        for rows in tqdm(self._batches(self._chunk), desc="forward passes", unit="batch", file=sys.stderr):
+            losses = self._run_batch(self._chunk, rows, write, with_losses=True)
+            if losses is not None:
+                write_losses(LOSSES, rows.start, losses)
+            done(rows)
+
+    def run_first(self, stop: int, write: Write) -> None:
+        """Run the first of the passes of the run's first chunk, which ends before sequence `stop`."""
+        chunk = self._request.sequences(0, stop)
+        self._run_batch(chunk, self._batches(chunk)[0], write, with_losses=False)
+
+    def finish(self) -> None:
+        """Remove what was kept of them, once all else is written."""
+        if self._stepwise:
+            self._stepwise.remove()
+
+    def _batches(self, chunk: Sequences) -> list[slice]:
+        return chunk.batches(self._batch_size, apart=sees_padding(self._loaded))
+
+    def _run_batch(self, chunk: Sequences, rows: slice, write: Write, *, with_losses: bool) -> Array | None:
+        ids, mask = chunk.tensors(rows, self._loaded.device)
+        recorder = self._recorder if with_losses else None
+        nonfinite: dict[str, int] = {}
+
+        def take(name: str, value: torch.Tensor) -> None:
+            if count := value.numel() - int(torch.isfinite(value).sum()):
+                nonfinite[name] = count
+            write(name, rows.start, _array(value, chunk.ids[rows].shape))
+
+        with hooked(self._sites.items(), take), recorder.states() if recorder else nullcontext():
+            run_blocks(self._loaded, ids, mask)
+        _require_finite(nonfinite, self._loaded, chunk.start + rows.start)
+        return _losses(recorder, ids, mask) if recorder else None
+
+    def _one_block_at_a_time(self, kept: Path) -> BlockByBlock | None:
+        """The passes of a model whose weights stay on disk, if they give the same numbers that way."""
+        loaded = self._loaded
+        if loaded.placement.kind != "layerwise":
+            return None
+        prefixes = Prefixes(loaded)
+        if problem := prefixes.no_steps():
+            print(
+                f"block by block: not with this model, every batch reads the weights anew: {problem}", file=sys.stderr
+            )
+            return None
+        batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
+        own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
+        job = {**self.provenance, "files": self._request.model["files"], **own}
+        return BlockByBlock(loaded, prefixes, batches, kept, job)
+
+    def _run_block_by_block(
+        self, passes: BlockByBlock, write: Write, write_losses: Write, done: Callable[[slice], None]
+    ) -> None:
+        def take(name: str, value: torch.Tensor, batch: Batch) -> Array:
+            if count := value.numel() - int(torch.isfinite(value).sum()):
+                _require_finite({name: count}, self._loaded, self._chunk.start + batch.rows.start)
+            return _array(value, tuple(batch.ids.shape))
+
+        def losses(batch: Batch, run: Callable[[], None]) -> Array:
+            assert self._recorder is not None
+            with self._recorder.states():
+                run()
+            return _losses(self._recorder, batch.ids, batch.mask)
+
+        passes.run(self._sites, self.shapes | self._loss_shapes, take, losses if self._recorder else None)
+        for batch, tensors in passes.by_batch():
+            for name, values in tensors.items():
+                (write_losses if name == LOSSES else write)(name, batch.rows.start, values)
+            done(batch.rows)
+
+
+def _sequences_at_once(loaded: LoadedModel, batch_size: int) -> int:
+    # On a CPU the last bit of a matrix product depends on its number of rows (few tokens, or few at an expert), so each
+    # sequence is run for itself; larger batches are no quicker there.
+    return 1 if loaded.device.type == "cpu" else batch_size
+
+
+def _losses(recorder: LossRecorder, ids: torch.Tensor, mask: torch.Tensor) -> Array:
+    values: Array = recorder.token_losses(ids, mask).cpu().numpy()
+    return values
+
+
+def _require_finite(nonfinite: Mapping[str, int], loaded: LoadedModel, sequence: int) -> None:
+    """Raise `InputError` with the first tensor, in the order in which the model made them, that is not finite."""
+    if nonfinite:
+        name, count = next(iter(nonfinite.items()))
+        site, _, layer = name.rpartition(".")
+        raise InputError(
+            f"site {site}, layer {layer} has {count} values that are NaN or infinite in the batch from sequence "
+            f"{sequence} on, expected finite ones{overflow_hint(loaded.dtype)}"
+        )
+
+
+def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
+    """The values (B, T, H) as numpy, bfloat16 as its bits."""
+    value = value.detach().reshape(*shape, -1).cpu()
+    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def _check_fit(run: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
+    largest = int(run.tokens.max())
+    if largest >= loaded.vocab_size:
+        raise InputError(
+            f"{path}: found token id {largest}, expected ids below {loaded.vocab_size}, the vocabulary of "
+            f"{loaded.model_type}; the tokenizer in {location} does not fit the model"
+        )
+    positions = getattr(loaded.config, "max_position_embeddings", None)
+    if positions is not None and run.tokens.shape[1] > positions:
+        print(
+            f"sample.tokens: {run.tokens.shape[1]} is more than the {positions} positions that {loaded.model_type} "
+            "says it has; if it can run them at all, it extrapolates",
+            file=sys.stderr,
+        )
+
+
+def _absent(blocks: list[Block], sites: list[str]) -> dict[str, str]:
+    """For each requested site that a block lacks: why, and which blocks unless all do."""
+    absent = {}
+    for site in sites:
+        lacking: dict[str, list[int]] = defaultdict(list)
+        for index, block in enumerate(blocks):
+            if site not in block.sites:
+                lacking[block.absent[site]].append(index)
+        if lacking:
+            absent[site] = "; ".join(_reason(reason, indices, len(blocks)) for reason, indices in lacking.items())
+    return absent
+
+
+def _reason(reason: str, indices: list[int], blocks: int) -> str:
+    return reason if len(indices) == blocks else f"blocks {','.join(map(str, indices))}: {reason}"
+
+
+def _report(blocks: list[Block], sites: list[str], absent: Mapping[str, str], proven: Mapping[str, list[str]]) -> None:
+    for site in sites:
+        count = sum(site in block.sites for block in blocks)
+        if count:
+            print(f"{site}: in {count} of {len(blocks)} blocks; checked: {', '.join(proven[site])}", file=sys.stderr)
+        if site in absent:
+            print(f"{site}: absent ({absent[site]})", file=sys.stderr)
+
+
+def _facts(loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "architecture": loaded.model_type,
+        "parameters": loaded.parameters,
+        "blocks": loaded.blocks,
+        "d_model": loaded.d_model,
+        "vocab_size": loaded.vocab_size,
+        "causal": loaded.causal,
+        "part": loaded.part,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "attention": loaded.attention,
+        "threads": torch.get_num_threads(),
+        "placement": loaded.placement.kind,
+    }

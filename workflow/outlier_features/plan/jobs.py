@@ -1,0 +1,74 @@
+"""Jobs of a whole run by rule: what `snakemake` plans where nothing is there yet."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.rules.configured import the_rule
+from outlier_features.run.config import fetched_name, turned_off
+
+# A job each for every run, and for every run of a model (not of a dump).
+_RUN = ("summarize_layers", "filter_systematic", "analyze_emergence", "record_surface", "summarize_run", "write_mask")
+_MODEL = (
+    "tokenize_corpus",
+    "measure_loss",
+    "check_norms",
+    "map_attention",
+    "trace_origin",
+    "rank_experts",
+    "find_super_weights",
+    "ablate_dims",
+)
+
+
+def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each model on each corpus; a dump has one of its own."""
+    models = config["catalog"]["models"]
+    return [
+        (model, corpus)
+        for model in config["models"]
+        for corpus in ([CORPUS] if "dump" in models[model] else config["corpora"])
+    ]
+
+
+def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump | None) -> Counter[str]:
+    """Jobs of a run of a model on a corpus, or of a dump, by rule; an analysis that is left out has its job too."""
+    jobs = Counter(_RUN)
+    location, kept = the_rule(config["rules"], "location"), config["extract"]["keep_activations"]
+    if location and (dump or (location["sites"] and kept)):
+        jobs["locate_outliers"] = 1
+    if dump:
+        jobs["describe_dump"] = 1
+        jobs["detect_outliers"] = len(dump.chunks())
+        if "gains" in config["catalog"]["models"][model] or dump.has_gains:
+            jobs["check_dump_norms"] = 1
+        return jobs
+    chunks = math.ceil(sample_of(config, corpus)["sequences"] / config["extract"]["chunk_sequences"])
+    passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
+    jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
+    if not kept and turned_off(config, "surface") is None:
+        jobs["rerun_largest"] = 1
+    return jobs
+
+
+def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
+    """Jobs that are of no run: what fetches, compares and writes the report."""
+    models = config["catalog"]["models"]
+    runs = runs_of(config)
+    jobs = Counter(
+        {
+            "fetch_model": len({fetched_name(name, models[name]) for name in config["models"]}),
+            "fetch_corpus": len({corpus for _, corpus in runs} - {CORPUS}),
+            "compare_runs": int(len(runs) > 1),
+            "render_report": 1,
+        }
+    )
+    return +jobs
+
+
+def sample_of(config: Mapping[str, Any], corpus: str) -> Mapping[str, Any]:
+    """Sequences and tokens of each: at most so many, since a text may be shorter."""
+    sample: Mapping[str, Any] = config["catalog"]["corpora"][corpus]["sample"]
+    return sample
