@@ -450,7 +450,8 @@ class FakeRun:
     @property
     def expert_facts(self) -> dict[str, object]:
         """By default a model without experts."""
-        return {"has_experts": self.experts > 0, "experts_sequences": 2, "experts_targets": len(self.massive)}
+        return {"has_experts": self.experts > 0, "experts_sequences": 2, "experts_targets": len(self.massive),
+                "active_parameters": 1234567 - 1000 * self.experts}  # fmt: skip
 
     def _experts(self) -> pl.DataFrame:
         """The shared expert and the routed ones of layers 1 and up; expert 1 of layer 1 is a super expert."""

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from fake_run import FIGURES, FakeRun
+from outlier_features.compare.compare_models import compare_models
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.report.render_report import render_report
@@ -39,10 +40,12 @@ def results(tmp_path_factory):
         ),
     }  # fmt: skip
     paths = [run.write(folder / name) for name, run in runs.items()]
-    compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
+    (folder / "comparison").mkdir()
+    compare_runs(paths, folder / "comparison/dims.parquet", folder / "comparison/common_dims.parquet")
+    compare_models(paths, PUBLISHED, folder / "comparison/models.parquet")
     render_report(
         paths, folder / "report.html", published=PUBLISHED, definitions=DEFINITIONS,
-        comparison=folder / "comparison.parquet", costs=COSTS,
+        comparison=folder / "comparison", costs=COSTS,
     )  # fmt: skip
     return folder
 

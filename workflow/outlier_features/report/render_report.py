@@ -62,7 +62,7 @@ def render_report(
 
     published    directory of what papers and repositories printed, as CSV
     definitions  the Markdown document that says exactly what is measured, which becomes a page
-    comparison   the table of dims that two runs have in common; None for one run
+    comparison   the directory of what compares the runs; None for one run
     costs        the table `costs`; without rows there is no page on them
     folder       of the templates
 
@@ -83,7 +83,9 @@ def render_report(
         "terms": TERMS,
         "limits": LIMITS,
         "for_newcomers": FOR_NEWCOMERS,
-        "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
+        "comparison": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON)
+        if comparison
+        else None,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
     }
     bare = len(pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts).encode())
