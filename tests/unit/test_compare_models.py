@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from fake_run import RULES, FakeRun
+from outlier_features.command.main import main
 from outlier_features.compare.compare_models import compare_models
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import numbers_of_model, published_numbers
@@ -274,3 +275,75 @@ def test_tables_of_another_run_are_refused(tmp_path):
     (one / "loss.parquet").write_bytes((other / "loss.parquet").read_bytes())
     with pytest.raises(InputError, match="belongs to another run"):
         compare_models([one], PUBLISHED, tmp_path / "models.parquet")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two runs, the second of more parameters, and what compares them."""
+    folder = tmp_path_factory.mktemp("results")
+    runs = [
+        run.write(folder / run.model / "text")
+        for run in (FakeRun(model="large", outliers=(5, 6)), FakeRun(model="small", outliers=(), hits=(1,)))
+    ]
+    (folder / "comparison").mkdir()
+    compare_models(runs, PUBLISHED, folder / "comparison/models.parquet")
+    return folder
+
+
+def printed(capsys, *arguments):
+    assert main(["compare", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_every_run(results, capsys):
+    text = printed(capsys, "--results", results)
+    runs, *rules = text.split("Rule ")
+    assert [line.split("│")[1].strip() for line in runs.splitlines() if "│" in line] == ["large/text", "small/text"]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in rules[0].splitlines() if "│" in line]
+    assert rules[0].startswith("dettmers, population all")
+    assert [row[2:6] for row in cells] == [
+        ["2", "4", "50 % (50 % to 50 %)", "90 % (90 % to 90 %)"],
+        ["0", "0", "–", "–"],
+    ]
+    assert "●" not in text
+
+
+def test_the_command_draws_shares_from_0_to_100_percent(results, capsys):
+    text = printed(capsys, "--results", results, "--rule", "dettmers", "--plot")
+    bars = [line for line in text.splitlines() if "●" in line and line.endswith("%")]
+    shares = [float(line.rsplit("|", 1)[1].rstrip(" %")) / 100 for line in bars]
+    axes = [line[line.index("|") : line.rindex("|") + 1] for line in bars]
+    assert [line.split(",")[0] for line in bars] == ["large/text"] * 4 and shares == [0.5, 0.9, 0.5, 0.9]
+    assert len({len(axis) for axis in axes}) == 1  # whatever is drawn, 100 % is at one place
+    for axis, share in zip(axes, shares, strict=True):
+        assert axis.index("●") == round(share * (len(axis) - 1))
+
+
+def test_the_command_gives_programs_the_whole_table(results, capsys):
+    frame = read_table(results / "comparison/models.parquet", MODELS)[0]
+    assert json.loads(printed(capsys, "--results", results, "--format", "json")) == frame.to_dicts()
+    rows = list(csv.DictReader(printed(capsys, "--results", results, "--format", "csv").splitlines()))
+    assert [row["layer_share_mean"] for row in rows] == [
+        "" if value is None else str(value) for value in frame["layer_share_mean"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "error"),
+    [
+        (["--rule", "mine"], 1, "has no rule mine, expected one of dettmers, massive"),
+        (["a"], 2, "found 1 RUN, expected two, or none"),
+        (["--plot", "--format", "csv"], 2, "argument --plot"),
+    ],
+)
+def test_mistakes_in_a_sentence(results, capsys, arguments, status, error):
+    try:
+        found = main(["compare", "--results", str(results), *arguments])
+    except SystemExit as end:
+        found = end.code
+    assert found == status and error in capsys.readouterr().err
+
+
+def test_a_directory_without_a_comparison(tmp_path, capsys):
+    assert main(["compare", "--results", str(tmp_path)]) == 1
+    assert "models.parquet: is not there, expected the table that rule compare_models writes" in capsys.readouterr().err
