@@ -78,7 +78,7 @@ def _tables(rows: pl.DataFrame) -> Iterator[Any]:
             )
             for row in runs
         ],
-        "in parentheses the 95 % interval over sequences; perplexity compares models of one tokenizer, bits per byte all",
+        "in parentheses the 95 % interval; perplexity compares models of one tokenizer, bits per byte all",
     )
     for rule, population, part in _grouped(rows):
         yield make_table(

@@ -1,0 +1,66 @@
+"""Where the names of points stand in a panel, so that none covers another or a point."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+LETTER, LINE = 6.8, 14.0  # pixels of a name's letter and line, of 11 pixels' type
+_POINT = 6.0  # half of a point's size
+_DISTANCES = (0.0, 14.0, 30.0, 50.0)
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+@dataclass(frozen=True)
+class PlacedName:
+    """A name beside one of its points: the middle of its text is so many pixels to the right and above it."""
+
+    name: str
+    point: int
+    right: float
+    up: float
+    apart: bool  # too far from it to be its without a line
+
+
+def place_names(
+    names: Sequence[tuple[str, Sequence[int]]],
+    points: Sequence[tuple[float, float]],
+    bars: Sequence[Box],
+    width: float,
+    height: float,
+) -> list[PlacedName]:
+    """Names in the order in which they get room; one for which there is none is left out.
+
+    names    each with the points that it may stand beside, the first ones rather
+    points   pixels from the panel's left and bottom
+    bars     what else no name may cover
+    """
+    taken = [*bars, *(_around(x, y, _POINT, _POINT) for x, y in points)]
+    placed = []
+    for name, mine in names:
+        wide, tall = len(name) * LETTER / 2, LINE / 2
+        for point, right, up, distance in _places(mine, wide, tall):
+            x, y = points[point]
+            box = _around(x + right, y + up, wide, tall)
+            inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
+            if inside and not any(_touch(box, other) for other in taken):
+                taken.append(box)
+                placed.append(PlacedName(name, point, right, up, distance > 0))
+                break
+    return placed
+
+
+def _places(points: Sequence[int], wide: float, tall: float) -> Iterator[tuple[int, float, float, float]]:
+    for distance in _DISTANCES:
+        for point in points:
+            for across, up in _SIDES:
+                gap = _POINT + 2 + distance
+                yield point, across * (gap + wide), up * (gap + tall), distance
+
+
+def _around(x: float, y: float, wide: float, tall: float) -> Box:
+    return x - wide, y - tall, x + wide, y + tall
+
+
+def _touch(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
