@@ -19,7 +19,7 @@ from outlier_features.figures.run_points import (
 from outlier_features.figures.style import BLUE, GREEN, VERMILLION, Drawing, label, panels
 from outlier_features.wording import listing, number
 
-_HEIGHT = 250
+_HEIGHT = 300
 _SHARES = (("layer_share_mean", "layer share", BLUE), ("position_share_mean", "position share", VERMILLION))
 _MAGNITUDES = (("magnitude_median", "median magnitude", GREEN), ("dims", "number of dims", BLUE))
 _SAID = (
@@ -45,9 +45,9 @@ def llm_int8_figures(compared: Compared) -> list[Drawing]:
         "Magnitude and number of outlier dims, as figure 4 of LLM.int8()",
         *place,
         "Left: of the selected dim with the most hits the largest |x| of a sequence, median over the sequences in "
-        "which the dim passes; the paper's is the median of all its outlier values. Right: how many dims the rule selects. "
-        "Bars are 95 % intervals over sequences; those of the number of dims lie too low, as a draw lacks a third of the "
-        "sequences." + _SAID + compared.left_out("perplexity"),
+        "which the dim passes; the paper's is the median of all its outlier values. Right: how many dims the rule "
+        "selects. Bars are 95 % intervals over sequences; those of the number of dims lie too low, as a draw lacks a "
+        "third of the sequences." + _SAID + compared.left_out("perplexity"),
         min_width=WIDTH,
     )
     if not rules:

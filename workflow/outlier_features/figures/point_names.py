@@ -1,5 +1,6 @@
 """Where the names of points stand in a panel, so that none covers another or a point."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,15 +37,19 @@ def place_names(
     bars     what else no name may cover
     """
     taken = [*bars, *(_around(x, y, _POINT, _POINT) for x, y in points)]
-    placed = []
+    placed: list[PlacedName] = []
+    texts: list[Box] = []
     for name, mine in names:
         wide, tall = len(name) * LETTER / 2, LINE / 2
         for point, right, up, distance in _places(mine, wide, tall):
             x, y = points[point]
             box = _around(x + right, y + up, wide, tall)
             inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
-            if inside and not any(_touch(box, other) for other in taken):
-                taken.append(box)
+            leader = list(along((x, y), (x + right, y + up))) if distance else []
+            crosses = any(_touch(part, other) for part in leader for other in texts)
+            if inside and not crosses and not any(_touch(box, other) for other in taken):
+                taken += [box, *leader]
+                texts.append(box)
                 placed.append(PlacedName(name, point, right, up, distance > 0))
                 break
     return placed
@@ -56,6 +61,14 @@ def _places(points: Sequence[int], wide: float, tall: float) -> Iterator[tuple[i
             for across, up in _SIDES:
                 gap = _POINT + 2 + distance
                 yield point, across * (gap + wide), up * (gap + tall), distance
+
+
+def along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Box]:
+    """Small boxes that cover a line."""
+    steps = max(1, round(math.dist(start, end) / 6))
+    for step in range(steps + 1):
+        x, y = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
+        yield _around(x, y, 2, 2)
 
 
 def _around(x: float, y: float, wide: float, tall: float) -> Box:

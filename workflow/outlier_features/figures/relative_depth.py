@@ -39,8 +39,8 @@ def relative_depth(compared: Compared) -> Drawing:
         "none, every value counts",
         listing(compared.populations),
         "A line for each run: the largest |x| of a sequence (over its positions and dims) after each block, averaged "
-        "over the sequences, and the same over the median |x|, which is averaged likewise. Across: the block / the number "
-        "of blocks, so that 100 % is what the last one leaves.",
+        "over the sequences, and the same over the median |x|, which is averaged likewise. Across: the block / the "
+        "number of blocks, so that 100 % is what the last one leaves.",
         min_width=700,
     )
     rows = [

@@ -1,20 +1,20 @@
 """Panels in which each run is a point: with its interval, its name, and hollow where others published it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
 
-from outlier_features.figures.point_names import Box, place_names
+from outlier_features.figures.point_names import Box, along, place_names
 from outlier_features.figures.style import GREY, add_legend_entry, label, say_nothing_here
 from outlier_features.wording import number, percent
 
 DENSE, MIXTURE = "dense", "mixture of experts"
 _SYMBOLS = {DENSE: "circle", MIXTURE: "diamond"}
-_STEPS = {1: (1,), 2: (1, 3), 3: (1, 2, 5)}
+_STEPS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of a decade's ticks, as many as fit
 WIDTH = 940  # pixels that names are placed for
 _LEFT_AND_RIGHT = 108
 
@@ -51,11 +51,11 @@ def log_axis_of(title: str, values: Iterable[float], words: Callable[[float], st
     known = [math.log10(value) for value in values] or [0.0]
     middle, half = (min(known) + max(known)) / 2, max((max(known) - min(known)) * 0.6, 0.35)
     low, high = middle - half, middle + half
-    for steps in (3, 2, 1):
+    for steps in _STEPS:
         ticks = [
             step * 10.0**power
             for power in range(math.floor(low), math.ceil(high) + 1)
-            for step in _STEPS[steps]
+            for step in steps
             if low <= math.log10(step * 10.0**power) <= high
         ]
         if len(ticks) <= 6:
@@ -193,7 +193,7 @@ def _draw_names(
     for one in series:
         for kind in _SYMBOLS if one.line else ():
             mine = sorted(at(point) for point in one.points if point.kind == kind and not point.published)
-            bars += [box for ends in pairwise(mine) for box in _along(*ends)]
+            bars += [box for ends in pairwise(mine) for box in along(*ends)]
     of_name: dict[tuple[bool, str], list[int]] = {}
     for index, point in enumerate(points):
         if point.named:
@@ -212,14 +212,6 @@ def _draw_names(
         else:
             where |= {"showarrow": False, "xshift": placed.right, "yshift": placed.up}
         figure.add_annotation(**where, **place)
-
-
-def _along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Box]:
-    """Small boxes that cover a line."""
-    steps = max(1, round(math.dist(start, end) / 6))
-    for step in range(steps + 1):
-        x, y = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
-        yield x - 2, y - 2, x + 2, y + 2
 
 
 def legend(figure: go.Figure, series: Sequence[tuple[str, str]], *, published: bool, kinds: bool) -> None:

@@ -22,7 +22,7 @@ from outlier_features.figures.run_points import (
 from outlier_features.figures.style import BLUE, VERMILLION, Drawing, label, panels
 from outlier_features.wording import listing, number
 
-_HEIGHT = 250
+_HEIGHT = 300
 _SERIES = (("layer_share", "layer share", BLUE), ("position_share", "position share", VERMILLION))
 ACROSS = {
     "parameters": ("total parameters", parameters_in_short),
@@ -52,9 +52,9 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
         listing(compared.populations),
         f"Each run is two points: the {how} over its (sequence, dim) pairs of the share of site tensors and of the "
         "share of positions with a hit, of the pairs that pass when layers are counted as site tensors with a hit "
-        "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose numbers are "
-        "hollow. Bars are 95 % intervals over sequences; a line joins the runs of one kind of model in the order of "
-        f"{title}, and says nothing of what lies between."
+        "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose "
+        "numbers are hollow. Bars are 95 % intervals over sequences; a line joins the runs of one kind of model in the "
+        f"order of {title}, and says nothing of what lies between."
         + (" Perplexity compares only models of one tokenizer, and published ones are of other texts."
            if across == "perplexity" else "")
         + compared.left_out(across),
