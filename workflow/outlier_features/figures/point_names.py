@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 LETTER, LINE = 6.8, 14.0  # pixels of a name's letter and line, of 11 pixels' type
 _POINT = 6.0  # half of a point's size
-_DISTANCES = (0.0, 14.0, 30.0, 50.0)
-_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+_DISTANCES = (0.0, 14.0, 30.0, 50.0, 75.0)
+_SHIFTS = (0.0, 0.5, -0.5, 0.9, -0.9)  # of half a name above or below its point
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -34,33 +34,42 @@ def place_names(
 
     names    each with the points that it may stand beside, the first ones rather
     points   pixels from the panel's left and bottom
-    bars     what else no name may cover
+    bars     what no name should cover: intervals, lines
     """
-    taken = [*bars, *(_around(x, y, _POINT, _POINT) for x, y in points)]
-    placed: list[PlacedName] = []
+    on_points = [_around(x, y, _POINT, _POINT) for x, y in points]
     texts: list[Box] = []
+    lines = [*bars]
+    placed = []
     for name, mine in names:
         wide, tall = len(name) * LETTER / 2, LINE / 2
+        free = []
         for point, right, up, distance in _places(mine, wide, tall):
             x, y = points[point]
             box = _around(x + right, y + up, wide, tall)
+            leader = [*along((x, y), (x + right, y + up))] if distance else []
             inside = box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height
-            leader = list(along((x, y), (x + right, y + up))) if distance else []
-            crosses = any(_touch(part, other) for part in leader for other in texts)
-            if inside and not crosses and not any(_touch(box, other) for other in taken):
-                taken += [box, *leader]
-                texts.append(box)
-                placed.append(PlacedName(name, point, right, up, distance > 0))
-                break
+            crosses = any(_touch(part, text) for part in leader for text in texts)
+            if inside and not crosses and not any(_touch(box, other) for other in (*texts, *on_points)):
+                free.append((PlacedName(name, point, right, up, distance > 0), box, leader))
+                if not any(_touch(box, line) for line in lines):
+                    break
+        else:
+            free = free[:1]  # across a line rather than nowhere
+        if free:
+            one, box, leader = free[-1]
+            placed.append(one)
+            texts.append(box)
+            lines += leader
     return placed
 
 
 def _places(points: Sequence[int], wide: float, tall: float) -> Iterator[tuple[int, float, float, float]]:
     for distance in _DISTANCES:
-        for point in points:
-            for across, up in _SIDES:
-                gap = _POINT + 2 + distance
-                yield point, across * (gap + wide), up * (gap + tall), distance
+        gap = _POINT + 2 + distance
+        sides = [(across * (gap + wide), 0.0) for across in (1, -1)]
+        sides += [(shift * wide, up * (gap + tall)) for shift in _SHIFTS for up in (1, -1)]
+        sides += [(across * (gap + wide), up * (gap + tall)) for across in (1, -1) for up in (1, -1)]
+        yield from ((point, right, up, distance) for point in points for right, up in sides)
 
 
 def along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Box]:

@@ -87,10 +87,12 @@ def _figure(compared: Compared, across: str, columns: Sequence[str], population:
         for kind in (DENSE, MIXTURE)
     }
     title, words = ACROSS[across]
-    axis = log_axis_of(title, (point.x for both in series.values() for one in both for point in one.points), words)
-    for row, rule in enumerate(rules, start=1):
-        for column, kind in enumerate((DENSE, MIXTURE), start=1):
+    for column, kind in enumerate((DENSE, MIXTURE), start=1):
+        known = [point.x for rule in rules for one in series[rule, kind] for point in one.points]
+        axis = log_axis_of(title, known, words)
+        for row, rule in enumerate(rules, start=1):
             draw_points(figure, row, column, series[rule, kind], axis, share_axis("share"), panel_size(2, _HEIGHT))
+    for row, rule in enumerate(rules, start=1):
         figure.update_yaxes(title_text=f"{label(rule)}<br>share", row=row, col=1)
     figure.update_xaxes(title_text=title, row=len(rules))
     legend(figure, [(name, colour) for _, name, colour in _SERIES], published=True, kinds=False)
