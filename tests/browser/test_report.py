@@ -447,6 +447,22 @@ def test_both_themes_can_be_read(browser, results):
     opened.context.close()
 
 
+def test_the_table_of_all_runs_is_filtered_and_leads_to_their_pages(reader):
+    reader.visit("comparison/models")
+    table = reader.page.locator('[data-table="comparison/models/rows"]')
+    table.get_by_label("rule in All runs and rules").select_option("massive")
+    table.get_by_label("population in All runs and rules").select_option("all")
+    assert table.locator("output").inner_text() == "2 of 8 rows"
+    runs = table.locator("tbody tr:not(.spacer) td:first-child a")
+    assert runs.all_text_contents() == [*RUNS]
+    runs.nth(1).click()
+    reader.page.wait_for_function("place => document.getElementById(place).checkVisibility()", arg=RUNS[1])
+    reader.visit("comparison/models")
+    for name in ("rule", "population"):
+        table.get_by_label(f"{name} in All runs and rules").select_option("")
+    assert table.locator("output").inner_text() == "8 rows"
+
+
 @pytest.mark.parametrize("width", [400, 1280, 1920])
 def test_nothing_overlaps(browser, results, width):
     opened = Reader(browser, results / "report.html", width)
