@@ -54,7 +54,7 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
         "share of positions with a hit, of the pairs that pass when layers are counted as site tensors with a hit "
         "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose "
         "numbers are hollow. Bars are 95 % intervals over sequences; a line joins the runs of one kind of model in the "
-        f"order of {title}, and says nothing of what lies between."
+        f"order of {title}, and says nothing of what lies between. A run without a passing pair has no share."
         + (" Perplexity compares only models of one tokenizer, and published ones are of other texts."
            if across == "perplexity" else "")
         + compared.left_out(across),
