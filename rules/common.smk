@@ -344,13 +344,21 @@ PAGE = sorted(
     str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
 )
 
-# Two runs or more have something to compare.
-COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
+# By name; two runs or more have something to compare.
+COMPARISON = {
+    "models": f"{RESULTS}/comparison/models.parquet",
+    "comparison": f"{RESULTS}/comparison/dims.parquet",
+    "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+}
+COMPARISON = COMPARISON if len(RUNS) > 1 else {}
+
+# What papers and repositories printed.
+PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
 
 TABLES = [
     *(file for run in RUNS for file in tables_of(*run).values()),
     *of_runs("summary.json"),
-    *COMPARISON,
+    *COMPARISON.values(),
 ]
 
 
@@ -362,10 +370,7 @@ def run_tables(wildcards):
 def exported_tables(wildcards):
     """The Parquet tables of a run or, where that is `comparison`, of the comparison."""
     if wildcards.run == "comparison":
-        return {
-            "comparison": f"{RESULTS}/comparison/dims.parquet",
-            "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
-        }
+        return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
     return {name: file for name, file in tables.items() if name != "locations"}
 
