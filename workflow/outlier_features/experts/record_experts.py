@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -41,12 +41,14 @@ class Recorded:
     """Of every expert of each layer its `maxima` (columns `MAXIMA`) and `counts` (`COUNTS`); and `parts` (`PARTS`), at
     the locations asked.
 
-    absent   why there are none, where `expert_out` cannot be recorded
+    active_parameters   of the model, those that a token uses
+    absent              why there are none, where `expert_out` cannot be recorded
     """
 
     maxima: pl.DataFrame
     counts: pl.DataFrame
     parts: pl.DataFrame
+    active_parameters: int = 0
     absent: str | None = None
 
 
@@ -67,7 +69,7 @@ def record_model(
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)
         maxima, counts, parts = (pl.DataFrame(schema=schema) for schema in (MAXIMA, COUNTS, PARTS))
-        return Recorded(maxima, counts, parts, found.absent)
+        return Recorded(maxima, counts, parts, absent=found.absent)
     return record_experts(loaded, found.layers, run, ranked=ranked, locations=locations)
 
 
@@ -104,7 +106,8 @@ def record_experts(
             torch.inference_mode(),
         ):
             loaded.base(ids)
-    return recorder.recorded()
+    active = loaded.parameters - sum(layer.unused for layer in layers)
+    return replace(recorder.recorded(), active_parameters=active)
 
 
 @dataclass
