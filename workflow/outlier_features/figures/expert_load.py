@@ -9,7 +9,6 @@ import polars as pl
 
 from outlier_features.figures.style import (
     BLUE,
-    PALE,
     VERMILLION,
     Drawing,
     panels,
@@ -18,6 +17,7 @@ from outlier_features.figures.style import (
 )
 from outlier_features.wording import listing, number, percent
 
+_NOBODY = "#B4B4B4"  # darker than the middle of the colours, which is nearly white
 _FURTHEST = 3  # of the colours, in powers of two from an even share
 _MAPS = (("load", "choices, against an even share"), ("mean_weight", "the router's mean weight where chosen"))
 
@@ -46,7 +46,7 @@ def _figure(load: pl.DataFrame, balance: pl.DataFrame, blocks: int) -> go.Figure
     total = int(load["expert"].max()) + 1  # type: ignore[arg-type]
     titles = [title for _, title in _MAPS]
     figure = panels([min(640, max(160, 8 * total)), 150], titles, shared_yaxes=False, horizontal_spacing=0.15)
-    figure.update_layout(plot_bgcolor=PALE, margin_r=84, showlegend=False)
+    figure.update_layout(margin_r=84, showlegend=False)
     for column, (name, title) in enumerate(_MAPS, start=1):
         _add_map(figure, load, name, title, total, blocks, column)
     figure.update_yaxes(title_text="expert (from 0)", row=1, col=1)
@@ -94,6 +94,10 @@ def _add_map(
         row=1,
         col=column,
         **scale,
+    )  # fmt: skip
+    figure.add_shape(
+        type="rect", x0=0, x1=1, y0=0, y1=1, xref="x domain", yref="y domain", fillcolor=_NOBODY, line_width=0,
+        layer="below", row=1, col=column,
     )  # fmt: skip
     step = max(1, 2 ** math.ceil(math.log2(total / 16)))
     figure.update_yaxes(
