@@ -12,6 +12,7 @@ from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -42,7 +43,8 @@ configfile: f"{workflow.basedir}/config.yaml"
 
 try:
     CONFIG = resolve_config(
-        config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+        with_catalog(config, read_catalog(ROOT / "workflow/catalog.yaml")),
+        read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
     )
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
@@ -345,13 +347,21 @@ PAGE = sorted(
     str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
 )
 
-# Two runs or more have something to compare.
-COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
+# By name; two runs or more have something to compare.
+COMPARISON = {
+    "models": f"{RESULTS}/comparison/models.parquet",
+    "comparison": f"{RESULTS}/comparison/dims.parquet",
+    "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+}
+COMPARISON = COMPARISON if len(RUNS) > 1 else {}
+
+# What papers and repositories printed.
+PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
 
 TABLES = [
     *(file for run in RUNS for file in tables_of(*run).values()),
     *of_runs("summary.json"),
-    *COMPARISON,
+    *COMPARISON.values(),
 ]
 
 
@@ -363,10 +373,7 @@ def run_tables(wildcards):
 def exported_tables(wildcards):
     """The Parquet tables of a run or, where that is `comparison`, of the comparison."""
     if wildcards.run == "comparison":
-        return {
-            "comparison": f"{RESULTS}/comparison/dims.parquet",
-            "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
-        }
+        return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
     return {name: file for name, file in tables.items() if name != "locations"}
 
@@ -426,7 +433,7 @@ def local_files(source):
     """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
     if "dump" in source:
         return dump_files(source)
-    if "pypi" in source or "hub" in source or "stdlib" in source:
+    if {"pypi", "hub", "transformer_lens", "stdlib"} & source.keys():
         return []
     if "files" in source:
         return source["files"]

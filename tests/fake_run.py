@@ -99,7 +99,8 @@ def leave_out(analysis: str, why: BaseException | str, directory: Path) -> None:
 @dataclass
 class FakeRun:
     """What the run holds. `outliers` and `massive`: dims that rule dettmers and rule massive select; `hits`: further
-    dims with a hit. By default every massive activation is at position 0. `missing`: by analysis, the error that it
+    dims with a hit. `nll`: of a sequence; `sites_share`, `union`: of a pair by rule dettmers, from sequence to sequence
+    `spread` less. By default every massive activation is at position 0. `missing`: by analysis, the error that it
     ended with, or why the config leaves it out."""
 
     model: str = "tiny"
@@ -123,6 +124,11 @@ class FakeRun:
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
     quantized: dict[str, object] | None = None
+    parameters: int = 1234567
+    nll: float = 10.0
+    sites_share: float = 0.25
+    union: float = 0.9
+    spread: float = 0.0
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True)
@@ -162,7 +168,7 @@ class FakeRun:
             "package_version": "0", "sequences": self.sequences, "blocks": self.layers, "d_model": 64,
             "sites": list(self.sites), "absent": self.absent, "dtype": "float32", "attention": "sdpa", "device": "cpu",
             "threads": [2], "placement": "one", "quantized": self.quantized, "architecture": "toy",
-            "parameters": 1234567, "vocab_size": 100, "torch": "2", "transformers": "5",
+            "parameters": self.parameters, "vocab_size": 100, "torch": "2", "transformers": "5",
             "rules": RULES, "special_tokens": {}, "dense": self.dense,
             "super_weight": {"threshold": 50.0, "rounds": 20, "tokens": length}, "not_searched": {},
             "published": self.published,
@@ -271,11 +277,13 @@ class FakeRun:
                 chosen = self.outliers if rule == "dettmers" else self.massive
                 others = self.hits if rule == "dettmers" else ()
                 for dim in (*chosen, *others):
-                    passes, share = dim in chosen, 0.9 if rule == "dettmers" else 0.04
+                    passes, share = dim in chosen, self.union if rule == "dettmers" else 0.04
                     for sequence in range(self.sequences):
                         rows.append({
                             "population": population, "rule": rule, "sites": sites, "sequence": sequence, "dim": dim,
-                            "blocks": 0.5 if passes else 0.125, "sites_share": 0.25, "union": share, "pooled": 0.1,
+                            "blocks": 0.5 if passes else 0.125, "pooled": 0.1,
+                            "sites_share": self.sites_share - self.spread * sequence,
+                            "union": share - self.spread * sequence * share,
                             "affected": 0.2, "occurrences": 10, "locations": 5, "positive": 10, "first_layer": 1,
                             "last_layer": 2, "max_abs": 10.0 + dim, "passes": passes,
                         })  # fmt: skip
@@ -423,7 +431,8 @@ class FakeRun:
 
     def _loss(self) -> pl.DataFrame:
         rows = [
-            {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": 10.0} for n in range(self.sequences)
+            {"sequence": n, "tokens": len(self.pieces) - 1, "bytes": 20, "nll": self.nll + n * self.spread}
+            for n in range(self.sequences)
         ]
         return pl.DataFrame(rows, schema=LOSS.schema)
 
@@ -457,7 +466,8 @@ class FakeRun:
     @property
     def expert_facts(self) -> dict[str, object]:
         """By default a model without experts."""
-        return {"has_experts": self.experts > 0, "experts_sequences": 2, "experts_targets": len(self.massive)}
+        return {"has_experts": self.experts > 0, "experts_sequences": 2, "experts_targets": len(self.massive),
+                "active_parameters": self.parameters - 1000 * self.experts}  # fmt: skip
 
     def _experts(self) -> pl.DataFrame:
         """The shared expert and the routed ones of layers 1 and up; expert 1 of layer 1 is a super expert."""

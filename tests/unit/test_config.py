@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from outlier_features.errors import InputError
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import fetched_name, read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-SHIPPED = yaml.safe_load((ROOT / "config.yaml").read_text())
+CATALOG = read_catalog(ROOT / "workflow/catalog.yaml")
+SHIPPED = with_catalog(yaml.safe_load((ROOT / "config.yaml").read_text()), CATALOG)
 
 
 def changed(**changes):
@@ -95,8 +97,8 @@ MISTAKES = {
     "rules.dettmers.layer_share is 1.5, expected at most 1": {"rules__dettmers__layer_share": 1.5},
     "trace_origin.dims is 'all', expected auto or a list of integers": {"trace_origin__dims": "all"},
     "trace_origin.dims.0 is -1, expected at least 0": {"trace_origin__dims": [-1]},
-    "models names 'smollm2', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {
-        "models": ["smollm2"]
+    "models names 'smolm2-135m', expected a name defined in catalog.models, did you mean 'smollm2-135m'": {
+        "models": ["smolm2-135m"]
     },
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},

@@ -160,6 +160,21 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
         assert maxima.filter(layer=layer, part="expert")["tokens_routed"].sum() == 2 * (14 + 9)
 
 
+@pytest.mark.parametrize("name", MOE)
+def test_active_parameters_are_those_that_a_token_can_reach(name):
+    """Of a block's experts, those that get a gradient from one token, counted weight tensor by weight tensor."""
+    loaded, found = prepared(name)
+    recorded = record_experts(loaded, found.layers, some_run(), ranked=[0], locations=[])
+    loaded.model(torch.tensor([[5]])).logits.square().sum().backward()
+    unused = 0
+    for layer in MOE[name][0]:
+        for parameter in loaded.base.layers[layer].mlp.experts.parameters():
+            for weights, gradient in zip(parameter, parameter.grad, strict=True):
+                unused += 0 if gradient.any() else weights.numel()
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert unused and recorded.active_parameters == total - unused
+
+
 @pytest.mark.parametrize(("name", "dtype"), [*itertools.product(MOE, ["float32"]), ("qwen2_moe", "bfloat16")])
 def test_parts_sum_to_the_mlps_output(name, dtype):
     loaded, found = prepared(name, dtype)

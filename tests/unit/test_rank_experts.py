@@ -40,6 +40,7 @@ class Run:
         digest = tokens_digest(ids, flags, ~flags)
         self.provenance = {
             "tokens_sha256": digest, "model_revision": "abc", "dtype": "float32", "blocks": blocks, "absent": {},
+            "parameters": 1000,
             "rules": {"massive": {"kind": "massive"}},
         }  # fmt: skip
         arrays = {"tokens": ids, "special": flags, "mask": ~flags, "offsets": np.zeros((*ids.shape, 2), np.int32)}

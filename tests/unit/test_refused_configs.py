@@ -15,11 +15,13 @@ from snakemake.utils import update_config
 
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import require_arguments, require_config_file
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+CATALOG = read_catalog(ROOT / "workflow/catalog.yaml")
 LLAMA, TEXT = "catalog__models__tiny", "catalog__corpora__text"
 OVERLAY = {
     "models": ["tiny"],
@@ -137,7 +139,7 @@ def check(changes: dict[str, Any]) -> None:
         place[last] = value
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     update_config(config, overlay)
-    resolved = resolve_config(config, SCHEMA)
+    resolved = resolve_config(with_catalog(config, CATALOG), SCHEMA)
     require_files(resolved)
     for source in resolved["catalog"]["models"].values():
         if "dump" in source:

@@ -15,11 +15,13 @@ class Ranking(Facts):
 
     experts_sequences   the run's first so many gave the maxima
     experts_targets     massive activations that were taken apart
+    active_parameters   those that a token uses, without the experts that its router does not choose
     """
 
     has_experts: bool
     experts_sequences: int
     experts_targets: int
+    active_parameters: int
 
 
 _PART = Column(

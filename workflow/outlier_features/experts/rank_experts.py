@@ -80,7 +80,8 @@ def rank_experts(
         )
     if recorded and recorded.absent:
         raise InputError(recorded.absent)
-    ranking = Ranking(recorded is not None, len(ranked), len(targets))
+    active = recorded.active_parameters if recorded else provenance["parameters"]
+    ranking = Ranking(recorded is not None, len(ranked), len(targets), active)
     provenance |= {**ranking.kept, "package_version": __version__}
     if recorded is None:
         ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -39,11 +39,13 @@ Location = tuple[int, int, int]  # sequence, position, dim
 class Recorded:
     """`maxima` (columns `MAXIMA`, a row for each expert of each layer) and `parts` (`PARTS`, at the locations asked).
 
-    absent   why there are none, where `expert_out` cannot be recorded
+    active_parameters   of the model, those that a token uses
+    absent              why there are none, where `expert_out` cannot be recorded
     """
 
     maxima: pl.DataFrame
     parts: pl.DataFrame
+    active_parameters: int = 0
     absent: str | None = None
 
 
@@ -63,7 +65,7 @@ def record_model(
     found = find_moe_layers(loaded, blocks)
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)
-        return Recorded(pl.DataFrame(schema=MAXIMA), pl.DataFrame(schema=PARTS), found.absent)
+        return Recorded(pl.DataFrame(schema=MAXIMA), pl.DataFrame(schema=PARTS), absent=found.absent)
     return record_experts(loaded, found.layers, run, ranked=ranked, locations=locations)
 
 
@@ -98,7 +100,8 @@ def record_experts(
             torch.inference_mode(),
         ):
             loaded.base(ids)
-    return recorder.recorded()
+    active = loaded.parameters - sum(layer.unused for layer in layers)
+    return replace(recorder.recorded(), active_parameters=active)
 
 
 @dataclass

@@ -26,6 +26,7 @@ def experts_summary(
     known = experts.filter("published") if experts["published"].null_count() < len(experts) else None
     return {
         "sequences": ranking.experts_sequences,
+        "active_parameters": ranking.active_parameters,
         "layers": sorted(set(experts["layer"].to_list())),
         "routed": len(routed),
         "never_chosen": int(routed["max_abs"].null_count()),

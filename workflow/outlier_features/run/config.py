@@ -107,7 +107,7 @@ def _with_halves(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_encoder_decoder(source: Any) -> bool:
     """Whether a model that lies on this machine says that it has an encoder and a decoder."""
-    if not isinstance(source, Mapping) or {"pypi", "hub", "dump", "part"} & source.keys():
+    if not isinstance(source, Mapping) or {"pypi", "hub", "transformer_lens", "dump", "part"} & source.keys():
         return False
     try:
         config = json.loads((Path(str(source.get("path"))) / "config.json").read_text(encoding="utf-8"))

@@ -77,6 +77,11 @@ class Run:
         )
 
     @property
+    def name(self) -> str:
+        """`model/corpus`."""
+        return f"{self.summary['model']['name']}/{self.summary['corpus']['name']}"
+
+    @property
     def populations(self) -> list[str]:
         return list(self.summary["populations"])
 

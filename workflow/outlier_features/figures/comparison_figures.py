@@ -1,0 +1,11 @@
+"""The figures of the comparison of runs, in the order of the report."""
+
+from outlier_features.figures.compared_runs import Compared
+from outlier_features.figures.llm_int8 import llm_int8_figures
+from outlier_features.figures.relative_depth import relative_depth
+from outlier_features.figures.shares_by_size import shares_by_size
+from outlier_features.figures.style import Drawing
+
+
+def comparison_figures(compared: Compared) -> list[Drawing]:
+    return [*shares_by_size(compared), *llm_int8_figures(compared), relative_depth(compared)]
