@@ -412,7 +412,7 @@ def test_heads_have_a_sample_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setitem(zoo.CONFIGS, "llama", {**zoo.CONFIGS["llama"], "num_attention_heads": 16})
     files = KnockOutFiles(tmp_path)
     files.search()
-    (rows, _, _), facts = files.knock_out(cost=4.0)
+    (rows, _, _), facts = files.knock_out(cost=8.0)
     assert 2 < facts["head_tokens"] < facts["tokens"] <= T
     of_heads = rows.filter((pl.col("target") == "head").cum_sum() > 0)
     assert set(of_heads["tokens"]) == {2 * (facts["head_tokens"] - 1)}
