@@ -11,6 +11,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.model_name import split_name
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
@@ -101,6 +102,10 @@ def threads_of(section):
 
 # By model, the name that it is fetched under: both halves of an encoder-decoder model are fetched once.
 FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
+
+
+# Models that are revisions of one.
+REVISIONS = [name for name in CONFIG["models"] if split_name(name)[1] is not None]
 
 
 def code_version(script):
@@ -270,9 +275,13 @@ def fetched_source(wildcards):
     return MODELS[model]
 
 
-def model_source(wildcards):
+def fetched_record(model):
     """What a model's fetch left."""
-    return f"{RESOURCES}/models/{FETCHED[wildcards.model]}/source.json"
+    return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
+
+
+def model_source(wildcards):
+    return fetched_record(wildcards.model)
 
 
 def loading(wildcards):
@@ -350,6 +359,8 @@ COMPARISON = {
     "comparison": f"{RESULTS}/comparison/dims.parquet",
     "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
 }
+if REVISIONS:
+    COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
 COMPARISON = COMPARISON if len(RUNS) > 1 else {}
 
 # What papers and repositories printed.

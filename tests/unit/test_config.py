@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from outlier_features.errors import InputError
-from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.model_name import step_of
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import fetched_name, read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]

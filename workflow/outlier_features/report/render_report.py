@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import published_numbers
+from outlier_features.compare.revisions import same_weights
 from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
@@ -109,11 +111,17 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[st
     layers = {run.name: run.tables["layers"] for run in runs}
     shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
     drawings = comparison_figures(shown)
+    steps = comparison / "first_steps.parquet"
+    trained = None if shown.training.is_empty() else _listed(read_table(steps, FIRST_STEPS)[0], FIRST_STEPS)
+    revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
     return {
         "models": compared_table(models),
+        "same_weights": same_weights(revisions.unique(maintain_order=True).rows()),
+        "first_steps": trained,
         "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON),
         "figures": [PlacedFigure.of(drawing, f"comparison/{drawing.name}", data=True) for drawing in drawings],
         "contents": [("models", "All runs and rules"), *((one.name, one.title) for one in drawings),
+                     *([("first-steps", "When each dimension first passes")] if trained else []),
                      ("dims", "Dimensions in common")],
     }  # fmt: skip
 

@@ -21,7 +21,7 @@ def with_revisions(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     catalog, selected = config.get("catalog"), config.get("models")
     entries = catalog.get("models") if isinstance(catalog, Mapping) else None
-    if not isinstance(entries, Mapping) or not isinstance(selected, list):
+    if not isinstance(catalog, Mapping) or not isinstance(entries, Mapping) or not isinstance(selected, list):
         return config
     names: list[Any] = []
     made: dict[str, Any] = {}
