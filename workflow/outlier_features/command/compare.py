@@ -15,8 +15,8 @@ from outlier_features.errors import InputError
 def add_compare(compare: argparse.ArgumentParser) -> None:
     compare.description = (
         "Without a run: all runs of a directory of results, their size, loss, and by each rule how many dims and in "
-        "which share of layers and positions, with intervals; of a model's revisions what they have by training step, and "
-        "when each dim first passes. Of two runs: the dims in common, and the Jaccard index."
+        "which share of layers and positions, with intervals; of a model's revisions what they have by training step, "
+        "and when each dim first passes. Of two runs: the dims in common, and the Jaccard index."
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two directories <results>/<model>/<corpus>")

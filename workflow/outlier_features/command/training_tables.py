@@ -20,11 +20,12 @@ _KEYS = ("model", "corpus", "population")
 
 def training_parts(rows: pl.DataFrame, results: Path, *, plot: bool) -> Iterator[Any]:
     """Tables of the revisions among `rows` of the table `models`, and with `plot` their magnitudes drawn in text."""
-    revisions = rows.filter(pl.col("revision").is_not_null()).sort("step", nulls_last=True, maintain_order=True)
+    revisions = rows.filter(pl.col("revision").is_not_null())
     if revisions.is_empty():
         return
     yield from same_weights(revisions.select("model", "revision", "same_weights_as").unique(maintain_order=True).rows())
-    for key, part in revisions.group_by(_KEYS, maintain_order=True):
+    ordered = revisions.sort("step", nulls_last=True, maintain_order=True)
+    for key, part in ordered.group_by(_KEYS, maintain_order=True):
         title = "Revisions of {} on {}, population {}".format(*map(visible, map(str, key)))
         yield _revisions(title, part)
         if plot:

@@ -13,7 +13,7 @@ FIRST_STEPS = Table(
     (
         Column("model", pl.String, "the model's name in the catalog"),
         Column("corpus", pl.String, "the corpus's name in the catalog"),
-        RULE, SITES, POPULATION, DIM,
+        RULE, POPULATION, DIM,
         Column("first_step", pl.Int64, "first training step at which the dim passes", "steps"),
         Column("first_revision", pl.String, "the revision of that step"),
         Column("step_before", pl.Int64, "the last step that was run before it, at which the dim does not pass; null: "
@@ -23,6 +23,7 @@ FIRST_STEPS = Table(
         Column("steps", pl.Int64, "revisions that count", "revisions"),
         Column("occurrences_first", pl.Int64, "the dim's hits at `first_step`", "values"),
         Column("occurrences_last", pl.Int64, "the dim's hits at `last_step`", "values"),
+        SITES,
     ),
     place="comparison/first_steps.parquet",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.relative_depth import line_of
 from outlier_features.figures.style import Drawing, decades, label, log_axis, panels, power
 from outlier_features.model.bases import RESID_POST
-from outlier_features.wording import listing, number, percent
+from outlier_features.wording import listing, number, percent, rules_named
 
 _HEIGHT, _RULE_HEIGHT, _LAYERS_HEIGHT = 230, 120, 260
 _MANY = 50  # times the smallest step: from then on steps are drawn on a logarithmic axis
@@ -42,12 +42,12 @@ def _curves(compared: Compared) -> Drawing:
         "A line for each model: the largest |x| of a sequence over the median |x|, both averaged over the sequences, "
         "of the block where that is largest; bits per byte of the text; and the number of dimensions that each rule "
         "selects, with 95 % intervals over sequences (that of a number of dimensions lies too low). " + _UNKNOWN
-        + (f" By {listing(silent)} no dimension passes at any step." if silent else ""),
+        + (f" By {rules_named(silent)} no dimension passes at any step." if silent else ""),
         min_width=700,
     )  # fmt: skip
     views = {population: _curves_of(compared, rules.rows(), population) for population in compared.populations}
-    names = ("run", "revision", "step", "rule", "sites", "population", "largest_over_median",
-             "largest_over_median_layer", *(f"{name}{end}" for name in ("bits_per_byte", "dims") for end in ("", "_low", "_high")))  # fmt: skip
+    measured = (f"{name}{end}" for name in ("bits_per_byte", "dims") for end in ("", "_low", "_high"))
+    names = ("run", "revision", "step", "rule", "sites", "population", "largest_over_median", *measured)
     return replace(drawing, views=views, data=rows.select(names))
 
 
@@ -70,7 +70,7 @@ def _curves_of(compared: Compared, rules: Sequence[tuple[str, str]], population:
         most = max((value or 0 for name in ("dims", "dims_high") for value in here[name].to_list()), default=0)
         figure.update_yaxes(
             title_text=label(rule) + (f"<br>{label(sites)}" if several else "") + "<br>dims",
-            range=[-0.08 * max(most, 1), 1.12 * max(most, 1)], nticks=4, row=row, col=1,
+            range=[-0.08 * max(most, 1), 1.12 * max(most, 1)], dtick=1 if most <= 4 else None, nticks=4, row=row, col=1,
         )  # fmt: skip
     axis.put(figure, len(heights))
     figure.update_layout(legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"})

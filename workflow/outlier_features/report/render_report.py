@@ -20,7 +20,7 @@ from outlier_features.files.artifacts import write_page
 from outlier_features.files.tables import Table, read_table
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
-from outlier_features.report.compared_table import compared_table
+from outlier_features.report.compared_table import compared_table, first_steps_table
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed
@@ -112,7 +112,7 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[st
     shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
     drawings = comparison_figures(shown)
     steps = comparison / "first_steps.parquet"
-    trained = None if shown.training.is_empty() else _listed(read_table(steps, FIRST_STEPS)[0], FIRST_STEPS)
+    trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
     revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
     return {
         "models": compared_table(models),
