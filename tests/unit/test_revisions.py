@@ -182,8 +182,8 @@ def test_the_command_compares_revisions(results, capsys):
     assert {row["step"] for row in found} == {None, *STEPS}
 
 
-def test_the_comparison_s_page_has_the_steps_of_each_model(tmp_path):
-    """Models beside one another; a revision that another stands for and one without a step are no points."""
+def test_models_over_their_training_beside_one_another(tmp_path):
+    """A revision that another stands for and one without a step are no points of the curves."""
     outliers = {"a@step0": (), "a@step10": (5,), "a@step2000": (5, 6), "a@step5": (5, 6), "b@step10": (9,), "b@end": ()}
     weights = {"a@step5": "2", "a@step2000": "2"}
     runs = {name: FakeRun(model=name, outliers=dims) for name, dims in outliers.items()} | {
@@ -194,11 +194,7 @@ def test_the_comparison_s_page_has_the_steps_of_each_model(tmp_path):
     sources = {
         name: record(tmp_path / "fetched", name, **{"model.safetensors": weights.get(name, name)}) for name in outliers
     }
-    folder = tmp_path / "comparison"
-    folder.mkdir()
-    compare_models(paths, PUBLISHED, folder / "models.parquet", sources)
-    compare_revisions(paths, folder / "models.parquet", folder / "first_steps.parquet")
-    compare_runs(paths, folder / "dims.parquet", folder / "common_dims.parquet")
+    folder = comparison_of(paths, sources, tmp_path)
     rows = read_table(folder / "first_steps.parquet", FIRST_STEPS)[0].filter(rule="dettmers", population="all")
     columns = ("model", "dim", "first_step", "step_before", "last_step", "steps_passing", "steps")
     assert rows.select(columns).rows() == [
@@ -219,16 +215,28 @@ def test_the_comparison_s_page_has_the_steps_of_each_model(tmp_path):
     axis = curves.views["all"].layout.xaxis
     assert axis.type == "log" and axis.ticktext[0] == "0" and first[0].x[0] == axis.tickvals[0] < 10
     assert set(by_layer.data["revision"]) == {"step0", "step10", "step2000"}
-    render_report(
-        paths,
-        tmp_path / "report.html",
-        published=PUBLISHED,
-        definitions=ROOT / "docs/definitions.md",
-        comparison=folder,
-    )
-    page = (tmp_path / "report.html").read_text()
+
+
+def test_the_comparison_s_page_has_the_training(tmp_path):
+    names = ("a@step5", "a@step2000")
+    paths = [FakeRun(model=name).write(tmp_path / name / "text") for name in names]
+    (tmp_path / "fetched").mkdir()
+    sources = {name: record(tmp_path / "fetched", name, **{"model.safetensors": "1"}) for name in names}
+    folder, report = comparison_of(paths, sources, tmp_path), tmp_path / "report.html"
+    definitions = ROOT / "docs/definitions.md"
+    render_report(paths, report, published=PUBLISHED, definitions=definitions, comparison=folder)
+    page = report.read_text()
     assert "a: step5 has the same weights as step2000" in page
     assert all(f'id="comparison/{name}"' in page for name in ("training-steps", "training-layers", "first-steps"))
+
+
+def comparison_of(paths, sources, place):
+    folder = place / "comparison"
+    folder.mkdir()
+    compare_models(paths, PUBLISHED, folder / "models.parquet", sources)
+    compare_revisions(paths, folder / "models.parquet", folder / "first_steps.parquet")
+    compare_runs(paths, folder / "dims.parquet", folder / "common_dims.parquet")
+    return folder
 
 
 def test_without_revisions_there_are_no_curves(tmp_path):
