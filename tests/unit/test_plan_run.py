@@ -111,7 +111,7 @@ def test_a_dump_is_not_run(tmp_path):
         "models": ["saved"],
         "catalog": {
             "models": {"saved": {"dump": "d.safetensors", "keys": {"attn_norm": "attn"}}},
-            "corpora": BASE["catalog"]["corpora"],
+            "corpora": {"python-docs": {"stdlib": "pydoc_data.topics"}},
         },
     }
     plan = planned(tmp_path, config)
