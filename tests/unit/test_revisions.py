@@ -28,8 +28,9 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.training import training_figures
 from outlier_features.files.artifacts import read_json, write_json
 from outlier_features.files.tables import read_table
-from outlier_features.report.render_report import render_report
+from outlier_features.report.render_report import render_report, section
 from outlier_features.run.config import read_schema, resolve_config
+from outlier_features.summary.report_run import Run
 from outlier_features.tokens.tokens import Tokens
 from rule_jobs import plans, run_jobs
 from rule_process import run_rules
@@ -230,6 +231,22 @@ def test_the_comparison_s_page_has_the_training(tmp_path):
     assert all(f'id="comparison/{name}"' in page for name in ("training-steps", "training-layers", "first-steps"))
 
 
+def test_what_was_published_is_of_the_trained_model(tmp_path):
+    """It stands beside main, and beside no step before it, in the table and on the page of each."""
+    names = ("m@step5", "m@main")
+    runs = [FakeRun(model=name, origin="Qwen/Qwen3-8B") for name in names]
+    paths = [run.write(tmp_path / run.model / "text") for run in runs]
+    for path in paths:
+        summary = read_json(path / "summary.json")
+        (path / "summary.json").write_text(json.dumps({**summary, "model": {**summary["model"], "kind": "hub"}}))
+    (tmp_path / "fetched").mkdir()
+    sources = {name: record(tmp_path / "fetched", name, **{"model.safetensors": name}) for name in names}
+    compare_models(paths, PUBLISHED, tmp_path / "models.parquet", sources)
+    models = read_table(tmp_path / "models.parquet", MODELS)[0].filter(rule="dettmers", population="all")
+    assert [bool(name) for name in models["published_model"]] == [False, True]
+    assert [bool(section(Run.read(path), PUBLISHED)["published"]) for path in paths] == [False, True]
+
+
 def comparison_of(paths, sources, place):
     folder = place / "comparison"
     folder.mkdir()
@@ -252,7 +269,7 @@ def test_without_revisions_there_are_no_curves(tmp_path):
 
 @pytest.mark.slow
 def test_a_long_training_with_every_analysis(tmp_path):
-    steps = tuple(range(0, 401, 25))
+    steps = tuple(range(0, 401, 50))
     results = trained_run(tmp_path, steps, "tables", "report", "figures")
     require_brute_force(results, steps)
     page = (results / "report.html").read_text()

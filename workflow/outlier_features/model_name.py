@@ -17,6 +17,11 @@ def split_name(name: str) -> tuple[str, str | None]:
     return (f"{model}.{half}", revision) if dot and half in HALVES else (model, rest)
 
 
+def is_trained(revision: str | None) -> bool:
+    """Whether what was published of a model is of this revision of it, as far as a name tells: of `main`."""
+    return revision in (None, "main")
+
+
 def split_half(name: str) -> tuple[str, str | None]:
     """The name of the whole model, and which half of it is meant."""
     whole, dot, half = name.rpartition(".")

@@ -33,6 +33,7 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import Table, write_table
 from outlier_features.largest import largest_of_each
 from outlier_features.model.bases import NORM_OUTPUTS, RESID_POST
+from outlier_features.model_name import is_trained
 from outlier_features.progress import item_bar
 from outlier_features.rules.kinds import hit_rules
 from outlier_features.rules.massive import Massive
@@ -102,8 +103,8 @@ class _ComparedRun:
         model = summary["model"]
         bos = bool(self._tokens.special[:, 0].all())
         known = numbers_of_model(numbers, model["kind"], model["origin"] or "", bos)
-        if self._revision and self._revision.revision != "main":
-            known = known.clear()  # what was published is of the trained model
+        if self._revision and not is_trained(self._revision.revision):
+            known = known.clear()
         whole = self._of_run()
         for population, positions in summary["corpus"]["positions"].items():
             here = {"population": population, "positions": positions, **self._over_median(population)}

@@ -18,6 +18,7 @@ from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import write_page
 from outlier_features.files.tables import Table, read_table
+from outlier_features.model_name import is_trained, split_name
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
 from outlier_features.report.compared_table import compared_table, first_steps_table
@@ -136,7 +137,8 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
     facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
-    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
+    trained = is_trained(split_name(summary["model"]["name"])[1])
+    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "") if trained else []
     return {
         "id": name,
         "file": name.replace("/", "-"),
