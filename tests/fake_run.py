@@ -85,13 +85,12 @@ OUTPUTS = {
 def leave_out(analysis: str, why: BaseException | str, directory: Path) -> None:
     """Make an analysis end with an error, or not begin for a reason."""
 
-    def fail() -> None:
-        assert isinstance(why, BaseException)
-        raise why
-
     outputs = [str(directory / name) for name in OUTPUTS[analysis]]
-    off = why if isinstance(why, str) else None
-    optional(fail, analysis, outputs, f"results/logs/{analysis}.log", of=str(directory / "dims.parquet"), off=off)()
+    off, log = why if isinstance(why, str) else None, f"results/logs/{analysis}.log"
+    with optional(analysis, outputs, log, of=str(directory / "dims.parquet"), off=off) as wanted:
+        assert wanted == isinstance(why, BaseException)
+        if isinstance(why, BaseException):
+            raise why
 
 
 @dataclass

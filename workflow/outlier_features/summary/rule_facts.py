@@ -207,6 +207,10 @@ def _largest(sites: Sequence[Part], population: str) -> Fact:
 
 def _located(summary: Part) -> Iterator[Fact]:
     if summary["location"] is None:
+        for name, rule in rules_of(summary["rules"]).items():
+            if rule.kind == "location" and rule.sites:
+                text = f"Rule {name} was not applied: the run kept no activations, which it needs of all sequences."
+                yield Fact(what="not applied", topic="not found", rule=name, short=text)
         return
     name = summary["location"]["rule"]
     start = f"Rule {name} ({rules_of(summary['rules'])[name].criteria()}) keeps"
