@@ -104,10 +104,6 @@ def threads_of(section):
 FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
 
 
-# Models that are revisions of one.
-REVISIONS = [name for name in CONFIG["models"] if split_name(name)[1] is not None]
-
-
 def code_version(script):
     return version_of(ROOT / "scripts" / f"{script}.py")
 
@@ -300,6 +296,13 @@ RUNS = [
     for corpus in ([DUMP] if model in DUMPS else CONFIG["corpora"])
 ]
 
+
+# Models among them that are revisions of one.
+REVISIONS = [
+    model
+    for model in dict.fromkeys(model for model, _ in RUNS)
+    if split_name(model)[1] is not None
+]
 
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = [

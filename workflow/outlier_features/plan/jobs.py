@@ -64,7 +64,6 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
             "fetch_corpus": len({corpus for _, corpus in runs} - {CORPUS}),
             "compare_models": int(len(runs) > 1),
             "compare_runs": int(len(runs) > 1),
-            "compare_models": int(len(runs) > 1),
             "compare_revisions": int(len(runs) > 1 and any(split_name(model)[1] for model, _ in runs)),
             "render_report": 1,
         }
