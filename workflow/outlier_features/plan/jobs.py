@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.model_name import split_name
 from outlier_features.rules.configured import the_rule
 from outlier_features.run.config import fetched_name, turned_off
 
@@ -66,6 +67,7 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
             "fetch_corpus": len({corpus for _, corpus in runs} - {CORPUS}),
             "compare_models": int(len(runs) > 1),
             "compare_runs": int(len(runs) > 1),
+            "compare_revisions": int(len(runs) > 1 and any(split_name(model)[1] for model, _ in runs)),
             "render_report": 1,
         }
     )
