@@ -58,6 +58,7 @@ rule report:
 rule figures:
     input:
         of_runs("figures"),
+        [f"{RESULTS}/comparison/figures"] if COMPARISON else [],
 
 
 rule export:

@@ -11,7 +11,9 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.model_name import split_name
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
     fetched_name,
     read_schema,
@@ -42,7 +44,8 @@ configfile: f"{workflow.basedir}/config.yaml"
 
 try:
     CONFIG = resolve_config(
-        config, read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+        with_catalog(config, read_catalog(ROOT / "workflow/catalog.yaml")),
+        read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
     )
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
@@ -268,9 +271,13 @@ def fetched_source(wildcards):
     return MODELS[model]
 
 
-def model_source(wildcards):
+def fetched_record(model):
     """What a model's fetch left."""
-    return f"{RESOURCES}/models/{FETCHED[wildcards.model]}/source.json"
+    return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
+
+
+def model_source(wildcards):
+    return fetched_record(wildcards.model)
 
 
 def loading(wildcards):
@@ -290,6 +297,13 @@ RUNS = [
 ]
 
 
+# Models among them that are revisions of one.
+REVISIONS = [
+    model
+    for model in dict.fromkeys(model for model, _ in RUNS)
+    if split_name(model)[1] is not None
+]
+
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = [
     "layers",
@@ -302,17 +316,33 @@ RUN_TABLES = [
     "positions",
     "surface",
 ]
-ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
+ORIGIN_TABLES = [
+    "lifecycle",
+    "origin_shares",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+]
+EXPERT_TABLES = [
+    "experts",
+    "routing",
+    "expert_load",
+    "expert_balance",
+    "expert_ablation",
+    "expert_ablation_sequences",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+# On request alone.
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
 MODEL_TABLES = [
     "loss",
     "norms",
     "gains",
     "sinks",
     *ORIGIN_TABLES,
-    "experts",
-    "routing",
+    *EXPERT_TABLES,
     *ABLATION_TABLES,
+    *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
 
 
@@ -342,13 +372,23 @@ PAGE = sorted(
     str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
 )
 
-# Two runs or more have something to compare.
-COMPARISON = [f"{RESULTS}/comparison/dims.parquet"][: len(RUNS) - 1]
+# By name; two runs or more have something to compare.
+COMPARISON = {
+    "models": f"{RESULTS}/comparison/models.parquet",
+    "comparison": f"{RESULTS}/comparison/dims.parquet",
+    "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+}
+if REVISIONS:
+    COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
+COMPARISON = COMPARISON if len(RUNS) > 1 else {}
+
+# What papers and repositories printed.
+PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
 
 TABLES = [
     *(file for run in RUNS for file in tables_of(*run).values()),
     *of_runs("summary.json"),
-    *COMPARISON,
+    *COMPARISON.values(),
 ]
 
 
@@ -360,10 +400,7 @@ def run_tables(wildcards):
 def exported_tables(wildcards):
     """The Parquet tables of a run or, where that is `comparison`, of the comparison."""
     if wildcards.run == "comparison":
-        return {
-            "comparison": f"{RESULTS}/comparison/dims.parquet",
-            "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
-        }
+        return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
     return {name: file for name, file in tables.items() if name != "locations"}
 
@@ -423,7 +460,7 @@ def local_files(source):
     """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
     if "dump" in source:
         return dump_files(source)
-    if "pypi" in source or "hub" in source or "stdlib" in source:
+    if {"pypi", "hub", "transformer_lens", "stdlib"} & source.keys():
         return []
     if "files" in source:
         return source["files"]

@@ -29,3 +29,36 @@ rule draw_figures:
         "Draw the figures of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/draw_figures.py"
+
+
+rule draw_comparison:
+    input:
+        of_runs("summary.json"),
+        of_runs("layers.parquet"),
+        page=PAGE,
+        models=f"{RESULTS}/comparison/models.parquet",
+        published=PUBLISHED,
+    output:
+        directory=report(
+            directory(f"{RESULTS}/comparison/figures"),
+            htmlindex="index.html",
+            caption="../workflow/report/captions/comparison.rst",
+            category="Figures",
+            labels={"model": "all", "corpus": "all"},
+        ),
+    log:
+        f"{RESULTS}/logs/draw_comparison.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_comparison.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        formats=CONFIG["figures"]["formats"],
+        width_mm=CONFIG["figures"]["width_mm"],
+        code=code_version("draw_comparison"),
+    message:
+        "Draw the figures that compare the runs"
+    script:
+        "../scripts/draw_comparison.py"

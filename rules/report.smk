@@ -39,10 +39,8 @@ rule render_report:
             for model, corpus in RUNS
             if model not in DUMPS
         ],
-        comparison=COMPARISON,
-        published=sorted(
-            str(path) for path in (ROOT / "workflow/published").glob("*.csv")
-        ),
+        comparison=[*COMPARISON.values()],
+        published=PUBLISHED,
     output:
         report=report(
             f"{RESULTS}/report.html",

@@ -14,8 +14,7 @@ with (
 
         rank_experts(
             **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
-            experts=Path(snakemake.output.experts),
-            routing=Path(snakemake.output.routing),
+            **{name: Path(path) for name, path in snakemake.output.items()},
             sequences=params.sequences,
             percentile=params.rule and params.rule["percentile"],
             share=params.rule and params.rule["share"],

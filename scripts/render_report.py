@@ -7,7 +7,7 @@ from outlier_features.run.summarize_costs import read_costs
 with stage(snakemake.log[0]):
     render_report(
         runs=[Path(run) for run in snakemake.params.runs],
-        comparison=Path(snakemake.input.comparison[0]) if snakemake.input.comparison else None,
+        comparison=Path(snakemake.input.comparison[0]).parent if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
         definitions=Path(snakemake.input.definitions),
         costs=read_costs(Path(snakemake.params.benchmarks), snakemake.params.outputs),

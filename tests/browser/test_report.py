@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from fake_run import FIGURES, FakeRun
+from outlier_features.compare.compare_models import compare_models
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.report.render_report import render_report
@@ -39,10 +40,12 @@ def results(tmp_path_factory):
         ),
     }  # fmt: skip
     paths = [run.write(folder / name) for name, run in runs.items()]
-    compare_runs(paths, folder / "comparison.parquet", folder / "common.parquet")
+    (folder / "comparison").mkdir()
+    compare_runs(paths, folder / "comparison/dims.parquet", folder / "comparison/common_dims.parquet")
+    compare_models(paths, PUBLISHED, folder / "comparison/models.parquet")
     render_report(
         paths, folder / "report.html", published=PUBLISHED, definitions=DEFINITIONS,
-        comparison=folder / "comparison.parquet", costs=COSTS,
+        comparison=folder / "comparison", costs=COSTS,
     )  # fmt: skip
     return folder
 
@@ -442,6 +445,22 @@ def test_both_themes_can_be_read(browser, results):
     assert page.evaluate("document.documentElement.dataset.theme") == "light"  # it is remembered
     assert opened.complaints == []
     opened.context.close()
+
+
+def test_the_table_of_all_runs_is_filtered_and_leads_to_their_pages(reader):
+    reader.visit("comparison/models")
+    table = reader.page.locator('[data-table="comparison/models/rows"]')
+    table.get_by_label("rule in All runs and rules").select_option("massive")
+    table.get_by_label("population in All runs and rules").select_option("all")
+    assert table.locator("output").inner_text() == "2 of 8 rows"
+    runs = table.locator("tbody tr:not(.spacer) td:first-child a")
+    assert runs.all_text_contents() == [*RUNS]
+    runs.nth(1).click()
+    reader.page.wait_for_function("place => document.getElementById(place).checkVisibility()", arg=RUNS[1])
+    reader.visit("comparison/models")
+    for name in ("rule", "population"):
+        table.get_by_label(f"{name} in All runs and rules").select_option("")
+    assert table.locator("output").inner_text() == "8 rows"
 
 
 @pytest.mark.parametrize("width", [400, 1280, 1920])

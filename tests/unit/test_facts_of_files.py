@@ -13,11 +13,11 @@ from outlier_features.files.tables import provenance_of, write_table
 SAMPLE = SinkSample(
     threshold=0.3, blocks=4, positions=8, sequences=3, short_sequences=1, layers_without_patterns=[0, 2]
 )
-RANKING = Ranking(has_experts=True, experts_sequences=2, experts_targets=5)
+RANKING = Ranking(has_experts=True, experts_sequences=2, experts_targets=5, active_parameters=7)
 KEPT = [
     (SINKS, SAMPLE, {"threshold": 0.3, "blocks": 4, "positions": 8, "sequences": 3, "short_sequences": 1,
                      "layers_without_patterns": [0, 2]}),
-    (EXPERTS, RANKING, {"has_experts": True, "experts_sequences": 2, "experts_targets": 5}),
+    (EXPERTS, RANKING, {"has_experts": True, "experts_sequences": 2, "experts_targets": 5, "active_parameters": 7}),
 ]  # fmt: skip
 
 

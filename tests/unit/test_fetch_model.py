@@ -242,7 +242,7 @@ def test_hub_that_never_answers_is_given_up(hub, tmp_path):
             (outcome,) = finish(process)
             assert "could not be fetched from http://127.0.0.1" in outcome.error
             assert "no answer within 10 s" in outcome.error or "timed out" in outcome.error
-            assert 5 < outcome.seconds < 15, outcome
+            assert outcome.seconds < 30, outcome  # of the 60 for which nothing is said
 
 
 def test_request_without_a_time_limit_gets_one(monkeypatch):

@@ -48,7 +48,7 @@ def summarized(folder, **options):
     ],
 )
 def test_valid_empty_files_say_why(tmp_path, why, cause, reason):
-    run = FakeRun(experts=4).write(tmp_path / "tiny/text")
+    run = FakeRun(experts=4, knock_outs=True).write(tmp_path / "tiny/text")
     outputs = [(analysis, run / name) for analysis, names in OUTPUTS.items() for name in names]
     before = {path: provenance_in(path) for _, path in outputs}
     for analysis in ANALYSES:
@@ -178,8 +178,8 @@ def test_every_analysis_has_a_key_to_turn_it_off():
         skipping = {**config, "skip": [analysis]}
         assert [one for one in ANALYSES if turned_off(skipping, one)] == [analysis]
     for changes, off in (
-        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation"]),
+        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation", "expert_ablation", "knock_outs"]),
         ({"trace_origin": {"dims": []}}, ["origin"]),
-        ({"rules": {}}, ["experts", "super_weights"]),
+        ({"rules": {}}, ["experts", "super_weights", "expert_ablation"]),
     ):
         assert [one for one in ANALYSES if turned_off(config | changes, one)] == off

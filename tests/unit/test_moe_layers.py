@@ -50,17 +50,24 @@ def prepared(name, dtype="float32", **changes):
     return loaded, find_moe_layers(loaded, find_sites(loaded))
 
 
-def expert_by_hand(module, expert, x):
-    """Output of one routed expert (n, H), written out for each layout of the weights."""
+def neurons_by_hand(module, expert, x):
+    """What the down projection of one routed expert reads, (n, M), written out for each layout of the weights."""
     if hasattr(module, "gate_up_proj_bias"):  # gpt_oss: input first, gate and up interleaved, both with biases
         both = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
         gate, up = both[:, 0::2].clamp(max=module.limit), both[:, 1::2].clamp(-module.limit, module.limit)
-        neurons = gate / (1 + torch.exp(-module.alpha * gate)) * (up + 1)
-        return neurons @ module.down_proj[expert] + module.down_proj_bias[expert]
+        return gate / (1 + torch.exp(-module.alpha * gate)) * (up + 1)
     width = module.gate_up_proj.shape[1] // 2
     gate = functional.linear(x, module.gate_up_proj[expert, :width])
     up = functional.linear(x, module.gate_up_proj[expert, width:])
-    return functional.linear(gate / (1 + torch.exp(-gate)) * up, module.down_proj[expert])
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def expert_by_hand(module, expert, x):
+    """Output of one routed expert (n, H)."""
+    neurons = neurons_by_hand(module, expert, x)
+    if hasattr(module, "gate_up_proj_bias"):
+        return neurons @ module.down_proj[expert] + module.down_proj_bias[expert]
+    return functional.linear(neurons, module.down_proj[expert])
 
 
 def seen_by_hooks(loaded, ids):
@@ -125,6 +132,9 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
                 one = expected.setdefault((layer, part, expert), {"all": [], "weights": []})
                 one["weights"] += weight.tolist()
                 one["all"].append((sequence, rows, out, weight))
+                if part == "expert":
+                    x = here["mlp_call"][0][0].reshape(-1, zoo.D_MODEL)[rows]
+                    one.setdefault("read", []).append(neurons_by_hand(here["mlp"].experts, expert, x).abs())
     for row in maxima.iter_rows(named=True):
         one = expected.get((row["layer"], row["part"], row["expert"]))
         if one is None:
@@ -138,12 +148,31 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
                 places[sequence, token] = out[i]
         assert row["max_abs"] == pytest.approx(largest, rel=1e-4)
         assert row["max_abs_weighted"] == pytest.approx(weighted, rel=1e-4)
+        if row["part"] == "expert":
+            read = torch.cat(one["read"])
+            assert row["max_abs_input"] == pytest.approx(read.max().item(), rel=1e-4)
+            assert read[:, row["neuron"]].max().item() == pytest.approx(read.max().item(), rel=1e-4)
         assert row["tokens_routed"] == len(one["weights"])
         assert row["mean_weight"] == pytest.approx(np.mean(one["weights"]), rel=1e-4)
         there = places[row["sequence"], row["token"]][row["dim"]]
         assert abs(float(there)) == pytest.approx(largest, rel=1e-4)
     for layer in blocks:
         assert maxima.filter(layer=layer, part="expert")["tokens_routed"].sum() == 2 * (14 + 9)
+
+
+@pytest.mark.parametrize("name", MOE)
+def test_active_parameters_are_those_that_a_token_can_reach(name):
+    """Of a block's experts, those that get a gradient from one token, counted weight tensor by weight tensor."""
+    loaded, found = prepared(name)
+    recorded = record_experts(loaded, found.layers, some_run(), ranked=[0], locations=[])
+    loaded.model(torch.tensor([[5]])).logits.square().sum().backward()
+    unused = 0
+    for layer in MOE[name][0]:
+        for parameter in loaded.base.layers[layer].mlp.experts.parameters():
+            for weights, gradient in zip(parameter, parameter.grad, strict=True):
+                unused += 0 if gradient.any() else weights.numel()
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert unused and recorded.active_parameters == total - unused
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*itertools.product(MOE, ["float32"]), ("qwen2_moe", "bfloat16")])

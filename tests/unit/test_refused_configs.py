@@ -15,11 +15,13 @@ from snakemake.utils import update_config
 
 from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import require_arguments, require_config_file
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+CATALOG = read_catalog(ROOT / "workflow/catalog.yaml")
 LLAMA, TEXT = "catalog__models__tiny", "catalog__corpora__text"
 OVERLAY = {
     "models": ["tiny"],
@@ -70,7 +72,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "an absolute name": ({"corpora": ["/etc"]}, ("corpora.0 is '/etc', expected a match",)),
     "a name with a line break": ({"models": ["tiny\n"]}, ("models.0 is 'tiny\\n'", "without control characters")),
     "a name with NUL": ({"models": ["a\0b"]}, ("models.0 is 'a\\x00b'", "without control characters")),
-    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 64 characters")),
+    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 128 characters")),
     "unknown site": ({"sites": ["residual"]}, ("sites.0 is 'residual', expected one of resid_pre",)),
     "unknown dtype": ({"extract__dtype": "fp32"}, ("extract.dtype is 'fp32', expected one of float32",)),
     "unknown device": ({"extract__device": "gpu"}, ("extract.device is 'gpu', expected one of auto",)),
@@ -137,7 +139,7 @@ def check(changes: dict[str, Any]) -> None:
         place[last] = value
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     update_config(config, overlay)
-    resolved = resolve_config(config, SCHEMA)
+    resolved = resolve_config(with_catalog(config, CATALOG), SCHEMA)
     require_files(resolved)
     for source in resolved["catalog"]["models"].values():
         if "dump" in source:

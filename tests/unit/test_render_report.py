@@ -17,6 +17,8 @@ from jinja2 import TemplateError
 from plotly.offline import get_plotlyjs_version
 
 from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
+from outlier_features.compare.compare_models import compare_models
+from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.errors import InputError
 from outlier_features.figures.ablation import ablation
 from outlier_features.figures.dimension_map import MAX_ROWS, dimension_map
@@ -576,7 +578,7 @@ def test_what_is_missing_is_said_in_its_place(page):
         "The search for super weights cannot be had: no MLP.",
     )
     listed = parsed.shown[: parsed.shown.index("The dimensions that stand out")]
-    for sentence, places in ((surface, 3), (origin, 5), (maps, 3), (weights, 2)):
+    for sentence, places in ((surface, 3), (origin, 6), (maps, 3), (weights, 2)):
         # In the list, in the place of the figure if there is one, and in that of each table.
         assert sentence in listed and parsed.shown.count(sentence) == places
     for drawn in ("surface/all", "attention-maps/all", "origin/all"):
@@ -601,6 +603,31 @@ def test_several_runs_are_compared(page):
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",
                  "7.389 0.7213"):  # fmt: skip
         assert text in overview
+
+
+def test_the_comparison_has_a_page(tmp_path):
+    """One table of all runs first, a row's run a click away, then the figures, then the dims in common."""
+    paths = [FakeRun(model=name).write(tmp_path / name / "text") for name in ("one", "other")]
+    (tmp_path / "comparison").mkdir()
+    compare_models(paths, PUBLISHED, tmp_path / "comparison/models.parquet")
+    compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    report = tmp_path / "report.html"
+    render_report(paths, report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
+    parsed = Page(report.read_text(encoding="utf-8"))
+    first, whole = (parsed.packed[f"comparison/models{end}/rows"] for end in ("", "/whole"))
+    models = pl.read_parquet(tmp_path / "comparison/models.parquet")
+    assert [column["name"] for column in whole["columns"]] == models.columns and whole["rows"] == len(models)
+    assert first["filters"] == ["rule", "population"] and first["columns"][0]["link"]
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) and set(first["columns"][0]["levels"]) <= set(ids)
+    places = [
+        ids.index(f"comparison/{name}") for name in ("models", "shares-by-parameters-mean", "relative-depth", "dims")
+    ]
+    assert places == sorted(places)
+    with pytest.raises(InputError, match=r"expected a comparison of one/text, found one/text, other/text"):
+        render_report(
+            paths[:1], report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison"
+        )
 
 
 def test_one_run_is_not_compared(page):

@@ -1,4 +1,4 @@
-"""The command `outlier-features compare`: the dims that two runs have in common, by each rule."""
+"""The command `outlier-features compare`: all runs beside one another, or the dims that two of them have in common."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -6,21 +6,42 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.command.count_tables import comparison_tables
+from outlier_features.command.model_tables import read_models, write_models
 from outlier_features.command.output import write_found
 from outlier_features.dims.compare_runs import comparisons, dim_counts, name_of
 from outlier_features.errors import InputError
 
 
 def add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.description = "Compare the dims that each rule selects in two runs: Jaccard index, and the dims in common."
+    compare.description = (
+        "Without a run: all runs of a directory of results, their size, loss, and by each rule how many dims and in "
+        "which share of layers and positions, with intervals; of a model's revisions what they have by training step, "
+        "and when each dim first passes. Of two runs: the dims in common, and the Jaccard index."
+    )
     compare.set_defaults(run=_compare)
-    compare.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a directory <results>/<model>/<corpus>")
+    compare.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two directories <results>/<model>/<corpus>")
+    compare.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="of all runs (default: %(default)s)"
+    )
+    compare.add_argument("--plot", action="store_true", help="of all runs: draw the shares, too, in the terminal")
     compare.add_argument("--rule", metavar="NAME", help="only this rule")
     compare.add_argument("--format", choices=("table", "json", "csv"), default="table")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
 
 
 def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if len(options.runs) not in (0, 2):
+        parser.error(f"found {len(options.runs)} RUN, expected two, or none for all runs of a directory of results")
+    if options.plot and (options.runs or options.format != "table"):
+        parser.error("argument --plot: is of all runs as tables, without RUN and another --format")
+    if options.runs:
+        _compare_two(options)
+    else:
+        rows = read_models(options.results, options.rule)
+        write_models(rows, options.results, options.format, options.output, plot=options.plot)
+
+
+def _compare_two(options: argparse.Namespace) -> None:
     one, other = (run.resolve() for run in options.runs)
     counts = dim_counts(one), dim_counts(other)
     found = [row for row in comparisons(*counts) if options.rule in (None, row["rule"])]

@@ -17,7 +17,7 @@ COMMANDS = {
     "plan": "say what the runs of a configuration will take, before anything is fetched but configs",
     "count": "count the outliers of an activation dump",
     "show": "print what runs found",
-    "compare": "compare the dims that each rule selects in two runs",
+    "compare": "compare all runs, or the dims that each rule selects in two",
     "gains": "say whether the gains of norms are all exactly 1.0, and what they are at some dims",
     "recover": "end what a killed run has left at work, so that another can go on",
     "verify": "read every artifact of a run and compare checksums and provenance",

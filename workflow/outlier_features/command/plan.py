@@ -8,11 +8,13 @@ from outlier_features.command.output import write_found
 from outlier_features.command.plan_tables import plan_parts
 from outlier_features.errors import InputError
 from outlier_features.plan.plan_run import plan_run
+from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import read_config_file
 
 _WORKFLOW = Path(__file__).parents[2]
-_CONFIG, _SCHEMA = _WORKFLOW.parent / "config.yaml", _WORKFLOW / "schemas" / "config.schema.yaml"
+_CONFIG, _CATALOG = _WORKFLOW.parent / "config.yaml", _WORKFLOW / "catalog.yaml"
+_SCHEMA = _WORKFLOW / "schemas" / "config.schema.yaml"
 
 
 def add_plan(plan: argparse.ArgumentParser) -> None:
@@ -36,7 +38,7 @@ def _plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     config: dict[str, Any] = read_config_file(_CONFIG)
     for path in options.configfile:
         config = _overlaid(config, read_config_file(path))
-    resolved = resolve_config(config, read_schema(_SCHEMA))
+    resolved = resolve_config(with_catalog(config, read_catalog(_CATALOG)), read_schema(_SCHEMA))
     require_files(resolved)
     document = plan_run(resolved)
     write_found(document, lambda: plan_parts(document), "json" if options.json else "table", options.output)

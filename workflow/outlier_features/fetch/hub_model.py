@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, get_cached_repo_tree, hf_hub_download, snapshot_download
@@ -10,7 +11,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationErro
 from outlier_features.errors import InputError
 from outlier_features.fetch.card import README, terms_among
 from outlier_features.fetch.hub import ANSWER_SECONDS, Repo, Unreachable, resolve, talking_to_hub, within
-from outlier_features.model.model_files import Format, model_files
+from outlier_features.model.model_files import Format, model_files, require_inside
 
 
 def fetch_snapshot(
@@ -68,6 +69,19 @@ def fetch_files(repo: Repo, wanted: Sequence[str]) -> tuple[list[Path], Path, st
 
 def _snapshot_of(file: str, name: str) -> Path:
     return Path(file.removesuffix(name))
+
+
+def fetch_matching(repo: Repo, patterns: Sequence[str]) -> tuple[Path, str, list[str]]:
+    """The snapshot's directory, its commit, and the names of the files at its top that match one of `patterns`.
+
+    Raises `InputError`.
+    """
+    commit, names = _listing(repo)
+    wanted = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
+    require_inside(wanted, _where(repo))
+    with talking_to_hub(repo):
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=[glob.escape(name) for name in wanted])
+    return Path(folder), commit, wanted
 
 
 def _listing(repo: Repo) -> tuple[str, list[str]]:

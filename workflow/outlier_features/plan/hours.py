@@ -15,7 +15,9 @@ _BY_FLOPS = {
     "map_attention",
     "trace_origin",
     "rank_experts",
+    "prune_experts",
     "ablate_dims",
+    "knock_out",
 }
 _PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run
 

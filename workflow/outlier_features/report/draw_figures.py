@@ -16,7 +16,16 @@ TEMPLATE = "figures.html.j2"
 
 
 def draw_figures(run: Path, directory: Path, *, formats: Sequence[str], width_mm: float) -> None:
-    """Write into `directory`, for each figure that the report shows of a run:
+    """Write into `directory` the figures that the report shows of a run, see `write_directory`."""
+    read = Run.read(run)
+    name = f"{read.summary['model']['name']} on {read.summary['corpus']['name']}"
+    write_directory(f"Figures of {name}", run_figures(read), directory, formats=formats, width_mm=width_mm)
+
+
+def write_directory(
+    title: str, drawings: Sequence[Drawing], directory: Path, *, formats: Sequence[str], width_mm: float
+) -> None:
+    """Write into `directory`, for each of `drawings`:
 
     <name>.html                   a page with its caption and a view for each population
     <name>.csv                    what is drawn, where that is a table
@@ -25,9 +34,6 @@ def draw_figures(run: Path, directory: Path, *, formats: Sequence[str], width_mm
     and `index.html`, a list of them, and `plotly-cartesian.min.js`, which the pages share. Raises `InputError` where an
     image is asked for and cannot be drawn.
     """
-    read = Run.read(run)
-    drawings = run_figures(read)
-    name = f"{read.summary['model']['name']} on {read.summary['corpus']['name']}"
     with replacing_directory(directory) as temporary:
         write_images(
             (
@@ -44,7 +50,7 @@ def draw_figures(run: Path, directory: Path, *, formats: Sequence[str], width_mm
                 with (temporary / f"{drawing.name}.csv").open("wb") as file:
                     write_csv(drawing.data, file, header=True)
         shutil.copyfile(FOLDER / PLOTLY, temporary / PLOTLY)
-        _write_pages(f"Figures of {name}", drawings, temporary)
+        _write_pages(title, drawings, temporary)
 
 
 def _write_pages(title: str, drawings: Sequence[Drawing], directory: Path) -> None:

@@ -6,14 +6,22 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.compare.first_steps_schema import FIRST_STEPS
+from outlier_features.compare.models_schema import MODELS
+from outlier_features.compare.published_numbers import published_numbers
+from outlier_features.compare.revisions import same_weights
 from outlier_features.dims.comparison_schema import COMPARISON
-from outlier_features.errors import InputError
+from outlier_features.errors import DamagedFile, InputError
+from outlier_features.figures.compared_runs import Compared
+from outlier_features.figures.comparison_figures import comparison_figures
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import write_page
 from outlier_features.files.tables import Table, read_table
+from outlier_features.model_name import is_trained, split_name
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
+from outlier_features.report.compared_table import compared_table, first_steps_table
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed
@@ -62,7 +70,7 @@ def render_report(
 
     published    directory of what papers and repositories printed, as CSV
     definitions  the Markdown document that says exactly what is measured, which becomes a page
-    comparison   the table of dims that two runs have in common; None for one run
+    comparison   the directory of what compares the runs; None for one run
     costs        the table `costs`; without rows there is no page on them
     folder       of the templates
 
@@ -71,6 +79,7 @@ def render_report(
     script but its own, named by their hashes.
     """
     read = [Run.read(run) for run in item_bar(runs, "read", "run")]
+    compared = _compared(comparison, read, published) if comparison else None
     pages = Pages(folder, anchors(definitions))
     sections = [section(run, published) for run in item_bar(read, "render", "run")]
     require_names([part["id"] for part in sections])
@@ -83,7 +92,7 @@ def render_report(
         "terms": TERMS,
         "limits": LIMITS,
         "for_newcomers": FOR_NEWCOMERS,
-        "comparison": _listed(read_table(comparison, COMPARISON)[0], COMPARISON) if comparison else None,
+        "comparison": compared,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
     }
     bare = len(pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts).encode())
@@ -93,17 +102,43 @@ def render_report(
     write_page(report, pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts))
 
 
+def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[str, Any]:
+    """What the templates show of the runs beside one another. Raises `DamagedFile` where it compares other runs."""
+    models, provenance = read_table(comparison / "models.parquet", MODELS)
+    names = [run.name for run in runs]
+    if provenance["runs"] != names:
+        path = comparison / "models.parquet"
+        raise DamagedFile(path, f"expected a comparison of {', '.join(names)}, found {', '.join(provenance['runs'])}")
+    layers = {run.name: run.tables["layers"] for run in runs}
+    shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
+    drawings = comparison_figures(shown)
+    steps = comparison / "first_steps.parquet"
+    trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
+    revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
+    return {
+        "models": compared_table(models),
+        "same_weights": same_weights(revisions.unique(maintain_order=True).rows()),
+        "first_steps": trained,
+        "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON),
+        "figures": [PlacedFigure.of(drawing, f"comparison/{drawing.name}", data=True) for drawing in drawings],
+        "contents": [("models", "All runs and rules"), *((one.name, one.title) for one in drawings),
+                     *([("first-steps", "When each dimension first passes")] if trained else []),
+                     ("dims", "Dimensions in common")],
+    }  # fmt: skip
+
+
 def section(run: Run, published: Path) -> dict[str, Any]:
     """What the templates show of a run; all but its tables, which get the room that is left."""
     summary = run.summary
-    name = f"{summary['model']['name']}/{summary['corpus']['name']}"
+    name = run.name
     main, listing = list(main_rules(summary)), listing_rules(summary["rules"])
     activations = run.tables["massive"].filter(pl.col("rule").is_in(listing))
     spans, in_all = massive_spans(activations, run.texts, run.tokens, MASSIVE_ROWS)
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
     facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
-    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
+    trained = is_trained(split_name(summary["model"]["name"])[1])
+    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "") if trained else []
     return {
         "id": name,
         "file": name.replace("/", "-"),
@@ -130,7 +165,10 @@ def section(run: Run, published: Path) -> dict[str, Any]:
             or "none",
         },
         "dims": {"rows": rows, "hidden": hidden},
-        "ablations": ablations(summary["ablation"]) if summary["ablation"] else [],
+        "ablations": {
+            "ablation": ablations(summary["ablation"]) if summary["ablation"] else [],
+            "expert-ablation": ablations(summary["expert_ablation"]) if summary["expert_ablation"] else [],
+        },
         "published": known,
         "tables": [],
         "provenance": provenance(summary),

@@ -23,8 +23,21 @@ async function makeTable(box) {
   const table = await unpackTable(box.dataset.table);
   const shown = table.columns.filter((column) => !column.hidden);
   const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
-  const state = { order: all, found: null, column: null, descending: false, query: "" };
+  const state = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map() };
   const label = box.getAttribute("aria-label");
+
+  // A choice of the rows that have one value in a column of few.
+  const chooser = (name) => {
+    const column = table.columns.find((other) => other.name === name);
+    const select = element("select", {}, element("option", { value: "", textContent: `any ${name}` }));
+    select.append(...column.levels.map((level) => element("option", { value: level, textContent: level })));
+    select.setAttribute("aria-label", `${name} in ${label}`);
+    select.addEventListener("change", () => {
+      state.chosen.set(column, select.value);
+      arrange();
+    });
+    return select;
+  };
 
   const bar = element("div", { className: "bar" });
   const search = element("input", { type: "search", placeholder: "Search", spellcheck: false });
@@ -35,7 +48,7 @@ async function makeTable(box) {
   button.title = "All rows that the page holds, exact";
   button.setAttribute("aria-label", `Download ${label} as CSV`);
   button.addEventListener("click", () => save(csv(table), "text/csv", `${box.dataset.file}.csv`));
-  bar.append(search, count, button);
+  bar.append(search, ...(table.filters ?? []).map((name) => chooser(name)), count, button);
 
   const view = element("div", { className: "window", tabIndex: 0 });
   view.setAttribute("role", "region");
@@ -91,9 +104,10 @@ async function makeTable(box) {
     return row;
   };
   const arrange = () => {
-    const found = state.query ? matching(table, state.query) : all;
+    let found = state.query ? matching(table, state.query) : all;
+    for (const [column, value] of state.chosen) if (value) found = found.filter((row) => column.get(row) === value);
     state.order = state.column ? sorted(found, state.column, state.descending) : found;
-    count.textContent = state.query
+    count.textContent = found.length < table.rows || state.query
       ? `${found.length.toLocaleString("en")} of ${table.rows.toLocaleString("en")} rows`
       : `${table.rows.toLocaleString("en")} row${table.rows === 1 ? "" : "s"}`;
     view.scrollTop = 0;
@@ -143,7 +157,8 @@ function cellOf(column, row, table) {
     if (typeof value === "number" && text !== String(value)) cell.title = String(value);
     return cell;
   }
-  cell.append(element("bdi", { textContent: cut(text) }));
+  const shown = element("bdi", { textContent: cut(text) });
+  cell.append(column.link && value !== null ? element("a", { href: `#${value}` }, shown) : shown);
   if (text.length > 24) cell.title = cut(text);
   return cell;
 }

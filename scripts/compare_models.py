@@ -1,0 +1,12 @@
+from pathlib import Path
+
+from outlier_features.compare.compare_models import compare_models
+from outlier_features.errors import stage
+
+with stage(snakemake.log[0]):
+    compare_models(
+        runs=[Path(run) for run in snakemake.params.runs],
+        published=Path(snakemake.input.published[0]).parent,
+        models=Path(snakemake.output.models),
+        sources=dict(zip(snakemake.params.revisions, map(Path, snakemake.input.sources), strict=True)),
+    )
