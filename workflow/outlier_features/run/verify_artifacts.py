@@ -22,7 +22,7 @@ from outlier_features.files.artifacts import (
     unfinished,
 )
 from outlier_features.files.digest import sha256_of
-from outlier_features.files.model_source import SOURCE_FILE, source_of
+from outlier_features.files.model_source import SOURCE_FILE, evicted_files, source_of
 from outlier_features.files.sealed_parquet import metadata_of, open_parquet
 from outlier_features.files.tables import public_tables, schema_of
 from outlier_features.files.tensorfile import TensorFile
@@ -131,8 +131,10 @@ def _check_json(path: Path) -> dict[str, Any] | None:
 
 
 def _check_model(path: Path) -> None:
-    source = source_of(path)
+    source, gone = source_of(path, weights=False), evicted_files(path)
     for name, described in source["files"].items():
+        if name in gone:
+            continue
         file = Path(source["location"]) / name
         if (found := sha256_of(file)) != described["sha256"]:
             raise DamagedFile(path, f"{file} has the SHA-256 {found}, expected {described['sha256']}")
