@@ -80,9 +80,10 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
 
 
 def _recorded(source: Path) -> set[Path]:
-    """The files beside a record of a fetched model that it describes."""
+    """The files of a fetched model that its record beside them describes."""
     try:
-        return {source.parent / name for name in read_json(source).get("files", {})}
+        content = read_json(source)
+        return {source.parent / content.get("location", "") / name for name in content.get("files", {})}
     except (InputError, AttributeError, TypeError):
         return set()  # the record's own check says what is wrong
 
