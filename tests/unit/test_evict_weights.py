@@ -27,6 +27,7 @@ from test_hub_manners import sharded
 OPEN = """
 import json, sys
 from pathlib import Path
+import outlier_features.model.models  # switches the hub off for itself
 from outlier_features.errors import InputError
 from outlier_features.files.model_source import source_of
 try:
@@ -60,11 +61,10 @@ class Fetched:
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """A job that needs the weights, in a process of its own."""
-        settings = {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), **environment}
+        settings = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        settings |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), **environment}
         command = [sys.executable, "-c", OPEN, str(self.record), *arguments]
-        return subprocess.Popen(
-            command, env=os.environ | settings, stdin=-1, stdout=-1, text=True, start_new_session=True
-        )
+        return subprocess.Popen(command, env=settings, stdin=-1, stdout=-1, text=True, start_new_session=True)
 
     def opened(self, **environment: str) -> object:
         """The record that such a job gets, or its error."""

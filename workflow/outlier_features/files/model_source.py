@@ -1,6 +1,7 @@
 """`source.json`: what a fetch brought; of a model also where it lies, and whether its weights were evicted since."""
 
 import fcntl
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -88,7 +89,10 @@ def _hold(source_json: Path) -> None:
 def _fetch_again(source_json: Path) -> None:
     """In a process of its own: what fetches is no part of what a job computes, nor of the code's version."""
     command = [sys.executable, "-m", "outlier_features.fetch.restore_weights", str(source_json)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = dict(os.environ)
+    if "OUTLIER_FEATURES_OFFLINE" in environment:  # a job that runs a model has switched the hub off for itself
+        environment["HF_HUB_OFFLINE"] = environment.pop("OUTLIER_FEATURES_OFFLINE")
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         reason = done.stdout.strip() or f"exit status {done.returncode}"
         raise DamagedFile(source_json, f"its weights were evicted and could not be fetched again: {reason}")
