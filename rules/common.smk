@@ -457,10 +457,9 @@ def fetch_evicted():
     """Weights that jobs will read on nodes that may have no network."""
     from outlier_features.fetch.restore_weights import restore_weights
 
-    jobs = [
-        job for job in workflow.dag.needrun_jobs() if "loading" in job.params.keys()
-    ]
-    for source in sorted({job.input.source for job in jobs}):
+    jobs = workflow.dag.needrun_jobs()
+    run_a_model = [job for job in jobs if "loading" in job.rule.params.keys()]
+    for source in sorted({job.input.source for job in run_a_model}):
         if Path(source).is_file():
             restore_weights(Path(source))
 

@@ -27,7 +27,6 @@ from test_hub_manners import sharded
 OPEN = """
 import json, sys
 from pathlib import Path
-import outlier_features.model.models  # switches the hub off for itself
 from outlier_features.errors import InputError
 from outlier_features.files.model_source import source_of
 try:
@@ -62,6 +61,9 @@ class Fetched:
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """A job that needs the weights, in a process of its own."""
         settings = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        offline = environment.pop("HF_HUB_OFFLINE", "")
+        # As `model.models` leaves them: a job has switched the hub off for itself.
+        settings |= {"HF_HUB_OFFLINE": "1", "OUTLIER_FEATURES_OFFLINE": offline}
         settings |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home), **environment}
         command = [sys.executable, "-c", OPEN, str(self.record), *arguments]
         return subprocess.Popen(command, env=settings, stdin=-1, stdout=-1, text=True, start_new_session=True)
@@ -98,6 +100,12 @@ def test_weights_are_removed_and_fetched_again_where_they_are_needed(hub, tmp_pa
     assert sorted(os.listdir(fetched.record.parent)) == [".source.json.lock", "hub", "source.json"]
     hub.forget()
     assert fetched.opened()["files"] == described(files) and hub.requests == []
+    fetched.evict()
+    anew = Fetched(hub, tmp_path, hub="org/tiny")  # of the branch as it is now
+    hub.forget()
+    assert anew.content["revision"] == repository.revisions["main"] != fetched.content["revision"]
+    assert anew.opened()["files"] == anew.content["files"] and hub.requests == []
+    assert os.listdir(anew.location.parent) == [anew.content["revision"]]
 
 
 def test_a_broken_fetch_is_gone_on_with(hub, tmp_path):

