@@ -11,6 +11,7 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import Dump, DumpRange, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.model_name import split_name
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
@@ -295,9 +296,13 @@ def downloads(source):
     return int(bool({"hub", "transformer_lens", "pypi"} & source.keys()))
 
 
-def model_source(wildcards):
+def fetched_record(model):
     """What a model's fetch left."""
-    return f"{RESOURCES}/models/{FETCHED[wildcards.model]}/source.json"
+    return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
+
+
+def model_source(wildcards):
+    return fetched_record(wildcards.model)
 
 
 def loading(wildcards):
@@ -317,6 +322,13 @@ RUNS = [
 ]
 
 
+# Models among them that are revisions of one.
+REVISIONS = [
+    model
+    for model in dict.fromkeys(model for model, _ in RUNS)
+    if split_name(model)[1] is not None
+]
+
 # Tables of every run, and those that need the model itself.
 RUN_TABLES = [
     "layers",
@@ -329,17 +341,33 @@ RUN_TABLES = [
     "positions",
     "surface",
 ]
-ORIGIN_TABLES = ["lifecycle", "origin", "origin_neurons", "origin_weights"]
+ORIGIN_TABLES = [
+    "lifecycle",
+    "origin_shares",
+    "origin",
+    "origin_neurons",
+    "origin_weights",
+]
+EXPERT_TABLES = [
+    "experts",
+    "routing",
+    "expert_load",
+    "expert_balance",
+    "expert_ablation",
+    "expert_ablation_sequences",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+# On request alone.
+KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
 MODEL_TABLES = [
     "loss",
     "norms",
     "gains",
     "sinks",
     *ORIGIN_TABLES,
-    "experts",
-    "routing",
+    *EXPERT_TABLES,
     *ABLATION_TABLES,
+    *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
 
 
@@ -400,6 +428,8 @@ COMPARISON = {
     "comparison": f"{RESULTS}/comparison/dims.parquet",
     "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
 }
+if REVISIONS:
+    COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
 COMPARISON = COMPARISON if len(RUNS) > 1 else {}
 
 # What papers and repositories printed.

@@ -46,6 +46,7 @@ rule compare_models:
             )
         ],
         published=PUBLISHED,
+        sources=[fetched_record(model) for model in REVISIONS],
     output:
         models=f"{RESULTS}/comparison/models.parquet",
     log:
@@ -57,8 +58,41 @@ rule compare_models:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        revisions=REVISIONS,
         code=code_version("compare_models"),
     message:
         "Compare the models"
     script:
         "../scripts/compare_models.py"
+
+
+rule compare_revisions:
+    input:
+        models=f"{RESULTS}/comparison/models.parquet",
+        tables=[
+            table
+            for model, corpus in RUNS
+            if model in REVISIONS
+            for name, table in tables_of(model, corpus).items()
+            if name in ("dims", "locations")
+        ],
+    output:
+        first_steps=f"{RESULTS}/comparison/first_steps.parquet",
+    log:
+        f"{RESULTS}/logs/compare_revisions.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_revisions.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        runs=[
+            f"{RESULTS}/{model}/{corpus}"
+            for model, corpus in RUNS
+            if model in REVISIONS
+        ],
+        code=code_version("compare_revisions"),
+    message:
+        "Compare the revisions of each model"
+    script:
+        "../scripts/compare_revisions.py"

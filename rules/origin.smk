@@ -1,3 +1,27 @@
+rule rate_triggers:
+    input:
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+        massive=f"{RUN}/massive.parquet",
+    output:
+        triggers=f"{RUN}/triggers.parquet",
+    log:
+        f"{RESULTS}/logs/rate_triggers/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/rate_triggers/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        code=code_version("rate_triggers"),
+    message:
+        "Rate what triggers massive activations of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/rate_triggers.py"
+
+
 rule trace_origin:
     input:
         source=model_source,
@@ -7,6 +31,7 @@ rule trace_origin:
         massive=f"{RUN}/massive.parquet",
     output:
         lifecycle=f"{RUN}/lifecycle.parquet",
+        shares=f"{RUN}/origin_shares.parquet",
         origin=f"{RUN}/origin.parquet",
         neurons=f"{RUN}/origin_neurons.parquet",
         weights=f"{RUN}/origin_weights.parquet",

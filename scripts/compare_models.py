@@ -8,4 +8,5 @@ with stage(snakemake.log[0]):
         runs=[Path(run) for run in snakemake.params.runs],
         published=Path(snakemake.input.published[0]).parent,
         models=Path(snakemake.output.models),
+        sources=dict(zip(snakemake.params.revisions, map(Path, snakemake.input.sources), strict=True)),
     )

@@ -1,25 +1,27 @@
 from pathlib import Path
 
-from outlier_features.attention.map_attention import map_attention
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
 from outlier_features.model.loading import loading_of
 
 params = snakemake.params
-with stage(snakemake.log[0]):
-    run = optional(
-        map_attention, "attention_maps", snakemake.output, snakemake.log[0], of=snakemake.input.layers, off=params.off
-    )
-    run(
-        source=Path(snakemake.input.source),
-        tokens=Path(snakemake.input.tokens),
-        layers=Path(snakemake.input.layers),
-        sinks=Path(snakemake.output.sinks),
-        maps=Path(snakemake.output.attention),
-        sequences=params.sequences,
-        positions=params.positions,
-        threshold=params.threshold,
-        kept_sequences=params.kept_sequences,
-        kept_layers=list(params.kept_layers),
-        **loading_of(snakemake),
-    )
+with (
+    stage(snakemake.log[0]),
+    optional("attention_maps", snakemake.output, snakemake.log[0], of=snakemake.input.layers, off=params.off) as wanted,
+):
+    if wanted:
+        from outlier_features.attention.map_attention import map_attention
+
+        map_attention(
+            source=Path(snakemake.input.source),
+            tokens=Path(snakemake.input.tokens),
+            layers=Path(snakemake.input.layers),
+            sinks=Path(snakemake.output.sinks),
+            maps=Path(snakemake.output.attention),
+            sequences=params.sequences,
+            positions=params.positions,
+            threshold=params.threshold,
+            kept_sequences=params.kept_sequences,
+            kept_layers=list(params.kept_layers),
+            **loading_of(snakemake),
+        )

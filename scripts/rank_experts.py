@@ -1,19 +1,22 @@
 from pathlib import Path
 
 from outlier_features.errors import stage
-from outlier_features.experts.rank_experts import rank_experts
 from outlier_features.files.missing import optional
 from outlier_features.model.loading import loading_of
 
 params = snakemake.params
-with stage(snakemake.log[0]):
-    run = optional(rank_experts, "experts", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
-    run(
-        **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
-        experts=Path(snakemake.output.experts),
-        routing=Path(snakemake.output.routing),
-        sequences=params.sequences,
-        percentile=params.rule and params.rule["percentile"],
-        share=params.rule and params.rule["share"],
-        **loading_of(snakemake),
-    )
+with (
+    stage(snakemake.log[0]),
+    optional("experts", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off) as wanted,
+):
+    if wanted:
+        from outlier_features.experts.rank_experts import rank_experts
+
+        rank_experts(
+            **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "massive", "dims", "published")},
+            **{name: Path(path) for name, path in snakemake.output.items()},
+            sequences=params.sequences,
+            percentile=params.rule and params.rule["percentile"],
+            share=params.rule and params.rule["share"],
+            **loading_of(snakemake),
+        )

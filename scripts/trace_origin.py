@@ -3,15 +3,19 @@ from pathlib import Path
 from outlier_features.errors import stage
 from outlier_features.files.missing import optional
 from outlier_features.model.loading import loading_of
-from outlier_features.origin.trace_origin import trace_origin
 
 params = snakemake.params
-with stage(snakemake.log[0]):
-    run = optional(trace_origin, "origin", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off)
-    run(
-        **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "texts", "dims", "massive")},
-        **{name: Path(path) for name, path in snakemake.output.items()},
-        wanted=params.dims,
-        max_dims=params.max_dims,
-        **loading_of(snakemake),
-    )
+with (
+    stage(snakemake.log[0]),
+    optional("origin", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off) as wanted,
+):
+    if wanted:
+        from outlier_features.origin.trace_origin import trace_origin
+
+        trace_origin(
+            **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "texts", "dims", "massive")},
+            **{name: Path(path) for name, path in snakemake.output.items()},
+            wanted=params.dims,
+            max_dims=params.max_dims,
+            **loading_of(snakemake),
+        )

@@ -8,20 +8,24 @@ import numpy as np
 import polars as pl
 
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
+from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS, SPIKES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
 from outlier_features.dims.analyze_emergence import dims_of
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.emergence_schema import EMERGENCE
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING
+from outlier_features.experts.expert_load import balance_rows
+from outlier_features.experts.experts_schema import EXPERT_LOAD, EXPERTS, ROUTING
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
 from outlier_features.files.tables import public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.norms.norms_schema import GAINS, NORMS
-from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS
+from outlier_features.origin.lifecycle import shares_of_parts
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.texts_schema import TEXTS
@@ -53,18 +57,24 @@ RUN_TABLES = (
     "gains",
     "sinks",
     "lifecycle",
+    "origin_shares",
     "origin",
     "origin_neurons",
     "experts",
     "routing",
+    "expert_load",
+    "expert_balance",
+    "expert_ablation",
+    "expert_ablation_sequences",
     "super_weights",
     "ablation",
     "ablation_sequences",
 )
+KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
 FIGURES = (
     "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
-    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin", "attention-sinks",
-    "attention-maps", "ablation",
+    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin-shares", "origin",
+    "attention-sinks", "attention-maps", "ablation",
 )  # fmt: skip
 KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")
@@ -73,25 +83,26 @@ PIECES = ("The", " cat", " sat", "\n", " down", ".")
 OUTPUTS = {
     "surface": ["surface.parquet"],
     "norms": ["norms.parquet", "gains.parquet"],
-    "origin": ["lifecycle.parquet", "origin.parquet", "origin_neurons.parquet"],
-    "experts": ["experts.parquet", "routing.parquet"],
+    "origin": ["lifecycle.parquet", "origin_shares.parquet", "origin.parquet", "origin_neurons.parquet"],
+    "experts": ["experts.parquet", "routing.parquet", "expert_load.parquet", "expert_balance.parquet"],
     "attention_maps": ["sinks.parquet", "attention.safetensors"],
     "loss": ["loss.parquet"],
     "super_weights": ["super_weights.parquet"],
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
+    "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
+    "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
 }
 
 
 def leave_out(analysis: str, why: BaseException | str, directory: Path) -> None:
     """Make an analysis end with an error, or not begin for a reason."""
 
-    def fail() -> None:
-        assert isinstance(why, BaseException)
-        raise why
-
     outputs = [str(directory / name) for name in OUTPUTS[analysis]]
-    off = why if isinstance(why, str) else None
-    optional(fail, analysis, outputs, f"results/logs/{analysis}.log", of=str(directory / "dims.parquet"), off=off)()
+    off, log = why if isinstance(why, str) else None, f"results/logs/{analysis}.log"
+    with optional(analysis, outputs, log, of=str(directory / "dims.parquet"), off=off) as wanted:
+        assert wanted == isinstance(why, BaseException)
+        if isinstance(why, BaseException):
+            raise why
 
 
 @dataclass
@@ -118,6 +129,7 @@ class FakeRun:
     sequences: int = 2
     norms: bool = True
     experts: int = 0
+    knock_outs: bool = False
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
     quantized: dict[str, object] | None = None
@@ -171,6 +183,11 @@ class FakeRun:
             "published": self.published,
             "ablate": {"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True,
                        "weights_searched": "super_weights" not in self.missing},
+            "pruning": {"has_experts": self.experts > 0, "super_experts": int(self.experts > 0)}
+            | ({"sequences": self.sequences, "tokens": length, "seeds": 2, "only_first_excluded": True}
+               if self.experts else {}),
+            "knock_out": {"sequences": self.sequences, "tokens": length, "head_tokens": 4, "dims": [*self.massive],
+                          "not_tried": {"attention": {"it has none": [0]}}},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pl.DataFrame({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})
@@ -188,9 +205,13 @@ class FakeRun:
             "distribution": self._distribution(), "positions": self._positions(),
             "surface": self._surface(),
             "norms": self._norms(), "gains": self._gains(dims),
-            "lifecycle": self._lifecycle(), "origin": self._origin(), "origin_neurons": self._origin_neurons(),
+            "lifecycle": self._lifecycle(), "origin_shares": self._origin_shares(),
+            "origin": self._origin(), "origin_neurons": self._origin_neurons(),
             "experts": self._experts(), "routing": self._routing(),
-            "super_weights": self._super_weights(), **self._ablations(),
+            "expert_load": self._expert_load(),
+            "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
+            "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
+            **(self._knock_outs() if self.knock_outs else {}),
         }  # fmt: skip
         for name, frame in frames.items():
             write_table(
@@ -390,6 +411,15 @@ class FakeRun:
                 before = after
         return pl.DataFrame(rows, schema=LIFECYCLE.schema)
 
+    def _origin_shares(self) -> pl.DataFrame:
+        life = self._lifecycle()
+        rows = [
+            {**self.traced(dim), **row}
+            for dim in life["target_dim"].unique(maintain_order=True)
+            for row in shares_of_parts(life.filter(target_dim=dim))
+        ]
+        return pl.DataFrame(rows, schema=ORIGIN_SHARES.schema)
+
     def _origin(self) -> pl.DataFrame:
         """The MLP of layer 1, whose maximum grows most in mlp_down; layer 3 routes its tokens to experts."""
         checkpoints = ("mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
@@ -495,6 +525,22 @@ class FakeRun:
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=ROUTING.schema)
 
+    def chosen(self, layer: int, expert: int) -> int:
+        """Of fifteen positions in each population: the last expert of layer 1 is never chosen, else all alike, so that
+        of three experts each position chooses two."""
+        return 10 if layer > 1 else 0 if expert == self.experts - 1 else 15
+
+    def _expert_load(self) -> pl.DataFrame:
+        every = range(self.experts)
+        rows = [
+            {"population": population, "layer": layer, "expert": expert, "chosen": self.chosen(layer, expert),
+             "share": self.chosen(layer, expert) / 15, "mean_weight": 0.5 if self.chosen(layer, expert) else None,
+             "load": self.chosen(layer, expert) * self.experts / sum(map(self.chosen, [layer] * self.experts, every)),
+             "weight_share": 1 / self.experts}
+            for population in POPULATIONS for layer in range(1, self.layers) for expert in every
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=EXPERT_LOAD.schema)
+
     def _super_weights(self) -> pl.DataFrame:
         known = {(row["layer"], row["row"], row["col"]) for row in self.published}
         rows = [
@@ -519,12 +565,34 @@ class FakeRun:
             {"target": "baseline"}, chosen | {"value": "zero"}, chosen | {"value": "mean"}, weight,
             *(dims | {"target": "random", "dims": str(40 + seed), "seed": seed, "value": "zero"} for seed in range(2)),
         ]  # fmt: skip
-        each = [
+        each = self._each(len(variants))
+        return {
+            "ablation": pl.DataFrame(self._scored(variants, each), schema=ABLATION.schema),
+            "ablation_sequences": pl.DataFrame(each, schema=ABLATION_SEQUENCES.schema),
+        }
+
+    def _expert_ablations(self) -> dict[str, pl.DataFrame]:
+        """Without expert 1 of layer 1, and without each of two others."""
+        expert = {"site": "expert_out", "layers": "1", "number": 1, "positions": "all", "value": "zero"}
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"}, expert | {"target": "expert", "rule": "super_expert", "experts": "1"},
+            *(expert | {"target": "random", "experts": str(2 * seed), "seed": seed} for seed in range(2)),
+        ] if self.experts else []  # fmt: skip
+        each = self._each(len(variants))
+        return {
+            "expert_ablation": pl.DataFrame(self._scored(variants, each), schema=EXPERT_ABLATION.schema),
+            "expert_ablation_sequences": pl.DataFrame(each, schema=EXPERT_ABLATION_SEQUENCES.schema),
+        }
+
+    def _each(self, variants: int) -> list[dict[str, float]]:
+        return [
             {"variant": n, "sequence": sequence, "tokens": 5, "bytes": 20, "top1_probability": 0.5,
              "nll": 5 * math.log(self.perplexity(n, sequence))}
-            for n in range(len(variants))
+            for n in range(variants)
             for sequence in range(self.sequences)
         ]  # fmt: skip
+
+    def _scored(self, variants: list[dict[str, object]], each: list[dict[str, float]]) -> list[dict[str, object]]:
         rows = []
         for n, variant in enumerate(variants):
             nll = sum(row["nll"] for row in each if row["variant"] == n) / 5 / self.sequences
@@ -535,9 +603,56 @@ class FakeRun:
                 "top1_probability": 0.5,
             }
             rows.append({"variant": n, "tokens": 5 * self.sequences, **variant, **scores})
+        return rows
+
+    def knocked_out_nll(self, variant: int) -> float:
+        return 2.0 + 0.25 * variant
+
+    def left(self, variant: int, dim: int, layer: int) -> float:
+        """The mean of a massive dim; largest in layer 2."""
+        return -(1000.0 + dim) * (layer + 1 if layer < 3 else 1) / (1 + variant)
+
+    def _knock_outs(self) -> dict[str, pl.DataFrame]:
+        """Attention and the MLP off everywhere and in each layer but 0; two heads; a super weight by degrees."""
+        every = "+".join(map(str, range(self.layers)))
+        off = {"positions": "all", "value": "zero"}
+        weight = {"target": "weight", "layers": "1", "dims": "7", "cols": "30", "positions": "all"}
+        variants: list[dict[str, object]] = [
+            {"target": "baseline"},
+            {"target": "attention", "layers": every, **off},
+            {"target": "mlp", "layers": every, **off},
+            *(
+                {"target": kind, "layers": str(n), **off}
+                for kind in ("attention", "mlp")
+                for n in range(1, self.layers)
+            ),
+            {"target": "massive_tokens", "layers": "1", "dims": "7", "positions": "massive", "value": "mean"},
+            *(weight | {"value": "scaled", "scale": scale} for scale in (0.0, 1.0, 3.0)),
+            weight | {"value": "restored"},
+            {"target": "baseline"},
+            *({"target": "head", "layers": "1", "head": head, **off} for head in range(2)),
+        ]
+        rows, dims = [], []
+        for n, variant in enumerate(variants):
+            nll = self.knocked_out_nll(0 if variant["target"] == "baseline" else n)
+            scores = {"nll": nll, "nll_change": nll - 2.0, "perplexity": math.exp(nll), "bits_per_byte": nll,
+                      "top1_probability": 0.5, "tokens": 6}  # fmt: skip
+            rows.append({"variant": n, **variant, **scores})
+            for layer in range(self.layers):
+                for dim in self.massive:
+                    mean, before = (self.left(one, dim, layer) for one in (n, 0))
+                    dims.append({"variant": n, "layer": layer, "dim": dim, "places": 2, "mean": mean, "max_abs": -mean,
+                                 "unchanged_mean": before, "unchanged_max_abs": -before})  # fmt: skip
+                dims.append({"variant": n, "layer": layer, "max_abs": 3000.0, "unchanged_max_abs": 3000.0})
+        spikes = [
+            {"layer": layer, "mlp_act": -200.0, "mlp_act_token": 0, "col": 30, "mlp_down": -300.0, "mlp_down_token": 0,
+             "row": 7, "weight": 1.5, "spikes": layer == 1, "found": layer == 1}
+            for layer in range(self.layers)
+        ]  # fmt: skip
         return {
-            "ablation": pl.DataFrame(rows, schema=ABLATION.schema),
-            "ablation_sequences": pl.DataFrame(each, schema=ABLATION_SEQUENCES.schema),
+            "knock_outs": pl.DataFrame(rows, schema=KNOCK_OUTS.schema),
+            "knock_out_dims": pl.DataFrame(dims, schema=KNOCK_OUT_DIMS.schema),
+            "spikes": pl.DataFrame(spikes, schema=SPIKES.schema),
         }
 
     def _write_summary(self, directory: Path) -> None:
@@ -549,7 +664,8 @@ class FakeRun:
             directory / "corpus.json",
             {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64, "documents": 1},
         )
-        paths = {name: directory / f"{name}.parquet" for name in RUN_TABLES}
+        names = (*RUN_TABLES, *(KNOCK_OUT_TABLES if self.knock_outs else ()))
+        paths = {name: directory / f"{name}.parquet" for name in names}
         summarize_run(
             tokens=directory / "tokens.safetensors", model_source=directory / "model.json",
             corpus_source=directory / "corpus.json", tables=paths, summary=directory / "summary.json",

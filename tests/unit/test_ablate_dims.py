@@ -226,7 +226,7 @@ def test_as_many_sequences_are_kept_as_the_limit_allows(monkeypatch):
     passes.scores([Variant(None), Variant(target, "rest", "zero")])  # tries where passes may begin
     found.clear()
     for limit, sizes in ((2**30, {3}), (2 * 2 * T * zoo.D_MODEL * 4, {2, 1}), (0, {1})):
-        monkeypatch.setattr("outlier_features.ablate.ablate_dims.KEPT_BYTES", limit)
+        monkeypatch.setattr("outlier_features.ablate.variant_passes.KEPT_BYTES", limit)
         passes.scores([Variant(None), Variant(target, "rest", "zero")])
         assert set(found) == sizes
         found.clear()

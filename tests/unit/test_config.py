@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from outlier_features.errors import InputError
+from outlier_features.model_name import step_of
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import fetched_name, read_schema, resolve_config
 
@@ -155,3 +156,88 @@ def test_a_half_that_is_named_twice_is_run_once(tmp_path):
 def test_a_half_of_an_unknown_model_is_a_mistake(tmp_path):
     with pytest.raises(InputError, match=r"models names 't6\.decoder'"):
         both_halves(tmp_path, ["t6.decoder"])
+
+
+def of_revisions(models, **entries):
+    catalog = {"models": entries, "corpora": {"c": {"files": ["a.txt"]}}}
+    return resolve_config({"models": models, "corpora": ["c"], "catalog": catalog}, SCHEMA)
+
+
+def test_a_revision_is_a_model_of_its_own():
+    training = {"path": "run/{revision}", "dtype": "bfloat16"}
+    training["revisions"] = ["init", {"from": 500, "to": 1000, "every": 250, "name": "checkpoint-{step}"}]
+    config = of_revisions(
+        ["far", "training", "near@v2"],
+        far={"hub": "org/far", "revisions": [{"from": 0, "to": 20, "every": 10}, "step512", "main"]},
+        training=training,
+        near={"hub": "org/near"},
+    )
+    far = ["step0", "step10", "step20", "step512", "main"]
+    mine = ["init", "checkpoint-500", "checkpoint-750", "checkpoint-1000"]
+    assert config["models"] == [f"far@{one}" for one in far] + [f"training@{one}" for one in mine] + ["near@v2"]
+    models = config["catalog"]["models"]
+    plain = {"trust_remote_code": False}
+    assert [models[f"far@{one}"] for one in far] == [plain | {"hub": "org/far", "revision": one} for one in far]
+    assert [models[f"training@{one}"]["path"] for one in mine] == [f"run/{one}" for one in mine]
+    assert models["near@v2"] == plain | {"hub": "org/near", "revision": "v2"}
+    assert [fetched_name(name, models[name]) for name in config["models"]] == config["models"]
+
+
+def test_a_half_of_a_revision():
+    config = of_revisions(["t5.encoder", "t5@b.decoder"], t5={"hub": "org/t5", "revisions": ["a", "b"]})
+    assert config["models"] == ["t5@a.encoder", "t5@b.encoder", "t5@b.decoder"]
+    models = config["catalog"]["models"]
+    assert models["t5@b.decoder"] == {
+        "hub": "org/t5",
+        "revision": "b",
+        "part": "decoder",
+        "trust_remote_code": False,
+    }
+    assert fetched_name("t5@b.decoder", models["t5@b.decoder"]) == "t5@b"
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"path": "run/{revision}"}, "catalog.models.m.path: 'run/{revision}' is of a revision, expected `revisions`"),
+        ({"path": "run", "revisions": ["a"]}, "catalog.models.m: revision 'a' is asked for, expected `hub` or "),
+        ({"dump": "d", "keys": {"resid_post": "x"}, "revisions": ["a"]}, "catalog.models.m: revision 'a' is asked for"),
+        ({"hub": "m", "revision": "a", "revisions": ["a"]}, "catalog.models.m has revision and revisions"),
+        ({"hub": "m", "revisions": ["refs/pr/1"]}, "catalog.models.m.revisions.0 is 'refs/pr/1', expected a match of "),
+        ({"hub": "m", "revisions": 3}, "catalog.models.m.revisions is 3, expected array"),
+        ({"hub": "m", "revisions": [3]}, "catalog.models.m.revisions.0 is 3, expected string or object"),
+        ({"hub": "m", "revisions": []}, "catalog.models.m.revisions is [], expected at least 1 entries"),
+        ({"hub": "m", "revisions": [{"from": 1, "to": 3}]}, "catalog.models.m.revisions.0 lacks the key 'every'"),
+        (
+            {"hub": "m", "revisions": [{"from": 3, "to": 1, "every": 1}]},
+            "catalog.models.m.revisions.0 has 0 revisions, expected 1 to ",
+        ),
+        (
+            {"hub": "m", "revisions": [{"from": 1, "to": 3, "every": 1, "name": "{step}B-step7"}]},
+            "catalog.models.m.revisions.0.name is '{step}B-step7', expected one in which {step} is read as the step",
+        ),
+    ],
+)
+def test_revisions_that_cannot_be(entry, sentence):
+    with pytest.raises(InputError) as error:
+        of_revisions(["m"], m=entry)
+    assert str(error.value).startswith(f"config: {sentence}")
+
+
+def test_a_name_with_an_at_sign_is_that_of_a_revision():
+    with pytest.raises(InputError, match=r"catalog\.models has 'm@a', expected a name without @"):
+        of_revisions(["m@a"], **{"m@a": {"hub": "m"}})
+    with pytest.raises(InputError, match=r"models names 'm@a', expected a name defined in catalog\.models"):
+        of_revisions(["m@a"], other={"hub": "m"})
+
+
+@pytest.mark.parametrize(
+    ("revision", "step"),
+    [
+        ("step1000", 1000), ("global_step20", 20), ("checkpoint-500", 500), ("ckpt_020", 20), ("iter_0000010", 10),
+        ("stage1-step1000-tokens4B", 1000), ("2000", 2000), ("main", None), ("v1.0", None), ("step1-step2", None),
+        ("3b1f2a" * 6 + "abcd", None),
+    ],
+)  # fmt: skip
+def test_steps_that_names_tell(revision, step):
+    assert step_of(revision) == step

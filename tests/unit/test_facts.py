@@ -464,6 +464,15 @@ def test_rule_location_by_site(summary):
     assert without.topic == "not found"
 
 
+def test_without_kept_activations_rule_location_is_said_not_to_be_applied(summary):
+    before = said(summary, "not found")
+    summary["rules"]["located"] = {"kind": "location", "threshold": 6.0, "sites": ["attn_norm"]}
+    (more,) = [text for text in said(summary, "not found") if text not in before]
+    holds(more, "located was not applied", "no activations")
+    summary["rules"]["located"]["sites"] = []
+    assert said(summary, "not found") == before
+
+
 def test_a_dump_has_no_loss_to_speak_of(summary):
     summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
     assert not [fact for fact in facts_in(summary) if "loss" in fact.text or "predict" in fact.text]

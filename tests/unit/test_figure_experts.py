@@ -1,9 +1,12 @@
 """What the report shows of experts: both figures against the tables, and the sentences."""
 
+import math
+
 import polars as pl
 import pytest
 
 from fake_run import FakeRun
+from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import MAX_ROWS, expert_figures, expert_map, routed_parts
 from outlier_features.files.artifacts import read_json
 from outlier_features.rules.super_expert import SuperExpert
@@ -64,6 +67,18 @@ def test_bars_split_the_mlps_output(run):
     assert low < -0.1 and high > 1.1
 
 
+def test_the_load_of_every_expert_is_drawn(run):
+    drawing = expert_load(pl.read_parquet(run / "expert_load.parquet"), pl.read_parquet(run / "expert_balance.parquet"),
+                          LAYERS, ["all"])  # fmt: skip
+    load, weight, entropy, largest = drawing.views["all"].data
+    assert [*load.y] == [*range(EXPERTS)] and [*load.x] == [*range(LAYERS)]
+    assert [line[1] and 2 ** line[1] for line in load.z] == [pytest.approx(1.5), pytest.approx(1.5), None]
+    assert [line[2] for line in load.z] == [0.0] * 3 and [line[0] for line in load.z] == [None] * 3
+    assert [line[1] for line in weight.z] == [0.5, 0.5, None]
+    assert entropy.y[0] is None and entropy.y[1:] == pytest.approx([math.log(2) / math.log(3), 1, 1])
+    assert largest.y[1:] == pytest.approx([1.5, 1, 1])
+
+
 def test_many_activations_are_capped_and_said(run):
     routing = tables(run)[1].filter(dim=7)
     many = pl.concat([routing.with_columns(dim=pl.lit(dim, pl.UInt32)) for dim in range(MAX_ROWS + 5)])
@@ -83,9 +98,12 @@ def test_without_experts_nothing_is_drawn_or_said(tmp_path):
 
 def test_the_report_has_figures_and_sentences(page):  # noqa: F811
     parsed = page(FakeRun(experts=EXPERTS), FakeRun(model="dense"))
-    assert {name for name in parsed.figures if "experts" in name or "routing" in name} == {
+    assert {name for name in parsed.figures if "expert" in name or "routing" in name} == {
         "tiny/text/experts/all",
         "tiny/text/routing/all",
+        "tiny/text/expert-load/all",
+        "tiny/text/expert-load/without_first",
+        "tiny/text/expert-ablation/all",
     }
     assert parsed.shown.count("1 super expert among 9 routed experts (0 of them never chosen) and 3 shared ones") == 1
     assert parsed.shown.count("Rule super_expert (largest |x| above the 99.5th percentile") == 1
@@ -99,7 +117,9 @@ def test_captions_and_words_have_the_rules_own_name_and_numbers(run):
 
 
 def test_words_name_the_expert_its_token_and_its_share(run):
-    (topic, text), (_, formed) = said(run)
+    (topic, text), (_, formed), (_, routers), _ = said(run)
+    assert "2 of 3 experts" in routers and "1.5 times as often" in routers and "1 expert never" in routers
+    assert "router of layer 1 is the least even: entropy 0.6309" in routers
     assert topic == "found"
     assert "over 2 sequences (site expert_out, all positions): expert 1 of layer 1." in text
     expert = "Expert 1 of layer 1", "4,000 in dimension 7 at position 0 of sequence 0, 2,000 after", "mean weight 0.5."
@@ -119,13 +139,14 @@ def row(layer, expert, **changes):
     return {
         "layer": layer, "part": "expert" if expert is not None else "shared", "expert": expert, "max_abs": 50.0,
         "max_abs_weighted": 5.0, "sequence": 0, "token": 1, "dim": 2, "tokens_routed": 1, "mean_weight": 0.25,
+        "max_abs_input": 70.0, "neuron": 11,
         "first_three_quarters_code": layer < 3, "published": None,
     } | changes  # fmt: skip
 
 
 NOTHING = {
     "sequences": 1, "layers": [1, 2, 3], "routed": 9, "never_chosen": 2, "shared": 0, "forming": [],
-    "super_experts": [], "by_code": [], "elsewhere": [], "published": None, "routing": [],
+    "super_experts": [], "by_code": [], "elsewhere": [], "published": None, "routing": [], "balance": {},
 }  # fmt: skip
 
 

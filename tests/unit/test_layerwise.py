@@ -20,7 +20,7 @@ from outlier_features.ablate.super_weights import down_projection, search_super_
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import place_beside
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.model.interventions import weight_at, zeroing
+from outlier_features.model.interventions import scaling, weight_at
 from outlier_features.model.models import load_model
 from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
@@ -125,8 +125,8 @@ def test_a_weight_that_is_changed_stays_so_while_other_blocks_run(tmp_path):
     for loaded in (whole, streamed):
         blocks = find_sites(loaded)
         before = weight_at(down_projection(blocks, 1), 3, 5)
-        with zeroing() as zero:
-            zero(down_projection(blocks, 1), 3, 5)
+        with scaling() as scale:
+            scale(down_projection(blocks, 1), 3, 5, 0)
             changed.append([states(loaded, some_ids()) for _ in range(2)])
             assert weight_at(down_projection(blocks, 1), 3, 5) == 0
         changed[-1].append(states(loaded, some_ids()))

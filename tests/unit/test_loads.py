@@ -27,6 +27,7 @@ def config(keep_activations):
         "catalog": catalog,
         "sample": {"sequences": CHUNKS, "tokens": 24},
         "extract": {"chunk_sequences": 1, "keep_activations": keep_activations},
+        "ablate": {"knock_outs": True, "tokens": 6},
     }
 
 
@@ -77,6 +78,6 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
 
 def test_what_is_off_loads_nothing():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "experts"]}
+    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "knock_outs", "experts"]}
     resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]

@@ -48,7 +48,7 @@ def summarized(folder, **options):
     ],
 )
 def test_valid_empty_files_say_why(tmp_path, why, cause, reason):
-    run = FakeRun(experts=4).write(tmp_path / "tiny/text")
+    run = FakeRun(experts=4, knock_outs=True).write(tmp_path / "tiny/text")
     outputs = [(analysis, run / name) for analysis, names in OUTPUTS.items() for name in names]
     before = {path: provenance_in(path) for _, path in outputs}
     for analysis in ANALYSES:
@@ -72,27 +72,25 @@ def test_valid_empty_files_say_why(tmp_path, why, cause, reason):
 
 def test_what_an_analysis_left_half_made_is_replaced(tmp_path):
     run = FakeRun().write(tmp_path / "run")
-    written = []
-
-    def fail():
-        (run / "origin.txt").write_text("half")
-        written.append(len(read_table(run / "lifecycle.parquet", TABLES["lifecycle.parquet"])[0]))
-        raise InputError("then it ended")
-
     outputs = [str(run / name) for name in ("lifecycle.parquet", "origin.txt")]
-    optional(fail, "origin", outputs, LOG, of=str(run / "dims.parquet"))()
-    assert written[0] > 0 and read_table(run / "lifecycle.parquet", TABLES["lifecycle.parquet"])[0].is_empty()
+    assert len(read_table(run / "lifecycle.parquet", TABLES["lifecycle.parquet"])[0])
+    with optional("origin", outputs, LOG, of=str(run / "dims.parquet")):
+        (run / "origin.txt").write_text("half")
+        raise InputError("then it ended")
+    assert read_table(run / "lifecycle.parquet", TABLES["lifecycle.parquet"])[0].is_empty()
     text = "The tracing of massive activations to their origin cannot be had: then it ended."
     assert (run / "origin.txt").read_text() == f"{text}\n"
 
 
 def test_an_analysis_that_is_turned_off_is_not_begun_and_one_that_ends_well_is_left_alone(tmp_path):
-    run, calls = FakeRun().write(tmp_path / "run"), []
+    run = FakeRun().write(tmp_path / "run")
     outputs, of = [str(run / "loss.parquet")], str(run / "dims.parquet")
-    optional(lambda x: calls.append(x), "loss", outputs, LOG, of=of)(x=1)
-    assert calls == [1] and "missing" not in provenance_in(run / "loss.parquet")
-    optional(lambda x: calls.append(x), "loss", outputs, LOG, of=of, off="`skip` names loss")(x=2)
-    assert calls == [1] and provenance_in(run / "loss.parquet")["missing"]["log"] == "logs/rule/tiny/text.log"
+    with optional("loss", outputs, LOG, of=of) as wanted:
+        assert wanted
+    assert "missing" not in provenance_in(run / "loss.parquet")
+    with optional("loss", outputs, LOG, of=of, off="`skip` names loss") as wanted:
+        assert not wanted
+    assert provenance_in(run / "loss.parquet")["missing"]["log"] == "logs/rule/tiny/text.log"
 
 
 @pytest.mark.parametrize(
@@ -120,19 +118,21 @@ def test_what_stops_a_run_all_the_same(tmp_path, error):
 def test_a_place_that_cannot_be_written_stops_the_stage(tmp_path):
     run, log = FakeRun().write(tmp_path / "run"), tmp_path / "logs/x.log"
 
-    def fail():
+    outputs = [str(run / "dims.parquet/not/loss.parquet")]
+    with (
+        pytest.raises(SystemExit) as ended,
+        stage(log),
+        optional("loss", outputs, str(log), of=str(run / "dims.parquet")),
+    ):
         raise InputError("it cannot be had")
-
-    with pytest.raises(SystemExit) as ended, stage(log):
-        optional(fail, "loss", [str(run / "dims.parquet/not/loss.parquet")], str(log), of=str(run / "dims.parquet"))()
     assert ended.value.code == 1
     assert log.read_text().splitlines()[-1].endswith("not a directory; expected a path that can be used")
 
 
 def test_the_log_has_the_traceback_of_a_fault_and_what_to_send(tmp_path):
     run, log = FakeRun().write(tmp_path / "run"), tmp_path / "logs/x.log"
-    with stage(log):
-        optional(lambda: [][1], "loss", [str(run / "loss.parquet")], str(log), of=str(run / "dims.parquet"))()
+    with stage(log), optional("loss", [str(run / "loss.parquet")], str(log), of=str(run / "dims.parquet")):
+        [][1]
     text = log.read_text()
     assert text.startswith("Traceback") and "\nIndexError: list index" in text
     assert "a fault of outlier-features" in text and f"torch {torch.__version__}" in text
@@ -153,10 +153,8 @@ def test_a_missing_file_makes_missing_what_needs_it(tmp_path):
     with pytest.raises(MissingInput, match="KeyError: 'heads'"):
         AttentionMaps.read(run / "attention.safetensors")
 
-    def read():
+    with optional("surface", [str(run / "surface.parquet")], LOG, of=str(run / "dims.parquet")):
         require_had(TensorFile(run / "attention.safetensors").provenance)
-
-    optional(read, "surface", [str(run / "surface.parquet")], LOG, of=str(run / "dims.parquet"))()
     found = provenance_in(run / "surface.parquet")["missing"]
     assert (found["analysis"], found["cause"], found["log"]) == ("surface", "fault", "logs/attention_maps.log")
 
@@ -180,8 +178,8 @@ def test_every_analysis_has_a_key_to_turn_it_off():
         skipping = {**config, "skip": [analysis]}
         assert [one for one in ANALYSES if turned_off(skipping, one)] == [analysis]
     for changes, off in (
-        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation"]),
+        ({"ablate": {"sequences": 0}}, ["super_weights", "ablation", "expert_ablation", "knock_outs"]),
         ({"trace_origin": {"dims": []}}, ["origin"]),
-        ({"rules": {}}, ["experts", "super_weights"]),
+        ({"rules": {}}, ["experts", "super_weights", "expert_ablation"]),
     ):
         assert [one for one in ANALYSES if turned_off(config | changes, one)] == off

@@ -50,17 +50,24 @@ def prepared(name, dtype="float32", **changes):
     return loaded, find_moe_layers(loaded, find_sites(loaded))
 
 
-def expert_by_hand(module, expert, x):
-    """Output of one routed expert (n, H), written out for each layout of the weights."""
+def neurons_by_hand(module, expert, x):
+    """What the down projection of one routed expert reads, (n, M), written out for each layout of the weights."""
     if hasattr(module, "gate_up_proj_bias"):  # gpt_oss: input first, gate and up interleaved, both with biases
         both = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
         gate, up = both[:, 0::2].clamp(max=module.limit), both[:, 1::2].clamp(-module.limit, module.limit)
-        neurons = gate / (1 + torch.exp(-module.alpha * gate)) * (up + 1)
-        return neurons @ module.down_proj[expert] + module.down_proj_bias[expert]
+        return gate / (1 + torch.exp(-module.alpha * gate)) * (up + 1)
     width = module.gate_up_proj.shape[1] // 2
     gate = functional.linear(x, module.gate_up_proj[expert, :width])
     up = functional.linear(x, module.gate_up_proj[expert, width:])
-    return functional.linear(gate / (1 + torch.exp(-gate)) * up, module.down_proj[expert])
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def expert_by_hand(module, expert, x):
+    """Output of one routed expert (n, H)."""
+    neurons = neurons_by_hand(module, expert, x)
+    if hasattr(module, "gate_up_proj_bias"):
+        return neurons @ module.down_proj[expert] + module.down_proj_bias[expert]
+    return functional.linear(neurons, module.down_proj[expert])
 
 
 def seen_by_hooks(loaded, ids):
@@ -125,6 +132,9 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
                 one = expected.setdefault((layer, part, expert), {"all": [], "weights": []})
                 one["weights"] += weight.tolist()
                 one["all"].append((sequence, rows, out, weight))
+                if part == "expert":
+                    x = here["mlp_call"][0][0].reshape(-1, zoo.D_MODEL)[rows]
+                    one.setdefault("read", []).append(neurons_by_hand(here["mlp"].experts, expert, x).abs())
     for row in maxima.iter_rows(named=True):
         one = expected.get((row["layer"], row["part"], row["expert"]))
         if one is None:
@@ -138,6 +148,10 @@ def test_maxima_are_those_of_loops_over_the_weights(name):
                 places[sequence, token] = out[i]
         assert row["max_abs"] == pytest.approx(largest, rel=1e-4)
         assert row["max_abs_weighted"] == pytest.approx(weighted, rel=1e-4)
+        if row["part"] == "expert":
+            read = torch.cat(one["read"])
+            assert row["max_abs_input"] == pytest.approx(read.max().item(), rel=1e-4)
+            assert read[:, row["neuron"]].max().item() == pytest.approx(read.max().item(), rel=1e-4)
         assert row["tokens_routed"] == len(one["weights"])
         assert row["mean_weight"] == pytest.approx(np.mean(one["weights"]), rel=1e-4)
         there = places[row["sequence"], row["token"]][row["dim"]]

@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
-from outlier_features.figures.run_figures import lifecycle, origin
+from outlier_features.figures.run_figures import lifecycle, origin, origin_shares
+from outlier_features.origin.lifecycle import shares_of_parts
 from outlier_features.origin.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
 
@@ -94,12 +95,39 @@ def test_without_traced_dims_nothing_is_drawn(run):
 
 
 def test_the_part_that_makes_a_dim_and_those_that_change_it():
-    made, changes = lifecycle_sentences(life((1, 2, 3), (6, 4, 990), (1000, -5, 1), (996, 0, -700), (296, -120, 4)))
+    rows = life((1, 2, 3), (6, 4, 990), (1000, -5, 1), (996, 0, -700), (296, -120, 4))
+    made, changes, of_what = lifecycle_sentences(rows)
     assert made.startswith("The MLP of layer 1 writes 990 into dim 7 at position 0 of sequence 3 (“The”);")
     assert made.endswith("it has 1,000.")
     assert changes.endswith(
         "its largest |x|, 1,000: the MLP of layer 1 +990, the MLP of layer 3 -700 and attention of layer 4 -120."
     )
+    assert of_what.startswith("It is largest after layer 1, 1,000, made up to there: 99.3 % by the MLPs, ")
+    assert of_what.endswith("0.6 % by attention and 0.1 % by the embeddings.")
+
+
+def test_the_shares_of_a_dim_are_drawn_to_scale(run):
+    rows = read(run, "origin_shares")
+    drawing = origin_shares(rows, MASSIVE)
+    bars = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in drawing.views["all"].data}
+    dims = rows["target_dim"].unique(maintain_order=True).to_list()
+    assert bars.keys() == {"The embeddings", "Attention", "The MLPs"}
+    for part, name in (("embeddings", "The embeddings"), ("attn_out", "Attention"), ("mlp_out", "The MLPs")):
+        assert [bars[name][at] for at in range(len(dims))] == rows.filter(part=part)["share"].to_list()
+    assert [*drawing.views["all"].layout.yaxis.ticktext] == [f"dim {dim}, after layer 2" for dim in dims]
+    assert not origin_shares(rows.clear(), MASSIVE).views
+
+
+def test_parts_of_every_kind_sum_to_the_value():
+    """The stream is changed between blocks 0 and 1; what rounding leaves is a part of its own."""
+    rows = life((1, 2, 3), (16, 4, 990), (1010, -500, 1))
+    found = {row["part"]: (row["layer"], row["value"], row["share"]) for row in shares_of_parts(rows)}
+    assert {part: value for part, (_, value, _) in found.items()} == {
+        "embeddings": 1, "attn_out": 6, "mlp_out": 993, "between_blocks": 10, "rounding": 0,
+    }  # fmt: skip
+    assert {layer for layer, *_ in found.values()} == {1} and found["mlp_out"][2] == 993 / 1010
+    off = rows.with_columns(value=pl.when(part="resid_post", layer=1).then(1011.0).otherwise("value"))
+    assert {row["part"]: row["value"] for row in shares_of_parts(off)}["rounding"] == 1
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,19 @@ def test_jobs_are_those_of_snakemake(tmp_path):
     for folder in folders:
         folder.mkdir()
     plain, skip, without, dumped = folders
-    everything = ["surface", "norms", "origin", "experts", "attention_maps", "loss", "super_weights", "ablation"]
+    everything = [
+        "surface",
+        "norms",
+        "origin",
+        "experts",
+        "attention_maps",
+        "loss",
+        "super_weights",
+        "ablation",
+        "knock_outs",
+    ]
     configs = {
-        plain: config_of(plain),
+        plain: config_of(plain, ablate={"knock_outs": True}),
         skip: config_of(skip, skip=everything, extract={"chunk_sequences": 3, "keep_activations": False}),
         without: config_of(without, extract={"chunk_sequences": 1, "keep_activations": False}, corpora=["one"],
                            models=["one"], rules={"location": False}),

@@ -15,6 +15,7 @@ from outlier_features.experts import rank_experts as module
 from outlier_features.experts.experts_schema import EXPERTS, ROUTING
 from outlier_features.experts.rank_experts import massive_targets, rank_experts, routing_of, with_flags, with_published
 from outlier_features.experts.record_experts import MAXIMA, PARTS
+from outlier_features.experts.summarize_experts import kurtosis_of_maxima
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.tokens.tokens import tokens_digest
@@ -39,7 +40,7 @@ class Run:
         digest = tokens_digest(ids, flags, ~flags)
         self.provenance = {
             "tokens_sha256": digest, "model_revision": "abc", "dtype": "float32", "blocks": blocks, "absent": {},
-            "parameters": 1000,
+            "no_loss": None, "parameters": 1000,
             "rules": {"massive": {"kind": "massive"}},
         }  # fmt: skip
         arrays = {"tokens": ids, "special": flags, "mask": ~flags, "offsets": np.zeros((*ids.shape, 2), np.int32)}
@@ -51,7 +52,8 @@ class Run:
         (directory / "published.csv").write_text("quantity,hub_id,layer,layer_base,expert,expert_kind\n")
 
     def write(self, **changes):
-        files = {name: self.directory / f"{name}.parquet" for name in ("massive", "dims", "experts", "routing")}
+        names = ("massive", "dims", "experts", "routing", "expert_load", "expert_balance")
+        files = {name: self.directory / f"{name}.parquet" for name in names}
         rank_experts(
             source=self.directory / "source.json", tokens=self.directory / "tokens.safetensors",
             published=self.directory / "published.csv", **files, **SETTINGS | changes,
@@ -293,3 +295,21 @@ def test_the_published_list_has_the_models_it_names():
     found = with_published(experts, published, "Qwen/Qwen3-30B-A3B").filter("published")
     assert found["expert"].to_list() == [92]
     assert with_published(experts, published, "deepseek-ai/DeepSeek-R1")["published"].is_null().all()
+
+
+def test_kurtosis_of_maxima_by_layer_and_by_expert():
+    maxima = {(0, 0): 1.0, (0, 1): 2.0, (0, 2): 9.0, (1, 0): 4.0, (1, 1): 4.0, (1, 2): None}
+    rows = [
+        {"layer": layer, "part": "expert", "expert": expert, "max_abs": value}
+        for (layer, expert), value in maxima.items()
+    ]
+    rows.append({"layer": 0, "part": "shared", "max_abs": 100.0})
+
+    def fisher(*values):
+        off = np.array(values) - np.mean(values)
+        return np.mean(off**4) / np.mean(off**2) ** 2 - 3
+
+    experts = filled(rows, EXPERTS.schema)
+    assert kurtosis_of_maxima(experts, "layer").rows() == [(0, 3, pytest.approx(fisher(1, 2, 9))), (1, 2, None)]
+    by_expert = [(0, 2, pytest.approx(fisher(1, 4))), (1, 2, pytest.approx(fisher(2, 4))), (2, 1, None)]
+    assert kurtosis_of_maxima(experts, "expert").rows() == by_expert

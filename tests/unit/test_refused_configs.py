@@ -72,7 +72,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "an absolute name": ({"corpora": ["/etc"]}, ("corpora.0 is '/etc', expected a match",)),
     "a name with a line break": ({"models": ["tiny\n"]}, ("models.0 is 'tiny\\n'", "without control characters")),
     "a name with NUL": ({"models": ["a\0b"]}, ("models.0 is 'a\\x00b'", "without control characters")),
-    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 64 characters")),
+    "a name of 300 letters": ({"models": ["abc" * 100]}, ("models.0 is 'abc", "at most 128 characters")),
     "unknown site": ({"sites": ["residual"]}, ("sites.0 is 'residual', expected one of resid_pre",)),
     "unknown dtype": ({"extract__dtype": "fp32"}, ("extract.dtype is 'fp32', expected one of float32",)),
     "unknown device": ({"extract__device": "gpu"}, ("extract.device is 'gpu', expected one of auto",)),

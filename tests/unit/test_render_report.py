@@ -578,7 +578,7 @@ def test_what_is_missing_is_said_in_its_place(page):
         "The search for super weights cannot be had: no MLP.",
     )
     listed = parsed.shown[: parsed.shown.index("The dimensions that stand out")]
-    for sentence, places in ((surface, 3), (origin, 5), (maps, 3), (weights, 2)):
+    for sentence, places in ((surface, 3), (origin, 6), (maps, 3), (weights, 2)):
         # In the list, in the place of the figure if there is one, and in that of each table.
         assert sentence in listed and parsed.shown.count(sentence) == places
     for drawn in ("surface/all", "attention-maps/all", "origin/all"):

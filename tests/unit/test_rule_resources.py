@@ -20,7 +20,7 @@ TARGETS = ("all", "figures", "export")
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    """By rule a job of a run on a GPU, and one of a run without, of models, a dump and two runs compared."""
+    """By rule a job of a run on a GPU, and one of a run without, of models, a revision and a dump, all compared."""
     found = {}
     for device in ("cuda", "cpu"):
         folder = tmp_path_factory.mktemp(device)
@@ -34,7 +34,7 @@ def jobs(tmp_path_factory):
         )
         models = {
             "one": {"path": "one"},
-            "other": {"path": "other"},
+            "other": {"path": "{revision}", "revisions": ["other"]},
             "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
             "far": {"hub": "org/far"},
         }
@@ -45,6 +45,7 @@ def jobs(tmp_path_factory):
                 "corpora": ["text"],
                 "fetch": {"evict": True},
                 "extract": {"device": device, "keep_activations": keep},
+                "ablate": {"knock_outs": True},
                 "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
             }
             [planned] = plans({folder: config}, TARGETS)

@@ -14,7 +14,7 @@ import zoo
 from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import InputError
 from outlier_features.files.digest import sha256_of
-from outlier_features.model.interventions import zeroing
+from outlier_features.model.interventions import scaling
 from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
 from outlier_features.model.tensors import first_tensor
@@ -248,10 +248,10 @@ def test_an_error_between_two_zeros_restores_both():
     linear = torch.nn.Linear(4, 3)
     before = linear.weight.data
     kept = before.clone()
-    with pytest.raises(IndexError), zeroing() as zero:
-        zero(linear, 1, 2)
+    with pytest.raises(IndexError), scaling() as scale:
+        scale(linear, 1, 2, 0)
         assert linear.weight[1, 2] == 0 and before[1, 2] != 0  # a copy is written to
-        zero(linear, 7, 2)
+        scale(linear, 7, 2, 0)
     assert linear.weight.data_ptr() == before.data_ptr() and torch.equal(linear.weight.data, kept)
 
 

@@ -17,12 +17,13 @@ from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.origin import origin
-from outlier_features.files.tables import write_table
+from outlier_features.files.tables import read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.sites import find_sites
 from outlier_features.origin.block_parts import block_parts
 from outlier_features.origin.mlp_ladder import Checkpoint, ladder_rows
-from outlier_features.origin.mlp_weights import spectrum
+from outlier_features.origin.mlp_weights import projection_row, spectrum
+from outlier_features.origin.origin_schema import LIFECYCLE
 from outlier_features.origin.origin_targets import recorded_targets
 from outlier_features.origin.trace_origin import trace_origin
 from outlier_features.tokens.texts_schema import TEXTS
@@ -32,7 +33,7 @@ from test_sites import BY_HAND, seen_by_hand
 
 N, T = 3, 10
 TEXT = ("a", "\n", "<b>", "\u202e", "é", "x", "y", "z", "!", "?")
-OUTPUTS = ("lifecycle", "origin", "origin_neurons", "origin_weights")
+OUTPUTS = ("lifecycle", "origin_shares", "origin", "origin_neurons", "origin_weights")
 SETTINGS = {
     "max_dims": 3, "dtype": "float32", "device": "cpu", "attention": "eager", "threads": 1, "trust_remote_code": False,
 }  # fmt: skip
@@ -157,7 +158,93 @@ def test_parts_sum_to_what_each_block_returns_on_every_architecture(name, tmp_pa
                 assert values["resid_pre"] == float(after[layer - 1, n, t, dim])
             added = rows.filter(~pl.col("part").is_in(["resid_pre", "resid_post"]))
             assert added["share"].sum() == pytest.approx(1, abs=1e-3)
-            assert "mlp_out" in values and values.keys() & {"attn_out", "mixer_out"}
+            assert values.keys() & {"mlp_out", "routed_out"} and values.keys() & {"attn_out", "mixer_out"}
+
+
+def written_by_experts(model, ids, token, shared, gate):
+    """By layer and name, what hooks on the MLP, its experts, the shared one, its gate and the norm after it see."""
+    seen = {}
+
+    def keep(at):
+        def hook(module, args, out):
+            seen[at] = (out if torch.is_tensor(out) else out[0]).reshape(T, -1)[token].double()
+
+        return hook
+
+    for layer, block in enumerate(model.base_model.layers):
+        block.mlp.register_forward_hook(keep((layer, "mlp_out")))
+        if hasattr(block, "post_feedforward_layernorm"):
+            block.post_feedforward_layernorm.register_forward_hook(keep((layer, "post")))
+        for key, name in (("experts", "experts"), ("shared", shared), ("gate", gate)):
+            if name and hasattr(block.mlp, name):
+                block.mlp.get_submodule(name).register_forward_hook(keep((layer, key)))
+    with torch.no_grad():
+        model.base_model(torch.from_numpy(ids).long())
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "gate"),
+    [("olmoe", None, None), ("mixtral", None, None), ("gpt_oss", None, None), ("flex_olmo", None, None),
+     ("qwen3_next", "shared_expert", "shared_expert_gate"), ("deepseek_v3", "shared_experts", None),
+     ("glm4_moe", "shared_experts", None)],
+)  # fmt: skip
+def test_what_routed_and_shared_experts_write_is_told_apart(name, shared, gate, tmp_path):
+    """Against hooks on the experts' module, the shared expert and its gate, and sums over the blocks by hand."""
+
+    def larger(model):  # random experts write next to nothing
+        for parameter in model.parameters():
+            if parameter.ndim == 3:
+                parameter.normal_(0, 0.3)
+
+    run = Run(tmp_path, name, plant=larger)
+    tables = run.trace([3, 40])
+    life, shares, model = tables["lifecycle"], tables["origin_shares"], run.model()
+    for dim in (3, 40):
+        n, t = where(life, dim)
+        seen = written_by_experts(model, run.ids[n : n + 1], t, shared, gate)
+        values = {
+            (row["layer"], row["part"]): row["value"] for row in life.filter(target_dim=dim).iter_rows(named=True)
+        }
+        for layer, block in enumerate(model.base_model.layers):
+            added = seen.get((layer, "post"), seen[layer, "mlp_out"])[dim]
+            if not hasattr(block.mlp, "experts"):
+                assert values[layer, "mlp_out"] == float(added) and (layer, "routed_out") not in values
+                continue
+            assert (layer, "mlp_out") not in values and ((layer, "shared_out") in values) == bool(shared)
+            written = {"routed_out": seen[layer, "experts"][dim] if shared else added}
+            if shared:
+                scale = 1 / (1 + torch.exp(-seen[layer, "gate"])) if gate else 1
+                written["shared_out"] = float((scale * seen[layer, "shared"])[dim])
+            for part, value in written.items():
+                assert values[layer, part] == pytest.approx(float(value), rel=1e-5)
+            assert sum(values[layer, part] for part in written) == pytest.approx(float(added), rel=1e-4, abs=1e-6)
+        after = [values[layer, "resid_post"] for layer in range(zoo.BLOCKS)]
+        last = int(np.abs(after).argmax())
+        expected = {"embeddings": values[0, "resid_pre"]}
+        for (layer, part), value in values.items():
+            if layer <= last and part not in ("resid_pre", "resid_post"):
+                expected[part] = expected.get(part, 0) + value
+        rows = {row["part"]: row for row in shares.filter(target_dim=dim).iter_rows(named=True)}
+        assert rows.keys() == expected.keys() | {"rounding"} and {row["layer"] for row in rows.values()} == {last}
+        for part, value in expected.items():
+            assert rows[part]["value"] == pytest.approx(value)
+            assert rows[part]["share"] == pytest.approx(value / after[last])
+        assert abs(rows["rounding"]["share"]) < 1e-5 and sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    ladder = tables["origin"].filter(checkpoint="mlp_out")
+    for row in ladder.iter_rows(named=True):
+        parts = life.filter(pl.col("part").str.contains("routed|shared|mlp"))
+        rows = parts.filter(target_dim=row["target_dim"], layer=row["layer"])
+        assert row["share"] == pytest.approx(rows["share"].sum())
+    assert "routed experts" in run.text
+
+
+def test_experts_that_cannot_be_told_apart_leave_the_mlp_whole(tmp_path):
+    run = Run(tmp_path, "llama4_text")
+    life = run.trace([3])["lifecycle"]
+    assert "mlp_out" in life["part"] and not {"routed_out", "shared_out"} & set(life["part"])
+    provenance = read_table(tmp_path / "lifecycle.parquet", LIFECYCLE)[1]
+    assert "not one module behind transformers' experts interface" in provenance["experts_not_told_apart"]
 
 
 def test_a_block_that_adds_more_than_attention_and_mlp_is_traced_as_a_whole(tmp_path):
@@ -405,6 +492,9 @@ def test_a_planted_neuron_is_found(tmp_path):
     down = tables["origin_weights"].row(-1, named=True)
     assert (down["max_output"], down["max_input"], down["max_abs"]) == (9, 17, 50)
     assert down["singular_values"][0] == pytest.approx(50, rel=1e-2) and down["dim_shares"][0] > 0.99
+    assert down["projection"] == pytest.approx(part["value"] / 50, rel=0.05) or down["projection"] < 0
+    assert down["projection_share"] == pytest.approx(1, abs=0.05) and down["r2"] > 0.99
+    assert down["slope"] == pytest.approx(50, rel=0.05) and "R^2" in run.text
     assert f"The MLP of layer 2 writes {number(part['value'])} into dim 9 at" in run.text
     assert f"after the layer it has {number(value)}." in run.text
     assert "neuron 17 gives" in run.text
@@ -530,3 +620,23 @@ def test_the_spectrum_is_that_of_a_full_decomposition():
     np.testing.assert_allclose(found.values, s[:5].numpy(), rtol=1e-8)
     np.testing.assert_allclose(found.dim_shares, u[:, :5].square().numpy(), atol=1e-8)
     assert math.isclose(found.dim_shares[:, 0].sum(), 1)
+    assert abs(found.written @ u[:, 0].numpy()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dim", [3, 17])
+def test_the_projection_is_that_on_the_right_singular_vector(dim):
+    generator = torch.Generator().manual_seed(1)
+    weight, neurons = torch.randn(40, 5000, generator=generator), torch.randn(12, 5000, generator=generator)
+    written = neurons @ weight.T + 0.5
+    row = projection_row(spectrum(weight), neurons, written, 7, dim)
+    u, s, vh = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+    x = neurons.double().numpy() @ vh[0] * np.sign(u[dim, 0])
+    y = written[:, dim].double().numpy()
+    slope, intercept = np.polyfit(x, y, 1)
+    assert row["projection"] == pytest.approx(x[7], rel=1e-6)
+    assert row["projection_share"] == pytest.approx(s[0] * abs(u[dim, 0]) * x[7] / y[7], rel=1e-6)
+    assert row["slope"] == pytest.approx(slope, rel=1e-6)
+    residual = y - slope * x - intercept
+    assert row["r2"] == pytest.approx(1 - residual @ residual / ((y - y.mean()) @ (y - y.mean())), rel=1e-6)
+    alike = projection_row(spectrum(weight), neurons[:1].repeat(3, 1), written[:1].repeat(3, 1), 0, dim)
+    assert alike["slope"] is None and alike["r2"] is None

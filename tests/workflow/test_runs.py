@@ -216,7 +216,8 @@ FEEDS = {
     "check_norms": ["summarize_run"],
     "record_surface": ["summarize_run"],
     "trace_origin": ["summarize_run"],
-    "rank_experts": ["summarize_run"],
+    "rank_experts": ["prune_experts", "summarize_run"],
+    "prune_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["find_super_weights"],
     "find_super_weights": ["ablate_dims", "write_mask"],
@@ -245,6 +246,7 @@ MESSAGES = {
     "record_surface": "Record the",
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
+    "prune_experts": "Prune the",
     "find_super_weights": "Search tiny",
     "ablate_dims": "Ablate outlier",
     "summarize_run": "Summarize tiny",
@@ -310,9 +312,9 @@ def test_an_edit_that_concerns_no_stage_reruns_none(project):
 
 
 def test_a_dense_model_has_empty_tables_of_experts(project):
-    for name in ("experts", "routing"):
+    for name in ("experts", "routing", "expert_load", "expert_balance", "expert_ablation"):
         assert pl.read_parquet(project.folder / RUN / f"{name}.parquet").is_empty()
-    assert project.planned(experts__sequences=3).jobs() == {"rank_experts", "summarize_run", "render_report"}
+    assert project.planned(experts__sequences=3).jobs() == following("rank_experts")
 
 
 def test_a_planted_super_expert_is_found(project):

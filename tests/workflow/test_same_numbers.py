@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
 from outlier_features.files.tables import public_tables
@@ -22,7 +23,7 @@ from outlier_features.run.costs_schema import COSTS
 # Sums of floats, whose last bit depends on the order of additions.
 MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
 COMPARED = {"comparison/dims", "comparison/common_dims", "comparison/models"}
-COMPARISONS = {COMPARISON.name, COMMON_DIMS.name, MODELS.name}
+COMPARISONS = {COMPARISON.name, COMMON_DIMS.name, MODELS.name, FIRST_STEPS.name}
 PUBLIC = set(public_tables()) - {COSTS.name}  # what a run cost is another each time
 # Beside the project's own run of Snakemake: chunks of 4, 2 cores, batches of 3. These run on one.
 SETTINGS = {
@@ -83,7 +84,7 @@ def test_every_public_table_is_compared(project, runs):
     assert {pl.read_parquet_metadata(path)["table"] for path in runs["all"].rglob("*.parquet")} >= PUBLIC
     for table in ("dims", "pairs", "massive", "emergence", "gains", "sinks", "lifecycle", "origin", "ablation", "loss"):
         assert len(found[f"tiny/text/{table}"]), table
-    for table in ("experts", "routing"):
+    for table in ("experts", "routing", "expert_load", "expert_balance", "expert_ablation"):
         assert len(found[f"tiny-moe/text/{table}"]), table
 
 

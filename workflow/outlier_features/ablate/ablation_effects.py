@@ -8,6 +8,7 @@ import polars as pl
 
 from outlier_features.wording import count, listing, some
 
+EXPERT_SITE = "expert_out"  # what is set to zero where an expert is pruned
 MOST_NATS = 700.0  # per token; exp of some more is not finite
 NAMED = 4
 Row = Mapping[str, Any]
@@ -45,7 +46,9 @@ def ablation_effects(ablation: pl.DataFrame, by_sequence: pl.DataFrame) -> list[
 
 
 def target_name(effect: Row) -> str:
-    """What was changed, in words: dims or weights, and where."""
+    """What was changed, in words: dims, weights or experts, and where."""
+    if effect["site"] == EXPERT_SITE:
+        return _experts(effect)
     layers, dims, cols = ((effect[name] or "").split("+") for name in ("layers", "dims", "cols"))
     if effect["target"] == "weight":
         if len(dims) == 1:
@@ -67,6 +70,17 @@ def position_name(positions: str, only_first_excluded: bool) -> str:
     if positions == "excluded":
         return "the first position" if only_first_excluded else "the first position and special tokens"
     return {"rest": "all other positions", "all": "every position"}[positions]
+
+
+def _experts(effect: Row) -> str:
+    layers, experts = (effect[name].split("+") for name in ("layers", "experts"))
+    named = [
+        f"{'the shared expert' if expert == 'shared' else f'expert {expert}'} of layer {layer}"
+        for layer, expert in zip(layers, experts, strict=True)
+    ]
+    if effect["target"] == "expert" and len(named) > 1:
+        return f"all {len(named)} super experts"
+    return some(named, NAMED)
 
 
 def _ratio(one: float | None, base: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from outlier_features.rules.rule import HitRule
 WEIGHT_SITE = "mlp_down.weight"
 EXCLUDED, REST, ALL = "excluded", "rest", "all"
 ZERO, MEAN = "zero", "mean"
+Row = TypeVar("Row", bound=tuple[int, ...])
 _TREATMENTS = {RESID_POST: [(positions, value) for positions in (EXCLUDED, REST) for value in (ZERO, MEAN)]}
 
 
@@ -53,11 +55,11 @@ def selected_targets(
     for name, rule in rules.items():
         rows = selected.filter(rule=name)
         placed = rows.drop_nulls("step_up").select("step_up", "dim").rows()
-        targets += [_placed(name, part) for part in _largest_and_all(placed)]
+        targets += [_placed(name, part) for part in largest_and_all(placed)]
         if {*rule.sites} <= {*NORM_OUTPUTS} and len(rows):
             targets.append(AblationTarget("dims", name, rows["sites"][0], (), tuple(rows["dim"])))
     weights = super_weights.sort(pl.col("mlp_down").abs(), descending=True, maintain_order=True)
-    for part in _largest_and_all(weights.select("layer", "row", "col").rows()):
+    for part in largest_and_all(weights.select("layer", "row", "col").rows()):
         layers, outputs, cols = zip(*sorted(part), strict=True)
         targets.append(AblationTarget("weight", "super_weight", WEIGHT_SITE, layers, outputs, cols))
     return targets
@@ -89,5 +91,6 @@ def _placed(rule: str, part: Sequence[tuple[int, ...]]) -> AblationTarget:
     return AblationTarget("dims", rule, RESID_POST, layers, dims)
 
 
-def _largest_and_all(rows: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+def largest_and_all(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """The first of the rows alone, and all of them where there are more."""
     return [part for part in (rows[:1], rows) if part][: len(rows)]

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from outlier_features.errors import InputError
-from outlier_features.model.interventions import weight_at, weight_of, zeroing
+from outlier_features.model.interventions import scaling, weight_at, weight_of
 from outlier_features.model.models import LoadedModel
 from outlier_features.model.prefixes import PassEnded, Prefix, Prefixes, after_blocks
 from outlier_features.model.sites import Block, hooked
@@ -58,12 +58,12 @@ def search_super_weights(
     """
     search = _Search(loaded, blocks, ids, threshold)
     found: dict[Place, SuperWeight] = {}
-    with zeroing() as zero:
+    with scaling() as scale:
         for number in tqdm(range(1, rounds + 1), desc="super weights", unit="round", file=sys.stderr):
             one = search.next(number, found)
             if one is None:
                 break
-            zero(down_projection(blocks, one.layer), one.row, one.col)
+            scale(down_projection(blocks, one.layer), one.row, one.col, 0)
             found[_place(one)] = one
     return list(found.values())
 
@@ -103,7 +103,7 @@ class _Search:
             kept.pop(layer, None)  # what stands before one block is all that the next pass needs
 
         def keep(key: tuple[int, str], x: torch.Tensor) -> None:
-            spikes[key] = _spike(key, x)
+            spikes[key] = spike_of(key, x)
 
         sites = [
             ((layer, name), block.sites[name])
@@ -141,7 +141,8 @@ class _Search:
         return SuperWeight(number, layer, down.dim, act.dim, value, act, down)
 
 
-def _spike(key: tuple[int, str], x: torch.Tensor) -> Spike:
+def spike_of(key: tuple[int, str], x: torch.Tensor) -> Spike:
+    """The spike of a block's site, (1, T, H); raises `InputError` where it is not finite."""
     at = int(x.abs().argmax())
     value, (position, dim) = float(x.reshape(-1)[at]), divmod(at, x.shape[-1])
     if not abs(value) < float("inf"):

@@ -77,7 +77,8 @@ def layers_of_interest(sinks: pl.DataFrame, magnitudes: Mapping[int, float]) -> 
     magnitudes   by layer, the largest abs(x) on resid_post
 
     They are the layer that writes the first residual value of half the largest (the step up of massive activations),
-    the next one, whose attention is the first to read it, and the one where the first position is a sink most often.
+    the next one with attention, which is the first to read it, and the one where the first position is a sink most
+    often.
     """
     why: dict[int, list[str]] = {}
     have = set(sinks["layer"].to_list())
@@ -85,7 +86,8 @@ def layers_of_interest(sinks: pl.DataFrame, magnitudes: Mapping[int, float]) -> 
         half = max(magnitudes.values()) / 2
         up = next(layer for layer, value in sorted(magnitudes.items()) if value >= half)
         why[up] = ["its MLP or attention writes the first |x| on resid_post of half the largest"]
-        why[up + 1] = ["its attention is the first to read that |x|"]
+        after = min((layer for layer in have if layer > up), default=up + 1)
+        why[after] = ["its attention is the first to read that |x|"]
     rates = first_key_by_layer(sinks).sort(["sink_rate", "alpha", "layer"], descending=[True, True, False])
     if len(rates):
         why.setdefault(rates["layer"][0], []).append("position 0 has its highest sink rate here")

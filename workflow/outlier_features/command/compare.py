@@ -15,7 +15,8 @@ from outlier_features.errors import InputError
 def add_compare(compare: argparse.ArgumentParser) -> None:
     compare.description = (
         "Without a run: all runs of a directory of results, their size, loss, and by each rule how many dims and in "
-        "which share of layers and positions, with intervals. Of two runs: the dims in common, and the Jaccard index."
+        "which share of layers and positions, with intervals; of a model's revisions what they have by training step, "
+        "and when each dim first passes. Of two runs: the dims in common, and the Jaccard index."
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two directories <results>/<model>/<corpus>")
@@ -36,7 +37,8 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if options.runs:
         _compare_two(options)
     else:
-        write_models(read_models(options.results, options.rule), options.format, options.output, plot=options.plot)
+        rows = read_models(options.results, options.rule)
+        write_models(rows, options.results, options.format, options.output, plot=options.plot)
 
 
 def _compare_two(options: argparse.Namespace) -> None:

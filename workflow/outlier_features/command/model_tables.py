@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.command.output import make_table, plain_parts, print_parts, write_text
+from outlier_features.command.training_tables import training_parts
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.errors import InputError
 from outlier_features.files.export_tables import write_csv
@@ -35,9 +36,9 @@ def read_models(results: Path, rule: str | None) -> pl.DataFrame:
     return rows if rule is None else rows.filter(rule=rule)
 
 
-def write_models(rows: pl.DataFrame, form: str, output: Path | None, *, plot: bool) -> None:
+def write_models(rows: pl.DataFrame, results: Path, form: str, output: Path | None, *, plot: bool) -> None:
     """Write the rows as `form`: json or csv, all columns and exact; table, what is read most, and with `plot` the
-    shares."""
+    shares; beside them, of a model with revisions, what they have by training step."""
     if form == "json":
         text = "\n".join(["[", rows.write_ndjson().rstrip("\n").replace("\n", ",\n"), "]\n"])
     elif form == "csv":
@@ -45,7 +46,7 @@ def write_models(rows: pl.DataFrame, form: str, output: Path | None, *, plot: bo
         write_csv(rows, file, header=True)
         text = file.getvalue().decode()
     else:
-        parts = [*_tables(rows), *(_plots(rows) if plot else ())]
+        parts = [*_tables(rows), *(_plots(rows) if plot else ()), *training_parts(rows, results, plot=plot)]
         if output is None:
             print_parts(parts, sys.stdout)
             return

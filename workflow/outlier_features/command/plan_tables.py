@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from outlier_features.command.output import make_table
+from outlier_features.wording import count
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -26,7 +27,7 @@ def _models(models: Mapping[str, Any]) -> Iterator[Table | str]:
         columns = ("model", "parameters", "active", "weights", "files", *(f"memory, {n}" for n in _placements(known)))
         rows = [
             (
-                name,
+                name + (f", {count(len(one['revisions']), 'revision')}" if "revisions" in one else ""),
                 f"{one['parameters']:,}",
                 _or_unknown(one["active_parameters"], "{:,}"),
                 f"{in_bytes(one['bytes_of_weights'])} in {one['dtype']}",

@@ -22,6 +22,7 @@ from outlier_features.compare.published_numbers import (
     published_numbers,
 )
 from outlier_features.compare.resampling import DRAWS, LEVEL, SEED, Resampling
+from outlier_features.compare.revisions import Revision, revisions_of, same_weights
 from outlier_features.compare.rule_numbers import rule_numbers
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims import dims_schema
@@ -31,12 +32,14 @@ from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import Table, write_table
 from outlier_features.largest import largest_of_each
-from outlier_features.model.bases import NORM_OUTPUTS
+from outlier_features.model.bases import NORM_OUTPUTS, RESID_POST
+from outlier_features.model_name import is_trained
 from outlier_features.progress import item_bar
 from outlier_features.rules.kinds import hit_rules
 from outlier_features.rules.massive import Massive
 from outlier_features.rules.rule import HitRule
 from outlier_features.rules.systematic import Systematic
+from outlier_features.stage_log import say
 from outlier_features.summary.run_rules import applied_sites
 from outlier_features.summary.summarize_run import SUMMARY_KEYS, facts_of, loss_summary
 from outlier_features.tokens.token_text import read_texts, token_text
@@ -46,16 +49,26 @@ from outlier_features.wording import listing
 Row = dict[str, Any]
 
 
-def compare_models(runs: Sequence[Path], published: Path, models: Path) -> None:
+def compare_models(
+    runs: Sequence[Path], published: Path, models: Path, sources: Mapping[str, Path] | None = None
+) -> None:
     """Write `models`, a row for each run, rule, sites and population.
 
     runs        directories `<results>/<model>/<corpus>`
     published   directory of what papers and repositories printed, as CSV
+    sources     by name of each model that is a revision, the record of its fetch
 
     Intervals are of `resampling`. Raises `InputError` where `runs` are no runs, or files belong to different ones.
     """
     numbers = published_numbers(published)
-    rows = [row for run in item_bar(runs, "compare", "run") for row in _ComparedRun(run).rows(numbers)]
+    revisions = revisions_of((run.parent.name for run in runs), sources or {})
+    rows = [
+        row
+        for run in item_bar(runs, "compare", "run")
+        for row in _ComparedRun(run, revisions.get(run.parent.name)).rows(numbers)
+    ]
+    for sentence in same_weights((one.model, one.revision, one.same_weights_as) for one in revisions.values()):
+        say(sentence)
     provenance = {
         "runs": [f"{run.parent.name}/{run.name}" for run in runs],
         "draws": DRAWS,
@@ -68,7 +81,8 @@ def compare_models(runs: Sequence[Path], published: Path, models: Path) -> None:
 class _ComparedRun:
     """A run's tables, checked to belong together, and the rows that they make."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, revision: Revision | None):
+        self._revision = revision
         if not (directory / "summary.json").is_file():
             raise InputError(
                 f"{directory}: has no summary.json, expected the directory <results>/<model>/<corpus> of a run"
@@ -89,9 +103,11 @@ class _ComparedRun:
         model = summary["model"]
         bos = bool(self._tokens.special[:, 0].all())
         known = numbers_of_model(numbers, model["kind"], model["origin"] or "", bos)
+        if self._revision and not is_trained(self._revision.revision):
+            known = known.clear()
         whole = self._of_run()
         for population, positions in summary["corpus"]["positions"].items():
-            here = {"population": population, "positions": positions}
+            here = {"population": population, "positions": positions, **self._over_median(population)}
             for name, rule in hit_rules(summary["rules"]).items():
                 if sites := applied_sites(summary, name):
                     row = whole | here | {"rule": name, "sites": "+".join(sites)}
@@ -119,7 +135,7 @@ class _ComparedRun:
         looked_into = "experts" not in summary["missing"] and "experts" in summary["tables"]
         return {
             "run": f"{model['name']}/{corpus['name']}",
-            "model": model["name"],
+            **(vars(self._revision) if self._revision else {"model": model["name"]}),
             "corpus": corpus["name"],
             **{key: model[key] for key in ("origin", "architecture", "parameters", "blocks", "d_model")},
             "active_parameters": (experts["active_parameters"] if experts else model["parameters"])
@@ -147,6 +163,13 @@ class _ComparedRun:
             **_valued("perplexity", found["perplexity"], self._draws.interval(np.exp(per_token))),
             **_valued("bits_per_byte", found["bits_per_byte"], self._draws.interval(per_byte)),
         }
+
+    def _over_median(self, population: str) -> Row:
+        rows = largest_over_median(self._layers, population)
+        if rows.is_empty():
+            return {}
+        layer, value = max(rows.select("layer", "ratio").iter_rows(), key=lambda row: row[1])
+        return {"largest_over_median": value, "largest_over_median_layer": layer}
 
     def _sink_rate(self) -> float | None:
         if not self._has("attention_maps", SINKS):
@@ -224,6 +247,13 @@ class _ComparedRun:
         more, tokens = (changed["nll"] - base["nll"]).to_numpy(), base["tokens"].to_numpy()
         draws = Resampling(len(tokens))
         return _valued(name, float(more.sum() / tokens.sum()), draws.interval(draws.ratios(more, tokens)))
+
+
+def largest_over_median(layers: pl.DataFrame, population: str) -> pl.DataFrame:
+    """Rows of the table `layers` at resid_post, with `ratio`: largest abs(x) of a sequence over the median, both
+    averaged over the sequences. A block whose median is 0 has no row."""
+    rows = layers.filter(pl.col("median") > 0, site=RESID_POST, population=population)
+    return rows.with_columns(ratio=pl.col("top1") / pl.col("median")).sort("layer")
 
 
 def published_kind(rule: HitRule) -> str:

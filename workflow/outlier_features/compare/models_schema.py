@@ -42,6 +42,10 @@ MODELS = Table(
     (
         Column("run", pl.String, "`model/corpus`"),
         Column("model", pl.String, "the model's name in the catalog"),
+        Column("revision", pl.String, "which of the model's revisions, of a run of `<model>@<revision>`; else null"),
+        Column("step", pl.Int64, "the training step that the revision's name tells; null where it tells none", "steps"),
+        Column("same_weights_as", pl.String, "the revision that stands for all that have these weights, byte for byte: "
+               "that of the latest step; null: this one does, or the run is of no revision"),
         Column("corpus", pl.String, "the corpus's name in the catalog"),
         Column("origin", pl.String, "hub id, directory, wheel or files of a dump"),
         Column("architecture", pl.String, "type of the model"),
@@ -60,6 +64,9 @@ MODELS = Table(
                    "of different tokenizers, whose tokens are of different length; null without a loss"),
         *_measured("bits_per_byte", "the same sum in bits / UTF-8 bytes of the predicted tokens' text: comparable "
                    "between any models on one corpus, whatever their tokenizers", "bits per byte"),
+        Column("largest_over_median", pl.Float64, "largest abs(x) of a sequence on resid_post over the median, both "
+               "averaged over the sequences, of the block where that is largest"),
+        Column("largest_over_median_layer", pl.UInt16, "that block"),
         *_measured("dims", "dims that the rule selects: those that pass in at least one sequence; by rule `location` "
                    "those with kept occurrences", "dims",
                    "which lies too low, as a draw lacks a third of the sequences and has no others", pl.Int64),

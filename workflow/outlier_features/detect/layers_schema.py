@@ -10,6 +10,8 @@ LAYERS = Table(
     "population, site, layer",
     (
         POPULATION, SITE, LAYER,
+        Column("attention", pl.Boolean, "the block mixes tokens by softmax attention, as in a hybrid not every block "
+               "does; null where that is not known, as of a dump"),
         *(Column(f"top{k}", pl.Float64, f"rank {k} of abs(x) in a sequence, averaged over sequences", "activation")
           for k in (1, 2, 3)),
         Column("median", pl.Float64, "median of abs(x) in a sequence, averaged over sequences", "activation"),

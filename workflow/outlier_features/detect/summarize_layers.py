@@ -36,7 +36,11 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
     }
     write_tensors(statistics, {k: v for site, one in merged.items() for k, v in one.arrays(site).items()}, provenance)
     found = [(site, one, name) for name in POPULATIONS for site, one in merged.items() if name in one.populations]
-    write_table(layers, pl.concat([layer_rows(*each) for each in found]), LAYERS, provenance)
+    attends = provenance.get("attention_blocks")
+    rows = pl.concat([layer_rows(*each) for each in found])
+    if attends is not None:
+        rows = rows.with_columns(attention=pl.col("layer").is_in(attends))
+    write_table(layers, rows, LAYERS, provenance)
     bins = [distribution_rows(site, one, name, provenance["stored_as"][site]) for site, one, name in found]
     write_table(distribution, pl.concat(bins), DISTRIBUTION, provenance)
 

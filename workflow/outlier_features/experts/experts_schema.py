@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from outlier_features.files.columns import DIM, LAYER, SEQUENCE, TOKEN
+from outlier_features.files.columns import DIM, LAYER, POPULATION, SEQUENCE, TOKEN
 from outlier_features.files.facts import Facts
 from outlier_features.files.tables import Column, Table
 
@@ -50,6 +50,9 @@ EXPERTS = Table(
         Column("dim", pl.UInt32, "hidden dimension of `max_abs`"),
         Column("tokens_routed", pl.Int64, "positions that chose it", "positions"),
         Column("mean_weight", pl.Float64, "mean over these of the router's weight, or of the gate"),
+        Column("max_abs_input", pl.Float64, "largest abs(x) of what its down projection reads; null of the shared one, "
+               "and if no token chose it", "activation"),
+        Column("neuron", pl.UInt32, "neuron of `max_abs_input`"),
         Column("above_percentile", pl.Boolean, "max_abs > 99.5th percentile of all routed experts' max_abs (linear)"),
         Column("above_tenth", pl.Boolean, "max_abs > a tenth of the largest of all routed experts' max_abs"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("a dim's largest")),
@@ -83,5 +86,39 @@ ROUTING = Table(
                "signed", "activation"),
         Column("forms_massive", pl.Boolean, _FORMS_MASSIVE.format("this")),
         Column("steps_up", pl.Boolean, "the layer is the dim's step-up layer"),
+    ),
+)  # fmt: skip
+
+_COUNTED = "over the first `experts.sequences` sequences; no row where table `experts` has none"
+
+EXPERT_LOAD = Table(
+    "expert_load",
+    f"population, layer, routed expert: how many positions the router sends to it, {_COUNTED}",
+    (
+        POPULATION, LAYER,
+        Column("expert", pl.UInt16, "index of the routed expert, from 0"),
+        Column("chosen", pl.Int64, "positions that chose it", "positions"),
+        Column("share", pl.Float64, "of the population's positions, those that chose it; over a layer's experts they "
+               "sum to how many a position chooses", "share"),
+        Column("load", pl.Float64, "chosen / the mean of the layer's experts: 1 for all of an even router"),
+        Column("mean_weight", pl.Float64, "mean over these positions of the router's weight; null if none chose it"),
+        Column("weight_share", pl.Float64, "the sum of these weights / that of all the layer's experts", "share"),
+    ),
+)  # fmt: skip
+
+EXPERT_BALANCE = Table(
+    "expert_balance",
+    f"population, layer: how evenly the router spreads positions over its experts, {_COUNTED}",
+    (
+        POPULATION, LAYER,
+        Column("positions", pl.Int64, "positions of the population", "positions"),
+        Column("experts", pl.UInt16, "routed experts of the layer"),
+        Column("experts_per_position", pl.Float64, "experts that a position chooses, the mean"),
+        Column("never_chosen", pl.UInt16, "experts that no position chose"),
+        Column("largest_load", pl.Float64, "largest `load` of an expert: 1 if the router is even, experts / "
+               "experts_per_position if all positions choose the same"),
+        Column("largest_expert", pl.UInt16, "the expert with it, the first of several"),
+        Column("entropy", pl.Float64, "-sum p log p / log(experts), p an expert's share of all choices: 1 if the "
+               "router is even, 0 if one expert has all; null of a single expert, or of no positions"),
     ),
 )  # fmt: skip

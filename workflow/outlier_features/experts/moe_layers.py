@@ -33,6 +33,7 @@ class ExpertCall:
     rows     int64 (n,), which rows of the flattened batch these tokens are
     output   (n, H), `expert_out`: of the down projection with its bias (and after a norm inside the expert, if any)
     weight   (n,), the router's
+    neurons  (n, M), what the down projection reads
     """
 
     experts: nn.Module
@@ -40,6 +41,7 @@ class ExpertCall:
     rows: Tensor
     output: Tensor
     weight: Tensor
+    neurons: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def run_experts(
         if m.has_post_expert_norm:
             output = m.post_expert_norm(output)
         chosen = weight[rows, slot]
-        receive(ExpertCall(module, expert, rows, output, chosen))
+        receive(ExpertCall(module, expert, rows, output, chosen, neurons))
         total.index_add_(0, rows, (output * chosen[:, None]).float())
     return total.to(hidden.dtype)
 

@@ -15,12 +15,13 @@ import polars as pl
 from outlier_features import __version__
 from outlier_features.dims.dims_schema import DIMS, MASSIVE
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
+from outlier_features.experts.experts_schema import EXPERT_BALANCE, EXPERT_LOAD, EXPERTS, ROUTING, Ranking
 from outlier_features.files.artifacts import read_json, require_equal
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.largest import largest_of_each
 from outlier_features.model.loading import Loading
+from outlier_features.populations import population_sizes
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.tokens import Tokens
 
@@ -41,15 +42,18 @@ def rank_experts(
     published: Path,
     experts: Path,
     routing: Path,
+    expert_load: Path,
+    expert_balance: Path,
     *,
     sequences: int,
     percentile: float,
     share: float,
     **loading: Unpack[Loading],
 ) -> None:
-    """Write `experts`, the maxima of every expert over the run's first `sequences`, and `routing`, the experts' parts
-    of the largest massive activation of each dim. Both are empty where the model has no experts; their provenance has
-    `Ranking`.
+    """Write `experts`, the maxima of every expert over the run's first `sequences`; `routing`, the experts' parts of
+    the largest massive activation of each dim; and how the routers spread the positions of these sequences,
+    `expert_load` by expert and `expert_balance` by layer. All are empty where the model has no experts; their
+    provenance has `Ranking`.
 
     source      the model's source.json
     published   CSV of super experts that were published, by the model's hub id
@@ -85,13 +89,22 @@ def rank_experts(
     provenance |= {**ranking.kept, "package_version": __version__}
     if recorded is None:
         ranks, parts = pl.DataFrame(schema=EXPERTS.schema), pl.DataFrame(schema=ROUTING.schema)
+        load, balance = pl.DataFrame(schema=EXPERT_LOAD.schema), pl.DataFrame(schema=EXPERT_BALANCE.schema)
     else:
+        # Not at the top, as above.
+        from outlier_features.experts.expert_load import balance_rows, load_rows
+
+        positions = {name: int(size[ranked].sum()) for name, size in population_sizes(run.parts).items()}
+        load = load_rows(recorded.counts, positions)
+        balance = balance_rows(load, positions)
         parts = routing_of(recorded.parts, targets)
         forming = set(parts.filter("forms_massive")["layer"])
         ranks = with_flags(recorded.maxima, forming, provenance["blocks"], percentile, share)
         ranks = with_published(ranks, pl.read_csv(published, infer_schema_length=None), model["origin"])
     write_table(experts, ranks, EXPERTS, provenance)
     write_table(routing, parts, ROUTING, provenance)
+    write_table(expert_load, load, EXPERT_LOAD, provenance)
+    write_table(expert_balance, balance, EXPERT_BALANCE, provenance)
 
 
 def names_experts(location: Path) -> bool:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import polars as pl
@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from outlier_features.errors import InputError
+from outlier_features.experts.expert_load import COUNTS, LoadCounts
 from outlier_features.experts.moe_layers import ExpertCall, MoeLayer, find_moe_layers, recording
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
@@ -24,6 +25,7 @@ EXPERT, SHARED = "expert", "shared"
 MAXIMA = {
     "layer": pl.UInt16, "part": pl.String, "expert": pl.UInt16, "max_abs": pl.Float64, "max_abs_weighted": pl.Float64,
     "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "tokens_routed": pl.Int64, "mean_weight": pl.Float64,
+    "max_abs_input": pl.Float64, "neuron": pl.UInt32,
 }  # fmt: skip
 PARTS = {
     "layer": pl.UInt16, "sequence": pl.UInt32, "token": pl.UInt32, "dim": pl.UInt32, "part": pl.String,
@@ -36,13 +38,15 @@ Location = tuple[int, int, int]  # sequence, position, dim
 
 @dataclass(frozen=True)
 class Recorded:
-    """`maxima` (columns `MAXIMA`, a row for each expert of each layer) and `parts` (`PARTS`, at the locations asked).
+    """Of every expert of each layer its `maxima` (columns `MAXIMA`) and `counts` (`COUNTS`); and `parts` (`PARTS`), at
+    the locations asked.
 
     active_parameters   of the model, those that a token uses
     absent              why there are none, where `expert_out` cannot be recorded
     """
 
     maxima: pl.DataFrame
+    counts: pl.DataFrame
     parts: pl.DataFrame
     active_parameters: int = 0
     absent: str | None = None
@@ -64,7 +68,8 @@ def record_model(
     found = find_moe_layers(loaded, blocks)
     if found.absent:
         print(f"expert_out: absent ({found.absent})", file=sys.stderr)
-        return Recorded(pl.DataFrame(schema=MAXIMA), pl.DataFrame(schema=PARTS), absent=found.absent)
+        maxima, counts, parts = (pl.DataFrame(schema=schema) for schema in (MAXIMA, COUNTS, PARTS))
+        return Recorded(maxima, counts, parts, absent=found.absent)
     return record_experts(loaded, found.layers, run, ranked=ranked, locations=locations)
 
 
@@ -80,19 +85,21 @@ def record_experts(
 
     ranked      sequences over which each expert's maxima are taken: of `abs(expert_out)` (`max_abs`, with the first
                 place where it stands), of the same times the router's weight, or the shared expert's gate
-                (`max_abs_weighted`)
+                (`max_abs_weighted`), and of what a routed one's down projection reads (`max_abs_input`); and over which
+                the positions that choose it are counted
     locations   where each part of each layer's output is wanted: `value` of `expert_out` there, `weight`, `weighted` =
                 their product; `whole`: their sum as the model has it; `mlp_out`: what is added to the stream
 
     Raises `InputError` where the parts do not sum to the whole, and where an expert's output is not finite.
     """
     recorder = _ExpertRecorder(layers)
+    parts = run.parts
     wanted: dict[int, list[tuple[int, int]]] = {}
     for sequence, position, dim in locations:
         wanted.setdefault(sequence, []).append((position, dim))
     for sequence in tqdm(sorted({*ranked, *wanted}), desc="experts", unit="sequence", file=sys.stderr):
         ids = torch.from_numpy(run.tokens[sequence][run.mask[sequence]].astype(np.int64)).to(loaded.device)[None]
-        recorder.begin(sequence, sequence in set(ranked), wanted.get(sequence, []))
+        recorder.begin(sequence, parts[sequence][run.mask[sequence]], sequence in set(ranked), wanted.get(sequence, []))
         with (
             recording(loaded.model, recorder.expert),
             hooked(recorder.sites(), recorder.tensor),
@@ -112,6 +119,15 @@ class _Maximum:
     at: Location | tuple[None, None, None] = (None, None, None)
     rows: int = 0
     weight: float = 0.0
+    read: float | None = None
+    neuron: int | None = None
+
+    def add_input(self, neurons: torch.Tensor) -> None:
+        """What the down projection reads at some positions, (n, M)."""
+        at = int(neurons.abs().argmax())
+        value = abs(float(neurons.reshape(-1)[at]))
+        if self.read is None or value > self.read:
+            self.read, self.neuron = value, at % neurons.shape[1]
 
     def add(self, sequence: int, rows: torch.Tensor, output: torch.Tensor, weight: torch.Tensor) -> None:
         """Outputs (n, H) with their weights (n,) at the positions `rows`."""
@@ -151,6 +167,7 @@ class _ExpertRecorder:
             for layer in layers
             for part in [*range(layer.count), *([SHARED] if layer.shared else [])]
         }
+        self._loads = {layer.layer: LoadCounts.of(layer.count) for layer in layers}
         self._rows: list[dict[str, object]] = []
 
     def sites(self) -> Iterator[tuple[tuple[int, str], Site]]:
@@ -159,13 +176,17 @@ class _ExpertRecorder:
             named = {"shared": layer.shared, "gate": layer.gate, "whole": layer.whole, "mlp_out": layer.mlp_out}
             yield from (((layer.layer, name), site) for name, site in named.items() if site)
 
-    def begin(self, sequence: int, ranked: bool, wanted: list[tuple[int, int]]) -> None:
-        self._sequence, self._ranked, self._wanted = sequence, ranked, wanted
+    def begin(self, sequence: int, parts: np.ndarray[Any, Any], ranked: bool, wanted: list[tuple[int, int]]) -> None:
+        """The sequence that runs next, the part of each of its positions, and what is asked of it."""
+        self._sequence, self._parts, self._ranked, self._wanted = sequence, parts, ranked, wanted
         self._places = torch.tensor(wanted, dtype=torch.int64).reshape(-1, 2).T
         self._running = {index: _RunningLayer([[] for _ in wanted]) for index in self._layers}
 
     def expert(self, call: ExpertCall) -> None:
         index = self._of_module[call.experts]
+        if self._ranked:
+            self._loads[index].add(call.expert, self._parts[call.rows.cpu().numpy()], call.weight)
+            self._maxima[index, call.expert].add_input(call.neurons)
         self._take(index, EXPERT, call.expert, call.rows, call.output, call.weight)
 
     def tensor(self, key: tuple[int, str], value: torch.Tensor) -> None:
@@ -232,5 +253,7 @@ class _ExpertRecorder:
                 "max_abs_weighted": None if one.value is None else one.weighted,
                 "sequence": sequence, "token": position, "dim": dim, "tokens_routed": one.rows,
                 "mean_weight": one.weight / one.rows if one.rows else None,
+                "max_abs_input": one.read, "neuron": one.neuron,
             })  # fmt: skip
-        return Recorded(pl.DataFrame(rows, schema=MAXIMA), pl.DataFrame(self._rows, schema=PARTS))
+        counts = pl.concat([load.rows(layer) for layer, load in self._loads.items()])
+        return Recorded(pl.DataFrame(rows, schema=MAXIMA), counts, pl.DataFrame(self._rows, schema=PARTS))

@@ -7,11 +7,11 @@ import polars as pl
 from outlier_features.experts.experts_schema import Ranking
 
 _SUPER = ("layer", "part", "expert", "max_abs", "max_abs_weighted", "sequence", "token", "dim", "tokens_routed",
-          "mean_weight", "first_three_quarters_code", "published")  # fmt: skip
+          "mean_weight", "max_abs_input", "neuron", "first_three_quarters_code", "published")  # fmt: skip
 
 
 def experts_summary(
-    experts: pl.DataFrame, routing: pl.DataFrame, massive: pl.DataFrame, ranking: Ranking
+    experts: pl.DataFrame, routing: pl.DataFrame, balance: pl.DataFrame, massive: pl.DataFrame, ranking: Ranking
 ) -> dict[str, Any] | None:
     """What was found of the experts; None for a model without any.
 
@@ -40,7 +40,30 @@ def experts_summary(
         "elsewhere": passing.filter(~pl.col("super_expert")).select(_SUPER).to_dicts(),
         "published": None if known is None else known.select("layer", "part", "expert", "super_expert").to_dicts(),
         "routing": _largest_parts(routing, massive),
+        "balance": {
+            str(population): rows.drop("population").to_dicts()
+            for (population,), rows in balance.group_by("population", maintain_order=True)
+        },
+        "kurtosis": {
+            "layers": kurtosis_of_maxima(experts, "layer").to_dicts(),
+            "experts": kurtosis_of_maxima(experts, "expert").to_dicts(),
+        },
     }
+
+
+def kurtosis_of_maxima(experts: pl.DataFrame, over: str) -> pl.DataFrame:
+    """By `layer`, or by index of the `expert`: of how many routed experts that a position chose it is, and the Fisher
+    kurtosis of their `max_abs`, mean((x - mean)^4) / mean((x - mean)^2)^2 - 3; null where all are alike.
+    """
+    off = pl.col("max_abs") - pl.col("max_abs").mean()
+    square = off.pow(2).mean()
+    return (
+        experts.filter(part="expert")
+        .drop_nulls("max_abs")
+        .group_by(over)
+        .agg(maxima=pl.len(), kurtosis=pl.when(square > 0).then(off.pow(4).mean() / square.pow(2) - 3))
+        .sort(over)
+    )
 
 
 def _largest_parts(routing: pl.DataFrame, massive: pl.DataFrame) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.prefixes import Prefixes
-from outlier_features.model.sites import Block, find_sites, hooked
+from outlier_features.model.sites import Block, attention_blocks, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
 from outlier_features.norms.norm_forms import norm_calls
@@ -90,6 +90,7 @@ class Passes:
             **request.place,
             "sites": [site for site in sites if any(site in block.sites for block in blocks)],
             "absent": absent,
+            "attention_blocks": attention_blocks(blocks),
             "job": uuid.uuid4().hex,
             "package_version": __version__,
             "torch": torch.__version__,

@@ -1,4 +1,5 @@
-"""The figure of ablations: perplexity without outlier dims and super weights, beside that without random ones."""
+"""The figures of ablations: perplexity without outlier dims, super weights and super experts, beside that without
+random ones."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,28 @@ def ablation(results: Part) -> Drawing:
     if not effects:
         return drawing.empty(f"Nothing is drawn. {nothing_to_ablate(results)}.")
     figure = _figure(results["effects"][0], effects, results["only_first_excluded"])
+    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
+
+
+def expert_ablation(results: Part) -> Drawing:
+    """The same for a model without its super experts.
+
+    results   `expert_ablation` of summary.json, of a model that has super experts
+    """
+    base, *effects = results["effects"]
+    drawing = Drawing(
+        "expert-ablation",
+        "Without the super experts",
+        effects[0]["site"],
+        effects[0]["rule"],
+        "all",
+        f"Perplexity on the {ablation_sample(results)} while what experts write is set to zero at every position; the "
+        "router chooses as ever. A thin line reaches from the sequence with the lowest perplexity to that with the "
+        "highest. Dashed: the unchanged model; shaded: its range over the sequences. Open grey marks: "
+        f"{count(results['seeds'], 'draw')} of as many random experts of the same layers, set alike.",
+        min_width=600,
+    )
+    figure = _figure(base, effects, results["only_first_excluded"])
     return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
 
 

@@ -77,7 +77,8 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     said = [
         "Alpha is the mean probability that a key gets from the queries that can see it, itself among them. Position 0 "
         f"is a sink (alpha > {limit}) in {percent(_overall(sinks.filter(token=0)))} of (sequence, layer, head), over "
-        f"the first {length} positions of {count(sample.sequences, 'sequence')}."
+        f"the first {length} positions of {count(sample.sequences, 'sequence')}"
+        + (f" in {layers([*rates])}, which alone have attention." if sample.layers_without_patterns else ".")
     ]
     if highest := max(rates.values()):
         strong = [layer for layer, rate in rates.items() if rate >= highest / 2]
@@ -89,11 +90,15 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     if len(learned):
         said.append(f"The learned sink, which has no position, is one in {percent(_overall(learned))} of them.")
     if massive is not None:
-        up, after = massive.step_up, massive.step_up + 1
+        up = massive.step_up
+        after = min((layer for layer in rates if layer > up), default=None)
         beside = [f"{percent(rates[layer])} in layer {layer}" for layer in (up, after) if layer in rates]
+        reads = (
+            "no attention reads that" if after is None else f"the attention of layer {after} is the first to read that"
+        )
         said.append(
             f"Dimension {massive.dim}, the largest by rule {massive.rule}, reaches half of its largest |x| on "
-            f"resid_post in layer {up}; the attention of layer {after} is the first to read that."
+            f"resid_post in layer {up}; {reads}."
             + (f" Sink rate of position 0: {', '.join(beside)}." if beside else "")
         )
     else:

@@ -23,7 +23,8 @@ _SWEEPS, _INT8 = ("moe_sweep", "qwen3_dense"), ("dettmers2022",)
 class Compared:
     """The runs of a comparison.
 
-    models       rows of the table `models`
+    models       rows of the table `models`; of a model with revisions, those of the last one
+    training     rows of the table `models` of each revision with a step that no other one stands for
     layers       by run, as `model/corpus`, its table `layers`
     systematic   the rules with shares on the residual stream that were applied to a run
     like_published   those of them by the criteria of the published numbers
@@ -31,6 +32,7 @@ class Compared:
     """
 
     models: pl.DataFrame
+    training: pl.DataFrame
     layers: Mapping[str, pl.DataFrame]
     systematic: Sequence[str]
     like_published: Sequence[str]
@@ -51,7 +53,8 @@ class Compared:
             rules |= {name: rule for name, rule in systematic.items() if applied_sites(summary, name)}
         residual = [name for name, rule in rules.items() if rule.basis == RESIDUAL]
         like_published = [name for name in residual if published_kind(rules[name]) == SYSTEMATIC]
-        return cls(models, layers, residual, like_published, numbers)
+        training = models.filter(pl.col("step").is_not_null(), pl.col("same_weights_as").is_null())
+        return cls(_of_last_revisions(models), training, layers, residual, like_published, numbers)
 
     @property
     def populations(self) -> list[str]:
@@ -64,9 +67,22 @@ class Compared:
     @cached_property
     def _names(self) -> dict[str, str]:
         """By run what it is called: the model, with the corpus where there are several."""
-        runs = self.models.select("run", "model", "corpus").unique(maintain_order=True)
-        several = runs["corpus"].n_unique() > 1
-        return {run: run if several else model for run, model, _ in runs.iter_rows()}
+        runs = self.models["run"].unique(maintain_order=True)
+        return {run: run if self._several_corpora else run.rpartition("/")[0] for run in runs}
+
+    @property
+    def _several_corpora(self) -> bool:
+        return self.models["corpus"].n_unique() > 1
+
+    def trained_name(self, model: str, corpus: str) -> str:
+        """What all revisions of a model on a corpus together are called."""
+        return f"{model}/{corpus}" if self._several_corpora else model
+
+    @property
+    def of_revisions(self) -> str:
+        """A sentence on which revisions are left out of `models`."""
+        several = self.models["revision"].is_not_null().any()
+        return " Of a model's revisions one is drawn: main, or the one of the latest step." if several else ""
 
     def blocks(self, run: str) -> int:
         return int(self.models.filter(run=run)["blocks"][0])
@@ -109,7 +125,7 @@ class Compared:
         return points
 
     def left_out(self, *columns: str) -> str:
-        """A sentence about runs that are not drawn since a number is not known, and about kinds that are not."""
+        """Sentences about runs that are not drawn since a number is not known, and about kinds that are not."""
         runs = self.models.unique("run", keep="first", maintain_order=True)
         lacking = sum(any(row[name] is None for name in columns) for row in runs.iter_rows(named=True))
         unknown = runs["routed_experts"].null_count()
@@ -119,7 +135,16 @@ class Compared:
             said += (
                 f" Among the dense models {verb} {count(unknown, 'run')} whose experts, if any, were not looked into."
             )
-        return said
+        return said + self.of_revisions
+
+
+def _of_last_revisions(models: pl.DataFrame) -> pl.DataFrame:
+    """`models` with one revision of each model: main, else the one of the latest step, else the last that is named."""
+    runs = models.unique("run", keep="first", maintain_order=True).filter(pl.col("revision").is_not_null())
+    last = runs.sort((pl.col("revision") == "main"), pl.col("step").fill_null(-1), maintain_order=True).unique(
+        ["model", "corpus"], keep="last"
+    )  # fmt: skip
+    return models.filter(pl.col("revision").is_null() | pl.col("run").is_in(last["run"].implode()))
 
 
 def kind_of(row: Mapping[str, Any]) -> str:

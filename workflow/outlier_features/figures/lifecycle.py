@@ -8,9 +8,11 @@ import polars as pl
 
 from outlier_features.figures.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     ORANGE,
+    PURPLE,
     SKY,
     VERMILLION,
     Drawing,
@@ -18,6 +20,7 @@ from outlier_features.figures.style import (
     panels,
     set_layer_axis,
 )
+from outlier_features.origin.expert_parts import ROUTED, SHARED
 from outlier_features.origin.origin_findings import (
     traced_population,
     traced_rule,
@@ -31,6 +34,8 @@ _PARTS = {
     "norm_after_attn": ("the norm after attention changes", SKY, "/"),
     "mixer_out": ("the mixer adds", BLUE, "x"),
     "mlp_out": ("the MLP adds", ORANGE, ""),
+    ROUTED: ("the routed experts add", PURPLE, ""),
+    SHARED: ("the shared expert adds", GREEN, ""),
     "norm_after_mlp": ("the norm after the MLP changes", VERMILLION, "\\"),
     "block": ("the block adds", GREY, "."),
 }

@@ -1,6 +1,7 @@
 """The figure of magnitude over relative depth, a line for each model."""
 
 from dataclasses import replace
+from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -40,7 +41,7 @@ def relative_depth(compared: Compared) -> Drawing:
         listing(compared.populations),
         "A line for each run: the largest |x| of a sequence (over its positions and dims) after each block, averaged "
         "over the sequences, and the same over the median |x|, which is averaged likewise. Across: the block / the "
-        "number of blocks, so that 100 % is what the last one leaves.",
+        "number of blocks, so that 100 % is what the last one leaves." + compared.of_revisions,
         min_width=700,
     )
     rows = [
@@ -49,7 +50,8 @@ def relative_depth(compared: Compared) -> Drawing:
             depth=(pl.col("layer") + 1) / compared.blocks(run),
             ratio=pl.when(pl.col("median") > 0).then(pl.col("top1") / pl.col("median")),
         )
-        for run, frame in compared.layers.items()
+        for run in compared.models["run"].unique(maintain_order=True)
+        for frame in [compared.layers[run]]
         if (frame["site"] == RESID_POST).any()
     ]  # fmt: skip
     if not rows:
@@ -57,6 +59,12 @@ def relative_depth(compared: Compared) -> Drawing:
     data = pl.concat(rows)
     views = {population: _figure(compared, data, population) for population in compared.populations}
     return replace(drawing, views=views, data=data)
+
+
+def line_of(index: int) -> dict[str, Any]:
+    """How the line of the `index`-th of several models is drawn."""
+    dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    return {"color": _COLOURS[index % len(_COLOURS)], "width": 1.6, "dash": dash}
 
 
 def _figure(compared: Compared, data: pl.DataFrame, population: str) -> go.Figure:
@@ -71,9 +79,7 @@ def _figure(compared: Compared, data: pl.DataFrame, population: str) -> go.Figur
             figure.add_scatter(
                 x=here["depth"].to_list(), y=here[name].to_list(), customdata=here["layer"].to_list(),
                 name=name_here, legendgroup=run, showlegend=row == 1, mode="lines+markers",
-                line={"color": _COLOURS[index % len(_COLOURS)], "width": 1.6,
-                      "dash": _DASHES[index // len(_COLOURS) % len(_DASHES)]},
-                marker={"size": 4},
+                line=line_of(index), marker={"size": 4},
                 hovertemplate=f"{name_here}<br>layer %{{customdata}}, {title} %{{y:.4g}}<extra></extra>",
                 row=row, col=1,
             )  # fmt: skip

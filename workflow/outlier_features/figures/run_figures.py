@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 
 from outlier_features.attention.sinks_schema import SinkSample
-from outlier_features.figures.ablation import ablation
+from outlier_features.figures.ablation import ablation, expert_ablation
 from outlier_features.figures.attention_maps import attention_maps
 from outlier_features.figures.attention_sinks import attention_sinks
 from outlier_features.figures.dimension_map import dimension_map
 from outlier_features.figures.distribution import distribution, site_thresholds
+from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import expert_figures
+from outlier_features.figures.hybrid import with_attention_marked
+from outlier_features.figures.knock_outs import knock_out_figures
 from outlier_features.figures.kurtosis import kurtosis
 from outlier_features.figures.lifecycle import lifecycle
 from outlier_features.figures.locations import locations_by_layer
@@ -16,6 +19,7 @@ from outlier_features.figures.magnitude import magnitude_by_layer
 from outlier_features.figures.massive_tokens import massive_tokens
 from outlier_features.figures.norm_gains import norm_gains
 from outlier_features.figures.origin import origin
+from outlier_features.figures.origin_shares import origin_shares
 from outlier_features.figures.positions import positions
 from outlier_features.figures.rules_side_by_side import rules_side_by_side
 from outlier_features.figures.sensitivity import sensitivity
@@ -28,6 +32,7 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import listing_rules, of_kind
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.systematic import Systematic
+from outlier_features.summary.hybrid import attention_of_hybrid
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
@@ -39,6 +44,8 @@ PLACES = {
     "experts": ("experts", "What each expert writes"),
     "attention_maps": ("attention-sinks", "Attention sinks and massive activations"),
     "ablation": ("ablation", "Does it matter?"),
+    "expert_ablation": ("expert-ablation", "Without the super experts"),
+    "knock_outs": ("knock-outs", "Without a sublayer"),
 }
 
 
@@ -71,9 +78,10 @@ def run_figures(run: Run) -> list[Drawing]:
     ]
     if run.locations:
         drawings.append(locations_by_layer(run.locations))
-    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation"):
+    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation", "knock_outs"):
         drawings += _optional(run, analysis)
-    return drawings
+    attention = attention_of_hybrid(summary["model"])
+    return [with_attention_marked(drawing, attention) for drawing in drawings] if attention else drawings
 
 
 def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
@@ -93,11 +101,13 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
     elif analysis == "origin" and "lifecycle" in tables:
         yield from (
             lifecycle(tables["lifecycle"], listing),
+            origin_shares(tables["origin_shares"], listing),
             origin(tables["origin"], tables["origin_neurons"], listing),
         )
-    elif analysis == "experts" and "experts" in tables:
-        rule = rule_of(summary["rules"], SuperExpert)
-        yield from expert_figures(tables["experts"], tables["routing"], summary["model"]["blocks"], rule, listing)
+    elif analysis == "experts" and summary["experts"]:
+        rule, blocks = rule_of(summary["rules"], SuperExpert), summary["model"]["blocks"]
+        yield from expert_figures(tables["experts"], tables["routing"], blocks, rule, listing)
+        yield expert_load(tables["expert_load"], tables["expert_balance"], blocks, run.populations)
     elif analysis == "attention_maps" and run.maps:
         yield attention_sinks(
             tables["sinks"], tables["emergence"], tables["dims"], listing, SinkSample.of(run.maps.provenance)
@@ -105,3 +115,7 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
         yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
     elif analysis == "ablation" and "ablation" in tables:
         yield ablation(summary["ablation"])
+    elif analysis == "expert_ablation" and "expert_ablation" in tables and summary["expert_ablation"]["effects"]:
+        yield expert_ablation(summary["expert_ablation"])
+    elif analysis == "knock_outs" and "knock_outs" in tables:
+        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"], listing)

@@ -5,10 +5,11 @@ whose provenance has `missing`. So the run goes on, and whoever reads them can s
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import polars as pl
 
@@ -39,10 +40,10 @@ ANALYSES = {
     "loss": "The loss",
     "super_weights": "The search for super weights",
     "ablation": "The ablation of dimensions and weights",
+    "expert_ablation": "The pruning of super experts",
+    "knock_outs": "The knock-out of sublayers, heads and super weights",
 }
 _OF_THE_CHUNK = ("start", "stop", "job", "norms", MISSING)  # not to be inherited from an input
-
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -91,35 +92,28 @@ def require_had(provenance: Mapping[str, Any]) -> None:
         raise MissingInput(provenance[MISSING])
 
 
-def optional(
-    function: Callable[P, None], analysis: str, outputs: Iterable[str], log: str, *, of: str, off: str | None = None
-) -> Callable[P, None]:
-    """`function`, after which `outputs` are there even if it cannot make them.
+@contextmanager
+def optional(analysis: str, outputs: Iterable[str], log: str, *, of: str, off: str | None = None) -> Iterator[bool]:
+    """The body makes `outputs`, which are there afterwards even if it cannot. Its value: whether it is to try.
 
     analysis   one of `ANALYSES`
     log        of the job
     of         a table or tensor file of the same run: what stands in for the outputs has its provenance
-    off        why the config leaves the analysis out; `function` is not called then
+    off        why the config leaves the analysis out: there is nothing to try
 
     What stops a run all the same: a damaged file or one of another run, a mistake in the config, and what the machine
     refuses.
     """
-
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        where = _within_results(Path(log))
-        missing = Missing(analysis, "off", off, where) if off else None
-        if not missing:
-            try:
-                return function(*args, **kwargs)
-            except Exception as error:
-                missing = why_missing(error, analysis, Path(log))
+    missing = Missing(analysis, "off", off, _within_results(Path(log))) if off else None
+    try:
+        yield missing is None
+    except Exception as error:
+        missing = why_missing(error, analysis, Path(log))
+    if missing:
         provenance = _provenance(Path(of))
         for output in map(Path, outputs):
             _write_instead(output, missing, provenance)
         say(f"missing: {missing.sentence}")
-        return None
-
-    return run
 
 
 def why_missing(error: Exception, analysis: str, log: Path) -> Missing:

@@ -1,4 +1,4 @@
-"""What is done to a model in memory while it runs, and undone afterwards: dims set to values, weights set to zero."""
+"""What is done to a model in memory while it runs, and undone afterwards: dims set to values, weights scaled."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -16,14 +16,14 @@ from outlier_features.model.sites import Site, hooked
 
 @dataclass(frozen=True)
 class Edit:
-    """The `dims` of a site's tensor and the values that they are set to, one each.
+    """The `dims` of a site's tensor and the values that they are set to, one each, or (B, T, dims) one each position.
 
-    The site is a module's output: an input may be read by other modules too.
+    The site is a module's output, or the input of attention's last matrix: other inputs may be read by more modules.
     """
 
     site: Site
     dims: tuple[int, ...]
-    values: tuple[float, ...]
+    values: tuple[float, ...] | torch.Tensor
 
 
 def edited(
@@ -36,7 +36,9 @@ def edited(
 
     def change(edit: Edit, x: torch.Tensor) -> None:
         here = beside(where, x).reshape(x.shape[:-1])[..., None]
-        values = torch.tensor(edit.values, dtype=x.dtype, device=x.device)
+        values = torch.as_tensor(edit.values, dtype=x.dtype, device=x.device)
+        if values.ndim > 1:
+            values = values.reshape(*x.shape[:-1], -1)
         x[..., list(edit.dims)] = torch.where(here, values, x[..., list(edit.dims)])
 
     return hooked([(edit, edit.site) for edit in edits], change, past)
@@ -48,23 +50,23 @@ def weight_at(module: nn.Module, row: int, col: int) -> float:
 
 
 @contextmanager
-def zeroing() -> Iterator[Callable[[nn.Module, int, int], None]]:
-    """Hands out `zero(module, row, col)`; when the block ends, however it ends, every weight is what it was.
+def scaling() -> Iterator[Callable[[nn.Module, int, int, float], None]]:
+    """Hands out `scale(module, row, col, factor)`; when the block ends, however it ends, every weight is what it was.
 
-    Nothing is written where a weight was loaded, which may be a map of the model's file: the module gets a copy to
-    write to, and in the end its own memory back.
+    The factor is of the weight as it was loaded. Nothing is written where a weight was loaded, which may be a map of
+    the model's file: the module gets a copy to write to, and in the end its own memory back.
     """
     loaded: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}
 
-    def zero(module: nn.Module, row: int, col: int) -> None:
-        weight = weight_of(module)
+    def scale(module: nn.Module, row: int, col: int, factor: float) -> None:
+        weight, at = weight_of(module), _index(module, row, col)
         if id(weight) not in loaded:
             loaded[id(weight)] = weight, weight.data
             weight.data = weight.data.clone()
-        weight.data[_index(module, row, col)] = 0
+        weight.data[at] = loaded[id(weight)][1][at] * factor if factor else 0
 
     try:
-        yield zero
+        yield scale
     finally:
         for weight, data in loaded.values():
             weight.data = data

@@ -72,6 +72,7 @@ class Block:
     activation     the module that reads `mlp_pre`
     routed         not every token goes through the same matrices of the MLP: it has experts
     nested         the sublayers lie in blocks of their own, which may read something else than the stream
+    attends        one of its parts mixes tokens by softmax weights; None where a part could not be tried
     """
 
     path: str
@@ -88,6 +89,7 @@ class Block:
     activation: nn.Module | None = None
     routed: bool = False
     nested: bool = False
+    attends: bool | None = None
 
 
 def find_sites(loaded: LoadedModel) -> list[Block]:
@@ -161,11 +163,24 @@ def _describe(place: BlockCall, calls: list[Call], loaded: LoadedModel) -> Block
     draft.add("resid_post", whole, "out")
     parts = sublayers(inner, loaded.config, crosses=loaded.part == "decoder")
     draft.block.nested = any(part.nested for part in parts)
+    draft.block.attends = _attends(parts)
     draft.block.routed = any(part.is_mlp and part.routed for part in parts)
     mixers = [part for part in parts if part.kind in ("attention", "mixer", "cross")]
     _describe_mixers(draft, inner, parts)
     _describe_mlp(draft, inner, parts, mixers)
     return draft.block
+
+
+def _attends(parts: list[Sublayer]) -> bool | None:
+    kinds = {part.kind for part in parts}
+    return True if "attention" in kinds else None if "unknown" in kinds else False
+
+
+def attention_blocks(blocks: list[Block]) -> list[int] | None:
+    """Numbers of the blocks that have attention by softmax weights; None where that is not known of every block."""
+    if any(block.attends is None for block in blocks):
+        return None
+    return [number for number, block in enumerate(blocks) if block.attends]
 
 
 class _Draft:

@@ -5,7 +5,7 @@ own; where a block multiplies what attention and the MLP return before it adds t
 block that does yet something else, all that it adds is one part.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ def block_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
     Where the outputs of its sublayers do not sum to `resid_post` within rounding, since the block does something else
     with them or adds what is no output of theirs, the parts are `resid_pre` and `block`.
     """
-    pre, post = _exact(rows["resid_pre"]), _exact(rows["resid_post"])
+    pre, post = exact(rows["resid_pre"]), exact(rows["resid_post"])
     parts, allowed = _sublayers(block, rows)
     if len(parts) > 1:
         difference = (torch.stack([part.value for part in parts]).sum(0) - post).abs()
@@ -52,7 +52,7 @@ def _sublayers(block: Block, rows: Mapping[str, Tensor]) -> tuple[list[Part], Te
     """`resid_pre` and what the sublayers that were found add to it, and by how much that may differ from the whole."""
     dtype = rows["resid_pre"].dtype
     if block.closing_norm is not None and rows.keys() >= set(SITES_POST_NORM) and "mlp_norm" in block.sites:
-        post = _exact(rows["resid_post"])
+        post = exact(rows["resid_post"])
         return _post_norm_parts(block, rows), TOLERANCE[dtype] * (post.abs() + post.square().mean().sqrt())
     parts, exactly = _added_parts(rows)
     size = torch.stack([part.value.abs() for part in parts]).sum(0)
@@ -68,21 +68,21 @@ def _post_norm_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
         normed_attn = block.sites["mlp_norm"].module(after_attn[None])[0]
         normed_mlp = block.closing_norm(after_mlp[None])[0]
     return [
-        Part("resid_pre", _exact(rows["resid_pre"])),
-        Part("attn_out", _exact(rows["attn_out"])),
-        Part("norm_after_attn", _exact(normed_attn) - _exact(rows["resid_pre"]) - _exact(rows["attn_out"])),
-        Part("mlp_out", _exact(rows["mlp_out"])),
-        Part("norm_after_mlp", _exact(normed_mlp) - _exact(rows["resid_mid"]) - _exact(rows["mlp_out"])),
+        Part("resid_pre", exact(rows["resid_pre"])),
+        Part("attn_out", exact(rows["attn_out"])),
+        Part("norm_after_attn", exact(normed_attn) - exact(rows["resid_pre"]) - exact(rows["attn_out"])),
+        Part("mlp_out", exact(rows["mlp_out"])),
+        Part("norm_after_mlp", exact(normed_mlp) - exact(rows["resid_mid"]) - exact(rows["mlp_out"])),
     ]
 
 
 def _added_parts(rows: Mapping[str, Tensor]) -> tuple[list[Part], bool]:
     """The outputs as they are added, or two of them multiplied by a number of the block; and whether as they are."""
-    pre, post = _exact(rows["resid_pre"]), _exact(rows["resid_post"])
-    outputs = {name: _exact(rows[name]) for name in OUTPUTS if name in rows}
+    pre, post = exact(rows["resid_pre"]), exact(rows["resid_post"])
+    outputs = {name: exact(rows[name]) for name in OUTPUTS if name in rows}
     scales = dict.fromkeys(outputs, 1.0)
     if "resid_mid" in rows and len(outputs) == 2:
-        mid, eps = _exact(rows["resid_mid"]), 2 * torch.finfo(rows["resid_pre"].dtype).eps
+        mid, eps = exact(rows["resid_mid"]), 2 * torch.finfo(rows["resid_pre"].dtype).eps
         for (name, output), (before, after) in zip(outputs.items(), ((pre, mid), (mid, post)), strict=True):
             scales[name] = _scale(before, output, after, eps)
     parts = [Part("resid_pre", pre), *(Part(name, scales[name] * output) for name, output in outputs.items())]
@@ -100,26 +100,6 @@ def _scale(before: Tensor, out: Tensor, after: Tensor, eps: float) -> float:
     return float(((after - before)[large] / out[large]).median()) if bool(large.any()) else 1.0
 
 
-def lifecycle_rows(
-    dims: Sequence[int], blocks: Sequence[Block], rows: Sequence[Mapping[str, Tensor]]
-) -> Iterator[dict[str, object]]:
-    """For each dim and block, its parts and `resid_post`, at the token of `rows` (by block and site, (H,)).
-
-    `share` is a part's share of what the block changes: attn_out, mlp_out and the norms sum to 1.
-    """
-    for layer, (block, tensors) in enumerate(zip(blocks, rows, strict=True)):
-        pre, *added = block_parts(block, tensors)
-        post = _exact(tensors["resid_post"])
-        change = torch.stack([part.value for part in added]).sum(0)
-        for dim in dims:
-            whole = float(change[dim])
-            where: dict[str, object] = {"target_dim": dim, "layer": layer}
-            yield {**where, "part": "resid_pre", "value": float(pre.value[dim]), "share": None}
-            for part in added:
-                value = float(part.value[dim])
-                yield {**where, "part": part.name, "value": value, "share": value / whole if whole else None}
-            yield {**where, "part": "resid_post", "value": float(post[dim]), "share": None}
-
-
-def _exact(value: Tensor) -> Tensor:
+def exact(value: Tensor) -> Tensor:
+    """A copy in float64 on the CPU."""
     return value.cpu().double()

@@ -97,11 +97,13 @@ def _ranks(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The largest singular values of a weight (k,), and the share of each output dim in their left singular vectors
-    (H, k): squares, so a column sums to 1."""
+    """The largest singular values of a weight (k,); the share of each output dim in their left singular vectors (H, k),
+    squares, so a column sums to 1; and of the largest both singular vectors, `written` (H,) and `read` (M,)."""
 
     values: Array
     dim_shares: Array
+    written: Array
+    read: Array
 
 
 def spectrum(weight: torch.Tensor) -> Spectrum:
@@ -118,7 +120,38 @@ def spectrum(weight: torch.Tensor) -> Spectrum:
     squares, vectors = torch.linalg.eigh(gram)
     leading = slice(None, -1 - min(SINGULAR_VALUES, outputs), -1)
     values = squares.clamp(min=0).sqrt().numpy()[leading]
-    return Spectrum(values, np.square(vectors.numpy()[:, leading]))
+    written = vectors[:, -1]
+    read = torch.cat([columns.cpu().double().T @ written for columns in weight.split(4096, dim=1)])
+    return Spectrum(
+        values, np.square(vectors.numpy()[:, leading]), written.numpy(), (read / (float(values[0]) or 1.0)).numpy()
+    )
+
+
+def projection_row(
+    found: Spectrum, neurons: torch.Tensor, written: torch.Tensor, position: int, dim: int
+) -> dict[str, float | None]:
+    """How much of what an MLP writes to `dim` goes by the first singular direction of its last linear layer.
+
+    neurons   the layer's input at the positions of a sequence (T, M)
+    written   its output there (T, H)
+
+    `projection` is that of the neurons at `position` on the right singular vector, whose sign is such that it writes a
+    positive value to the dim; `projection_share`, what it writes over the output there; `slope` and `r2`, of the line
+    through the outputs to the dim at all positions by their projections, None where one of these does not vary.
+    """
+    sign = -1.0 if found.written[dim] < 0 else 1.0
+    x = neurons.double().cpu().numpy() @ found.read * sign
+    y = written[:, dim].double().cpu().numpy()
+    off, away = x - x.mean(), y - y.mean()
+    varies = bool(off.any() and away.any())
+    slope = float(off @ away / (off @ off)) if varies else None
+    by_it = float(found.values[0] * abs(found.written[dim]) * x[position])
+    return {
+        "projection": float(x[position]),
+        "projection_share": by_it / float(y[position]) if y[position] else None,
+        "slope": slope,
+        "r2": None if slope is None else slope * float(off @ away / (away @ away)),
+    }
 
 
 def weight_row(site: Site) -> dict[str, Any]:

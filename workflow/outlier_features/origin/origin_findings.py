@@ -7,6 +7,8 @@ from typing import Any
 import polars as pl
 
 from outlier_features.model.bases import RESID_POST
+from outlier_features.origin.expert_parts import ROUTED, SHARED
+from outlier_features.origin.lifecycle import BETWEEN, EMBEDDINGS, ROUNDING, largest_layer, shares_of_parts
 from outlier_features.visible_text import place as place_of
 from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named
 
@@ -18,8 +20,23 @@ PARTS = {
     "norm_after_attn": "the norm after attention",
     "mixer_out": "the mixer",
     "mlp_out": "the MLP",
+    ROUTED: "the routed experts",
+    SHARED: "the shared expert",
     "norm_after_mlp": "the norm after the MLP",
     "block": "the block",
+}
+SUMS = {
+    EMBEDDINGS: "the embeddings",
+    "attn_out": "attention",
+    "mixer_out": "the mixers",
+    "mlp_out": "the MLPs",
+    ROUTED: "routed experts",
+    SHARED: "shared experts",
+    "norm_after_attn": "the norms after attention",
+    "norm_after_mlp": "the norms after the MLPs",
+    "block": "whole blocks",
+    BETWEEN: "what the model does between its blocks",
+    ROUNDING: "rounding",
 }
 STEPS = {
     "up": "where it steps up",
@@ -28,6 +45,7 @@ STEPS = {
     "run_down": "where it steps down at another token",
 }
 TENTH = 0.1
+LEAST_SHARE = 1e-3
 CHANGES_NAMED = 6
 NEURONS_NAMED = 3
 MOST = 0.95
@@ -81,8 +99,18 @@ def place(life: pl.DataFrame) -> str:
 
 
 def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
-    """Which part of which layer makes the dim at the traced token, and which change it most; rows of one dim."""
-    return [_maker(life), _changes(life)]
+    """Which part of which layer makes the dim at the traced token, which change it most, and what it is made of; rows
+    of one dim."""
+    return [_maker(life), _changes(life), _made_of(life)]
+
+
+def _made_of(life: pl.DataFrame) -> str:
+    """The sums of the parts up to where the dim is largest; those below a thousandth are left out."""
+    last = largest_layer(life)
+    peak = float(life.filter(part="resid_post", layer=last)["value"].item())
+    parts = [row for row in shares_of_parts(life) if abs(row["share"] or 0) >= LEAST_SHARE]
+    named = (f"{percent(row['share'])} by {SUMS[row['part']]}" for row in sorted(parts, key=lambda row: -row["share"]))
+    return f"It is largest after layer {last}, {number(peak)}, made up to there: {listing(named) or 'by nothing'}."
 
 
 def whole_blocks(life: pl.DataFrame) -> str | None:
@@ -113,8 +141,9 @@ def _maker(life: pl.DataFrame) -> str:
         )
     if most == "resid_pre":
         return f"Dim {dim} reaches {number(here)} after layer {layer} at {place(life)} in several steps."
+    verb = "write" if most == ROUTED else "writes"
     return (
-        f"{capital(PARTS[most])} of layer {layer} writes {number(parts[most])} into dim {dim} at {place(life)}; after "
+        f"{capital(PARTS[most])} of layer {layer} {verb} {number(parts[most])} into dim {dim} at {place(life)}; after "
         f"the layer it has {number(here)}."
     )
 

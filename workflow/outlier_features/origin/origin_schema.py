@@ -7,7 +7,7 @@ from outlier_features.files.tables import Column, Table
 
 _TARGET = Column("target_dim", pl.UInt32, "the dim that is traced")
 
-_TRACED = (
+_PLACE = (
     _TARGET,
     Column("sequence", pl.UInt32, "sequence of the dim's largest massive activation, or of its largest abs(x) on "
            "resid_post if it has none"),
@@ -15,8 +15,8 @@ _TRACED = (
     Column("selection", pl.String, "why it is traced: `massive` (a rule that lists massive activations selects it), "
            "`named` (by the config), `largest_rise` (such a rule selects none; its max abs(x) on resid_post is most "
            "above what enters the first block)"),
-    LAYER,
 )  # fmt: skip
+_TRACED = (*_PLACE, LAYER)
 
 LIFECYCLE = Table(
     "lifecycle",
@@ -26,10 +26,25 @@ LIFECYCLE = Table(
         Column("token_id", pl.Int64, "vocabulary id of the token there"),
         Column("token_text", pl.String, "the text that the token covers; of a special token, its name"),
         Column("part", pl.String, "`resid_pre` (before the block), then what is added: `attn_out`, `mixer_out`, "
-               "`mlp_out`, in post-LN models what a norm changes (`norm_after_attn`, `norm_after_mlp`), or `block` "
-               "where these were not found or do not sum to what the block adds; `resid_post` is the sum"),
+               "`mlp_out`, of an MLP with experts `routed_out` and `shared_out` (what these write, weighted), in "
+               "post-LN models what a norm changes (`norm_after_attn`, `norm_after_mlp`), or `block` where these were "
+               "not found or do not sum to what the block adds; `resid_post` is the sum"),
         Column("value", pl.Float64, "signed", "activation"),
         Column("share", pl.Float64, "of an added part: value / (resid_post - resid_pre); null if that is 0", "share"),
+    ),
+)  # fmt: skip
+
+ORIGIN_SHARES = Table(
+    "origin_shares",
+    "traced dim, part: what it is made of at the traced token, after the layer where its abs(x) is largest there",
+    (
+        *_PLACE,
+        Column("layer", pl.UInt16, "the layer after which abs(x) is largest; parts are summed up to it"),
+        Column("part", pl.String, "`embeddings` (what enters the first block), the parts of `lifecycle` summed over "
+               "the layers, `between_blocks` (what the model does to the stream between them; no row where that is "
+               "nothing), `rounding` (what the layers' rounding sums up to)"),
+        Column("value", pl.Float64, "signed; over the parts they sum to resid_post there", "activation"),
+        Column("share", pl.Float64, "value / resid_post; null if that is 0", "share"),
     ),
 )  # fmt: skip
 
@@ -91,5 +106,11 @@ ORIGIN_WEIGHTS = Table(
         Column("singular_values", pl.List(pl.Float64), "of W_down: the largest, in order; else null"),
         Column("dim_shares", pl.List(pl.Float64), "of W_down: the traced dim's share of each of their output "
                "directions (its square in the left singular vector); else null", "share"),
+        Column("projection", pl.Float64, "of W_down: mlp_act at the traced token, projected on the first right "
+               "singular vector, signed so that it writes the dim above 0; else null", "activation"),
+        Column("projection_share", pl.Float64, "what it writes to the dim / mlp_down there", "share"),
+        Column("slope", pl.Float64, "of the line through mlp_down of the dim by the projection, over the positions of "
+               "the traced sequence"),
+        Column("r2", pl.Float64, "of that line, R^2"),
     ),
 )  # fmt: skip

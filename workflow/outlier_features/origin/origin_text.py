@@ -169,6 +169,12 @@ def _weights(weights: pl.DataFrame, dim: int) -> Iterator[str]:
             yield f"  W_down's largest singular values: {', '.join(map(number, row['singular_values']))}"
             shares = ", ".join(map(percent, row["dim_shares"]))
             yield f"  dim {dim}'s shares of their output directions: {shares}"
+        if row["projection"] is not None:
+            yield (
+                f"  mlp_act on the first right singular vector: {number(row['projection'])} at the token, which writes "
+                f"{percent(row['projection_share'])} of mlp_down there; over the sequence R^2 {number(row['r2'])}, "
+                f"slope {number(row['slope'])}"
+            )
 
 
 def _neurons(neurons: pl.DataFrame, dim: int) -> Iterator[str]:

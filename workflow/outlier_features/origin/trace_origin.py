@@ -24,11 +24,20 @@ from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import TOLERANCE, verify_sites
 from outlier_features.origin.block_parts import SITES as LIFECYCLE_SITES
-from outlier_features.origin.block_parts import lifecycle_rows
+from outlier_features.origin.expert_parts import ROUTED, SHARED, expert_sites
 from outlier_features.origin.extremes import find_extremes
+from outlier_features.origin.lifecycle import lifecycle_rows, shares_of_parts
 from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
-from outlier_features.origin.mlp_weights import Spectrum, feed, feed_rows, spectrum, weight_of, weight_row
-from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS
+from outlier_features.origin.mlp_weights import (
+    Spectrum,
+    feed,
+    feed_rows,
+    projection_row,
+    spectrum,
+    weight_of,
+    weight_row,
+)
+from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES, ORIGIN_WEIGHTS
 from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
 from outlier_features.rules.kinds import listing_rules
@@ -37,7 +46,8 @@ from outlier_features.tokens.tokens import Tokens
 
 Rows = list[dict[str, Any]]
 Key = TypeVar("Key")
-TABLES = (LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS)
+TABLES = (LIFECYCLE, ORIGIN_SHARES, ORIGIN, ORIGIN_NEURONS, ORIGIN_WEIGHTS)
+OF_MLP = ("mlp_out", ROUTED, SHARED)  # parts of a block's lifecycle
 STREAM = ("resid_pre", "resid_post")
 # That the parts of a block sum to its output is checked on each traced token, so its outputs need no probe.
 PROVEN_ALONE = ("resid_mid", "mlp_norm", "mlp_pre", "mlp_act", "mlp_down")
@@ -50,6 +60,7 @@ def trace_origin(
     dims: Path,
     massive: Path,
     lifecycle: Path,
+    shares: Path,
     origin: Path,
     neurons: Path,
     weights: Path,
@@ -67,9 +78,10 @@ def trace_origin(
     source, tokens, texts, dims, massive   of the run
     wanted                                 `auto`, or dims to trace; `max_dims` is how many `auto` takes at most
 
-    Writes the tables `lifecycle`, `origin`, `neurons` and `weights`, and the same in words, `text`. The model runs only
-    on the sequences that hold an extreme, each by itself; but once over all of them where the run's table of massive
-    activations does not say where an extreme is.
+    Writes the tables `lifecycle`, `shares`, `origin`, `neurons` and `weights`, and the same in words, `text`; where
+    what routed experts write cannot be told from the rest, the provenance says why (`experts_not_told_apart`). The
+    model runs only on the sequences that hold an extreme, each by itself; but once over all of them where the run's
+    table of massive activations does not say where an extreme is.
 
     Raises `InputError` where a file is of another run, a dim is not one of the model's, the model's values are not
     those of the run, or the stream between its blocks is not found.
@@ -97,6 +109,8 @@ def trace_origin(
                 rows[name] += more
         threads = [torch.get_num_threads()]
         provenance |= {"device": loaded.device.type, "attention": loaded.attention, "threads": threads}
+        if tracer.not_told_apart:
+            provenance["experts_not_told_apart"] = tracer.not_told_apart
     provenance |= {
         "trace_origin": {"dims": wanted, "max_dims": max_dims},
         "package_version": __version__,
@@ -104,7 +118,7 @@ def trace_origin(
         "transformers": transformers.__version__,
     }
     frames = {table.name: pl.DataFrame(rows[table.name], schema=table.schema) for table in TABLES}
-    for table, path in zip(TABLES, (lifecycle, origin, neurons, weights), strict=True):
+    for table, path in zip(TABLES, (lifecycle, shares, origin, neurons, weights), strict=True):
         write_table(path, frames[table.name], table, provenance)
     with replacing(text) as temporary:
         temporary.write_text(origin_text(frames, provenance, spelled, run), encoding="utf-8")
@@ -114,14 +128,18 @@ def trace_origin(
 class _Tracer:
     """A model with its sites proven, and the sequences to run.
 
-    unproven   sites inside of blocks that no identity proves on this model, and why; they are left out
-    spectra    of W_down, by layer, as they are made
+    unproven         sites inside of blocks that no identity proves on this model, and why; they are left out
+    experts          by block with experts, the sites that tell what the routed ones write from what the shared one does
+    not_told_apart   why there are none, of a model with experts
+    spectra          of W_down, by layer, as they are made
     """
 
     loaded: LoadedModel
     blocks: list[Block]
     run: Tokens
     unproven: dict[str, str]
+    experts: dict[int, dict[str, Site]]
+    not_told_apart: str | None
     spectra: dict[int, Spectrum] = field(default_factory=dict)
 
     @classmethod
@@ -130,7 +148,10 @@ class _Tracer:
         for index, block in enumerate(blocks):
             if not block.sites.keys() >= {"resid_pre", "resid_post"}:
                 raise InputError(f"sites: block {index} ({block.path}) lacks resid_pre or resid_post, expected both")
-        return cls(loaded, blocks, run, _unproven(loaded, blocks))
+        unproven, (experts, why) = _unproven(loaded, blocks), expert_sites(loaded, blocks)
+        if why:
+            print(f"the routed experts are not told from the shared one: {why}", file=sys.stderr)
+        return cls(loaded, blocks, run, unproven, experts, why)
 
     def complete(self, targets: Mapping[int, TracedDim | None], max_dims: int) -> list[TracedDim]:
         """The targets with their extremes; where there are none, the dims that rise most."""
@@ -149,9 +170,12 @@ class _Tracer:
         """The rows of each table for a target, whose token's text is `spelling`."""
         tensors = self._stream(target)
         self._require_same(target, tensors)
-        life = list(lifecycle_rows([target.dim], self.blocks, tensors))
+        life: Rows = list(lifecycle_rows([target.dim], self.blocks, tensors))
         after = np.array([float(one["resid_post"][target.dim]) for one in tensors])
-        shares = {row["layer"]: row["share"] for row in life if row["part"] == "mlp_out"}
+        shares: dict[int, float] = {}
+        for row in life:
+            if row["part"] in OF_MLP and row["share"] is not None:
+                shares[row["layer"]] = shares.get(row["layer"], 0.0) + row["share"]
         place = {
             "target_dim": target.dim,
             "sequence": target.sequence,
@@ -161,6 +185,8 @@ class _Tracer:
         facts = {"token_id": int(self.run.tokens[target.sequence, target.position]), "token_text": spelling}
         rows: dict[str, Rows] = {table.name: [] for table in TABLES}
         rows["lifecycle"] = [{**place, **facts, **row} for row in life]
+        frame = pl.DataFrame(rows["lifecycle"], schema=LIFECYCLE.schema)
+        rows["origin_shares"] = [{**place, **row} for row in shares_of_parts(frame)]
         layers = self._layers(target, after)
         inside = self._inside(target, layers)
         for layer, step in layers.items():
@@ -172,7 +198,7 @@ class _Tracer:
             rows["origin"] += [{**where, "step": step, **row} for row in ladder]
             rows["origin_neurons"] += [{**where, **row} for row in _feeds(block, tensors_here, target)]
             rows["origin_weights"] += [
-                {"target_dim": target.dim, "layer": layer, **row} for row in self._weights(target.dim, layer)
+                {"target_dim": target.dim, "layer": layer, **row} for row in self._weights(target, layer, tensors_here)
             ]
         return rows
 
@@ -184,9 +210,10 @@ class _Tracer:
             for name in LIFECYCLE_SITES
             if name in block.sites and name not in self.unproven
         }
+        sites |= {(index, name): site for index, its in self.experts.items() for name, site in its.items()}
         found = self._run(target.sequence, sites, lambda value: value[target.position].clone())
         return [
-            {name: found[index, name] for name in LIFECYCLE_SITES if (index, name) in found}
+            {name: found[index, name] for at, name in sites if at == index and (index, name) in found}
             for index in range(len(self.blocks))
         ]
 
@@ -223,7 +250,8 @@ class _Tracer:
     def _absent(self, block: Block) -> dict[str, str]:
         return {**block.absent, **{name: why for name, why in self.unproven.items() if name in block.sites}}
 
-    def _weights(self, dim: int, layer: int) -> Rows:
+    def _weights(self, target: TracedDim, layer: int, tensors: Mapping[str, torch.Tensor]) -> Rows:
+        dim = target.dim
         linears = self.blocks[layer].mlp_linears
         rows = [weight_row(site) for site in linears]
         if linears:
@@ -231,6 +259,8 @@ class _Tracer:
                 self.spectra[layer] = spectrum(weight_of(linears[-1].module))
             found = self.spectra[layer]
             rows[-1] |= {"singular_values": found.values.tolist(), "dim_shares": found.dim_shares[dim].tolist()}
+            if tensors.keys() >= {"mlp_act", "mlp_down"}:
+                rows[-1] |= projection_row(found, tensors["mlp_act"], tensors["mlp_down"], target.position, dim)
         return rows
 
     def _run(

@@ -15,8 +15,10 @@ _BY_FLOPS = {
     "map_attention",
     "trace_origin",
     "rank_experts",
+    "prune_experts",
     "find_super_weights",
     "ablate_dims",
+    "knock_out",
 }
 _PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run
 

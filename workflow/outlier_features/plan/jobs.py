@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.model_name import split_name
 from outlier_features.rules.configured import the_rule
 from outlier_features.run.config import fetched_name, turned_off
 
@@ -18,6 +19,7 @@ _MODEL = (
     "map_attention",
     "trace_origin",
     "rank_experts",
+    "prune_experts",
     "find_super_weights",
     "ablate_dims",
 )
@@ -48,6 +50,8 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
     chunks = math.ceil(sample_of(config, corpus)["sequences"] / config["extract"]["chunk_sequences"])
     passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
     jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
+    if config["ablate"]["knock_outs"]:
+        jobs |= Counter({"knock_out": 1, "rate_triggers": 1})
     if not kept and turned_off(config, "surface") is None:
         jobs["rerun_largest"] = 1
     return jobs
@@ -66,6 +70,7 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
             "evict_weights": len(evicted),
             "compare_models": int(len(runs) > 1),
             "compare_runs": int(len(runs) > 1),
+            "compare_revisions": int(len(runs) > 1 and any(split_name(model)[1] for model, _ in runs)),
             "render_report": 1,
         }
     )

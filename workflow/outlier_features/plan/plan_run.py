@@ -1,7 +1,7 @@
 """The plan of all runs of a configuration, as a document."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Wanted
 from outlier_features.model.memory import GPU, need_of
+from outlier_features.model_name import split_name
 from outlier_features.plan.disk import Activations, activations_of_dump, activations_of_model
 from outlier_features.plan.hours import Measured, Work, expected_time, measured_runs, seconds_of_run
 from outlier_features.plan.jobs import jobs_beside, jobs_of_run, runs_of, sample_of
@@ -29,21 +30,35 @@ def plan_run(config: Mapping[str, Any]) -> Document:
     models: Mapping[str, Mapping[str, Any]] = config["catalog"]["models"]
     resources = Path(config["resources"])
     # The hub's library is told to be offline once transformers is imported, so configs are looked for first.
-    configs = {name: _config(name, models[name], resources) for name in config["models"] if "dump" not in models[name]}
+    first = _first_revisions(name for name in config["models"] if "dump" not in models[name])
+    configs = {name: _config(name, models[name], resources) for name in dict.fromkeys(first.values())}
     dumps = {name: Dump.open(models[name]) for name in config["models"] if "dump" in models[name]}
-    sized = {name: _Sized.of(found, models[name], config) for name, found in configs.items()}
+    of_first = {name: _Sized.of(found, models[name], config) for name, found in configs.items()}
+    sized = {name: of_first[one] for name, one in first.items()}
     runs = [_Run.of(config, model, corpus, sized.get(model), dumps.get(model)) for model, corpus in runs_of(config)]
     earlier = _earlier(config, sized, dumps)
     described = [_describe(run, config, earlier) for run in runs]
     jobs = jobs_beside(config) + sum((run.jobs for run in runs), Counter[str]())
     loads = [one["loads"] for one in described]
     return {
-        "models": {name: one.document for name, one in sized.items()}
+        "models": dict(_documents(first, of_first))
         | {name: {"dump": True, "bytes_of_files": _bytes(dump)} for name, dump in dumps.items()},
         "runs": described,
         "jobs": dict(sorted(jobs.items())),
         "loads": sum(loads) if all(one is not None for one in loads) else None,
     }
+
+
+def _first_revisions(names: Iterable[str]) -> dict[str, str]:
+    """By name of each model the first revision of it, whose config stands for all: training changes weights alone."""
+    first: dict[str, str] = {}
+    return {name: first.setdefault(split_name(name)[0], name) for name in names}
+
+
+def _documents(first: Mapping[str, str], of_first: Mapping[str, "_Sized"]) -> Iterator[tuple[str, Document]]:
+    for name, one in of_first.items():
+        revisions = [revision for other in first if first[other] == name and (revision := split_name(other)[1])]
+        yield split_name(name)[0], one.document | ({"revisions": revisions} if revisions else {})
 
 
 def _config(name: str, source: Mapping[str, Any], resources: Path) -> FoundConfig | str:

@@ -6,8 +6,10 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import published_numbers
+from outlier_features.compare.revisions import same_weights
 from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
@@ -16,9 +18,10 @@ from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import write_page
 from outlier_features.files.tables import Table, read_table
+from outlier_features.model_name import is_trained, split_name
 from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
-from outlier_features.report.compared_table import compared_table
+from outlier_features.report.compared_table import compared_table, first_steps_table
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed
@@ -109,11 +112,17 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[st
     layers = {run.name: run.tables["layers"] for run in runs}
     shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
     drawings = comparison_figures(shown)
+    steps = comparison / "first_steps.parquet"
+    trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
+    revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
     return {
         "models": compared_table(models),
+        "same_weights": same_weights(revisions.unique(maintain_order=True).rows()),
+        "first_steps": trained,
         "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON),
         "figures": [PlacedFigure.of(drawing, f"comparison/{drawing.name}", data=True) for drawing in drawings],
         "contents": [("models", "All runs and rules"), *((one.name, one.title) for one in drawings),
+                     *([("first-steps", "When each dimension first passes")] if trained else []),
                      ("dims", "Dimensions in common")],
     }  # fmt: skip
 
@@ -128,7 +137,8 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
     facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
-    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "")
+    trained = is_trained(split_name(summary["model"]["name"])[1])
+    known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "") if trained else []
     return {
         "id": name,
         "file": name.replace("/", "-"),
@@ -155,7 +165,10 @@ def section(run: Run, published: Path) -> dict[str, Any]:
             or "none",
         },
         "dims": {"rows": rows, "hidden": hidden},
-        "ablations": ablations(summary["ablation"]) if summary["ablation"] else [],
+        "ablations": {
+            "ablation": ablations(summary["ablation"]) if summary["ablation"] else [],
+            "expert-ablation": ablations(summary["expert_ablation"]) if summary["expert_ablation"] else [],
+        },
         "published": known,
         "tables": [],
         "provenance": provenance(summary),

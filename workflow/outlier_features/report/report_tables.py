@@ -13,6 +13,7 @@ from outlier_features.quantized.quantization import Quantization
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
 from outlier_features.summary.facts import is_dump
+from outlier_features.summary.hybrid import hybrid_sentence
 from outlier_features.summary.in_short import largest
 from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import MassiveSpan
@@ -39,7 +40,8 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
         ("Model licence", model["licence"]),
         *([("Terms of use of the model", ", ".join(model["terms"]))] if model["terms"] else []),
         ("Architecture", f"{model['architecture']}, {count(model['blocks'], 'layer')}, "
-                         f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"),
+                         f"d_model {number(model['d_model'])}, vocabulary {number(model['vocab_size'])}"
+                         + (f". {said}" if (said := hybrid_sentence(model)) else "")),
         ("Parameters", number(model["parameters"])),
         ("Computed in", f"{run['dtype']} on {run['device']} ({threads}), attention {run['attention']}, "
                         f"placement {run['placement']}"),

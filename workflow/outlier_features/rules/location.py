@@ -11,8 +11,8 @@ from outlier_features.wording import number, percent
 @dataclass(frozen=True, kw_only=True)
 class Location(Rule):
     """Values over a threshold at locations (sequence, token, dim) that enough layers of a site hit, each site for
-    itself. It needs the activations of all sequences at once, so with `extract.keep_activations: false` they stay until
-    it has run, unless `sites` is empty."""
+    itself. It needs the activations of all sequences at once: with `extract.keep_activations: false` it is applied to
+    dumps alone."""
 
     threshold: float = parameter("abs(x) more than.", {"type": "number", "minimum": 0}, 6.0)
     inclusive: bool = parameter("abs(x) equal to the threshold is a hit too.", FLAG, False)

@@ -16,6 +16,7 @@ from outlier_features.dump.dumps import CORPUS, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.documents import file_kind
 from outlier_features.files.layer_keys import LAYER
+from outlier_features.model_name import HALVES, split_half
 from outlier_features.rules.configured import (
     complete_rules,
     own_keys_schema,
@@ -25,6 +26,7 @@ from outlier_features.rules.configured import (
     thresholds_of,
 )
 from outlier_features.rules.kinds import rules_of
+from outlier_features.run.revisions import with_revisions
 
 Schema = Mapping[str, Any]
 
@@ -32,7 +34,6 @@ MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
 _LARGEST = 2**53  # of a number: beyond it not every integer is a float
 _SHOWN = 100  # characters of a value in a message
 _PLACES = ("results", "resources")
-_PARTS = ("encoder", "decoder")
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     A corpus' sample takes the keys it lacks from the top-level `sample`. Raises `InputError` with the key that is
     wrong, what was found and what was expected. An entry that is not selected is not looked at.
     """
-    config = _with_halves(config)
+    config = _with_halves(with_revisions(config))
     selected = {**config, "catalog": _selected_catalog(config)}
     _require_plain(selected, "the top level")
     if isinstance(selected.get("rules", {}), Mapping):
@@ -61,6 +62,8 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     if CORPUS in selected["corpora"]:
         raise InputError(f"config: corpora names {CORPUS!r}, expected another name, since that of dumps is {CORPUS!r}")
     complete = with_defaults(selected, schema, schema)
+    for entry in complete["catalog"]["models"].values():
+        entry.pop("revisions", None)
     for corpus, entry in complete["catalog"]["corpora"].items():
         own = selected["catalog"]["corpora"][corpus].get("sample", {})
         entry["sample"] = {**complete["sample"], **own}
@@ -93,12 +96,12 @@ def _with_halves(config: Mapping[str, Any]) -> Mapping[str, Any]:
     names: list[Any] = []
     for name in _names(config, "models"):
         both = isinstance(name, str) and name in entries and _is_encoder_decoder(entries[name])
-        names += [f"{name}.{part}" for part in _PARTS] if both else [name]
+        names += [f"{name}.{half}" for half in HALVES] if both else [name]
     halves = {}
     for name in names:
-        whole, _, part = name.rpartition(".") if isinstance(name, str) else ("", "", "")
-        if name not in entries and part in _PARTS and isinstance(entries.get(whole), Mapping):
-            halves[name] = {**entries[whole], "part": part}
+        whole, half = split_half(name) if isinstance(name, str) else ("", None)
+        if name not in entries and half and isinstance(entries.get(whole), Mapping):
+            halves[name] = {**entries[whole], "part": half}
     if not halves:
         return config
     catalog = {**config["catalog"], "models": {**entries, **halves}}
@@ -120,10 +123,11 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
     """Why the configuration leaves out an analysis, one of `missing.ANALYSES`; None if it does not."""
     if analysis in config["skip"]:
         return f"`skip` names {analysis}"
-    for name, kind in (("super_weights", "super_weight"), ("experts", "super_expert")):
+    needed = {"super_weights": "super_weight", "experts": "super_expert", "expert_ablation": "super_expert"}
+    for name, kind in needed.items():
         if analysis == name and not any(rule["kind"] == kind for rule in config["rules"].values()):
             return f"`rules` has none of kind {kind}"
-    if analysis in ("super_weights", "ablation") and not config["ablate"]["sequences"]:
+    if analysis in ("super_weights", "ablation", "expert_ablation", "knock_outs") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:
         return "`trace_origin.dims` is empty"
@@ -335,7 +339,7 @@ def _expected(error: ValidationError) -> str:
     if error.validator == "anyOf":
         return " or ".join(map(_kind, wanted))
     phrases = {
-        "type": f"{wanted}",
+        "type": " or ".join(wanted) if isinstance(wanted, list) else f"{wanted}",
         "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
         "minimum": f"at least {wanted}",
         "maximum": f"at most {wanted}",

@@ -15,15 +15,17 @@ _ANALYSIS = {
     "rank_experts": "experts",
     "find_super_weights": "super_weights",
     "ablate_dims": "ablation",
+    "knock_out": "knock_outs",
 }
 
 
 def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: bool) -> list[str]:
-    """Rules of which each job loads the model; the first has a job a chunk, each other one a run.
+    """Rules of which each job loads the model; the first has a job a chunk, each other one a run. That of
+    `prune_experts` does so too where there are super experts, which is not known before.
 
     config        resolved
     has_experts   a model without is not loaded to rank them
-    has_loss      of the next token: without one no ablation can be measured
+    has_loss      of the next token: without one no ablation and no knock-out can be measured
     """
     needless = {
         "extract_activations": not config["extract"]["keep_activations"],
@@ -31,6 +33,7 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "rerun_largest": config["extract"]["keep_activations"],
         "rank_experts": not has_experts,
         "ablate_dims": not has_loss,
+        "knock_out": not (has_loss and config["ablate"]["knock_outs"]),
     }
     return [
         rule

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
+from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.super_weight import SuperWeight
 from outlier_features.summary.fact import Fact, Topic
 from outlier_features.summary.run_rules import rule_of
@@ -13,6 +14,7 @@ from outlier_features.wording import capital, count, layers, listing, number, pe
 
 Part = Mapping[str, Any]
 WEIGHTS_IN_FULL = 6
+_NOUNS = {"weight": "weight", "expert": "expert"}
 
 
 def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
@@ -95,6 +97,25 @@ def ablation_facts(ablation: Part) -> Iterator[Fact]:
     yield Fact(what="ablation", topic="effect", short=text, values=base, parts=tuple(parts))
 
 
+def pruning_facts(pruning: Part, rules: Part) -> Iterator[Fact]:
+    """What the model loses with its super experts; of a model with experts but no super expert that nothing was pruned.
+
+    pruning   `expert_ablation` of summary.json
+    """
+    if not pruning["effects"]:
+        if pruning["has_experts"]:
+            text = f"There is no {rule_of(rules, SuperExpert).noun} to prune, so the loss without any was not measured."
+            yield Fact(what="pruning", topic="not found", short=text, sites="expert_out")
+        return
+    base, *effects = pruning["effects"]
+    text = (
+        f"Over the {ablation_sample(pruning)} the unchanged model has perplexity {number(base['perplexity'])}; without "
+        "an expert its weight is set to zero, and the router chooses as ever."
+    )
+    parts = (_fact(pruning, (target_name(one), one["rule"]), [one], one, leading=False) for one in effects)
+    yield Fact(what="pruning", topic="effect", short=text, values=base, parts=tuple(parts))
+
+
 def nothing_to_ablate(ablation: Part) -> str:
     """Why an ablation has the unchanged model alone."""
     weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
@@ -134,7 +155,8 @@ def _outcome(ablation: Part, treated: Sequence[Part], worst: Part) -> str:
     )
     text = f"goes from {number(base['perplexity'])} to {_perplexity(worst)} when set to zero at {where}{mean}."
     if worst["random"]:
-        noun = count(worst["number"], f"random {'weight' if worst['target'] == 'weight' else 'dimension'}")
+        noun = count(worst["number"], f"random {_NOUNS.get(worst['target'], 'dimension')}")
+        noun += " of the same layers" if worst["target"] == "expert" else ""
         text += f" With {noun} set to zero alike, {count(len(worst['random']), 'draw')}: "
         text += f"{span(draw['perplexity'] for draw in worst['random'])}."
     return text

@@ -1,4 +1,4 @@
-"""What a mixture of experts showed: which experts make massive activations."""
+"""What a mixture of experts showed: which experts make massive activations, and how even its routers are."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.summary.fact import Fact, Topic, rest
 from outlier_features.summary.run_rules import rule_of
 from outlier_features.visible_text import place
-from outlier_features.wording import capital, count, layers, number, percent, some
+from outlier_features.wording import capital, count, layers, number, percent, some, span
 
 Part = Mapping[str, Any]
 IN_FULL = 4
@@ -35,6 +35,9 @@ def expert_facts(experts: Part | None, rules: Part) -> Iterator[Fact]:
         )
         more = [f"{row['dim']} in layer {row['layer']}" for row in parts[IN_FULL:]]
         yield fact(parts, text, map(_formed, parts[:IN_FULL]), more)
+    for population, layers_of in experts["balance"].items():
+        if text := _balance(layers_of):
+            yield Fact(what="routers", topic="found", short=text, sites="the routers' choices", population=population)
     if experts["published"] is not None:
         same = [row for row in experts["published"] if row["super_expert"]]
         text = (
@@ -71,6 +74,22 @@ def _super_experts(rule: Rule, experts: Part) -> str:
     return text
 
 
+def _balance(rows: Sequence[Part]) -> str:
+    """Of a population the least and the most even router; nothing where it has no positions."""
+    known = [row for row in rows if row["entropy"] is not None]
+    if not known:
+        return ""
+    least, most = (pick(known, key=lambda row: row["entropy"]) for pick in (min, max))
+    return (
+        f"A position chooses {span(row['experts_per_position'] for row in known)} of "
+        f"{span(row['experts'] for row in known)} experts. The router of layer {least['layer']} is the least even: "
+        f"entropy {number(least['entropy'])} (1 if all experts were chosen alike), its expert "
+        f"{least['largest_expert']} is chosen {number(least['largest_load'])} times as often as on average, and "
+        f"{count(least['never_chosen'], 'expert')} never. The most even is that of layer {most['layer']}: entropy "
+        f"{number(most['entropy'])}."
+    )
+
+
 def _named(row: Part) -> str:
     name = "the shared expert" if row["part"] == "shared" else f"expert {row['expert']}"
     return f"{name} of layer {row['layer']}"
@@ -84,7 +103,12 @@ def _super_expert(row: Part) -> str:
     return (
         f"{capital(_named(row))} writes up to |x| = {number(row['max_abs'])} in dimension {row['dim']} at "
         f"{place(row['sequence'], row['token'], None)}, {number(row['max_abs_weighted'])} after its weight. "
-        f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}."
+        f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}"
+        + (
+            "."
+            if row["max_abs_input"] is None
+            else f"; its down projection reads up to {number(row['max_abs_input'])}, in neuron {row['neuron']}."
+        )
     )
 
 

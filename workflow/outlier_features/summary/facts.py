@@ -8,9 +8,10 @@ import polars as pl
 from outlier_features.files.missing import missing_sentence
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.origin.origin_findings import ladder_sentences, ladders, lifecycle_sentences
-from outlier_features.summary.ablation_facts import ablation_facts, super_weight_facts
+from outlier_features.summary.ablation_facts import ablation_facts, pruning_facts, super_weight_facts
 from outlier_features.summary.expert_facts import expert_facts
 from outlier_features.summary.fact import Fact
+from outlier_features.summary.knock_out_facts import knock_out_facts
 from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
 from outlier_features.visible_text import visible
 from outlier_features.wording import count, number
@@ -34,6 +35,8 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *_origin(tables or {}),
         *(_loss(summary["loss"]) if "loss" in of_model else ()),
         *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
+        *(pruning_facts(summary["expert_ablation"], summary["rules"]) if summary.get("expert_ablation") else ()),
+        *(knock_out_facts(summary["knock_outs"]) if summary.get("knock_outs") else ()),
     ]
 
 

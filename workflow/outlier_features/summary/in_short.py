@@ -10,6 +10,7 @@ from outlier_features.rules.rule import HitRule
 from outlier_features.summary.fact import Fact
 from outlier_features.summary.facts import is_dump
 from outlier_features.summary.glossary import WHY_THEY_MATTER, explained
+from outlier_features.summary.hybrid import hybrid_sentence
 from outlier_features.summary.run_rules import applied_sites, run_rules, selected_dims
 from outlier_features.visible_text import visible
 from outlier_features.wording import DASH, count, listing, number, rules_named, some, with_article
@@ -80,6 +81,7 @@ def _lead(summary: Part) -> str:
         [
             f"Between its {count(model['blocks'], 'layer')}, {carrier} holds each token as {number(model['d_model'])} "
             "numbers, its hidden dimensions. In most trained transformers a few of them are far larger than the rest.",
+            *filter(None, [hybrid_sentence(model)]),
             *looked_for.values(),
             WHY_THEY_MATTER,
         ]

@@ -21,7 +21,8 @@ from outlier_features.tokens.tokens import Tokens
 # Tables that the report shows, where the run has them.
 SHOWN = {
     "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "surface", "norms", "gains",
-    "sinks", "lifecycle", "origin", "origin_neurons", "experts", "routing", "ablation",
+    "sinks", "lifecycle", "origin", "origin_shares", "origin_neurons", "experts", "routing", "expert_load",
+    "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims", "triggers",
 }  # fmt: skip
 # Of the others the report lists the first rows: one has a row for each sequence and dim.
 MOST_ROWS = 200_000

@@ -5,6 +5,7 @@ from typing import Any
 
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
 from outlier_features.rules.kinds import followed, rules_of
+from outlier_features.rules.location import Location
 from outlier_features.rules.rule import GAIN, HitRule
 from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
@@ -207,6 +208,10 @@ def _largest(sites: Sequence[Part], population: str) -> Fact:
 
 def _located(summary: Part) -> Iterator[Fact]:
     if summary["location"] is None:
+        for name, rule in rules_of(summary["rules"]).items():
+            if isinstance(rule, Location) and rule.sites:
+                text = f"Rule {name} was not applied: the run kept no activations, which it needs of all sequences."
+                yield Fact(what="not applied", topic="not found", rule=name, short=text)
         return
     name = summary["location"]["rule"]
     start = f"Rule {name} ({rules_of(summary['rules'])[name].criteria()}) keeps"

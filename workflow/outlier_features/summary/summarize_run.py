@@ -10,11 +10,13 @@ import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_effects
 from outlier_features.ablate.ablation_schema import ABLATION, ABLATION_SEQUENCES
+from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPERT_ABLATION_SEQUENCES
+from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS, MASSIVE, PAIRS
 from outlier_features.errors import InputError
-from outlier_features.experts.experts_schema import EXPERTS, ROUTING, Ranking
+from outlier_features.experts.experts_schema import EXPERT_BALANCE, EXPERTS, ROUTING, Ranking
 from outlier_features.experts.summarize_experts import experts_summary
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import Provenance, read_json, write_json
@@ -28,6 +30,7 @@ from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
 from outlier_features.rules.kinds import applied_sites, hit_rules
+from outlier_features.summary.knock_out_facts import knock_outs_summary
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
@@ -72,13 +75,20 @@ def summarize_run(
         _require_none(missing, provenance)
     had = [name for name in tables if name not in missing]
     layer_rows, dim_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(MASSIVE)
-    experts = ablation = None
+    experts = ablation = pruning = knocked = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
-        experts = experts_summary(expert_rows, rows(ROUTING), massive_rows, Ranking.of(facts))
+        experts = experts_summary(expert_rows, rows(ROUTING), rows(EXPERT_BALANCE), massive_rows, Ranking.of(facts))
     if "ablation" in had:
         ablation_rows, facts = checked(ABLATION)
         ablation = {**facts["ablate"], "effects": ablation_effects(ablation_rows, rows(ABLATION_SEQUENCES))}
+    if "expert_ablation" in had:
+        pruning_rows, facts = checked(EXPERT_ABLATION)
+        effects = ablation_effects(pruning_rows, rows(EXPERT_ABLATION_SEQUENCES))
+        pruning = {**facts["pruning"], "effects": effects}
+    if "knock_outs" in had:
+        knocked_rows, facts = checked(KNOCK_OUTS)
+        knocked = knock_outs_summary(knocked_rows, rows(KNOCK_OUT_DIMS), facts["knock_out"])
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
         run.files.require(located, tables["locations"])
@@ -95,6 +105,7 @@ def summarize_run(
                 **{key: model.get(key) for key in ("kind", "origin", "revision", "licence")},
                 "terms": model.get("terms", []),
                 **{key: provenance[key] for key in ("architecture", "parameters", "blocks", "d_model", "vocab_size")},
+                "attention_blocks": provenance.get("attention_blocks"),
             },
             "corpus": {
                 "name": provenance["corpus"],
@@ -121,6 +132,8 @@ def summarize_run(
             "experts": experts,
             "super_weights": super_weights_summary(*checked(SUPER_WEIGHTS)) if "super_weights" in had else None,
             "ablation": ablation,
+            "expert_ablation": pruning,
+            "knock_outs": knocked,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+from outlier_features.errors import stage
+from outlier_features.files.missing import optional
+from outlier_features.model.loading import loading_of
+
+params = snakemake.params
+with (
+    stage(snakemake.log[0]),
+    optional(
+        "expert_ablation", snakemake.output, snakemake.log[0], of=snakemake.input.experts, off=params.off
+    ) as wanted,
+):
+    if wanted:
+        from outlier_features.ablate.prune_experts import prune_experts
+
+        prune_experts(
+            **{name: Path(snakemake.input[name]) for name in ("source", "tokens", "experts")},
+            **{name: Path(path) for name, path in snakemake.output.items()},
+            rule=params.rule,
+            sequences=params.sequences,
+            length=params.length,
+            seeds=params.seeds,
+            cost=params.cost,
+            batch_size=params.batch_size,
+            **loading_of(snakemake),
+        )
