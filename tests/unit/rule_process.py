@@ -11,11 +11,15 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 _RUN = """
-import json, pathlib, runpy, sys, time, types
+import json, os, pathlib, runpy, sys, time, types
 script, log, sources = json.loads(sys.argv[1])
+if waits := os.environ.pop("TEST_WAITS", None):
+    from outlier_features.fetch import hub
+    hub._WAITS = json.loads(waits)
 for source, output in sources:
     snakemake = types.SimpleNamespace(
-        params=types.SimpleNamespace(source=source), output=types.SimpleNamespace(source=output), log=[log]
+        params=types.SimpleNamespace(source=source), output=types.SimpleNamespace(source=output), log=[log],
+        config={"fetch": {"evict": "TEST_EVICT" in os.environ}},
     )
     start, status = time.monotonic(), 0
     try:

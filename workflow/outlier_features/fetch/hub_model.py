@@ -1,7 +1,9 @@
-"""A model from the hub, in the hub library's ordinary cache."""
+"""A model from the hub, in the hub library's ordinary cache or in a directory of its own."""
 
 import glob
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -15,9 +17,11 @@ from outlier_features.model.model_files import Format, model_files, require_insi
 
 
 def fetch_snapshot(
-    repo: Repo, trust_remote_code: bool = False, weights: Format = "safetensors"
+    repo: Repo, trust_remote_code: bool = False, weights: Format = "safetensors", own: Path | None = None
 ) -> tuple[Path, str, list[str]]:
     """The snapshot's directory, its commit, and the names of the model's files in it.
+
+    own   where the files are put, in a directory named by the commit, if they are not in the cache; None: in the cache
 
     A full commit whose files are all in the cache is taken from there with no request. Files that an interrupted
     fetch had completed are not fetched again. Raises `InputError`.
@@ -32,19 +36,25 @@ def fetch_snapshot(
         if cached:
             return cached
         raise
+    if own and (cached := _cached(replace(repo, revision=commit), trust_remote_code, weights, need_listing=True)):
+        return cached
+    place = own and _only(own, commit)
     with talking_to_hub(repo):
 
         def read_text(name: str) -> str:
-            return Path(hf_hub_download(repo.name, name, revision=commit)).read_text(encoding="utf-8")
+            file = hf_hub_download(repo.name, name, revision=commit, local_dir=place)
+            return Path(file).read_text(encoding="utf-8")
 
         files = model_files(names, read_text, _where(repo), trust_remote_code, weights)
         wanted = [glob.escape(name) for name in (*files, README, *terms_among(names))]
-        folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted)
-    return Path(folder), commit, files
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=wanted, local_dir=place, max_workers=1)
+    return place or Path(folder), commit, files
 
 
-def fetch_files(repo: Repo, wanted: Sequence[str]) -> tuple[list[Path], Path, str]:
-    """Files of a repository in the cache, the snapshot's directory with its card and terms, and the commit.
+def fetch_files(repo: Repo, wanted: Sequence[str], own: Path | None = None) -> tuple[list[Path], Path, str]:
+    """Files of a repository, the directory that they lie in with its card and terms, and the commit.
+
+    own   as for `fetch_snapshot`
 
     A full commit's files that are in the cache are taken from there with no request. Raises `InputError`.
     """
@@ -60,11 +70,21 @@ def fetch_files(repo: Repo, wanted: Sequence[str]) -> tuple[list[Path], Path, st
             alike = [other for other in names if PurePosixPath(other).suffix == PurePosixPath(name).suffix]
             found = ", ".join(alike[:20]) or "none of its kind"
             raise InputError(f"path: {name!r} was not found, {_where(repo)} has {found}")
+    place = own and _only(own, commit)
     with talking_to_hub(repo):
         for name in {README, *terms_among(names)} & {*names}:
-            hf_hub_download(repo.name, name, revision=commit)
-        files = [hf_hub_download(repo.name, name, revision=commit) for name in wanted]
-    return [Path(file) for file in files], _snapshot_of(files[0], wanted[0]), commit
+            hf_hub_download(repo.name, name, revision=commit, local_dir=place)
+        files = [hf_hub_download(repo.name, name, revision=commit, local_dir=place) for name in wanted]
+    folder = place or _snapshot_of(files[0], wanted[0])
+    return [folder / name for name in wanted], folder, commit
+
+
+def _only(own: Path, commit: str) -> Path:
+    """The directory of a commit, after those of others are removed."""
+    for other in own.glob("*"):
+        if other.name != commit:
+            shutil.rmtree(other)
+    return own / commit
 
 
 def _snapshot_of(file: str, name: str) -> Path:
@@ -80,7 +100,8 @@ def fetch_matching(repo: Repo, patterns: Sequence[str]) -> tuple[Path, str, list
     wanted = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
     require_inside(wanted, _where(repo))
     with talking_to_hub(repo):
-        folder = snapshot_download(repo.name, revision=commit, allow_patterns=[glob.escape(name) for name in wanted])
+        patterns = [glob.escape(name) for name in wanted]
+        folder = snapshot_download(repo.name, revision=commit, allow_patterns=patterns, max_workers=1)
     return Path(folder), commit, wanted
 
 

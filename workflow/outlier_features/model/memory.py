@@ -3,12 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from outlier_features.errors import InputError
+from outlier_features.files.model_source import evicted_files
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Wanted
 
@@ -89,7 +90,7 @@ def stored_weights(source_json: Path, dtype: str) -> Weights | None:
     """
     try:
         location = _location(source_json, _mark(source_json))
-        return _stored(location, _mark(source_json), _mark(location / "config.json"), dtype)
+        return _stored(source_json, location, (_mark(source_json), _mark(location / "config.json")), dtype)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
         return None  # not there yet, or damaged, as the job will say
 
@@ -105,14 +106,23 @@ def _location(source_json: Path, mark: tuple[int, int]) -> Path:
 
 
 @cache
-def _stored(location: Path, source: tuple[int, int], config: tuple[int, int], dtype: str) -> Weights:
+def _stored(source_json: Path, location: Path, marks: tuple[tuple[int, int], ...], dtype: str) -> Weights:
     quantized = "quantization_config" in (location / "config.json").read_text(encoding="utf-8")
     sizes: dict[str, int] = {}
-    for path in sorted(location.glob("*.safetensors")):
-        for name, entry in TensorFile(path).entries.items():
-            packed = quantized and entry.dtype in _PACKED
-            values = 8 * entry.nbytes // _FEWEST_BITS if packed else math.prod(entry.shape)
-            sizes[name] = values * ITEM_SIZES[dtype]
+    for name, (kind, shape, nbytes) in _tensors(source_json, location).items():
+        packed = quantized and kind in _PACKED
+        values = 8 * nbytes // _FEWEST_BITS if packed else math.prod(shape)
+        sizes[name] = values * ITEM_SIZES[dtype]
     if not sizes:
         raise LookupError(f"{location} has no weights")
     return Weights.of(sizes)
+
+
+def _tensors(source_json: Path, location: Path) -> dict[str, tuple[str, Sequence[int], int]]:
+    """By name type, shape and bytes of the tensors in a model's files, or in those that were evicted."""
+    found: dict[str, tuple[str, Sequence[int], int]] = {}
+    for noted in evicted_files(source_json).values():
+        found |= {name: tuple(told) for name, told in noted["tensors"].items()}
+    for path in sorted(location.glob("*.safetensors")):
+        found |= {name: (one.dtype, one.shape, one.nbytes) for name, one in TensorFile(path).entries.items()}
+    return found

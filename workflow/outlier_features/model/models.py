@@ -4,7 +4,9 @@ import copy
 import os
 import sys
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when transformers is imported: only the fetch rules talk to a network
+# Read once, when transformers is imported: only what fetches talks to a network, and does so by what the user said.
+os.environ.setdefault("OUTLIER_FEATURES_OFFLINE", os.environ.get("HF_HUB_OFFLINE", ""))
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace

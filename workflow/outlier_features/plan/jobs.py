@@ -60,10 +60,13 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
     """Jobs that are of no run: what fetches, compares and writes the report."""
     models = config["catalog"]["models"]
     runs = runs_of(config)
+    fetched = {fetched_name(name, models[name]): models[name] for name in config["models"]}
+    evicted = [name for name, source in fetched.items() if "hub" in source and config["fetch"]["evict"]]
     jobs = Counter(
         {
-            "fetch_model": len({fetched_name(name, models[name]) for name in config["models"]}),
+            "fetch_model": len(fetched),
             "fetch_corpus": len({corpus for _, corpus in runs} - {CORPUS}),
+            "evict_weights": len(evicted),
             "compare_models": int(len(runs) > 1),
             "compare_runs": int(len(runs) > 1),
             "compare_revisions": int(len(runs) > 1 and any(split_name(model)[1] for model, _ in runs)),

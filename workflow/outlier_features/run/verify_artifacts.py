@@ -22,7 +22,7 @@ from outlier_features.files.artifacts import (
     unfinished,
 )
 from outlier_features.files.digest import sha256_of
-from outlier_features.files.model_source import SOURCE_FILE, source_of
+from outlier_features.files.model_source import SOURCE_FILE, evicted_files, source_of
 from outlier_features.files.sealed_parquet import metadata_of, open_parquet
 from outlier_features.files.tables import public_tables, schema_of
 from outlier_features.files.tensorfile import TensorFile
@@ -80,9 +80,10 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
 
 
 def _recorded(source: Path) -> set[Path]:
-    """The files beside a record of a fetched model that it describes."""
+    """The files of a fetched model that its record beside them describes."""
     try:
-        return {source.parent / name for name in read_json(source).get("files", {})}
+        content = read_json(source)
+        return {source.parent / content.get("location", "") / name for name in content.get("files", {})}
     except (InputError, AttributeError, TypeError):
         return set()  # the record's own check says what is wrong
 
@@ -131,8 +132,10 @@ def _check_json(path: Path) -> dict[str, Any] | None:
 
 
 def _check_model(path: Path) -> None:
-    source = source_of(path)
+    source, gone = source_of(path, weights=False), evicted_files(path)
     for name, described in source["files"].items():
+        if name in gone:
+            continue
         file = Path(source["location"]) / name
         if (found := sha256_of(file)) != described["sha256"]:
             raise DamagedFile(path, f"{file} has the SHA-256 {found}, expected {described['sha256']}")

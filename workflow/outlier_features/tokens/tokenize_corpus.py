@@ -46,7 +46,7 @@ def tokenize_corpus(
     fill a window makes a padded one, and `notes` in the provenance say so. Raises `InputError` where there is no token
     or the tokenizer cannot be used.
     """
-    source = source_of(model_source)
+    source = source_of(model_source, weights=False)
     wrapped = Wrapped.load(Path(source["location"]), sample["bos"])
     if part == "decoder":
         wrapped = replace(wrapped, prefix=(decoder_start(Path(source["location"])), *wrapped.prefix))
