@@ -4,6 +4,7 @@ min_version("9.20")
 
 
 include: "rules/common.smk"
+include: "rules/ending.smk"
 
 
 wildcard_constraints:
@@ -28,11 +29,13 @@ onstart:
 
 
 onsuccess:
+    print_missing()
     print(outcome(), file=sys.stderr)
 
 
 onerror:
-    print_failures()
+    print_missing()
+    end_with_failures()
 
 
 rule all:

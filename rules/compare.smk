@@ -48,6 +48,7 @@ rule compare_models:
         published=PUBLISHED,
     output:
         models=f"{RESULTS}/comparison/models.parquet",
+        failures=f"{RESULTS}/comparison/failures.parquet",
     log:
         f"{RESULTS}/logs/compare_models.log",
     benchmark:
@@ -57,6 +58,7 @@ rule compare_models:
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        failed=FAILED,
         code=code_version("compare_models"),
     message:
         "Compare the models"

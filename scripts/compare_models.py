@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from outlier_features.compare.compare_models import compare_models
+from outlier_features.compare.failures import write_failures
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
@@ -9,3 +10,4 @@ with stage(snakemake.log[0]):
         published=Path(snakemake.input.published[0]).parent,
         models=Path(snakemake.output.models),
     )
+    write_failures(snakemake.params.failed, Path(snakemake.output.failures))

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from outlier_features.errors import DamagedFile, InputError, stage
-from outlier_features.run.failure import failure_line
+from outlier_features.run.failure import Failure
 
 
 def run(log, body):
@@ -93,7 +93,11 @@ def test_any_other_error_leaves_its_traceback_and_is_said_to_be_ours(tmp_path):
     assert last.startswith("error: IndexError: list index out of range at line ") and "of test_stage.py; " in last
     assert "a fault of outlier-features" in last and str(log) in last
     assert all(f"{name} {version(name)}" in last for name in ("outlier-features", "torch", "transformers", "snakemake"))
-    assert failure_line("detect", [log], 0.0) == f"rule detect failed: {last.removeprefix('error: ')}; log: {log}"
+    assert sentence(log, 0.0) == f"rule detect failed: {last.removeprefix('error: ')}; log: {log}"
+
+
+def sentence(log, since):
+    return Failure.of_job("detect", "m/c", [log], since).sentence
 
 
 WAITS = """
@@ -117,14 +121,14 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, status, line):
     process.send_signal(number)
     assert process.wait(30) == status
     assert log.read_text() == f"{line}\n" and os.listdir(tmp_path) == ["logs"]
-    assert failure_line("detect", [log], 0.0) == f"error: rule detect was {line}; log: {log}"
+    assert sentence(log, 0.0) == f"error: rule detect was {line}; log: {log}"
 
 
 def test_a_failed_job_s_line_names_its_log(tmp_path):
     log, begun = tmp_path / "x.log", time.time() - 1
     ending = f"; log: {log}"
     silent = f"error: rule detect ended without a word: killed, or out of memory{ending}"
-    assert failure_line("detect", [log], begun) == silent
+    assert sentence(log, begun) == silent
     for text, line in (
         ("", silent),
         ("work: 5%\n", silent),
@@ -137,5 +141,5 @@ def test_a_failed_job_s_line_names_its_log(tmp_path):
         ),
     ):
         log.write_text(text)
-        assert failure_line("detect", [log], begun) == line
-    assert failure_line("detect", [log], time.time() + 1) == silent  # an earlier job's
+        assert sentence(log, begun) == line
+    assert sentence(log, time.time() + 1) == silent  # an earlier job's

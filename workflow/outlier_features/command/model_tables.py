@@ -35,9 +35,12 @@ def read_models(results: Path, rule: str | None) -> pl.DataFrame:
     return rows if rule is None else rows.filter(rule=rule)
 
 
-def write_models(rows: pl.DataFrame, form: str, output: Path | None, *, plot: bool) -> None:
+def write_models(rows: pl.DataFrame, failures: pl.DataFrame, form: str, output: Path | None, *, plot: bool) -> None:
     """Write the rows as `form`: json or csv, all columns and exact; table, what is read most, and with `plot` the
-    shares."""
+    shares. The runs that failed stand below the tables; of another form, on standard error."""
+    if form != "table":
+        for row in failures.iter_rows(named=True):
+            print(visible(f"{row['run']} failed in rule {row['rule']}: {row['reason']}"), file=sys.stderr)
     if form == "json":
         text = "\n".join(["[", rows.write_ndjson().rstrip("\n").replace("\n", ",\n"), "]\n"])
     elif form == "csv":
@@ -45,7 +48,7 @@ def write_models(rows: pl.DataFrame, form: str, output: Path | None, *, plot: bo
         write_csv(rows, file, header=True)
         text = file.getvalue().decode()
     else:
-        parts = [*_tables(rows), *(_plots(rows) if plot else ())]
+        parts = [*_tables(rows), *_failed(failures), *(_plots(rows) if plot else ())]
         if output is None:
             print_parts(parts, sys.stdout)
             return
@@ -98,6 +101,12 @@ def _tables(rows: pl.DataFrame) -> Iterator[Any]:
             ],
             "shares: mean over the selected dims",
         )
+
+
+def _failed(failures: pl.DataFrame) -> Iterator[Any]:
+    if len(failures):
+        rows = [tuple(visible(row[name]) for name in ("run", "rule", "reason", "log")) for row in failures.to_dicts()]
+        yield make_table("Failed, so not compared", ("Run", "Rule", "Reason", "Log"), rows)
 
 
 def _plots(rows: pl.DataFrame) -> Iterator[str]:

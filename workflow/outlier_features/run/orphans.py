@@ -9,6 +9,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,25 @@ class Process:
         name = self.script or ("snakemake" if self.is_snakemake else Path(self.arguments[0]).name)
         return f"{name} (process {self.number})"
 
+    def holds(self) -> set[Path]:
+        """The files that it has open; none where it is gone."""
+        found = set()
+        with suppress(OSError):
+            for entry in (_PROC / str(self.number) / "fd").iterdir():
+                with suppress(OSError):
+                    found.add(Path(os.readlink(entry)))
+        return found
+
+    def began(self) -> float | None:
+        """Seconds from the epoch; None where it is gone."""
+        try:
+            status = (_PROC / str(self.number) / "stat").read_text(errors="replace")
+            lines = (_PROC / "stat").read_text().splitlines()
+        except OSError:
+            return None
+        booted = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+        return booted + int(status.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
 
 def can_be_found() -> bool:
     return (_PROC / "self/cwd").exists()
@@ -54,11 +74,21 @@ def running_snakemakes(directory: Path) -> list[Process]:
 
 def orphaned_jobs(directory: Path) -> list[Process]:
     """Jobs of a run in `directory` whose Snakemake is gone."""
+    return [job for job, snakemakes in _jobs(directory) if not snakemakes]
+
+
+def jobs_of(snakemake: Process) -> list[Process]:
+    """Jobs that a Snakemake runs in its directory, with those of its second pass."""
+    return [job for job, snakemakes in _jobs(snakemake.directory) if snakemake.number in snakemakes]
+
+
+def _jobs(directory: Path) -> list[tuple[Process, set[int]]]:
+    """Jobs in a directory, each with the Snakemakes above it."""
     table = _processes()
     return [
-        one
+        (one, {number for number in _ancestors(one.number, table) if table[number].is_snakemake})
         for one in _in(directory, table)
-        if one.script and not any(table[number].is_snakemake for number in _ancestors(one.number, table))
+        if one.script
     ]
 
 

@@ -1,0 +1,114 @@
+import json
+import os
+import subprocess
+import time
+
+from outlier_features.run.failure import Failure, failure_lines, missing_lines
+from outlier_features.run.second_pass import second_pass
+
+START = time.time()
+# Rules of which a job is of all runs together.
+JOINT = (
+    "compare_runs",
+    "compare_models",
+    "draw_comparison",
+    "export_tables",
+    "render_report",
+    "summarize_costs",
+)
+
+
+def outcome():
+    """Where the end product is."""
+    made = {job.rule.name for job in workflow.dag.jobs}
+    if "render_report" in made:
+        return f"The report is {RESULTS}/report.html"
+    if "draw_figures" in made:
+        return f"The figures are in {RESULTS}/<model>/<corpus>/figures"
+    return f"The tables are in {RESULTS}"
+
+
+def print_missing():
+    """What runs that were summarized are missing."""
+    for job in workflow.dag.jobs:
+        if job.rule.name == "summarize_run" and Path(job.output.summary).is_file():
+            for line in missing_lines(Path(job.output.summary)):
+                print(line, file=sys.stderr)
+
+
+def run_of(job):
+    """The run that a job is of, `model/corpus`; None of a job of several."""
+    wildcards = job.wildcards
+    if "run" in wildcards.keys():
+        return None if wildcards.run == "comparison" else wildcards.run
+    if job.rule.name == "fetch_model" or "model" not in wildcards.keys():
+        return None
+    return f"{wildcards.model}/{wildcards.get('corpus', DUMP)}"
+
+
+def end_with_failures():
+    """Say why jobs failed, after what is of all runs was made of those that did not."""
+    dag = workflow.dag
+    failed = [
+        job
+        for one in getattr(workflow.scheduler, "failed", ())
+        for job in (one if one.is_group() else [one])
+    ]
+    failures = {
+        job: Failure.of_job(job.rule.name, run_of(job) or job.rule.name, job.log, START)
+        for job in failed
+    }
+    unfinished = set(dag.needrun_jobs())
+    blocked = set(dag.bfs(dag.depending, *failed))
+    lines = [*failure_lines(failures.values())]
+    # What could have been run and was not: somebody ended it all.
+    if not unfinished - blocked and not any(
+        one.word.was_stopped for one in failures.values()
+    ):
+        lines += make_of_others(unfinished, failures)
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def make_of_others(unfinished, failures):
+    """Make what is of all runs of those that are done, where one is; returns lines that say so."""
+    dag = workflow.dag
+    joint = {
+        job for job in unfinished if job.rule.name in JOINT and run_of(job) is None
+    }
+    if not joint or joint & failures.keys():
+        return []
+    needed = set(dag.bfs(dag.dependencies, *joint)) & unfinished - joint
+    left_out = {}
+    for job in sorted(needed, key=lambda job: run_of(job) or ""):
+        if (run := run_of(job)) and run not in left_out:
+            causes = set(dag.bfs(dag.dependencies, job)) & failures.keys()
+            left_out[run] = min(
+                (failures[one] for one in causes), key=lambda one: one.log
+            )
+    others = [run for run in ALL_RUNS if "/".join(run) not in left_out]
+    if not others:
+        return []
+    overlay = Path(RESULTS) / "failed.json"
+    content = {
+        run: {"rule": one.rule, "reason": one.word.reason, "log": one.log}
+        for run, one in left_out.items()
+    }
+    overlay.write_text(json.dumps({"failed": content}))
+    command = second_pass(
+        sys.argv[1:],
+        asked=workflow.dag_settings.targets,
+        targets=[str(path) for job in joint for path in job.output],
+        rules=JOINT,
+        configfiles=[*workflow.config_settings.configfiles, overlay],
+    )
+    try:
+        ended = subprocess.run(command).returncode
+    finally:
+        overlay.unlink()
+    said = f"{len(left_out)} of {len(ALL_RUNS)} runs failed: {', '.join(left_out)}"
+    if ended:
+        return [f"error: {said}; and the others could not be compared"]
+    return [
+        f"{said}; the comparison and the report are of the others, and say why. {outcome()}"
+    ]
