@@ -26,6 +26,7 @@ localrules:
 
 onstart:
     begin()
+    tell_jobs_when_it_began()
 
 
 onsuccess:

@@ -279,6 +279,9 @@ FAILED = CONFIG["failed"]
 # Each model on each corpus; a dump has one of its own.
 ALL_RUNS = [run for run in runs_of(CONFIG) if "/".join(run) not in FAILED]
 RUNS = [run for run in ALL_RUNS if run[1] != DUMP or run[0] in DUMPS]
+if workflow.is_main_process and not FAILED:
+    for error in LOCAL.refused.values():
+        print(f"{error}; the other models are run", file=sys.stderr)
 # Of a dump that cannot be read nothing can be planned but the job that will say so.
 UNREADABLE = [
     f"{RESULTS}/{model}/{corpus}/tokens.safetensors"
@@ -391,8 +394,6 @@ def of_model_runs(pattern):
 def begin():
     try:
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
-        for sentence in LOCAL.refused.values():
-            print(f"{sentence}; the other models are run", file=sys.stderr)
         if LOCATION and LOCATION["sites"] and not CONFIG["extract"]["keep_activations"]:
             print(
                 "locations are counted in dumps alone, since extract.keep_activations is false",

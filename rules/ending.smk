@@ -3,6 +3,7 @@ import os
 import subprocess
 import time
 
+from outlier_features.failed_chunk import SINCE
 from outlier_features.run.failure import Failure, failure_lines, missing_lines
 from outlier_features.run.second_pass import second_pass
 
@@ -16,6 +17,12 @@ JOINT = (
     "render_report",
     "summarize_costs",
 )
+
+
+def tell_jobs_when_it_began():
+    """What `failed_chunk` asks for. Where a job is tried again, with more memory, a first failure is not the last."""
+    if not workflow.execution_settings.retries:
+        os.environ[SINCE] = str(START)
 
 
 def outcome():
@@ -54,6 +61,7 @@ def end_with_failures():
         for one in getattr(workflow.scheduler, "failed", ())
         for job in (one if one.is_group() else [one])
     ]
+    failed.sort(key=lambda job: str(job.log))
     failures = {
         job: Failure.of_job(job.rule.name, run_of(job) or job.rule.name, job.log, START)
         for job in failed
@@ -84,7 +92,8 @@ def make_of_others(unfinished, failures):
         if (run := run_of(job)) and run not in left_out:
             causes = set(dag.bfs(dag.dependencies, job)) & failures.keys()
             left_out[run] = min(
-                (failures[one] for one in causes), key=lambda one: one.log
+                (failures[one] for one in causes if failures[one].word.is_failure),
+                key=lambda one: one.log,
             )
     others = [run for run in ALL_RUNS if "/".join(run) not in left_out]
     if not others:

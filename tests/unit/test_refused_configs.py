@@ -144,6 +144,19 @@ def check(changes: dict[str, Any]) -> None:
     LocalModels.of(resolved["catalog"]["models"])
 
 
+def test_a_model_that_is_not_there_leaves_the_others(tmp_path: Path) -> None:
+    save_file({"attn": np.ones((2, 3, 4, 8), np.float32)}, tmp_path / "whole.safetensors")
+    dump = {"dump": str(tmp_path / "whole.safetensors"), "keys": {"attn_norm": "attn"}}
+    wrong = {
+        "nowhere": {"path": str(tmp_path / "nowhere")},
+        "gone": {**dump, "dump": str(tmp_path / "gone.safetensors")},
+    }
+    found = LocalModels.of({**wrong, "saved": dump, "hub": {"hub": "org/name"}})
+    assert [*found.dumps] == ["saved"] and found.refused.keys() == wrong.keys()
+    with pytest.raises(InputError, match=r"catalog\.models\.nowhere\.path"):
+        LocalModels.of(wrong)
+
+
 def sentence(error: pytest.ExceptionInfo[InputError]) -> str:
     said = str(error.value)
     assert "\n" not in said

@@ -105,8 +105,9 @@ def _tables(rows: pl.DataFrame) -> Iterator[Any]:
 
 def _failed(failures: pl.DataFrame) -> Iterator[Any]:
     if len(failures):
-        rows = [tuple(visible(row[name]) for name in ("run", "rule", "reason", "log")) for row in failures.to_dicts()]
-        yield make_table("Failed, so not compared", ("Run", "Rule", "Reason", "Log"), rows)
+        yield "\nFailed, so not compared:"
+        for row in failures.iter_rows(named=True):
+            yield visible(f"- {row['run']}: rule {row['rule']}: {row['reason']}; log: {row['log']}")
 
 
 def _plots(rows: pl.DataFrame) -> Iterator[str]:

@@ -36,7 +36,7 @@ def _parts(found: Part) -> Iterator[Any]:
         yield f"a run is at work, process {found['at_work']['process']}, since {_clock(found['at_work']['since'])}"
     else:
         yield found["note"] or "no run is at work"
-    together = {"run": "all together", **found["together"]}
+    together = {"run": "comparison and report", **found["together"]}
     rows = [(visible(one["run"]), one["state"], _clock(one["since"]), _progress(one)) for one in found["runs"]]
     rows.append((together["run"], together["state"], _clock(together["since"]), _progress(together)))
     states = [one["state"] for one in found["runs"]]

@@ -6,40 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_features.errors import INTERRUPTED_LINE, TERMINATED_LINE
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.missing import missing_sentence
+from outlier_features.stage_log import ERROR, LastWord, last_word
 
 WITHOUT_A_WORD = "ended without a word: killed, or out of memory"
-_LAST = 5  # lines in which a job's last word stands: a progress bar may be drawn once more after it
-_ERROR = "error: "
-
-
-@dataclass(frozen=True)
-class LastWord:
-    """The end of a job's log: the sentence of its error, or that it was interrupted or terminated.
-
-    said   whether it is an `error:` line, which the job wrote to the terminal too
-    """
-
-    reason: str
-    said: bool = False
-
-    @property
-    def was_stopped(self) -> bool:
-        """By a signal to end, which is no failure."""
-        return self.reason in (INTERRUPTED_LINE, TERMINATED_LINE)
-
-
-def last_word(log: Path) -> LastWord | None:
-    """None of a log that ends otherwise, as that of a job which succeeded, is at work or was killed."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-    for line in lines[: -_LAST - 1 : -1]:
-        if line.startswith(_ERROR):
-            return LastWord(line.removeprefix(_ERROR), said=True)
-        if line in (INTERRUPTED_LINE, TERMINATED_LINE):
-            return LastWord(line)
-    return LastWord(lines[-1]) if "Traceback (most recent call last):" in lines[:-1] else None
 
 
 @dataclass(frozen=True)
@@ -78,16 +49,17 @@ class Failure:
             reason = f"was {reason}"
         elif reason != WITHOUT_A_WORD and not reason.startswith("failed, "):
             reason = f"failed: {reason}"
-        return f"{'' if self.word.said else _ERROR}rule {self.rule} {reason}; log: {self.log}"
+        return f"{'' if self.word.said else ERROR}rule {self.rule} {reason}; log: {self.log}"
 
 
 def failure_lines(failures: Iterable[Failure]) -> Iterator[str]:
-    """A line for each reason: chunks of a run may all have the same."""
+    """A line for each reason: chunks of a run may have the same. Jobs that were not run have none."""
     alike: dict[tuple[str, str, LastWord], list[Failure]] = {}
-    for one in failures:
+    for one in (one for one in failures if one.word.is_failure or one.word.was_stopped):
         alike.setdefault((one.rule, one.of, one.word), []).append(one)
     for first, *others in alike.values():
-        more = f" (and of {len(others)} other jobs of {first.of})" if others else ""
+        jobs = "job" if len(others) == 1 else "jobs"
+        more = f" (and of {len(others)} other {jobs} of {first.of})" if others else ""
         yield first.sentence + more
 
 
@@ -103,7 +75,7 @@ def _write(log: Path, mode: str) -> None:
     with suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open(mode, encoding="utf-8") as file:
-            file.write(f"\n{_ERROR}{WITHOUT_A_WORD}\n")
+            file.write(f"\n{ERROR}{WITHOUT_A_WORD}\n")
 
 
 def _is_writable(log: Path) -> bool:

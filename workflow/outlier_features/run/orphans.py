@@ -9,7 +9,6 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -41,14 +40,13 @@ class Process:
         name = self.script or ("snakemake" if self.is_snakemake else Path(self.arguments[0]).name)
         return f"{name} (process {self.number})"
 
-    def holds(self) -> set[Path]:
-        """The files that it has open; none where it is gone."""
-        found = set()
-        with suppress(OSError):
-            for entry in (_PROC / str(self.number) / "fd").iterdir():
-                with suppress(OSError):
-                    found.add(Path(os.readlink(entry)))
-        return found
+    def was_told(self, path: Path) -> bool:
+        """Whether Snakemake's script for a job names a path, such as that of its log, as one of its own does."""
+        try:
+            script = (self.directory / self.arguments[1]).read_bytes()
+        except (OSError, IndexError):
+            return False
+        return repr(os.fsencode(path))[2:-1].encode() in script  # Snakemake writes bytes there as Python does
 
     def began(self) -> float | None:
         """Seconds from the epoch; None where it is gone."""

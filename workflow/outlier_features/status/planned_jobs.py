@@ -86,13 +86,15 @@ class PlannedJob:
 
 
 def jobs_of(config: Mapping[str, Any], model: str, corpus: str, dumps: Mapping[str, Dump]) -> Iterator[PlannedJob]:
-    """Of a run, with what fetches its model and corpus; of a dump that is not among `dumps` the first alone."""
+    """Of a run, with what fetches its model and corpus; of a dump that cannot be read, not among `dumps`, the first."""
     results, models = Path(config["results"]), config["catalog"]["models"]
     yield fetch_job(config, "fetch_model", fetched_name(model, models[model]))
     if corpus != CORPUS:
         yield fetch_job(config, "fetch_corpus", corpus)
     dump = dumps.get(model)
     if corpus == CORPUS and dump is None:
+        files = tuple(results / model / corpus / name for name in FILES["describe_dump"])
+        yield PlannedJob("describe_dump", (model,), None, files, results)
         return
     counts, chunks = jobs_of_run(config, model, corpus, dump), [*chunk_ranges(config, corpus, dump)]
     sites = sorted({*config["sites"], *(site for one in dumps.values() for site in one.sites)})

@@ -1,16 +1,17 @@
 """How far each run of a configuration has come, from its files, its logs and the processes at work."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from outlier_features.plan.jobs import runs_of
-from outlier_features.run.failure import WITHOUT_A_WORD, last_word
+from outlier_features.run.failure import WITHOUT_A_WORD
 from outlier_features.run.local_models import LocalModels
-from outlier_features.run.orphans import can_be_found, jobs_of, orphaned_jobs, running_snakemakes
+from outlier_features.run.orphans import Process, can_be_found, jobs_of, orphaned_jobs, running_snakemakes
 from outlier_features.run.recovery import lock_holder, running_on_cluster, what_is_left
+from outlier_features.stage_log import last_word
 from outlier_features.status import planned_jobs
 from outlier_features.status.planned_jobs import BETWEEN, PlannedJob
 
@@ -43,38 +44,36 @@ class _AtWork:
     """What is at work.
 
     began      of the Snakemake, seconds from the epoch; None where none is at work
-    logs       by log that a job holds open since when
-    comments   what a cluster runs, as Snakemake calls it
-    left       by log that a job holds open whose Snakemake is gone, its process
+    jobs       its jobs on this machine
+    comments   those that a cluster runs, as Snakemake calls them
+    left       jobs whose Snakemake is gone
     """
 
     described: Document | None
     note: str | None = None
     began: float | None = None
-    logs: Mapping[Path, float | None] = field(default_factory=dict)
+    jobs: Sequence[Process] = ()
     comments: Sequence[str] = ()
-    left: Mapping[Path, int] = field(default_factory=dict)
+    left: Sequence[Process] = ()
 
     @classmethod
     def in_directory(cls, directory: Path) -> "_AtWork":
         holder = lock_holder(directory)
         if holder is None:
-            left = {file: job.number for job in orphaned_jobs(directory) for file in job.holds()}
-            return cls(None, _note(directory), left=left)
+            return cls(None, _note(directory), left=orphaned_jobs(directory))
         began = holder.began()
-        return cls(
-            {"process": holder.number, "since": _time(began)},
-            began=began,
-            logs={file: job.began() for job in jobs_of(holder) for file in job.holds()},
-            comments=running_on_cluster(directory),
-        )
+        described = {"process": holder.number, "since": _time(began)}
+        return cls(described, None, began, jobs_of(holder), running_on_cluster(directory))
 
     def since(self, job: PlannedJob) -> tuple[bool, float | None]:
         """Whether a job is at work, and since when, if that can be told."""
-        log = job.log.resolve()
-        if log in self.logs:
-            return True, self.logs[log]
+        if found := _process_of(job, self.jobs):
+            return True, found.began()
         return job.comment in self.comments, None
+
+
+def _process_of(job: PlannedJob, processes: Iterable[Process]) -> Process | None:
+    return next((one for one in processes if one.script == job.rule and one.was_told(job.log)), None)
 
 
 def _note(directory: Path) -> str | None:
@@ -120,22 +119,24 @@ def _describe(jobs: Sequence[PlannedJob], at_work: _AtWork) -> Document:
 
 def _failure(job: PlannedJob, at_work: _AtWork) -> Document | None:
     """How the last job at files that are not there ended; None where it did not fail, or there was none."""
+    found = {"rule": job.rule, "chunk": job.chunk, "log": str(job.log)}
+    if left := _process_of(job, at_work.left):
+        reason = f"its Snakemake was killed, and process {left.number} goes on without it"
+        return {**found, "reason": reason, "since": _time(left.began())}
     try:
         ended, word = job.log.stat().st_mtime, last_word(job.log)
         succeeded = job.benchmark.is_file() and job.benchmark.stat().st_mtime >= ended  # its files were removed since
     except OSError:
         return None
-    if process := at_work.left.get(job.log.resolve()):
-        reason = f"its Snakemake was killed, and process {process} goes on without it"
-    elif word is not None:
-        if word.was_stopped:
+    if word is not None:
+        if not word.is_failure:
             return None
         reason = word.reason
     elif succeeded or (at_work.began and ended >= at_work.began):
         return None  # or it is between two states, and the Snakemake at work will say how it ended
     else:
         reason = WITHOUT_A_WORD
-    return {"rule": job.rule, "chunk": job.chunk, "reason": reason, "since": _time(ended), "log": str(job.log)}
+    return {**found, "reason": reason, "since": _time(ended)}
 
 
 def _first(found: Iterable[Document], key: str) -> Any:
