@@ -4,7 +4,12 @@ import subprocess
 import time
 
 from outlier_features.failed_chunk import SINCE
-from outlier_features.run.failure import Failure, failure_lines, missing_lines
+from outlier_features.run.failure import (
+    Failure,
+    failure_lines,
+    has_spoken,
+    missing_lines,
+)
 from outlier_features.run.second_pass import second_pass
 
 START = time.time()
@@ -56,24 +61,24 @@ def run_of(job):
 def end_with_failures():
     """Say why jobs failed, after what is of all runs was made of those that did not."""
     dag = workflow.dag
-    failed = [
-        job
-        for one in getattr(workflow.scheduler, "failed", ())
-        for job in (one if one.is_group() else [one])
-    ]
-    failed.sort(key=lambda job: str(job.log))
-    failures = {
-        job: Failure.of_job(job.rule.name, run_of(job) or job.rule.name, job.log, START)
-        for job in failed
-    }
-    unfinished = set(dag.needrun_jobs())
-    blocked = set(dag.bfs(dag.depending, *failed))
-    lines = [*failure_lines(failures.values())]
+    failed, failures = set(), {}
+    for one in getattr(workflow.scheduler, "failed", ()):
+        members = [*one] if one.is_group() else [one]
+        failed.update(members)
+        # Of a group, jobs that said nothing may have ended well, or not have begun.
+        spoke = [job for job in members if has_spoken(Path(job.log[0]), START)]
+        for job in spoke or members:
+            of = run_of(job) or job.rule.name
+            failures[job] = Failure.of_job(job.rule.name, of, job.log, START)
+    ordered = sorted(failures.values(), key=lambda one: (one.of, one.log))
+    lines = [*failure_lines(ordered)]
+    unfinished = set(dag.needrun_jobs()) - failed
     # What could have been run and was not: somebody ended it all.
-    if not unfinished - blocked and not any(
-        one.word.was_stopped for one in failures.values()
-    ):
-        lines += make_of_others(unfinished, failures)
+    was_ended = unfinished - set(dag.bfs(dag.depending, *failed)) or any(
+        one.word.was_stopped for one in ordered
+    )
+    if not was_ended:
+        lines += make_of_others(unfinished | failed, failures)
     for line in lines:
         print(line, file=sys.stderr)
 
@@ -86,24 +91,34 @@ def make_of_others(unfinished, failures):
     }
     if not joint or joint & failures.keys():
         return []
-    needed = set(dag.bfs(dag.dependencies, *joint)) & unfinished - joint
-    left_out = {}
-    for job in sorted(needed, key=lambda job: run_of(job) or ""):
-        if (run := run_of(job)) and run not in left_out:
-            causes = set(dag.bfs(dag.dependencies, job)) & failures.keys()
-            left_out[run] = min(
-                (failures[one] for one in causes if failures[one].word.is_failure),
-                key=lambda one: one.log,
-            )
-    others = [run for run in ALL_RUNS if "/".join(run) not in left_out]
-    if not others:
+    causes = {}
+    for job in set(dag.bfs(dag.dependencies, *joint)) & unfinished - joint:
+        if run := run_of(job):
+            found = set(dag.bfs(dag.dependencies, job)) & failures.keys()
+            causes.setdefault(run, set()).update(found)
+    left_out = {
+        run: min(
+            (
+                failures[job]
+                for job in found or failures
+                if failures[job].word.is_failure
+            ),
+            key=lambda one: one.log,
+        )
+        for run, found in sorted(causes.items())
+    }
+    if len(left_out) == len(ALL_RUNS):
         return []
     overlay = Path(RESULTS) / "failed.json"
     content = {
         run: {"rule": one.rule, "reason": one.word.reason, "log": one.log}
         for run, one in left_out.items()
     }
-    overlay.write_text(json.dumps({"failed": content}))
+    said = f"{len(left_out)} of {len(ALL_RUNS)} runs failed: {', '.join(left_out)}"
+    try:
+        overlay.write_text(json.dumps({"failed": content}))
+    except OSError as error:
+        return [f"error: {said}; {overlay}: cannot be written, {error.strerror}"]
     command = second_pass(
         sys.argv[1:],
         asked=workflow.dag_settings.targets,
@@ -115,7 +130,6 @@ def make_of_others(unfinished, failures):
         ended = subprocess.run(command).returncode
     finally:
         overlay.unlink()
-    said = f"{len(left_out)} of {len(ALL_RUNS)} runs failed: {', '.join(left_out)}"
     if ended:
         return [f"error: {said}; and the others could not be compared"]
     return [

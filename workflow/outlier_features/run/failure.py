@@ -13,6 +13,11 @@ from outlier_features.stage_log import ERROR, LastWord, last_word
 WITHOUT_A_WORD = "ended without a word: killed, or out of memory"
 
 
+def has_spoken(log: Path, since: float) -> bool:
+    """Whether a log was written since then, in seconds from the epoch, and ends with a word."""
+    return log.is_file() and log.stat().st_mtime >= since and last_word(log) is not None
+
+
 @dataclass(frozen=True)
 class Failure:
     """A job that failed: its rule, its run (`model/corpus`, or what else its output is of), why, and its log."""
