@@ -4,6 +4,7 @@ min_version("9.20")
 
 
 include: "rules/common.smk"
+include: "rules/ending.smk"
 
 
 wildcard_constraints:
@@ -26,14 +27,17 @@ localrules:
 
 onstart:
     begin()
+    tell_jobs_when_it_began()
 
 
 onsuccess:
+    print_missing()
     print(outcome(), file=sys.stderr)
 
 
 onerror:
-    print_failures()
+    print_missing()
+    end_with_failures()
 
 
 rule all:

@@ -1,6 +1,5 @@
 import re
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -8,11 +7,13 @@ from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
 from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
-from outlier_features.dump.dumps import Dump, DumpRange, dump_files
+from outlier_features.dump.dumps import DumpRange, dump_files, dump_source
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.model_name import split_name
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.plan.jobs import chunk_ranges as ranges_of_chunks
+from outlier_features.plan.jobs import runs_of
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import (
     fetched_name,
@@ -22,13 +23,13 @@ from outlier_features.run.config import (
     turned_off,
 )
 from outlier_features.run.config_files import require_config_file
+from outlier_features.run.local_models import LocalModels
 from outlier_features.run.recovery import begin_run, require_working_directory
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
 from outlier_features.scan.counted_at import serving, serving_scales
 
 ROOT = Path(workflow.basedir)
-START = time.time()
 
 workflow.global_resources.setdefault("downloads", 2)
 
@@ -51,9 +52,8 @@ try:
     )
     require_files(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
-    DUMPS = {
-        name: Dump.open(source) for name, source in MODELS.items() if "dump" in source
-    }
+    LOCAL = LocalModels.of(MODELS)
+    DUMPS = LOCAL.dumps
     # The rules that stages of their own apply.
     LOCATION, SUPER_WEIGHT, SUPER_EXPERT = (
         the_rule(CONFIG["rules"], kind)
@@ -130,18 +130,8 @@ def sample(wildcards):
 
 @cache
 def chunk_ranges(model, corpus):
-    """By name of each chunk of a run, `first-last` sequence, its first sequence and one past its last; in order, and
-    known before anything runs."""
-    if model in DUMPS:
-        found = [(part.start, part.stop) for part in DUMPS[model].chunks()]
-    else:
-        count = CONFIG["catalog"]["corpora"][corpus]["sample"]["sequences"]
-        size = CONFIG["extract"]["chunk_sequences"]
-        found = [(start, min(start + size, count)) for start in range(0, count, size)]
-    width = len(str(found[-1][1] - 1))
-    return {
-        f"{first:0{width}}-{stop - 1:0{width}}": (first, stop) for first, stop in found
-    }
+    """By name of each chunk of a run its first sequence and one past its last."""
+    return ranges_of_chunks(CONFIG, corpus, DUMPS.get(model))
 
 
 def chunks(wildcards):
@@ -314,11 +304,19 @@ def loading(wildcards):
     return own | {key: CONFIG["extract"][key] for key in ("device", "threads")}
 
 
+FAILED = CONFIG["failed"]
+
 # Each model on each corpus; a dump has one of its own.
-RUNS = [
-    (model, corpus)
-    for model in CONFIG["models"]
-    for corpus in ([DUMP] if model in DUMPS else CONFIG["corpora"])
+ALL_RUNS = [run for run in runs_of(CONFIG) if "/".join(run) not in FAILED]
+RUNS = [run for run in ALL_RUNS if run[1] != DUMP or run[0] in DUMPS]
+if workflow.is_main_process and not FAILED:
+    for error in LOCAL.refused.values():
+        print(f"{error}; the other models are run", file=sys.stderr)
+# Of a dump that cannot be read nothing can be planned but the job that will say so.
+UNREADABLE = [
+    f"{RESULTS}/{model}/{corpus}/tokens.safetensors"
+    for model, corpus in ALL_RUNS
+    if (model, corpus) not in RUNS
 ]
 
 
@@ -413,8 +411,11 @@ def tables_of_fetched(wildcards):
 
 
 def of_runs(name):
-    """A file of every run."""
-    return [f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS]
+    """A file of every run; of a dump that cannot be read, one that will not be made."""
+    return [
+        *(f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS),
+        *UNREADABLE,
+    ]
 
 
 # Templates, style and scripts of every page.
@@ -422,15 +423,16 @@ PAGE = sorted(
     str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
 )
 
-# By name; two runs or more have something to compare.
+# By name; two runs or more have something to compare, also where all but one failed.
 COMPARISON = {
     "models": f"{RESULTS}/comparison/models.parquet",
+    "failures": f"{RESULTS}/comparison/failures.parquet",
     "comparison": f"{RESULTS}/comparison/dims.parquet",
     "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
 }
 if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
-COMPARISON = COMPARISON if len(RUNS) > 1 else {}
+COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) > 1 else {}
 
 # What papers and repositories printed.
 PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
@@ -494,35 +496,10 @@ def fetch_evicted():
             restore_weights(Path(source))
 
 
-def outcome():
-    """What runs are missing, and where the end product is."""
-    from outlier_features.run.failure import missing_lines
-
-    made = {job.rule.name for job in workflow.dag.jobs}
-    for job in workflow.dag.jobs:
-        if job.rule.name == "summarize_run":
-            for line in missing_lines(Path(job.output.summary)):
-                print(line, file=sys.stderr)
-    if "render_report" in made:
-        return f"The report is {RESULTS}/report.html"
-    if "draw_figures" in made:
-        return f"The figures are in {RESULTS}/<model>/<corpus>/figures"
-    return f"The tables are in {RESULTS}"
-
-
-def print_failures():
-    """A line on stderr for each job that failed."""
-    from outlier_features.run.failure import failure_line
-
-    for failed in getattr(workflow.scheduler, "failed", ()):
-        for job in failed if failed.is_group() else [failed]:
-            print(failure_line(job.rule.name, job.log, START), file=sys.stderr)
-
-
 def local_files(source):
     """Files of a model or corpus that lies on this machine: an edit to them is a reason to run again."""
     if "dump" in source:
-        return dump_files(source)
+        return [file for file in dump_files(source) if Path(file).is_file()]
     if {"pypi", "hub", "transformer_lens", "stdlib"} & source.keys():
         return []
     if "files" in source:

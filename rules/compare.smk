@@ -49,6 +49,7 @@ rule compare_models:
         sources=[fetched_record(model) for model in REVISIONS],
     output:
         models=f"{RESULTS}/comparison/models.parquet",
+        failures=f"{RESULTS}/comparison/failures.parquet",
     log:
         f"{RESULTS}/logs/compare_models.log",
     benchmark:
@@ -59,6 +60,7 @@ rule compare_models:
     params:
         runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
         revisions=REVISIONS,
+        failed=FAILED,
         code=code_version("compare_models"),
     message:
         "Compare the models"

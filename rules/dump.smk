@@ -17,7 +17,7 @@ rule describe_dump:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        source=lambda wildcards: DUMPS[wildcards.model].source,
+        source=lambda wildcards: dump_source(MODELS[wildcards.model]),
         first_token=lambda wildcards: MODELS[wildcards.model]["first_token"],
         labels=lambda wildcards: MODELS[wildcards.model].get("labels"),
         code=code_version("describe_dump"),

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from outlier_features.compare.compare_models import compare_models
+from outlier_features.compare.failures import write_failures
 from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
@@ -10,3 +11,4 @@ with stage(snakemake.log[0]):
         models=Path(snakemake.output.models),
         sources=dict(zip(snakemake.params.revisions, map(Path, snakemake.input.sources), strict=True)),
     )
+    write_failures(snakemake.params.failed, Path(snakemake.output.failures))

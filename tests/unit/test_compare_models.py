@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from fake_run import RULES, FakeRun
 from outlier_features.command.main import main
 from outlier_features.compare.compare_models import compare_models
+from outlier_features.compare.failures import read_failures, write_failures
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import numbers_of_model, published_numbers
 from outlier_features.compare.resampling import DRAWS, SEED, Resampling
@@ -326,6 +328,20 @@ def test_the_command_gives_programs_the_whole_table(results, capsys):
     assert [row["layer_share_mean"] for row in rows] == [
         "" if value is None else str(value) for value in frame["layer_share_mean"]
     ]
+
+
+def test_the_command_says_what_failed_and_why(results, tmp_path, capsys):
+    assert read_failures(results / "comparison").is_empty()
+    shutil.copytree(results, tmp_path / "results")
+    why = {"rule": "fetch_model", "reason": "hub: access to 'a/b' was refused", "log": "logs/fetch_model/b.log"}
+    write_failures({"b/text": why}, tmp_path / "results/comparison/failures.parquet")
+    row = {"run": "b/text", "model": "b", "corpus": "text", **why}
+    assert read_failures(tmp_path / "results/comparison").to_dicts() == [row]
+    text = printed(capsys, "--results", tmp_path / "results")
+    assert all(one in text[text.index("Failed") :] for one in ("b/text", *why.values()))
+    assert main(["compare", "--results", str(tmp_path / "results"), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out == printed(capsys, "--results", results, "--format", "csv") and why["reason"] in err
 
 
 @pytest.mark.parametrize(

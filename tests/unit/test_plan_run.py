@@ -17,8 +17,11 @@ import zoo
 from hub_server import running_hub
 from outlier_features.command.main import main
 from outlier_features.plan.hours import Measured, Work, expected_time, seconds_of_run
+from outlier_features.plan.jobs import runs_of
 from outlier_features.plan.plan_run import plan_run
 from outlier_features.run.config import read_schema, resolve_config
+from outlier_features.run.local_models import LocalModels
+from outlier_features.status.planned_jobs import jobs_beside, jobs_of
 from outlier_features.tokens.tokens import Tokens
 from rule_jobs import inside, plans
 from test_extract_activations import Run
@@ -87,6 +90,21 @@ def test_jobs_are_those_of_snakemake(tmp_path):
     configs[dumped]["models"].append("saved")
     for (folder, config), jobs in zip(configs.items(), plans(configs), strict=True):
         assert planned(folder, config)["jobs"] == Counter(job.rule for job in jobs), folder.name
+        assert files_of_status(folder, config) == {
+            (job.rule, Path(job.snakemake.log[0]), frozenset(map(Path, job.snakemake.output)))
+            for job in jobs
+            if job.rule != "rerun_largest"  # whose file is removed
+        }
+
+
+def files_of_status(folder, config):
+    """By rule and log the files that `outlier-features status` looks for."""
+    with inside(folder):
+        resolved = resolve_config({**BASE, **config}, SCHEMA)
+        dumps = LocalModels.of(resolved["catalog"]["models"]).dumps
+        jobs = [job for run in runs_of(resolved) for job in jobs_of(resolved, *run, dumps)]
+        jobs += jobs_beside(resolved, runs_of(resolved))
+    return {(job.rule, job.log, frozenset(job.files)) for job in jobs if job.rule != "rerun_largest"}
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "olmo2", "qwen3_next", "bert", "gptj", "gemma3_text"])

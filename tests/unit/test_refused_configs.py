@@ -13,11 +13,11 @@ import yaml
 from safetensors.numpy import save_file
 from snakemake.utils import update_config
 
-from outlier_features.dump.dumps import Dump
 from outlier_features.errors import InputError
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import require_arguments, require_config_file
+from outlier_features.run.local_models import LocalModels
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
@@ -141,9 +141,20 @@ def check(changes: dict[str, Any]) -> None:
     update_config(config, overlay)
     resolved = resolve_config(with_catalog(config, CATALOG), SCHEMA)
     require_files(resolved)
-    for source in resolved["catalog"]["models"].values():
-        if "dump" in source:
-            Dump.open(source)
+    LocalModels.of(resolved["catalog"]["models"])
+
+
+def test_a_model_that_is_not_there_leaves_the_others(tmp_path: Path) -> None:
+    save_file({"attn": np.ones((2, 3, 4, 8), np.float32)}, tmp_path / "whole.safetensors")
+    dump = {"dump": str(tmp_path / "whole.safetensors"), "keys": {"attn_norm": "attn"}}
+    wrong = {
+        "nowhere": {"path": str(tmp_path / "nowhere")},
+        "gone": {**dump, "dump": str(tmp_path / "gone.safetensors")},
+    }
+    found = LocalModels.of({**wrong, "saved": dump, "hub": {"hub": "org/name"}})
+    assert [*found.dumps] == ["saved"] and found.refused.keys() == wrong.keys()
+    with pytest.raises(InputError, match=r"catalog\.models\.nowhere\.path"):
+        LocalModels.of(wrong)
 
 
 def sentence(error: pytest.ExceptionInfo[InputError]) -> str:

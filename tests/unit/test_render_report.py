@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs_version
 
 from fake_run import BASIS, FIGURES, GRID, POPULATIONS, RULES, FakeRun
 from outlier_features.compare.compare_models import compare_models
+from outlier_features.compare.failures import write_failures
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.errors import InputError
 from outlier_features.figures.ablation import ablation
@@ -628,6 +629,22 @@ def test_the_comparison_has_a_page(tmp_path):
         render_report(
             paths[:1], report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison"
         )
+
+
+def test_runs_that_failed_stand_among_all_runs(tmp_path):
+    run = FakeRun().write(tmp_path / "tiny/text")
+    (tmp_path / "comparison").mkdir()
+    compare_models([run], PUBLISHED, tmp_path / "comparison/models.parquet")
+    compare_runs([run], tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    why = {"rule": "fetch_model", "reason": "<b>closed</b>", "log": "logs/fetch_model/gated.log"}
+    write_failures({"gated/text": why}, tmp_path / "comparison/failures.parquet")
+    report = tmp_path / "report.html"
+    render_report([run], report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
+    parsed = Page(report.read_text(encoding="utf-8"))
+    assert "1 run compared, 1 failed" in parsed.shown
+    overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
+    assert "gatedtext failed in rule fetch_model: <b>closed</b> logs/fetch_model/gated.log" in overview
+    assert {"tiny/text", "comparison/models"} <= {attrs.get("id") for _, attrs in parsed.tags}
 
 
 def test_one_run_is_not_compared(page):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from outlier_features.errors import DamagedFile, InputError, stage
-from outlier_features.run.failure import failure_line
+from outlier_features.run.failure import Failure, failure_lines
 
 
 def run(log, body):
@@ -93,7 +93,37 @@ def test_any_other_error_leaves_its_traceback_and_is_said_to_be_ours(tmp_path):
     assert last.startswith("error: IndexError: list index out of range at line ") and "of test_stage.py; " in last
     assert "a fault of outlier-features" in last and str(log) in last
     assert all(f"{name} {version(name)}" in last for name in ("outlier-features", "torch", "transformers", "snakemake"))
-    assert failure_line("detect", [log], 0.0) == f"rule detect failed: {last.removeprefix('error: ')}; log: {log}"
+    assert sentence(log, 0.0) == f"rule detect failed: {last.removeprefix('error: ')}; log: {log}"
+
+
+SILENT = "error: ended without a word: killed, or out of memory"
+
+
+def sentence(log, since):
+    return Failure.of_job("detect", "m/c", [log], since).sentence
+
+
+def test_chunks_that_would_fail_alike_are_not_tried(tmp_path, monkeypatch):
+    logs = tmp_path / "logs/extract/m/c"
+    tried = []
+
+    def body():
+        tried.append(1)
+        raise InputError("x: found this")
+
+    assert run(logs / "0-3.log", body)[0] == run(logs / "4-7.log", body)[0] == 1 and len(tried) == 2  # not in a run
+    monkeypatch.setenv("OUTLIER_FEATURES_SINCE", str(time.time() + 60))
+    run(logs / "4-7.log", body)
+    assert len(tried) == 3  # what an earlier run left says nothing
+    monkeypatch.setenv("OUTLIER_FEATURES_SINCE", str(time.time() - 60))
+    status, text = run(logs / "8-9.log", body)
+    assert status == 1 and len(tried) == 3 and "error:" not in text and str(logs / "0-3.log") in text
+    run(logs.parent / "d/8-9.log", body)
+    assert len(tried) == 4  # another run's
+    failures = [Failure.of_job("extract", "m/c", [logs / f"{chunk}.log"], 0.0) for chunk in ("0-3", "4-7", "8-9")]
+    assert [*failure_lines(failures)] == [
+        f"rule extract failed: x: found this; log: {logs / '0-3.log'} (and of 1 other job of m/c)"
+    ]
 
 
 WAITS = """
@@ -117,14 +147,14 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number, status, line):
     process.send_signal(number)
     assert process.wait(30) == status
     assert log.read_text() == f"{line}\n" and os.listdir(tmp_path) == ["logs"]
-    assert failure_line("detect", [log], 0.0) == f"error: rule detect was {line}; log: {log}"
+    assert sentence(log, 0.0) == f"error: rule detect was {line}; log: {log}"
 
 
 def test_a_failed_job_s_line_names_its_log(tmp_path):
     log, begun = tmp_path / "x.log", time.time() - 1
     ending = f"; log: {log}"
     silent = f"error: rule detect ended without a word: killed, or out of memory{ending}"
-    assert failure_line("detect", [log], begun) == silent
+    assert sentence(log, begun) == silent and log.read_text() == f"\n{SILENT}\n"  # for whoever reads it later
     for text, line in (
         ("", silent),
         ("work: 5%\n", silent),
@@ -137,5 +167,5 @@ def test_a_failed_job_s_line_names_its_log(tmp_path):
         ),
     ):
         log.write_text(text)
-        assert failure_line("detect", [log], begun) == line
-    assert failure_line("detect", [log], time.time() + 1) == silent  # an earlier job's
+        assert sentence(log, begun) == line
+    assert sentence(log, time.time() + 1) == silent  # an earlier job's

@@ -204,6 +204,7 @@ class Mistake:
     words: tuple[str, ...]
     changes: dict[str, Any] = field(default_factory=dict)
     prepare: Callable[[Path], Any] = lambda folder: None
+    jobs: int = 1  # that come upon it, none needing another's output
 
 
 JOBS: dict[str, Mistake] = {
@@ -243,6 +244,7 @@ JOBS: dict[str, Mistake] = {
     "NaN in a dump": Mistake(
         ("nan.safetensors: site attn, layer 2 has 1 values that are NaN or infinite",),
         dump("nan"),
+        jobs=2,  # detection, and rule location
     ),
     "more positions than there are": Mistake(
         ("sample.tokens: found 600, expected at most 512",),
@@ -314,7 +316,9 @@ def test_a_mistake_that_a_job_finds(planned, case, monkeypatch):
 def test_a_run_says_what_a_job_found(place, dumps, case):
     mistake = JOBS[case]
     mistake.prepare(place.folder)
-    require_one_line(run_anew(place, {}, **mistake.changes), *mistake.words)
+    run = run_anew(place, {}, **mistake.changes)
+    assert run.status == 1 and "Traceback" not in run.output, run.output
+    assert len(run.errors()) == mistake.jobs and all(word in one for one in run.errors() for word in mistake.words)
     require_nothing_half_written(place.folder)
     assert not list((place.folder / "w").glob("results/*/*/summary.json"))
     assert not (place.folder / "ran").exists()

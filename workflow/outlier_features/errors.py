@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features import __version__
+from outlier_features.failed_chunk import failed_chunk
 from outlier_features.machine_limits import refusal
-from outlier_features.stage_log import StderrCopy, logging_stderr
+from outlier_features.stage_log import ERROR, INTERRUPTED_LINE, NOT_RUN, TERMINATED_LINE, StderrCopy, logging_stderr
 
 INTERRUPTED, TERMINATED = 130, 143
-INTERRUPTED_LINE, TERMINATED_LINE = "interrupted", "terminated"
 _PACKAGES = ("torch", "transformers", "snakemake", "numpy", "polars")  # whose versions a report of a fault names
 _MOST_TEXT = 300  # characters of an error that nobody foresaw
 
@@ -51,10 +51,14 @@ def stage(log: str | Path) -> Iterator[None]:
 
     The exit status is then 1. Any other error is a fault of this program, whose line says so under the traceback. What
     the body writes to stderr (progress, warnings), the line and the traceback go to `log` too.
+    Where another chunk of the same run failed before, the body is not run.
     SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
     log = Path(log)
     with logging_stderr(log) as stderr, _ended_by_sigterm(stderr):
+        if other := failed_chunk(log):
+            stderr.say(f"{NOT_RUN}another chunk failed, see {other}")
+            sys.exit(1)
         try:
             yield
         except KeyboardInterrupt:
@@ -65,7 +69,7 @@ def stage(log: str | Path) -> Iterator[None]:
             if sentence is None:
                 traceback.print_exc()
                 sentence = fault_sentence(error_in_short(error), f"{log}, the configuration")
-            stderr.say(f"error: {' '.join(sentence.split())}")
+            stderr.say(f"{ERROR}{' '.join(sentence.split())}")
             sys.exit(1)
 
 

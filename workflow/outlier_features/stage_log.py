@@ -1,4 +1,4 @@
-"""A stage's log: what it writes to stderr, kept in a file as well."""
+"""A stage's log: what it writes to stderr, kept in a file as well, and what such a file says last."""
 
 import logging
 import os
@@ -7,9 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+INTERRUPTED_LINE, TERMINATED_LINE = "interrupted", "terminated"
+ERROR, NOT_RUN = "error: ", "not run: "  # what lines begin with
+_LAST = 5  # lines in which a job's last word stands: a progress bar may be drawn once more after it
 _SECONDS = 5.0  # a progress bar leaves a line in the log that often
 
 
@@ -106,3 +110,33 @@ def _handlers_on(stream: TextIO) -> list["logging.StreamHandler[TextIO]"]:
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
     return [one for one in handlers if isinstance(one, logging.StreamHandler) and one.stream is stream]
+
+
+@dataclass(frozen=True)
+class LastWord:
+    """The end of a job's log: the sentence of its error, that it was ended by a signal, or why it did not run.
+
+    said   whether it is an `error:` line, which the job wrote to the terminal too
+    """
+
+    reason: str
+    said: bool = False
+
+    @property
+    def is_failure(self) -> bool:
+        return not (self.was_stopped or self.reason.startswith(NOT_RUN))
+
+    @property
+    def was_stopped(self) -> bool:
+        return self.reason in (INTERRUPTED_LINE, TERMINATED_LINE)
+
+
+def last_word(log: Path) -> LastWord | None:
+    """None of a log that ends otherwise, as that of a job which succeeded, is at work or was killed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    for line in lines[: -_LAST - 1 : -1]:
+        if line.startswith(ERROR):
+            return LastWord(line.removeprefix(ERROR), said=True)
+        if line in (INTERRUPTED_LINE, TERMINATED_LINE) or line.startswith(NOT_RUN):
+            return LastWord(line)
+    return LastWord(lines[-1]) if "Traceback (most recent call last):" in lines[:-1] else None

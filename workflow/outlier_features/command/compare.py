@@ -8,6 +8,7 @@ from typing import Any
 from outlier_features.command.count_tables import comparison_tables
 from outlier_features.command.model_tables import read_models, write_models
 from outlier_features.command.output import write_found
+from outlier_features.compare.failures import read_failures
 from outlier_features.dims.compare_runs import comparisons, dim_counts, name_of
 from outlier_features.errors import InputError
 
@@ -37,8 +38,8 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if options.runs:
         _compare_two(options)
     else:
-        rows = read_models(options.results, options.rule)
-        write_models(rows, options.results, options.format, options.output, plot=options.plot)
+        rows, failures = read_models(options.results, options.rule), read_failures(options.results / "comparison")
+        write_models(rows, failures, options.results, options.format, options.output, plot=options.plot)
 
 
 def _compare_two(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ BAD_DATA, INTERRUPTED = 1, 130
 # Each has a module <name> beside this one, with a function add_<name>.
 COMMANDS = {
     "plan": "say what the runs of a configuration will take, before anything is fetched but configs",
+    "status": "say which runs of a configuration are done, running, failed or missing",
     "count": "count the outliers of an activation dump",
     "show": "print what runs found",
     "compare": "compare all runs, or the dims that each rule selects in two",

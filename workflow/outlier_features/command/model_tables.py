@@ -36,9 +36,15 @@ def read_models(results: Path, rule: str | None) -> pl.DataFrame:
     return rows if rule is None else rows.filter(rule=rule)
 
 
-def write_models(rows: pl.DataFrame, results: Path, form: str, output: Path | None, *, plot: bool) -> None:
+def write_models(
+    rows: pl.DataFrame, failures: pl.DataFrame, results: Path, form: str, output: Path | None, *, plot: bool
+) -> None:
     """Write the rows as `form`: json or csv, all columns and exact; table, what is read most, and with `plot` the
-    shares; beside them, of a model with revisions, what they have by training step."""
+    shares; beside them, of a model with revisions, what they have by training step. The runs that failed stand below
+    the tables; of another form, on standard error."""
+    if form != "table":
+        for row in failures.iter_rows(named=True):
+            print(visible(f"{row['run']} failed in rule {row['rule']}: {row['reason']}"), file=sys.stderr)
     if form == "json":
         text = "\n".join(["[", rows.write_ndjson().rstrip("\n").replace("\n", ",\n"), "]\n"])
     elif form == "csv":
@@ -46,7 +52,8 @@ def write_models(rows: pl.DataFrame, results: Path, form: str, output: Path | No
         write_csv(rows, file, header=True)
         text = file.getvalue().decode()
     else:
-        parts = [*_tables(rows), *(_plots(rows) if plot else ()), *training_parts(rows, results, plot=plot)]
+        plots = _plots(rows) if plot else ()
+        parts = [*_tables(rows), *_failed(failures), *plots, *training_parts(rows, results, plot=plot)]
         if output is None:
             print_parts(parts, sys.stdout)
             return
@@ -99,6 +106,13 @@ def _tables(rows: pl.DataFrame) -> Iterator[Any]:
             ],
             "shares: mean over the selected dims",
         )
+
+
+def _failed(failures: pl.DataFrame) -> Iterator[Any]:
+    if len(failures):
+        yield "\nFailed, so not compared:"
+        for row in failures.iter_rows(named=True):
+            yield visible(f"- {row['run']}: rule {row['rule']}: {row['reason']}; log: {row['log']}")
 
 
 def _plots(rows: pl.DataFrame) -> Iterator[str]:

@@ -66,7 +66,7 @@ class Dump:
 
         Raises `InputError` on a damaged file, an unknown key, a wrong rank or dtype, and shapes that do not agree.
         """
-        source = {key: source[key] for key in SOURCE if source.get(key) is not None}
+        source = dump_source(source)
         sites = find_sites(source)
         first = next(iter(sites.values()))
         for one in sites.values():
@@ -129,6 +129,11 @@ class Dump:
                 start, taken = n, 0
             taken += size
         return [*chunks, DumpRange(self.source, start, len(sizes))]
+
+
+def dump_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a catalog entry the keys that say where activations lie."""
+    return {key: source[key] for key in SOURCE if source.get(key) is not None}
 
 
 def dump_files(source: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Jobs of a whole run by rule: what `snakemake` plans where nothing is there yet."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +41,11 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
         jobs["locate_outliers"] = 1
     if dump:
         jobs["describe_dump"] = 1
-        jobs["detect_outliers"] = len(dump.chunks())
+        jobs["detect_outliers"] = len(chunk_ranges(config, corpus, dump))
         if "gains" in config["catalog"]["models"][model] or dump.has_gains:
             jobs["check_dump_norms"] = 1
         return jobs
-    chunks = math.ceil(sample_of(config, corpus)["sequences"] / config["extract"]["chunk_sequences"])
+    chunks = len(chunk_ranges(config, corpus, None))
     passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
     jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
     if config["ablate"]["knock_outs"]:
@@ -74,6 +73,18 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
         }
     )
     return +jobs
+
+
+def chunk_ranges(config: Mapping[str, Any], corpus: str, dump: Dump | None) -> dict[str, tuple[int, int]]:
+    """By name of each chunk of a run, `first-last` sequence, its first sequence and one past its last; in order, and
+    known before anything runs."""
+    if dump:
+        found = [(part.start, part.stop) for part in dump.chunks()]
+    else:
+        count, size = sample_of(config, corpus)["sequences"], config["extract"]["chunk_sequences"]
+        found = [(start, min(start + size, count)) for start in range(0, count, size)]
+    width = len(str(found[-1][1] - 1))
+    return {f"{first:0{width}}-{stop - 1:0{width}}": (first, stop) for first, stop in found}
 
 
 def sample_of(config: Mapping[str, Any], corpus: str) -> Mapping[str, Any]:

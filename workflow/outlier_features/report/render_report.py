@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.compare.failures import read_failures
 from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import published_numbers
@@ -85,6 +86,7 @@ def render_report(
     require_names([part["id"] for part in sections])
     facts: dict[str, Any] = {
         "overview": overview([run.summary for run in read]),
+        "failures": read_failures(comparison).to_dicts() if comparison else [],
         "overview_rules": overview_rules([run.summary for run in read]),
         "overview_words": overview_words([run.summary for run in read]),
         "definitions": definitions_page(definitions),

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError, best_match
 
-from outlier_features.dump.dumps import CORPUS, dump_files
+from outlier_features.dump.dumps import CORPUS
 from outlier_features.errors import InputError
 from outlier_features.fetch.documents import file_kind
 from outlier_features.files.layer_keys import LAYER
@@ -135,19 +135,21 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
 
 
 def require_files(config: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a selected model's directory or corpus's file is not there, or results cannot be."""
+    """Raise `InputError` where a selected corpus's file is not there, a path cannot be used, or results cannot be.
+
+    Of models that lie on this machine, `LocalModels` says whether they are there.
+    """
     for key in _PLACES:
         _require_directory(key, Path(config[key]))
     for name, model in config["catalog"]["models"].items():
         _require_no_braces(f"catalog.models.{name}", model)
-        for file in dump_files(model) if "dump" in model else []:
-            if not Path(file).is_file():
-                what = "matches no file" if any(sign in file for sign in ("*", "?", LAYER)) else "is not a file"
-                raise InputError(f"config: catalog.models.{name}.dump: {file} {what}")
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
-        if "path" in model:
-            _require_model(name, model)
+        if "path" in model and "hub" in model and Path(model["path"]).suffix != ".gguf":
+            raise InputError(
+                f"config: catalog.models.{name}.path: {model['path']} is no .gguf file, expected one of the "
+                "repository, or no path for all of it"
+            )
     for name, corpus in config["catalog"]["corpora"].items():
         _require_no_braces(f"catalog.corpora.{name}", corpus)
         for file in corpus.get("files", []):
@@ -169,14 +171,6 @@ def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
                 raise InputError(
                     f"config: {key}.{name}: {_shown(path)} has braces, expected a path without (a link will do)"
                 )
-
-
-def _require_model(name: str, model: Mapping[str, Any]) -> None:
-    key, path = f"config: catalog.models.{name}.path", Path(model["path"])
-    if "hub" in model and path.suffix != ".gguf":
-        raise InputError(f"{key}: {path} is no .gguf file, expected one of the repository, or no path for all of it")
-    if not {"hub", "pypi"} & model.keys() and not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
-        raise InputError(f"{key}: {path} is not a directory and no .gguf file")
 
 
 def with_defaults(value: Any, schema: Schema, root: Schema) -> Any:

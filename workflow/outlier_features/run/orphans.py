@@ -40,6 +40,24 @@ class Process:
         name = self.script or ("snakemake" if self.is_snakemake else Path(self.arguments[0]).name)
         return f"{name} (process {self.number})"
 
+    def was_told(self, path: Path) -> bool:
+        """Whether Snakemake's script for a job names a path, such as that of its log, as one of its own does."""
+        try:
+            script = (self.directory / self.arguments[1]).read_bytes()
+        except (OSError, IndexError):
+            return False
+        return repr(os.fsencode(path))[2:-1].encode() in script  # Snakemake writes bytes there as Python does
+
+    def began(self) -> float | None:
+        """Seconds from the epoch; None where it is gone."""
+        try:
+            status = (_PROC / str(self.number) / "stat").read_text(errors="replace")
+            lines = (_PROC / "stat").read_text().splitlines()
+        except OSError:
+            return None
+        booted = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+        return booted + int(status.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
 
 def can_be_found() -> bool:
     return (_PROC / "self/cwd").exists()
@@ -54,11 +72,21 @@ def running_snakemakes(directory: Path) -> list[Process]:
 
 def orphaned_jobs(directory: Path) -> list[Process]:
     """Jobs of a run in `directory` whose Snakemake is gone."""
+    return [job for job, snakemakes in _jobs(directory) if not snakemakes]
+
+
+def jobs_of(snakemake: Process) -> list[Process]:
+    """Jobs that a Snakemake runs in its directory, with those of its second pass."""
+    return [job for job, snakemakes in _jobs(snakemake.directory) if snakemake.number in snakemakes]
+
+
+def _jobs(directory: Path) -> list[tuple[Process, set[int]]]:
+    """Jobs in a directory, each with the Snakemakes above it."""
     table = _processes()
     return [
-        one
+        (one, {number for number in _ancestors(one.number, table) if table[number].is_snakemake})
         for one in _in(directory, table)
-        if one.script and not any(table[number].is_snakemake for number in _ancestors(one.number, table))
+        if one.script
     ]
 
 

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import HOST, unfinished
-from outlier_features.run.orphans import can_be_found, end, orphaned_jobs, running_snakemakes
+from outlier_features.run.orphans import Process, can_be_found, end, orphaned_jobs, running_snakemakes
 
 _LOCKS = Path(".snakemake/locks")
 _OWNER = ".owner"
@@ -83,6 +83,22 @@ def recover(directory: Path) -> None:
         print(f"ended {job}, which a killed run had left", file=sys.stderr)
 
 
+def lock_holder(directory: Path) -> Process | None:
+    """The Snakemake at work in `directory`, which holds its lock; None where there is none on this host."""
+    numbers = [int(number) for host, number, _ in _owners(directory) if host == HOST]
+    holders = [one for one in running_snakemakes(directory) if one.number in numbers]
+    return min(holders, key=lambda one: one.began() or 0.0, default=None)  # a second pass began later
+
+
+def what_is_left(directory: Path) -> str | None:
+    """What a killed run has left in `directory`, where no run is at work; None where nothing, or it cannot be seen."""
+    try:
+        require_nothing_left(directory)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def require_nothing_left(directory: Path) -> None:
     """Raise `InputError` where a run in `directory` is at work, or was killed and left its lock or jobs."""
     _require_no_run(directory)
@@ -95,8 +111,7 @@ def require_nothing_left(directory: Path) -> None:
 def _require_no_run(directory: Path) -> None:
     if running := running_snakemakes(directory):
         raise InputError(f"{directory}: a run is at work here, {_listed(running)}: wait for it, or end it")
-    for owner in sorted((directory / _LOCKS).glob(f"*{_OWNER}")):
-        host, _, number = owner.stem.rpartition("-")
+    for host, number, owner in _owners(directory):
         if host != HOST:
             raise InputError(
                 f"{directory}: a run that began as process {number} on {host} holds the lock, and {HOST} cannot see "
@@ -109,19 +124,35 @@ def _require_no_run(directory: Path) -> None:
         )
 
 
+def _owners(directory: Path) -> Iterator[tuple[str, str, Path]]:
+    """Of each note who holds the lock the host, the process and the file."""
+    for owner in sorted((directory / _LOCKS).glob(f"*{_OWNER}")):
+        host, _, number = owner.stem.rpartition("-")
+        yield host, number, owner
+
+
 def _cluster_jobs(directory: Path) -> list[str]:
     """Numbers of the SLURM jobs that were submitted from `directory` and have not ended."""
+    return _queued("%i", directory)
+
+
+def running_on_cluster(directory: Path) -> list[str]:
+    """What Snakemake says of each SLURM job that was submitted from `directory` and is at work."""
+    return _queued("%k", directory, "--states=running")
+
+
+def _queued(field: str, directory: Path, *options: str) -> list[str]:
+    """A field of the SLURM jobs that were submitted from `directory`, none where there is no SLURM."""
     if not shutil.which("squeue"):
         return []
+    command = ["squeue", "--noheader", f"--format={field} %Z", *options]
     try:
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%i %Z"], capture_output=True, text=True, check=True, timeout=60
-        )
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"squeue failed, so make sure that SLURM has no jobs of this run: {error}", file=sys.stderr)
         return []
     lines = [line.partition(" ") for line in asked.stdout.splitlines()]
-    return [number for number, _, place in lines if place == str(directory.resolve())]
+    return [found for found, _, place in lines if place == str(directory.resolve())]
 
 
 def _listed(processes: Sequence[object]) -> str:

@@ -1,0 +1,129 @@
+"""The jobs of a run with the files that each leaves, known from the configuration alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.plan.jobs import chunk_ranges, jobs_of_run
+from outlier_features.run.config import fetched_name
+
+_DETECTION = (
+    "hits/{site}/{chunk}.parquet",
+    "scaled_hits/{chunk}.parquet",
+    "counted_pairs/{chunk}.parquet",
+    "counted_positions/{chunk}.parquet",
+    "statistics/{chunk}.safetensors",
+)
+# By rule what a job of it leaves in the directory of its run, in the order in which they run.
+FILES: dict[str, tuple[str, ...]] = {
+    "tokenize_corpus": ("tokens.safetensors", "texts.parquet"),
+    "describe_dump": ("tokens.safetensors", "texts.parquet"),
+    "extract_activations": ("activations/{chunk}.safetensors", "losses/{chunk}.safetensors"),
+    "detect_in_passes": (*_DETECTION, "losses/{chunk}.safetensors"),
+    "detect_outliers": _DETECTION,
+    "summarize_layers": ("statistics.safetensors", "layers.parquet", "distribution.parquet"),
+    "locate_outliers": ("locations.json",),
+    "filter_systematic": ("pairs.parquet", "sensitivity.parquet", "massive.parquet", "positions.parquet"),
+    "analyze_emergence": ("dims.parquet", "emergence.parquet"),
+    "rerun_largest": ("surface.parquet",),  # its own file is removed once the surface is recorded
+    "record_surface": ("surface.parquet",),
+    "measure_loss": ("loss.parquet",),
+    "check_norms": ("norms.parquet", "gains.parquet"),
+    "check_dump_norms": ("norms.parquet", "gains.parquet"),
+    "map_attention": ("sinks.parquet", "attention.safetensors"),
+    "trace_origin": (
+        "lifecycle.parquet", "origin.parquet", "origin_neurons.parquet", "origin_weights.parquet", "origin.txt",
+    ),
+    "rank_experts": ("experts.parquet", "routing.parquet"),
+    "find_super_weights": ("super_weights.parquet",),
+    "ablate_dims": ("ablation.parquet", "ablation_sequences.parquet"),
+    "summarize_run": ("summary.json",),
+    "write_mask": ("mask.json",),
+}  # fmt: skip
+# What leaves only files on the way, which may be removed once the run is done.
+BETWEEN = ("fetch_model", "fetch_corpus", "extract_activations", "detect_in_passes", "detect_outliers")
+_OF_DUMP = ("describe_dump", "check_dump_norms")  # rules whose jobs have no corpus
+# What is made of all runs together.
+_COMPARISON = {
+    "compare_runs": ("comparison/dims.parquet", "comparison/common_dims.parquet"),
+    "compare_models": ("comparison/models.parquet", "comparison/failures.parquet"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job: its rule, its wildcards' values, its chunk if its rule has one for each, and the files that it leaves."""
+
+    rule: str
+    wildcards: tuple[str, ...]
+    chunk: str | None
+    files: tuple[Path, ...]
+    results: Path
+
+    @property
+    def log(self) -> Path:
+        return Path(f"{self.results / 'logs' / self._place}.log")
+
+    @property
+    def benchmark(self) -> Path:
+        return Path(f"{self.results / 'benchmarks' / self._place}.tsv")
+
+    @property
+    def comment(self) -> str:
+        """What Snakemake calls it in SLURM's queue."""
+        parts = [f"rule_{self.rule}", *(["wildcards", *self.wildcards] if self.wildcards else [])]
+        return "_".join(parts).replace("/", "_")
+
+    @property
+    def is_done(self) -> bool:
+        return all(file.exists() for file in self.files)
+
+    @property
+    def _place(self) -> Path:
+        return Path(self.rule, *self.wildcards)
+
+
+def jobs_of(config: Mapping[str, Any], model: str, corpus: str, dumps: Mapping[str, Dump]) -> Iterator[PlannedJob]:
+    """Of a run, with what fetches its model and corpus; of a dump that cannot be read, not among `dumps`, the first."""
+    results, models = Path(config["results"]), config["catalog"]["models"]
+    yield fetch_job(config, "fetch_model", fetched_name(model, models[model]))
+    if corpus != CORPUS:
+        yield fetch_job(config, "fetch_corpus", corpus)
+    dump = dumps.get(model)
+    if corpus == CORPUS and dump is None:
+        files = tuple(results / model / corpus / name for name in FILES["describe_dump"])
+        yield PlannedJob("describe_dump", (model,), None, files, results)
+        return
+    counts, chunks = jobs_of_run(config, model, corpus, dump), [*chunk_ranges(config, corpus, dump)]
+    sites = sorted({*config["sites"], *(site for one in dumps.values() for site in one.sites)})
+    for rule, names in FILES.items():
+        if not counts[rule]:
+            continue
+        own = (model,) if rule in _OF_DUMP else (model, corpus)
+        if "{chunk}" not in names[0]:
+            yield PlannedJob(rule, own, None, tuple(results / model / corpus / name for name in names), results)
+            continue
+        for chunk in chunks:
+            found = [
+                name.format(site=site, chunk=chunk) for name in names for site in (sites if "{site}" in name else [""])
+            ]
+            yield PlannedJob(
+                rule, (*own, chunk), chunk, tuple(results / model / corpus / name for name in found), results
+            )
+
+
+def fetch_job(config: Mapping[str, Any], rule: str, name: str) -> PlannedJob:
+    """What fetches a model or a corpus."""
+    folder = Path(config["resources"]) / {"fetch_model": "models", "fetch_corpus": "corpora"}[rule] / name
+    files = ("source.json",) if rule == "fetch_model" else ("source.json", "documents.parquet")
+    return PlannedJob(rule, (name,), None, tuple(folder / file for file in files), Path(config["results"]))
+
+
+def jobs_beside(config: Mapping[str, Any], runs: Sequence[tuple[str, str]]) -> Iterator[PlannedJob]:
+    """What is made of all runs together."""
+    results = Path(config["results"])
+    for rule, names in _COMPARISON.items() if len(runs) > 1 else ():
+        yield PlannedJob(rule, (), None, tuple(results / name for name in names), results)
+    yield PlannedJob("render_report", (), None, (results / "report.html",), results)
