@@ -126,6 +126,7 @@ def _job(job: Any) -> Job:
     told = SimpleNamespace(
         input=job.input._plainstrings(), output=job.output._plainstrings(), params=job.params, threads=job.threads,
         log=job.log._plainstrings(), wildcards=job.wildcards, rule=job.rule.name,
+        config=job.rule.workflow.globals["config"],
     )  # fmt: skip
     resources = []
     for job.attempt in (1, 2, 3):

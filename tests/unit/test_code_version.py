@@ -102,7 +102,10 @@ def test_stages_import_no_more_than_they_need():
         ("dims/emergence_schema.py", {"analyze_emergence"}),
         ("surface/surface_schema.py", {"record_surface"}),
         ("origin/origin_schema.py", {"trace_origin"}),
-        ("attention/sinks_schema.py", {"map_attention", "draw_figures", "render_report"}),
+        (
+            "attention/sinks_schema.py",
+            {"map_attention", "draw_figures", "render_report", "compare_models", "draw_comparison"},
+        ),
     ],
 )
 def test_a_reworded_column_concerns_the_stages_that_write_or_read_its_table(schema, stages):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.model_name import split_name
 from outlier_features.plan.jobs import chunk_ranges, jobs_of_run
 from outlier_features.run.config import fetched_name
 
@@ -34,11 +35,14 @@ FILES: dict[str, tuple[str, ...]] = {
     "check_dump_norms": ("norms.parquet", "gains.parquet"),
     "map_attention": ("sinks.parquet", "attention.safetensors"),
     "trace_origin": (
-        "lifecycle.parquet", "origin.parquet", "origin_neurons.parquet", "origin_weights.parquet", "origin.txt",
+        "lifecycle.parquet", "origin_shares.parquet", "origin.parquet", "origin_neurons.parquet",
+        "origin_weights.parquet", "origin.txt",
     ),
-    "rank_experts": ("experts.parquet", "routing.parquet"),
-    "find_super_weights": ("super_weights.parquet",),
-    "ablate_dims": ("ablation.parquet", "ablation_sequences.parquet"),
+    "rate_triggers": ("triggers.parquet",),
+    "rank_experts": ("experts.parquet", "routing.parquet", "expert_load.parquet", "expert_balance.parquet"),
+    "prune_experts": ("expert_ablation.parquet", "expert_ablation_sequences.parquet"),
+    "ablate_dims": ("super_weights.parquet", "ablation.parquet", "ablation_sequences.parquet"),
+    "knock_out": ("knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"),
     "summarize_run": ("summary.json",),
     "write_mask": ("mask.json",),
 }  # fmt: skip
@@ -49,6 +53,7 @@ _OF_DUMP = ("describe_dump", "check_dump_norms")  # rules whose jobs have no cor
 _COMPARISON = {
     "compare_runs": ("comparison/dims.parquet", "comparison/common_dims.parquet"),
     "compare_models": ("comparison/models.parquet", "comparison/failures.parquet"),
+    "compare_revisions": ("comparison/first_steps.parquet",),
 }
 
 
@@ -124,6 +129,8 @@ def fetch_job(config: Mapping[str, Any], rule: str, name: str) -> PlannedJob:
 def jobs_beside(config: Mapping[str, Any], runs: Sequence[tuple[str, str]]) -> Iterator[PlannedJob]:
     """What is made of all runs together."""
     results = Path(config["results"])
+    left_out = () if any(split_name(model)[1] for model, _ in runs) else ("compare_revisions",)
     for rule, names in _COMPARISON.items() if len(runs) > 1 else ():
-        yield PlannedJob(rule, (), None, tuple(results / name for name in names), results)
+        if rule not in left_out:
+            yield PlannedJob(rule, (), None, tuple(results / name for name in names), results)
     yield PlannedJob("render_report", (), None, (results / "report.html",), results)
