@@ -5,20 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from outlier_features.run.stages import STAGES
 from outlier_features.run.summarize_costs import read_benchmark
 
-# Rules whose time goes with the forward pass; that of the others goes with the values that it makes.
-_BY_FLOPS = {
-    "extract_activations",
-    "detect_in_passes",
-    "rerun_largest",
-    "map_attention",
-    "trace_origin",
-    "rank_experts",
-    "prune_experts",
-    "ablate_dims",
-    "knock_out",
-}
 _PASSES = ("extract_activations", "detect_in_passes", "detect_outliers")  # one of them is in every run
 
 
@@ -30,7 +19,7 @@ class Work:
     values: int | None
 
     def of(self, rule: str) -> int | None:
-        return self.flops if rule in _BY_FLOPS else self.values
+        return self.flops if rule in STAGES and STAGES[rule].runs_model else self.values
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,7 @@ from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.model_name import split_name
 from outlier_features.rules.configured import the_rule
 from outlier_features.run.config import fetched_name, turned_off
-
-# A job each for every run, and for every run of a model (not of a dump).
-_RUN = ("summarize_layers", "filter_systematic", "analyze_emergence", "record_surface", "summarize_run", "write_mask")
-_MODEL = (
-    "tokenize_corpus",
-    "measure_loss",
-    "check_norms",
-    "map_attention",
-    "trace_origin",
-    "rank_experts",
-    "prune_experts",
-    "ablate_dims",
-)
+from outlier_features.run.stages import STAGES
 
 
 def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -35,24 +23,21 @@ def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump | None) -> Counter[str]:
     """Jobs of a run of a model on a corpus, or of a dump, by rule; an analysis that is left out has its job too."""
-    jobs = Counter(_RUN)
     location, kept = the_rule(config["rules"], "location"), config["extract"]["keep_activations"]
-    if location and (dump or (location["sites"] and kept)):
-        jobs["locate_outliers"] = 1
-    if dump:
-        jobs["describe_dump"] = 1
-        jobs["detect_outliers"] = len(chunk_ranges(config, corpus, dump))
-        if "gains" in config["catalog"]["models"][model] or dump.has_gains:
-            jobs["check_dump_norms"] = 1
-        return jobs
-    chunks = len(chunk_ranges(config, corpus, None))
-    passes = ("extract_activations", "detect_outliers") if kept else ("detect_in_passes",)
-    jobs |= Counter(dict.fromkeys(passes, chunks)) + Counter(_MODEL)
-    if config["ablate"]["knock_outs"]:
-        jobs |= Counter({"knock_out": 1, "rate_triggers": 1})
-    if not kept and turned_off(config, "surface") is None:
-        jobs["rerun_largest"] = 1
-    return jobs
+    gains = dump is not None and ("gains" in config["catalog"]["models"][model] or dump.has_gains)
+    asked = {
+        "extract_activations": kept,
+        "detect_in_passes": not kept,
+        "detect_outliers": dump or kept,
+        "rerun_largest": not kept and turned_off(config, "surface") is None,
+        "locate_outliers": location and (dump or (location["sites"] and kept)),
+        "check_dump_norms": gains,
+        "rate_triggers": config["ablate"]["knock_outs"],
+        "knock_out": config["ablate"]["knock_outs"],
+    }
+    stages = [stage for stage in STAGES.values() if stage.of in ("any", "dump" if dump else "model")]
+    chunks = len(chunk_ranges(config, corpus, dump))
+    return Counter({stage.rule: chunks if stage.has_chunks else 1 for stage in stages if asked.get(stage.rule, True)})
 
 
 def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:

@@ -4,18 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from outlier_features.run.config import turned_off
-
-# By rule the analyses that it is for; none where it is the run itself.
-_ANALYSES = {
-    "extract_activations": (),
-    "detect_in_passes": (),
-    "rerun_largest": ("surface",),
-    "map_attention": ("attention_maps",),
-    "trace_origin": ("origin",),
-    "rank_experts": ("experts",),
-    "ablate_dims": ("super_weights", "ablation"),
-    "knock_out": ("knock_outs",),
-}
+from outlier_features.run.stages import STAGES, Stage
 
 
 def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: bool) -> list[str]:
@@ -31,11 +20,14 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "detect_in_passes": config["extract"]["keep_activations"],
         "rerun_largest": config["extract"]["keep_activations"],
         "rank_experts": not has_experts,
+        "prune_experts": True,
         "ablate_dims": not has_loss and turned_off(config, "super_weights") is not None,
         "knock_out": not (has_loss and config["ablate"]["knock_outs"]),
     }
     return [
-        rule
-        for rule, analyses in _ANALYSES.items()
-        if not needless.get(rule) and (not analyses or any(turned_off(config, one) is None for one in analyses))
+        rule for rule, stage in STAGES.items() if stage.runs_model and not needless.get(rule) and _is_on(config, stage)
     ]
+
+
+def _is_on(config: Mapping[str, Any], stage: Stage) -> bool:
+    return not stage.analyses or any(turned_off(config, one) is None for one in stage.analyses)

@@ -9,46 +9,10 @@ from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.model_name import split_name
 from outlier_features.plan.jobs import chunk_ranges, jobs_of_run
 from outlier_features.run.config import fetched_name
+from outlier_features.run.stages import STAGES
 
-_DETECTION = (
-    "hits/{site}/{chunk}.parquet",
-    "scaled_hits/{chunk}.parquet",
-    "counted_pairs/{chunk}.parquet",
-    "counted_positions/{chunk}.parquet",
-    "statistics/{chunk}.safetensors",
-)
-# By rule what a job of it leaves in the directory of its run, in the order in which they run.
-FILES: dict[str, tuple[str, ...]] = {
-    "tokenize_corpus": ("tokens.safetensors", "texts.parquet"),
-    "describe_dump": ("tokens.safetensors", "texts.parquet"),
-    "extract_activations": ("activations/{chunk}.safetensors", "losses/{chunk}.safetensors"),
-    "detect_in_passes": (*_DETECTION, "losses/{chunk}.safetensors"),
-    "detect_outliers": _DETECTION,
-    "summarize_layers": ("statistics.safetensors", "layers.parquet", "distribution.parquet"),
-    "locate_outliers": ("locations.json",),
-    "filter_systematic": ("pairs.parquet", "sensitivity.parquet", "massive.parquet", "positions.parquet"),
-    "analyze_emergence": ("dims.parquet", "emergence.parquet"),
-    "rerun_largest": ("surface.parquet",),  # its own file is removed once the surface is recorded
-    "record_surface": ("surface.parquet",),
-    "measure_loss": ("loss.parquet",),
-    "check_norms": ("norms.parquet", "gains.parquet"),
-    "check_dump_norms": ("norms.parquet", "gains.parquet"),
-    "map_attention": ("sinks.parquet", "attention.safetensors"),
-    "trace_origin": (
-        "lifecycle.parquet", "origin_shares.parquet", "origin.parquet", "origin_neurons.parquet",
-        "origin_weights.parquet", "origin.txt",
-    ),
-    "rate_triggers": ("triggers.parquet",),
-    "rank_experts": ("experts.parquet", "routing.parquet", "expert_load.parquet", "expert_balance.parquet"),
-    "prune_experts": ("expert_ablation.parquet", "expert_ablation_sequences.parquet"),
-    "ablate_dims": ("super_weights.parquet", "ablation.parquet", "ablation_sequences.parquet"),
-    "knock_out": ("knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"),
-    "summarize_run": ("summary.json",),
-    "write_mask": ("mask.json",),
-}  # fmt: skip
 # What leaves only files on the way, which may be removed once the run is done.
-BETWEEN = ("fetch_model", "fetch_corpus", "extract_activations", "detect_in_passes", "detect_outliers")
-_OF_DUMP = ("describe_dump", "check_dump_norms")  # rules whose jobs have no corpus
+BETWEEN = ("fetch_model", "fetch_corpus", *(rule for rule, stage in STAGES.items() if not stage.kept))
 # What is made of all runs together.
 _COMPARISON = {
     "compare_runs": ("comparison/dims.parquet", "comparison/common_dims.parquet"),
@@ -98,16 +62,16 @@ def jobs_of(config: Mapping[str, Any], model: str, corpus: str, dumps: Mapping[s
         yield fetch_job(config, "fetch_corpus", corpus)
     dump = dumps.get(model)
     if corpus == CORPUS and dump is None:
-        files = tuple(results / model / corpus / name for name in FILES["describe_dump"])
+        files = tuple(results / model / corpus / name for name in STAGES["describe_dump"].files)
         yield PlannedJob("describe_dump", (model,), None, files, results)
         return
     counts, chunks = jobs_of_run(config, model, corpus, dump), [*chunk_ranges(config, corpus, dump)]
     sites = sorted({*config["sites"], *(site for one in dumps.values() for site in one.sites)})
-    for rule, names in FILES.items():
+    for rule, stage in STAGES.items():
         if not counts[rule]:
             continue
-        own = (model,) if rule in _OF_DUMP else (model, corpus)
-        if "{chunk}" not in names[0]:
+        names, own = stage.files, (model,) if stage.of == "dump" else (model, corpus)
+        if not stage.has_chunks:
             yield PlannedJob(rule, own, None, tuple(results / model / corpus / name for name in names), results)
             continue
         for chunk in chunks:
