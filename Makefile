@@ -17,10 +17,11 @@ resume: $(VENV)/installed
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
-# What takes long stands first, so that the many small files of tests/unit keep all processes busy to the end.
+# What takes long stands first, so that the many small files of tests/unit keep all processes busy to the end; and one
+# process has work while another makes the complete run that tests/workflow share.
 TEST := $(BIN)/python -m pytest -n auto
 test: $(VENV)/installed
-	$(TEST) --dist loadfile --no-loadscope-reorder tests/workflow tests/browser tests/every_type tests/unit $(PYTEST_ARGS)
+	$(TEST) --dist loadfile --no-loadscope-reorder tests/every_type tests/workflow tests/browser tests/unit $(PYTEST_ARGS)
 
 # What takes hours: every type of model that transformers has, the catalog's real models, every damage, the soak and, where it can be, a SLURM cluster.
 test-all: test

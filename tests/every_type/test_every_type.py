@@ -11,8 +11,8 @@ import table
 from tiny_types import TYPES, why_not_alone
 from worker import Worker
 
-# An encoder-decoder, an encoder, a wrapper, parallel blocks, a mixer alone and one beside attention, experts.
-SPREAD = {"bart", "bert", "gemma3", "gpt2", "gpt_neox", "mamba", "mixtral", "nemotron_h"}
+# An encoder-decoder, a wrapper, parallel blocks, a mixer alone and one beside attention, experts.
+SPREAD = {"bart", "gemma3", "gpt_neox", "mamba", "mixtral", "nemotron_h"}
 # Types that transformers runs and this project does not, and why that is so; tried by hand.
 REFUSED = {
     "flaubert": "a block is no module: attention, norms and MLPs lie in lists of their own",

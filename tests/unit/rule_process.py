@@ -59,7 +59,7 @@ def start_rule(
 
 def finish(process: "subprocess.Popen[str]") -> list[Outcome]:
     """Wait for the process; an error must be one line, in the log as on stderr, with exit status 1."""
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     results = [json.loads(line) for line in stdout.splitlines()]
     errors = [[line for line in log.splitlines() if line.startswith("error: ")] for _, log, _ in results]

@@ -185,7 +185,14 @@ def process(arguments, check=True, **options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 4096, 4096), (4096, 120, 2, 273), (4096, 1, 128, 512)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 8, 4096, 4096),
+        pytest.param((4096, 120, 2, 273), marks=pytest.mark.slow),
+        pytest.param((4096, 1, 128, 512), marks=pytest.mark.slow),
+    ],
+)
 def test_a_dump_larger_than_the_memory_that_is_allowed(tmp_path, shape):
     """A gigabyte of zeros, which take no disk, but for known outliers; 320 MiB of data segment, libraries included."""
     n, layers, tokens, dims = shape

@@ -20,7 +20,7 @@ from outlier_features.fetch.fetch_model import fetch_model
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from outlier_features.model.models import load_model
-from rule_process import run_rule
+from rule_process import run_rules
 
 CONFIG = b'{"model_type": "bert"}'
 
@@ -125,12 +125,10 @@ def test_hub_model_is_converted_beside_the_cache(tmp_path):
     files = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
     with running_hub() as hub:
         repository = hub.model("org/old", {**files, "model.msgpack": b"x", "README.md": b"---\nlicense: mit\n---\n"})
-        source = {"hub": "org/old", "weights": "bin"}
-        assert run_rule("fetch_model", source, tmp_path / "model", hub.url, tmp_path / "home") == ""
-        error = run_rule("fetch_model", {"hub": "org/old"}, tmp_path / "other", hub.url, tmp_path / "home")
-    assert (
-        "found model.msgpack, pytorch_model.bin: expected weights as safetensors" in error and "weights: bin" in error
-    )
+        asked = {tmp_path / "model": {"hub": "org/old", "weights": "bin"}, tmp_path / "other": {"hub": "org/old"}}
+        done, refused = (outcome.error for outcome in run_rules("fetch_model", asked, hub.url, tmp_path / "home"))
+    assert done == "" and "weights: bin" in refused
+    assert "found model.msgpack, pytorch_model.bin: expected weights as safetensors" in refused
     record = source_of(tmp_path / "model/source.json")
     assert (record["revision"], record["licence"]) == (repository.revisions["main"], "mit")
     loaded = AutoModel.from_pretrained(record["location"])
@@ -217,6 +215,7 @@ RXNFP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize(("source", "tensors", "blocks"), [(ANTIBERTY, 149, 8), (RXNFP, 201, 12)])
 def test_real_checkpoints_are_converted(tmp_path, source, tensors, blocks):

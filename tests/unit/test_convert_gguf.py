@@ -25,7 +25,7 @@ from outlier_features.fetch.convert_gguf import convert_gguf
 from outlier_features.fetch.fetch_model import fetch_model
 from outlier_features.fetch.wheel import _join
 from outlier_features.files.model_source import source_of
-from rule_process import ROOT, run_rule
+from rule_process import ROOT, run_rule, run_rules
 from wheels import build_wheel
 
 WIDTH, HEADS, HEAD, INNER, BLOCKS = 16, 4, 4, 32, 2
@@ -204,10 +204,8 @@ def test_a_file_of_a_hub_is_converted(tmp_path):
         repository = hub.model("org/tiny-GGUF", {"tiny.gguf": content, "other.gguf": b"x"})
         commit = repository.revisions["main"]
         sources = ({"path": "tiny.gguf"}, {"path": "none.gguf"}, {})
-        errors = [
-            run_rule("fetch_model", {"hub": "org/tiny-GGUF", **source}, tmp_path / str(n), hub.url, tmp_path / "home")
-            for n, source in enumerate(sources)
-        ]
+        asked = {tmp_path / str(n): {"hub": "org/tiny-GGUF", **source} for n, source in enumerate(sources)}
+        errors = [outcome.error for outcome in run_rules("fetch_model", asked, hub.url, tmp_path / "home")]
         assert errors[0] == "" and "'none.gguf' was not found" in errors[1] and "has other.gguf, tiny.gguf" in errors[1]
         assert "no config.json" in errors[2] and "`path` to name other.gguf, tiny.gguf" in errors[2]
         hub.forget()
@@ -254,13 +252,14 @@ def test_a_split_file_of_a_hub_is_joined(tmp_path):
         source = {"hub": "org/tiny-GGUF", "path": f"Q8/{parts[-1].name}"}
         assert run_rule("fetch_model", source, tmp_path / "model", hub.url, tmp_path / "home") == ""
         hub.forget()
-        pinned = source | {"revision": commit}
-        assert run_rule("fetch_model", pinned, tmp_path / "again", hub.url, tmp_path / "home") == ""
-        assert not [request for request in hub.requests if "org/tiny-GGUF" in request.path]
         hub.model("org/lacks-GGUF", {name: content for name, content in files.items() if "00002" not in name})
-        lacks = source | {"hub": "org/lacks-GGUF"}
-        error = run_rule("fetch_model", lacks, tmp_path / "lacks", hub.url, tmp_path / "home")
-        assert "'Q8/tiny-00002-of-00003.gguf' was not found" in error
+        asked = {
+            tmp_path / "again": source | {"revision": commit},
+            tmp_path / "lacks": source | {"hub": "org/lacks-GGUF"},
+        }
+        again, lacks = run_rules("fetch_model", asked, hub.url, tmp_path / "home")
+        assert not again.error and not [request for request in hub.requests if "org/tiny-GGUF" in request.path]
+        assert "'Q8/tiny-00002-of-00003.gguf' was not found" in lacks.error
     assert_the_tiny_model(tmp_path / "model", [part.name for part in parts])
 
 
@@ -372,6 +371,7 @@ def default_model(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_default_model_is_recorded(default_model):
     source = source_of(default_model / "source.json")
@@ -381,6 +381,7 @@ def test_default_model_is_recorded(default_model):
     assert [path.name for path in default_model.parent.iterdir()] == ["smollm2-135m"]
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_default_model_splits_every_digit(default_model):
     """Against plain byte level, applied by hand between the digits; and it matters, where spaces precede a digit."""
@@ -401,6 +402,7 @@ def test_default_model_splits_every_digit(default_model):
     assert 10 < different < 100
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_default_model_is_small_and_predicts_text(default_model):
     with safe_open(default_model / "model.safetensors", "np") as file:

@@ -159,7 +159,7 @@ def test_counted_hits_make_the_same_tables(tmp_path_factory, seed, size, max_den
         assert case.unlisted > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
 def test_a_model_sized_run(tmp_path, dtype):
     """Some sequences and sites are counted, others listed; many tiles of positions, several hundred dims."""
     case = Case(tmp_path, 1, (6, 7, 130, 320), dtype)

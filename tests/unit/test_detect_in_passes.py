@@ -54,7 +54,7 @@ def found(folder, start):
     ("name", "settings"),
     [
         ("llama", {}),
-        ("olmoe", {}),
+        pytest.param("olmoe", {}, marks=pytest.mark.slow),
         ("bert", {}),
         ("llama", {"dtype": "bfloat16"}),
         ("gpt2", {"placement": "layerwise"}),

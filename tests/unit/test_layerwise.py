@@ -61,7 +61,7 @@ def small_memory(monkeypatch):
     monkeypatch.setattr("outlier_features.model.placement._KEPT_SHARE", 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.of_every_kind(NAMES, {"llama", "qwen3_moe", "gpt_oss", "qwen3_next", "gpt2"}))
 def test_a_chunk_has_the_bits_of_a_whole_load(name, tmp_path, capfd, small_memory):
     run = Run(tmp_path, name, lengths=[24, 24, 13, 24, 9])
     assert extract(run, placement="layerwise") == extract(run)

@@ -68,7 +68,15 @@ def save(name, folder):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("name", "keep"), [("llama", True), ("llama", False), ("olmoe", True), ("bert", True)])
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("olmoe", True),
+        ("llama", False),
+        pytest.param("llama", True, marks=pytest.mark.slow),
+        pytest.param("bert", True, marks=pytest.mark.slow),
+    ],
+)
 def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
     _, jobs = planned[keep]
     save(name, tmp_path / "model")

@@ -23,8 +23,9 @@ def config_alone(name, folder, **changes):
     return built
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sorted(zoo.CONFIGS))
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in sorted(zoo.CONFIGS)), ("llama", "bfloat16")]
+)
 def test_parameters_and_bytes_are_those_of_the_built_model(name, dtype, tmp_path):
     built = config_alone(name, tmp_path)
     size = size_of(empty_model(tmp_path, dtype=dtype)[0])
@@ -57,7 +58,7 @@ def test_active_parameters_are_those_that_change_a_token(name, tmp_path):
     assert size.active == size.parameters - idle
 
 
-@pytest.mark.parametrize("name", sorted(zoo.CONFIGS))
+@pytest.mark.parametrize("name", zoo.of_every_kind(sorted(zoo.CONFIGS), zoo.KINDS | MIXTURES))
 def test_flops_are_those_of_a_pass(name, tmp_path):
     built = config_alone(name, tmp_path)
     ids = torch.randint(3, 100, (1, T))

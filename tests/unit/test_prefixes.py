@@ -29,7 +29,7 @@ _OTHERS = {  # blocks that are one module, and decoders whose encoder runs befor
     "t5": (AutoModelForSeq2SeqLM, _T5, "decoder"),
     "bart": (AutoModelForSeq2SeqLM, _BART, "decoder"),
 }
-EVERY = pytest.mark.parametrize("name", [*zoo.CONFIGS, *_OTHERS])
+EVERY = pytest.mark.parametrize("name", [*zoo.of_every_kind(zoo.CONFIGS), *_OTHERS])
 
 
 def loaded(name):

@@ -1,5 +1,6 @@
 """What a cluster's scheduler relies on, and what no rule may have, of every rule as Snakemake plans its jobs."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -21,8 +22,8 @@ TARGETS = ("all", "figures", "export")
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     """By rule a job of a run on a GPU, and one of a run without, of models, a revision and a dump, all compared."""
-    found = {}
-    for device in ("cuda", "cpu"):
+    configs = {}
+    for device, keep in itertools.product(("cuda", "cpu"), (True, False)):
         folder = tmp_path_factory.mktemp(device)
         for name in ("one", "other"):
             (folder / name).mkdir()
@@ -38,18 +39,17 @@ def jobs(tmp_path_factory):
             "saved": {"dump": "dump.safetensors", "keys": {"attn_norm": "attn"}, "gains": {"attn_norm": "gains"}},
             "far": {"hub": "org/far"},
         }
-        found[device] = {}
-        for keep in (True, False):
-            config = {
-                "models": [*models],
-                "corpora": ["text"],
-                "fetch": {"evict": True},
-                "extract": {"device": device, "keep_activations": keep},
-                "ablate": {"knock_outs": True},
-                "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
-            }
-            [planned] = plans({folder: config}, TARGETS)
-            found[device] |= {job.rule: job for job in planned}
+        configs[folder] = {
+            "models": [*models],
+            "corpora": ["text"],
+            "fetch": {"evict": True},
+            "extract": {"device": device, "keep_activations": keep},
+            "ablate": {"knock_outs": True},
+            "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
+        }
+    found = {"cuda": {}, "cpu": {}}
+    for config, planned in zip(configs.values(), plans(configs, TARGETS), strict=True):
+        found[config["extract"]["device"]] |= {job.rule: job for job in planned}
     return found
 
 

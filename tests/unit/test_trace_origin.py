@@ -139,7 +139,7 @@ def where(frame, dim):
     return row["sequence"], row["traced_token"]
 
 
-@pytest.mark.parametrize("name", sorted(set(zoo.CONFIGS) - {"granitemoeshared"}))
+@pytest.mark.parametrize("name", zoo.of_every_kind(sorted(set(zoo.CONFIGS) - {"granitemoeshared"})))
 def test_parts_sum_to_what_each_block_returns_on_every_architecture(name, tmp_path):
     run = Run(tmp_path, name)
     life = run.trace([3, 40])["lifecycle"]

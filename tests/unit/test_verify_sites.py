@@ -34,13 +34,21 @@ def misplace(blocks, index, site, path, side):
     block.sites[site] = Site(f"{block.path}.{path}", module, side, block.sites[site].width)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", sorted(set(zoo.CONFIGS) - {"granite", "granitemoeshared"}))
-def test_every_site_of_every_architecture_is_proven(name, dtype):
+EVERY = sorted(set(zoo.CONFIGS) - {"granite", "granitemoeshared"})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_site_of_every_architecture_is_proven(name, dtype="float32"):
     loaded = zoo.loaded(name, dtype)
     blocks = find_sites(loaded)
     proven = verify_sites(loaded, blocks, list(SITES))
     assert set(proven) == {site for block in blocks for site in block.sites}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", zoo.of_every_kind(EVERY))
+def test_so_it_is_in_16_bit(name, dtype):
+    test_every_site_of_every_architecture_is_proven(name, dtype)
 
 
 def test_the_summary_names_the_identities():
@@ -51,7 +59,7 @@ def test_the_summary_names_the_identities():
     assert "resid_pre[0] == hidden_states[0] (1 of 4 blocks)" in proven["resid_pre"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("site", LLAMA_SITES)
 def test_a_wrong_site_is_refused(site, dtype):
     loaded = zoo.loaded("llama", dtype)

@@ -1,8 +1,10 @@
 """Tiny random models of many architectures, made from their configs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -64,9 +66,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ENCODERS = {"bert", "modernbert"}
 EAGER_ONLY = {"gpt_oss", "gemma2"}
+# Of every kind of block one: Conv1D and biases, a gated MLP, parallel parts, a dense block before latent attention and
+# experts, linear attention beside attention, norms around and behind the sublayers, an encoder.
+KINDS = {"gpt2", "llama", "gpt_neox", "deepseek_v3", "qwen3_next", "gemma3_text", "olmo2", "bert"}
 
 transformers.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)  # tiny products only lose time to a second thread
+
+
+def of_every_kind(names: Iterable[str], kinds: Iterable[str] = KINDS) -> list[Any]:
+    """Architectures for a test that costs more than a tenth of a second each: `make test-all` takes all of them."""
+    return [pytest.param(name, marks=[] if name in kinds else [pytest.mark.slow]) for name in names]
 
 
 def build(name: str, dtype: str = "float32", **changes: Any) -> Any:

@@ -109,6 +109,7 @@ def test_snakemakes_own_report_carries_the_figures(disk):
     assert not re.search(r'<(script|link)[^>]* (src|href)="?https?:', page)
 
 
+@pytest.mark.slow  # the sentence itself is in tests/unit/test_draw_figures.py
 def test_images_without_a_chrome_end_in_one_line(disk, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(disk.folder / "no-chrome"))
     failed = disk.run("figures", figures__formats=["pdf"])

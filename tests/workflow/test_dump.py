@@ -1,7 +1,6 @@
 """A dump as a model: counted where it lies, without loss, beside a model that is run."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -36,10 +35,15 @@ def catalog(**changes):
 
 def test_a_dump_beside_a_model(project, shards):
     # The model's run is the project's own, and is not run again.
-    shutil.copytree(project.first / "results", project.folder / "both", copy_function=os.link)
+    shutil.copytree(project.first / "results", project.folder / "both")
+    shutil.copytree(project.first / "resources", project.folder / "both-resources")
     (project.folder / "both/report.html").unlink()
-    run = project.run(models=["tiny", "saved"], catalog=catalog(layout="NLTH"), results="both")
-    assert run.status == 0, run.output
+    config = {"models": ["tiny", "saved"], "catalog": catalog(layout="NLTH")}
+    config |= {"results": "both", "resources": "both-resources"}
+    before = (project.folder / "both/tiny/text/tokens.safetensors").stat().st_mtime_ns
+    project.run_here(**config)
+    assert (project.folder / "both/tiny/text/tokens.safetensors").stat().st_mtime_ns == before
+    project.record(**config)
     folder = project.folder / "both/saved/dump"
     assert not (folder / "loss.parquet").exists() and (project.folder / "both/tiny/text/loss.parquet").exists()
     assert not list(folder.glob("activations*"))
@@ -66,8 +70,7 @@ def test_a_dump_beside_a_model(project, shards):
         assert [found["quantiles"][name] for name in ("q1", "median", "q3")] == pytest.approx(quartiles, rel=1e-12)
     page = (project.folder / "both/report.html").read_text()
     assert "Dimensions in common" in page and "saved" in page
-    again = project.run(models=["tiny", "saved"], catalog=catalog(layout="NLTH"), results="both")
-    assert again.nothing_to_do
+    assert project.planned(**config).nothing_to_do
 
 
 def test_locations_of_a_run_are_those_of_its_activations(project):

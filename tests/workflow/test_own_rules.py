@@ -1,11 +1,14 @@
 """A rule of one's own: a variant by five lines of the config, and a kind that another package brings."""
 
 import json
+import os
 
 import numpy as np
 import polars as pl
 import pytest
 from safetensors.numpy import load_file
+
+from outlier_features.rules.kinds import kinds
 
 POSITIVE = 0.002
 MINE = {"kind": "systematic", "sites": ["mlp_act"], "threshold": 0.05, "layer_share": 0.1, "position_share": 0}
@@ -51,7 +54,7 @@ class OneSided(HitRule):
 
 @pytest.fixture(scope="module")
 def own(project):
-    """The project with both rules, run to the report and the mask; what the config says besides is put back."""
+    """The project with both rules, run to the report and the mask."""
     package = project.folder / "brought"
     (package / "giants-1.0.dist-info").mkdir(parents=True)
     (package / "giants.py").write_text(KIND)
@@ -59,13 +62,15 @@ def own(project):
     (package / "giants-1.0.dist-info/entry_points.txt").write_text(
         "[outlier_features.rules]\none_sided = giants:OneSided\n"
     )
-    path = f"{project.folder / 'workflow'}:{package}"
-    project.write(
-        results="results-own",
-        rules={"mine": MINE, "giants": {"kind": "one_sided", "site": "mlp_out", "threshold": POSITIVE}},
-    )
-    run = project.snakemake("--configfile", "mine.yaml", env={"PYTHONPATH": path})
-    assert run.status == 0, run.output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(package)
+        patch.setenv("PYTHONPATH", f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")  # of what plans the jobs
+        kinds.cache_clear()
+        project.run_here(
+            results="results-own",
+            rules={"mine": MINE, "giants": {"kind": "one_sided", "site": "mlp_out", "threshold": POSITIVE}},
+        )
+    kinds.cache_clear()
     return project.folder / "results-own/tiny/text"
 
 

@@ -170,17 +170,15 @@ def test_kept_or_not_decides_how_the_surface_is_made(project):
 
 
 def test_other_attention_maps_need_no_other_stage(project):
-    assert project.planned(attention_maps__threshold=0.5).jobs() == following("map_attention")
-    assert project.planned(attention_maps__kept_layers=[1]).jobs() == following("map_attention")
+    changes = {"attention_maps__threshold": 0.5, "attention_maps__kept_layers": [1]}
+    assert project.planned(**changes).jobs() == following("map_attention")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rules__dettmers__layer_share": 0.5},
-        {"rules__dettmers__threshold": 7.0},
-        {"rules__massive__ratio": 500.0},
-        {"sensitivity__thresholds": [5.0, 6.0]},
+        {"rules__dettmers__layer_share": 0.5, "rules__massive__ratio": 500.0},
+        {"rules__dettmers__threshold": 7.0, "sensitivity__thresholds": [5.0, 6.0]},
     ],
 )
 def test_another_share_or_threshold_needs_no_new_detection(project, changes):

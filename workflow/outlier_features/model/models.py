@@ -39,7 +39,7 @@ from outlier_features.model.loading import Part, Wanted
 from outlier_features.model.on_demand import OnDemand
 from outlier_features.model.placement import Machine, Placement, bytes_in, device_map, device_of, placed
 from outlier_features.model.stack import Stack
-from outlier_features.model.weights_of_modules import WeightsOfModules, without_weights
+from outlier_features.model.weights_of_modules import Unread, WeightsOfModules, without_weights
 from outlier_features.quantized.quantization import Quantization
 
 # Classes whose head gives logits of tokens. Masked models are loaded without theirs: it predicts no next token.
@@ -352,18 +352,6 @@ def _names(mapping: Mapping[str, Any]) -> Iterator[str]:
         yield from [names] if isinstance(names, str) else names
 
 
-@dataclass(frozen=True)
-class _Unread:
-    """A weight of a checkpoint as transformers takes those that it has not read yet: by a slice of all of it."""
-
-    checkpoint: Checkpoint
-    name: str
-    dtype: torch.dtype
-
-    def __getitem__(self, everything: Any) -> torch.Tensor:
-        return self.checkpoint.read(self.name, self.dtype)
-
-
 def _forget_quantization(config: Any) -> None:
     """Have transformers take the weights for those of a model that is not quantized."""
     for one in _configs(config):
@@ -376,7 +364,7 @@ def _decoded(
     model_class: Any, config: Any, checkpoint: Checkpoint, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model with dequantized weights, each of which is decoded when it is put in its place."""
-    weights = {name: _Unread(checkpoint, name, options["dtype"]) for name in checkpoint.names}
+    weights = {name: Unread(checkpoint, name) for name in checkpoint.names}
     found: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
         None, config=config, state_dict=weights, output_loading_info=True, **options
     )

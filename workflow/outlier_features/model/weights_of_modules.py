@@ -29,23 +29,23 @@ Tensor = torch.Tensor
 _ONE_AT_A_TIME = {"": "cpu", "-": "disk"}
 
 
-class _Unread:
+class Unread:
     """A tensor of a checkpoint, as transformers takes it: it asks for all of it, then for a device and a dtype."""
 
-    def __init__(self, stored: Checkpoint, name: str, to_meta: bool):
+    def __init__(self, stored: Checkpoint, name: str, to_meta: bool = False):
         self._stored, self._name, self._to_meta = stored, name, to_meta
         self.shape, self.dtype = torch.Size(stored.shape(name)), stored.dtype(name)
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
 
-    def __getitem__(self, _: Any) -> "_Unread":
+    def __getitem__(self, _: Any) -> "Unread":
         return self
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
         if self._to_meta:
             return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
-        return self._stored.read(self._name).to(dtype or self.dtype)
+        return self._stored.read(self._name, dtype).to(dtype or self.dtype)
 
 
 def without_weights(
@@ -56,7 +56,7 @@ def without_weights(
     Buffers have their values, also those that a checkpoint stores, and so have weights that it lacks. Weights that are
     tied are one parameter, as in a whole load.
     """
-    unread = {name: _Unread(stored, name, to_meta=True) for name in stored.names}
+    unread = {name: Unread(stored, name, to_meta=True) for name in stored.names}
     model, report = model_class.from_pretrained(
         None, config=config, state_dict=unread, device_map={"": "cpu"}, output_loading_info=True, **options
     )
@@ -135,7 +135,7 @@ class WeightsOfModules:
     def _converted(self, sources: Iterable[str], to_meta: bool) -> dict[str, Tensor]:
         """What transformers makes of some tensors of the checkpoint; the model itself stays as it is."""
         before = dict(_named(self._model))
-        unread = {name: _Unread(self._stored, name, to_meta) for name in sources}
+        unread = {name: Unread(self._stored, name, to_meta) for name in sources}
         # A weight gets the dtype that it has in the model, so that what the model keeps in float32 stays so.
         config = LoadStateDictConfig(
             dtype=torch.float32,
