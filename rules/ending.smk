@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import time
 
 from outlier_features.failed_chunk import SINCE
@@ -10,7 +9,7 @@ from outlier_features.run.failure import (
     has_spoken,
     missing_lines,
 )
-from outlier_features.run.second_pass import second_pass
+from outlier_features.run.second_pass import run_second_pass
 
 START = time.time()
 # Rules of which a job is of all runs together.
@@ -120,15 +119,14 @@ def make_of_others(unfinished, failures):
         overlay.write_text(json.dumps({"failed": content}))
     except OSError as error:
         return [f"error: {said}; {overlay}: cannot be written, {error.strerror}"]
-    command = second_pass(
-        sys.argv[1:],
-        asked=workflow.dag_settings.targets,
-        targets=[str(path) for job in joint for path in job.output],
-        rules=JOINT,
-        configfiles=[*workflow.config_settings.configfiles, overlay],
-    )
     try:
-        ended = subprocess.run(command).returncode
+        ended = run_second_pass(
+            sys.argv[1:],
+            asked=workflow.dag_settings.targets,
+            targets=[str(path) for job in joint for path in job.output],
+            rules=JOINT,
+            configfiles=[*workflow.config_settings.configfiles, overlay],
+        )
     finally:
         overlay.unlink()
     if ended:

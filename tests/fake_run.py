@@ -24,8 +24,8 @@ from outlier_features.files.missing import optional
 from outlier_features.files.tables import public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.norms.norms_schema import GAINS, NORMS
-from outlier_features.origin.lifecycle import shares_of_parts
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
+from outlier_features.origin.shares_of_parts import shares_of_parts
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.texts_schema import TEXTS

@@ -68,7 +68,9 @@ def exported(tmp_path_factory):
         "origin_weights": pl.DataFrame(
             {"target_dim": [7, 7], "layer": [1, 1], "weight": ["gate", "down"], "outputs": [4, 4], "inputs": [4, 4],
              "max_abs": [1.0, 2.0], "max_output": [0, 1], "max_input": [2, 3], "mean_abs": [0.5, 1 / 3],
-             "singular_values": [None, [3.0, 0.1]], "dim_shares": [None, [0.5, 1 / 3]]},
+             "singular_values": [None, [3.0, 0.1]], "dim_shares": [None, [0.5, 1 / 3]],
+                 "projection": [None, 2.0], "projection_share": [None, 0.5], "slope": [None, -1.0],
+                 "r2": [None, 1 / 3]},
             schema=ORIGIN_WEIGHTS.schema,
         ),
         "routing": pl.DataFrame(schema=ROUTING.schema),

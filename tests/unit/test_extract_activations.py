@@ -213,6 +213,7 @@ def test_both_files_say_where_they_come_from(tmp_path):
         "tokens_sha256": TensorFile(run.tokens).provenance["tokens_sha256"],
         "model_origin": "org/tiny", "model_revision": "abc", "architecture": "llama",
         "parameters": sum(p.numel() for p in run.model().parameters()), "blocks": 4, "d_model": 64, "vocab_size": 128,
+        "attention_blocks": [0, 1, 2, 3],
         "part": None, "causal": True, "causal_head": True, "no_loss": None, "dtype": "float32", "device": "cpu",
         "attention": "eager", "threads": 1, "quantized": None, "placement": "one",
         "start": 1, "stop": 4, "sequences": N, "sites": SETTINGS["sites"], "absent": {}, "package_version": __version__,

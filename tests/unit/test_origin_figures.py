@@ -5,9 +5,9 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.figures.run_figures import lifecycle, origin, origin_shares
-from outlier_features.origin.lifecycle import shares_of_parts
 from outlier_features.origin.origin_findings import explosion_sentence, lifecycle_sentences, neuron_sentence, selection
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
+from outlier_features.origin.shares_of_parts import shares_of_parts
 
 MASSIVE = ["massive"]
 

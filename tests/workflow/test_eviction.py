@@ -54,11 +54,11 @@ def test_evicted_weights_are_no_reason_to_run_again_and_are_fetched_where_a_job_
     project.write(**changes | {"fetch": {"evict": False}})
     assert project.snakemake("tables", "--dry-run", "--configfile", "mine.yaml", env=environment).nothing_to_do
 
-    # Another analysis of the same activations: its job alone is run, on weights that it has fetched again.
+    # Another analysis of the same activations: jobs of its key alone are run, on weights that it has fetched again.
     project.write(**changes, ablate={"seeds": 1})
     first = "results-evicted/evicted/one.json"
     planned = project.snakemake(first, "--dry-run", "--nocolor", "--configfile", "mine.yaml", env=environment)
-    assert planned.jobs() == {"ablate_dims", "evict_weights"}
+    assert planned.jobs() == {"ablate_dims", "prune_experts", "evict_weights"}
     run = project.snakemake(first, "--configfile", "mine.yaml", env=environment)
     assert run.status == 0, run.output
     assert len(hub.downloads("model.safetensors")) == 1 and weights(project.folder) == []

@@ -271,7 +271,7 @@ FIRST = {
     "origin/mlp_weights": ["trace_origin"],
     "experts/record_experts": ["rank_experts"],
     "experts/summarize_experts": ["summarize_run"],
-    "ablate/super_weights": ["ablate_dims"],
+    "ablate/super_weights": ["ablate_dims", "prune_experts"],
     "ablate/ablation_targets": ["ablate_dims"],
     "summary/summarize_run": ["summarize_run"],
     "report/render_report": ["render_report"],

@@ -20,12 +20,12 @@ from outlier_features.figures.style import (
     panels,
     set_layer_axis,
 )
-from outlier_features.origin.expert_parts import ROUTED, SHARED
 from outlier_features.origin.origin_findings import (
     traced_population,
     traced_rule,
     whole_blocks,
 )
+from outlier_features.origin.shares_of_parts import ROUTED, SHARED
 from outlier_features.wording import count
 
 MAX_DIMS = 6

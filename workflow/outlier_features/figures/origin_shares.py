@@ -19,9 +19,8 @@ from outlier_features.figures.style import (
     Drawing,
     panels,
 )
-from outlier_features.origin.expert_parts import ROUTED, SHARED
-from outlier_features.origin.lifecycle import BETWEEN, EMBEDDINGS, ROUNDING
 from outlier_features.origin.origin_findings import SUMS, traced_population, traced_rule
+from outlier_features.origin.shares_of_parts import BETWEEN, EMBEDDINGS, ROUNDING, ROUTED, SHARED
 from outlier_features.wording import capital, count, number, percent
 
 MAX_DIMS = 24

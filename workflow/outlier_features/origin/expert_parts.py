@@ -9,9 +9,9 @@ from outlier_features.model.models import LoadedModel
 from outlier_features.model.sites import Block, Site
 from outlier_features.model.verify_sites import TOLERANCE
 from outlier_features.origin.block_parts import Part
+from outlier_features.origin.shares_of_parts import ROUTED, SHARED
 
 Tensor = torch.Tensor
-ROUTED, SHARED = "routed_out", "shared_out"
 _GATE = "shared_gate"
 
 

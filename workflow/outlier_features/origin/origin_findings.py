@@ -7,8 +7,15 @@ from typing import Any
 import polars as pl
 
 from outlier_features.model.bases import RESID_POST
-from outlier_features.origin.expert_parts import ROUTED, SHARED
-from outlier_features.origin.lifecycle import BETWEEN, EMBEDDINGS, ROUNDING, largest_layer, shares_of_parts
+from outlier_features.origin.shares_of_parts import (
+    BETWEEN,
+    EMBEDDINGS,
+    ROUNDING,
+    ROUTED,
+    SHARED,
+    largest_layer,
+    shares_of_parts,
+)
 from outlier_features.visible_text import place as place_of
 from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named
 

@@ -24,9 +24,9 @@ from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.sites import Block, Site, find_sites, hooked
 from outlier_features.model.verify_sites import TOLERANCE, verify_sites
 from outlier_features.origin.block_parts import SITES as LIFECYCLE_SITES
-from outlier_features.origin.expert_parts import ROUTED, SHARED, expert_sites
+from outlier_features.origin.expert_parts import expert_sites
 from outlier_features.origin.extremes import find_extremes
-from outlier_features.origin.lifecycle import lifecycle_rows, shares_of_parts
+from outlier_features.origin.lifecycle import lifecycle_rows
 from outlier_features.origin.mlp_ladder import checkpoints, ladder_rows, ladder_sites
 from outlier_features.origin.mlp_weights import (
     Spectrum,
@@ -40,6 +40,7 @@ from outlier_features.origin.mlp_weights import (
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES, ORIGIN_WEIGHTS
 from outlier_features.origin.origin_targets import Selection, TracedDim, recorded_targets
 from outlier_features.origin.origin_text import origin_text
+from outlier_features.origin.shares_of_parts import ROUTED, SHARED, shares_of_parts
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.tokens.token_text import read_texts, token_text
 from outlier_features.tokens.tokens import Tokens
