@@ -4,8 +4,10 @@ import copy
 import os
 import sys
 
-# Read once, when transformers is imported: only what fetches talks to a network, and does so by what the user said.
-os.environ.setdefault("OUTLIER_FEATURES_OFFLINE", os.environ.get("HF_HUB_OFFLINE", ""))
+# Read once, when transformers is imported: only what fetches talks to a network, and does so by what the user said. A 1
+# may be this program's own, of the process that started this one.
+if os.environ.get("HF_HUB_OFFLINE") != "1" or "OUTLIER_FEATURES_OFFLINE" not in os.environ:
+    os.environ["OUTLIER_FEATURES_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable, Iterator, Mapping
