@@ -1,12 +1,8 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 
-with (
-    stage(snakemake.log[0]),
-    optional("norms", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=snakemake.params.off) as wanted,
-):
+with optional_stage("norms", snakemake, of=snakemake.input.dims) as wanted:
     if wanted:
         from outlier_features.norms.check_norms import check_norms
 

@@ -1,14 +1,10 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 from outlier_features.model.loading import loading_of
 
 params = snakemake.params
-with (
-    stage(snakemake.log[0]),
-    optional("attention_maps", snakemake.output, snakemake.log[0], of=snakemake.input.layers, off=params.off) as wanted,
-):
+with optional_stage("attention_maps", snakemake, of=snakemake.input.layers) as wanted:
     if wanted:
         from outlier_features.attention.map_attention import map_attention
 

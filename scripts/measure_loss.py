@@ -1,14 +1,8 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 
-with (
-    stage(snakemake.log[0]),
-    optional(
-        "loss", snakemake.output, snakemake.log[0], of=snakemake.input.chunks[0], off=snakemake.params.off
-    ) as wanted,
-):
+with optional_stage("loss", snakemake, of=snakemake.input.chunks[0]) as wanted:
     if wanted:
         from outlier_features.extract.measure_loss import measure_loss
 

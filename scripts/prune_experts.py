@@ -1,16 +1,10 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 from outlier_features.model.loading import loading_of
 
 params = snakemake.params
-with (
-    stage(snakemake.log[0]),
-    optional(
-        "expert_ablation", snakemake.output, snakemake.log[0], of=snakemake.input.experts, off=params.off
-    ) as wanted,
-):
+with optional_stage("expert_ablation", snakemake, of=snakemake.input.experts) as wanted:
     if wanted:
         from outlier_features.ablate.prune_experts import prune_experts
 

@@ -1,14 +1,10 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 from outlier_features.model.loading import loading_of
 
 params = snakemake.params
-with (
-    stage(snakemake.log[0]),
-    optional("experts", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=params.off) as wanted,
-):
+with optional_stage("experts", snakemake, of=snakemake.input.dims) as wanted:
     if wanted:
         from outlier_features.experts.rank_experts import rank_experts
 

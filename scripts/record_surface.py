@@ -1,15 +1,9 @@
 from pathlib import Path
 
 from outlier_features.dump.dumps import DumpRange
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 
-with (
-    stage(snakemake.log[0]),
-    optional(
-        "surface", snakemake.output, snakemake.log[0], of=snakemake.input.dims, off=snakemake.params.off
-    ) as wanted,
-):
+with optional_stage("surface", snakemake, of=snakemake.input.dims) as wanted:
     if wanted:
         from outlier_features.surface.record_surface import record_surface
 

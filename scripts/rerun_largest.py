@@ -1,14 +1,9 @@
 from pathlib import Path
 
-from outlier_features.errors import stage
-from outlier_features.files.missing import optional
+from outlier_features.files.missing import optional_stage
 from outlier_features.model.loading import loading_of
 
-params = snakemake.params
-with (
-    stage(snakemake.log[0]),
-    optional("surface", snakemake.output, snakemake.log[0], of=snakemake.input.statistics, off=params.off) as wanted,
-):
+with optional_stage("surface", snakemake, of=snakemake.input.statistics) as wanted:
     if wanted:
         from outlier_features.surface.rerun_largest import rerun_largest
 

@@ -22,6 +22,7 @@ from outlier_features.errors import (
     fault_sentence,
     place_of,
     results_of,
+    stage,
 )
 from outlier_features.files.artifacts import replacing
 from outlier_features.files.tables import provenance_of, public_tables, write_table
@@ -114,6 +115,17 @@ def optional(analysis: str, outputs: Iterable[str], log: str, *, of: str, off: s
         for output in map(Path, outputs):
             _write_instead(output, missing, provenance)
         say(f"missing: {missing.sentence}")
+
+
+@contextmanager
+def optional_stage(analysis: str, job: Any, *, of: str) -> Iterator[bool]:
+    """The body of the script of a rule whose only purpose is an analysis that a run can do without, `stage` around it.
+
+    job   the script's `snakemake`; `params.off` says why the config leaves the analysis out
+    """
+    log = job.log[0]
+    with stage(log), optional(analysis, job.output, log, of=of, off=job.params.off) as wanted:
+        yield wanted
 
 
 def why_missing(error: Exception, analysis: str, log: Path) -> Missing:
