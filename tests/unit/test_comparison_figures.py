@@ -27,7 +27,7 @@ RUNS = (
     FakeRun(model="small", parameters=10**8, sites_share=0.3, union=0.5, spread=0.02, sequences=4),
     FakeRun(model="large", parameters=10**9, sites_share=0.5, union=0.7, spread=0.05, nll=7.0, sequences=4, layers=8),
     FakeRun(model="moe", parameters=2 * 10**9, experts=4, sites_share=0.4, union=0.2, nll=8.0, sequences=4),
-    FakeRun(model="encoder", missing={"loss": "it has none"}, parameters=10**7, outliers=()),
+    FakeRun(model="encoder", missing={"loss": "it has none"}, parameters=10**7, outliers=(), sites_share=0.1),
 )
 
 
@@ -71,6 +71,14 @@ def points(drawing, population, *, published, colour=None):
             )
             found.add((name, trace.x[n], trace.y[n], *ends))
     return found
+
+
+def test_a_run_without_a_share_is_named(drawings, models):
+    column = "sweep_layer_share_mean"
+    drawn = models.filter(pl.col(column).is_not_null(), rule="dettmers")["model"].unique()
+    assert set(drawn) == {"small", "large", "moe"}
+    note = drawings["shares-by-parameters-mean"].text
+    assert "encoder (rule dettmers" in note and not any(f"{name} (rule dettmers" in note for name in drawn)
 
 
 @pytest.mark.parametrize("across", ["parameters", "active_parameters", "perplexity", "bits_per_byte"])

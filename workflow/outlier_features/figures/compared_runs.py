@@ -14,7 +14,7 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import of_kind
 from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.run_rules import applied_sites, run_rules
-from outlier_features.wording import count
+from outlier_features.wording import count, listing
 
 _SWEEPS, _INT8 = ("moe_sweep", "qwen3_dense"), ("dettmers2022",)
 
@@ -123,6 +123,15 @@ class Compared:
                 named = not hub_id or hub_id[0].lower() not in run_here
                 points.append(Point(str(model), kind, values[across], values[up], published=True, named=named))
         return points
+
+    def lacking(self, column: str, rules: Sequence[str]) -> str:
+        """The runs, with the rules, that have no number in a column in any population; empty where there is none."""
+        rows = self.models.filter(pl.col("rule").is_in(rules))
+        null = rows.group_by("run", "rule", maintain_order=True).agg(pl.col(column).is_null().all())
+        runs: dict[str, list[str]] = {}
+        for run, rule in null.filter(pl.col(column)).select("run", "rule").iter_rows():
+            runs.setdefault(run, []).append(rule)
+        return listing(f"{self.name(run)} (rule {listing(its)})" for run, its in runs.items())
 
     def left_out(self, *columns: str) -> str:
         """Sentences about runs that are not drawn since a number is not known, and about kinds that are not."""

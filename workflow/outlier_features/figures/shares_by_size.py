@@ -44,6 +44,7 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
     title, _ = ACROSS[across]
     rules = compared.systematic
     columns = [f"sweep_{share}_{how}" for share, *_ in _SERIES]
+    lacking = compared.lacking(columns[0], rules)
     drawing = Drawing(
         f"shares-by-{across.replace('_', '-')}-{how}",
         f"Shares against {title}, {how}",
@@ -54,7 +55,8 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
         "share of positions with a hit, of the pairs that pass when layers are counted as site tensors with a hit "
         "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose "
         "numbers are hollow. Bars are 95 % intervals over sequences; a line joins the runs of one kind of model in the "
-        f"order of {title}, and says nothing of what lies between. A run without a passing pair has no share."
+        f"order of {title}, and says nothing of what lies between."
+        + (f" Without a passing pair there is no share: {lacking}." if lacking else "")
         + (" Perplexity compares only models of one tokenizer, and published ones are of other texts."
            if across == "perplexity" else "")
         + compared.left_out(across),
