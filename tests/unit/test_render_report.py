@@ -258,6 +258,16 @@ def test_the_map_equals_the_table_of_emergence(tmp_path):
     assert (list(ticks.tickvals), list(ticks.ticktext)) == ([0, 1], ["7", "5"])
 
 
+def test_one_value_next_to_nothing_leaves_the_colours_to_the_others(tmp_path):
+    run = FakeRun().write(tmp_path / "run")
+    tiny = pl.when(pl.col("site") == "resid_post", pl.col("layer") == 3).then(1e-31).otherwise(pl.col("max_abs"))
+    emergence = read(run, "emergence").with_columns(max_abs=tiny.cast(pl.Float64))
+    for heat in traces(dimension_map(emergence, read(run, "dims"), SITES, POPULATIONS), "heatmap", "all"):
+        known = [z for line in heat.z for z in line if z is not None]
+        assert heat.zmax == pytest.approx(max(known)) and heat.zmax - heat.zmin < 5
+        assert 2 <= len(heat.colorbar.ticktext) <= 10
+
+
 def test_steps_are_marked_on_resid_post_where_the_dim_is_selected(tmp_path):
     run = FakeRun().write(tmp_path / "run")
     dims = read(run, "dims")

@@ -20,6 +20,7 @@ from outlier_features.largest import largest_of_each
 from outlier_features.wording import listing, number
 
 MAX_ROWS = 30
+_DECADES = 4  # that the colours reach over, at most
 _STEPS = (("step_up", "steps up", "triangle-up"), ("step_down", "steps down", "triangle-down"))
 _TRIANGLE = {"size": 11, "color": "white", "line": {"color": "black", "width": 1.5}}
 
@@ -41,7 +42,8 @@ def dimension_map(
         listing(populations),
         "Largest |x| over all sequences of each dimension that a rule selects in a population; triangles "
         "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
-        "no value: the layer lacks the site, the population has no positions, or the value is 0."
+        "no value: the layer lacks the site, the population has no positions, or the value is 0. Values below "
+        f"1/{10**_DECADES:,} of a panel's largest have the darkest colour."
         + capped(len(chosen), len(shown), "selected dimension"),
     )
     if not shown:
@@ -110,8 +112,10 @@ def _figure(
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Logarithms that the colours reach over."""
+    """Logarithms that the colours reach over: a few values that are next to nothing (an encoder's last norm can have
+    gains of 1e-31) would take the colours from all others."""
     low, high = math.log10(min(values, default=1)), math.log10(max(values, default=1))
+    low = max(low, high - _DECADES)
     return low, max(high, low + 0.1)
 
 
