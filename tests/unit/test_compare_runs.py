@@ -10,9 +10,10 @@ from fake_run import FakeRun
 from outlier_features.command.main import main
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
+from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import write_json
-from outlier_features.files.tables import read_table
+from outlier_features.files.tables import read_table, write_table
 
 
 def located(folder: Path, counts: dict[int, int]) -> None:
@@ -71,6 +72,27 @@ def test_command(runs, tmp_path, capsys):
     assert "40.00%" in capsys.readouterr().out
     assert main(["compare", str(runs[0]), str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}: has no dims.parquet, expected the directory")
+
+
+def test_dims_of_two_models_are_never_compared(tmp_path, capsys):
+    """A run of another model's text, a revision and a copy of the weights elsewhere are of one model; other weights
+    under another name, and another half or width under the same, are not."""
+    facts = {
+        "m/one": {}, "m@step5/one": {"model_origin": "org/m", "model_revision": "5"},
+        "copy/one": {"model_origin": "/copy"}, "other/one": {"model_origin": "org/other", "model_revision": "7"},
+        "m/half": {"part": "decoder"}, "m/wide": {"d_model": 24},
+    }  # fmt: skip
+    written = FakeRun(model="m", origin="org/m").write(tmp_path / "m/one") / "dims.parquet"
+    rows, provenance = read_table(written, DIMS)
+    for name, own in facts.items():
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        of = {**provenance, "model": name.partition("/")[0], **own}
+        write_table(tmp_path / name / "dims.parquet", rows, DIMS, of)
+    compare_runs([tmp_path / name for name in facts], tmp_path / "dims.parquet", tmp_path / "common.parquet")
+    found = read_table(tmp_path / "dims.parquet", COMPARISON)[0].select("first", "second").unique().rows()
+    assert set(found) == {("m/one", "m@step5/one"), ("m/one", "copy/one")}
+    assert main(["compare", str(tmp_path / "m/one"), str(tmp_path / "other/one")]) == 1
+    assert "two models, m in" in capsys.readouterr().err
 
 
 def test_another_directory_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The command `outlier-features compare`: all runs beside one another, or the dims that two of them have in common."""
+"""The command `outlier-features compare`: all runs beside one another, or the dims in common of two of one model."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from outlier_features.command.count_tables import comparison_tables
 from outlier_features.command.model_tables import read_models, write_models
 from outlier_features.command.output import write_found
 from outlier_features.compare.failures import read_failures
-from outlier_features.dims.compare_runs import comparisons, dim_counts, name_of
+from outlier_features.dims.compare_runs import comparisons, dim_counts, model_of, name_of
 from outlier_features.errors import InputError
 
 
@@ -17,7 +17,7 @@ def add_compare(compare: argparse.ArgumentParser) -> None:
     compare.description = (
         "Without a run: all runs of a directory of results, their size, loss, and by each rule how many dims and in "
         "which share of layers and positions, with intervals; of a model's revisions what they have by training step, "
-        "and when each dim first passes. Of two runs: the dims in common, and the Jaccard index."
+        "and when each dim first passes. Of two runs of one model: the dims in common, and the Jaccard index."
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="two directories <results>/<model>/<corpus>")
@@ -44,7 +44,12 @@ def _compare(options: argparse.Namespace, parser: argparse.ArgumentParser) -> No
 
 def _compare_two(options: argparse.Namespace) -> None:
     one, other = (run.resolve() for run in options.runs)
-    counts = dim_counts(one), dim_counts(other)
+    counts, models = (dim_counts(one), dim_counts(other)), (model_of(one), model_of(other))
+    if not models[0].has_dims_of(models[1]):
+        raise InputError(
+            f"found runs of two models, {models[0].name} in {one} and {models[1].name} in {other}, expected one's, "
+            "for a dim of one model is none of another's; without RUN, compare shows all models beside one another"
+        )
     found = [row for row in comparisons(*counts) if options.rule in (None, row["rule"])]
     if not found:
         named = {rule for _, rule, _ in counts[0].keys() & counts[1].keys()}

@@ -1,6 +1,7 @@
-"""Rule compare_runs: which dims two runs have in common, by each rule."""
+"""Rule compare_runs: which dims two runs of one model have in common, by each rule."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,22 @@ from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.tables import provenance_of, read_table, write_table
+from outlier_features.model_name import split_name
 
 Key = tuple[str, str, str]  # population, rule, sites
 
 
 def compare_runs(runs: Sequence[Path], comparison: Path, common_dims: Path) -> None:
-    """Write `comparison`, a row for every two runs, population, rule and sites, and `common_dims`.
+    """Write `comparison`, a row for every two runs of one model, population, rule and sites, and `common_dims`.
 
     runs   directories `<results>/<model>/<corpus>`
     """
-    counts = {run: dim_counts(run) for run in runs}
+    counts, models = {run: dim_counts(run) for run in runs}, {run: model_of(run) for run in runs}
     rows, dims = [], []
     for one, other in combinations(runs, 2):
+        if not models[one].has_dims_of(models[other]):
+            continue
         names = {"first": name_of(one), "second": name_of(other)}
         for found in comparisons(counts[one], counts[other]):
             rows.append({**names, **found})
@@ -31,6 +35,34 @@ def compare_runs(runs: Sequence[Path], comparison: Path, common_dims: Path) -> N
     provenance = {"runs": [name_of(run) for run in runs]}
     write_table(comparison, pl.DataFrame(rows, COMPARISON.schema), COMPARISON, provenance)
     write_table(common_dims, pl.DataFrame(dims, COMMON_DIMS.schema), COMMON_DIMS, provenance)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a run ran: its name without a revision, where it is from, and which residual stream is meant.
+
+    is_known   not for a dump, which says nothing of its model
+    """
+
+    name: str
+    origins: frozenset[str]
+    stream: tuple[object, ...]
+    is_known: bool
+
+    def has_dims_of(self, other: "Model") -> bool:
+        """Whether dim h of one is dim h of the other: in one model's corpora, dtypes and revisions, and in no two
+        models; of a dump that is for its user to know."""
+        one = self.name == other.name or bool(self.origins & other.origins)
+        return self.stream == other.stream and (one or not (self.is_known and other.is_known))
+
+
+def model_of(run: Path) -> Model:
+    """The model of a run, from what its table of dims says of its origin."""
+    facts = provenance_of(run / "dims.parquet", DIMS)
+    known = "architecture" in facts
+    origins = {str(facts[key]) for key in ("model_origin", "model_revision") if facts.get(key)}
+    stream = (facts.get("part"), facts["d_model"], facts["blocks"] if known else None)
+    return Model(split_name(facts["model"])[0], frozenset(origins), stream, known)
 
 
 def name_of(run: Path) -> str:

@@ -12,8 +12,8 @@ _RUNS = (
 
 COMPARISON = Table(
     "comparison",
-    "population, rule, sites, and two runs that both have these; dims that the rule selects, by rule `location` those "
-    "with kept occurrences",
+    "population, rule, sites, and two runs of one model (its corpora, dtypes and revisions; or dumps as wide) that "
+    "both have these; dims that the rule selects, by rule `location` those with kept occurrences",
     (
         POPULATION, RULE, SITES, *_RUNS,
         Column("dims_first", pl.Int64, "dims of the first run", "dims"),
