@@ -61,16 +61,18 @@ def new_store(neurons: int, examples: int) -> Store:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def insert_rows(rows, tokens, sequences, value, place, least):
-    """Put sequences into the lists of one side, (D, k): their largest values `rows` (B, D), at the positions `tokens`.
+def insert_rows(rows, tokens, sequences, value, place, least, begin, stop):
+    """Put B sequences into the lists of neurons begin..stop, of one side (D, k).
 
+    rows        float32 (B or more, D), their largest values
+    tokens      int32 (the same), the positions of these
     sequences   int64 (B,), all later than those that are in the lists
 
     Rows that grow are gone through from the last on, so that most of them find the lists full of larger ones.
     """
-    count, k = rows.shape[0], value.shape[1]
-    for first in range(0, value.shape[0], LANES):
-        lanes = min(LANES, value.shape[0] - first)
+    count, k = sequences.size, value.shape[1]
+    for first in range(begin, stop, LANES):
+        lanes = min(LANES, stop - first)
         last = least[first : first + lanes]
         growing = 0
         for j in range(lanes):
@@ -150,12 +152,13 @@ def move_counts(counts, low, high, exponent, wider, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def take(values, rows, tokens, store, slot, begin, stop, is_first):
+def take(values, rows, tokens, store, shift, slot, begin, stop, is_first):
     """Take the neurons begin..stop of a sequence into the store; returns whether all values are finite.
 
-    values     float32 (R, neurons of the store)
+    values     float32 (R, M)
     rows       int64 (m,), those of the class, in the order of their positions
     tokens     int64 (m,), these positions
+    shift      in the store, the first of these M neurons
     slot       of what waits, where the extremes are put
     is_first   the store has no positions of these neurons yet
 
@@ -185,26 +188,26 @@ def take(values, rows, tokens, store, slot, begin, stop, is_first):
         _extremes(tile, count, high, low, high_at, low_at, positive)
         if is_first:
             for j in range(lanes):
-                pilots[first + j] = tile[j]
+                pilots[shift + first + j] = tile[j]
         for j in range(lanes):
-            pilot[j] = pilots[first + j]
+            pilot[j] = pilots[shift + first + j]
         _sums(tile, count, pilot, s1, s2, s3, s4)
         for j in range(lanes):
             if not (s2[j] < np.inf):
                 return False
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             sums[0, n] += s1[j]
             sums[1, n] += s2[j]
             sums[2, n] += s3[j]
             sums[3, n] += s4[j]
             active[n] += positive[j]
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             most[slot, n], most_at[slot, n] = high[j] + np.float32(0), tokens[high_at[j]]  # no zero has a sign
             least[slot, n], least_at[slot, n] = np.float32(0) - low[j], tokens[low_at[j]]
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             new_low, new_high = min(lows[n], low[j]), max(highs[n], high[j])
             if new_low < lows[n] or new_high > highs[n]:
                 exponent = exponents[n]
@@ -222,7 +225,7 @@ def take(values, rows, tokens, store, slot, begin, stop, is_first):
         _count(tile, count, scale, bins, counts)
         for j in range(lanes):
             for k in range(BINS):
-                histogram[first + j, k] += counts[j * BINS + k]
+                histogram[shift + first + j, k] += counts[j * BINS + k]
     return True
 
 
