@@ -190,12 +190,23 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
+@pytest.mark.parametrize("changes", [{"skip": ["neurons"]}, {"neurons__examples": 5}])
+def test_less_of_the_neurons_needs_no_new_pass(project, changes):
+    assert project.planned(**changes).jobs() == following("rank_neurons")
+
+
+@pytest.mark.parametrize("changes", [{"neurons__examples": 30}, {"neurons__high_norm": 5.0}])
+def test_more_of_the_neurons_needs_a_new_pass(project, changes):
+    assert "extract_activations" in project.planned(**changes).jobs()
+
+
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
     "extract_activations": [
         "detect_outliers",
         "locate_outliers",
         "measure_loss",
+        "rank_neurons",
         "record_surface",
         "check_norms",
     ],
@@ -218,6 +229,7 @@ FEEDS = {
     "prune_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
     "measure_loss": ["summarize_run"],
+    "rank_neurons": ["summarize_run"],
     "ablate_dims": ["summarize_run", "write_mask"],
     "summarize_run": ["render_report"],
     "render_report": [],
@@ -243,6 +255,7 @@ MESSAGES = {
     "record_surface": "Record the",
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
+    "rank_neurons": "Rank the",
     "prune_experts": "Prune the",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
@@ -264,6 +277,8 @@ FIRST = {
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
     "dims/analyze_emergence": ["analyze_emergence"],
+    "neurons/neurons_kernel": ["extract_activations"],
+    "neurons/neuron_tables": ["rank_neurons"],
     "norms/norms": ["extract_activations"],
     "norms/norm_tables": ["check_norms"],
     "norms/describe_gains": ["check_norms"],

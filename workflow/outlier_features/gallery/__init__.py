@@ -1,0 +1,1 @@
+"""The gallery: a page for each neuron, dim and sequence that is worth a look, with the text in their colours."""
