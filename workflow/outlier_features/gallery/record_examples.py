@@ -2,7 +2,7 @@
 
 import uuid
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 import transformers
@@ -72,9 +72,8 @@ def record_examples(
     dim_rows, about = run.files.table(dims, DIMS)
     record = run.files.model(source)
     origin_rows = run.files.rows(origin_neurons, ORIGIN_NEURONS)
-    provenance = {}
     for path, table in ((neurons, NEURONS), (statistics, NEURON_STATISTICS)):
-        provenance = _had(run.files, path, table)
+        _require_had(run.files, path, table)
     known = known_neurons(statistics, neurons)
     chosen_dims = selected_dims(dim_rows, about["rules"], most_dims)
     values = SequenceValues.of(load_model(Path(record["location"]), **loading), run)
@@ -84,7 +83,8 @@ def record_examples(
         effects, no_logits = LogitEffects(values.loaded, values.blocks, values.experts), None
     except InputError as error:
         effects, no_logits = None, error.found
-    provenance |= {
+    provenance = {
+        **about,
         "gallery": {
             "neurons": wanted,
             "kurtosis": kurtosis,
@@ -113,9 +113,8 @@ def record_examples(
         write_table(gallery_dims, recorder.dim_rows(), GALLERY_DIMS, provenance)
 
 
-def _had(files: RunFiles, path: Path, table: Table) -> dict[str, Any]:
-    """The provenance of a table of the run, which must be there."""
+def _require_had(files: RunFiles, path: Path, table: Table) -> None:
+    """Raise `InputError` where a table is of another run, or stands for what could not be had."""
     found = provenance_of(path, table)
     files.require(found, path)
     require_had(found)
-    return dict(found)

@@ -56,7 +56,7 @@ class TypicalExamples:
         )  # fmt: skip
 
     def add(self, sequence: int, positions: Array, keys: Array, values: Array) -> Array:
-        """Take a sequence's values float32 (T, n), NaN where a neuron has none, at these positions (T,) with these keys.
+        """Take a sequence's values float32 (T, n), NaN where there is none, at positions (T,) with these keys.
 
         Sequences come in ascending order. Gives which neurons have an example from it, bool (n,).
         """
@@ -70,8 +70,8 @@ class TypicalExamples:
         return {int(one) for one in self.chosen.sequence[neuron].flat if one != _NOWHERE}
 
     def rows(self) -> dict[str, Array]:
-        """Columns: `at` (which neuron), `interval`, `low`, `high`, `in_interval`, `rank`, `value`, `sequence` and `token`;
-        a row for each example, and one with `rank` 0 for each interval without any."""
+        """Columns of `GALLERY_EXAMPLES`, with `at` for the neuron: a row for each example, and one with `rank` 0 for
+        each interval without any."""
         number = np.minimum(self.chosen.count, EXAMPLES)[:, :, None]
         rank = np.arange(EXAMPLES)
         at, interval, n = np.nonzero((rank < number) | ((number == 0) & (rank == 0)))
