@@ -1,6 +1,5 @@
 """Tables of ranked neurons made by looking at every activation, from plain hooks on a model's own modules."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ def down_projections(model: Any) -> list[torch.nn.Module]:
 
 
 def activations(model: Any, run: Tokens) -> dict[Key, np.ndarray]:
-    """What the last matrix of each block, or of each expert, reads: float32 (N, T), NaN at padding and where an expert was
-    not given the token; each sequence is run by itself."""
+    """What the last matrix of each block, or of each expert, reads: float32 (N, T), NaN at padding and where an expert
+    was not given the token; each sequence is run by itself."""
     found: dict[Key, np.ndarray] = {}
     sequence = 0
 
@@ -36,9 +35,10 @@ def activations(model: Any, run: Tokens) -> dict[Key, np.ndarray]:
 
     handles = []
     for layer, module in enumerate(down_projections(model)):
-        take: Callable[..., None] = lambda module, args, layer=layer: keep(
-            layer, None, np.arange(run.mask.shape[1]), args[0].reshape(-1, args[0].shape[-1])
-        )
+
+        def take(module: Any, args: Any, layer: int = layer) -> None:
+            keep(layer, None, np.arange(run.mask.shape[1]), args[0].reshape(-1, args[0].shape[-1]))
+
         handles.append(module.register_forward_pre_hook(take))
     experts = [module for path, module in model.named_modules() if path.endswith("mlp.experts")]
     for layer, module in enumerate(experts):
@@ -65,7 +65,7 @@ def activations(model: Any, run: Tokens) -> dict[Key, np.ndarray]:
 
 
 def write_ranking(directory: Path, acts: dict[Key, np.ndarray], provenance: dict[str, Any], examples: int) -> None:
-    """The tables `neurons` and `neuron_statistics`; of the latter what else there is but extremes and kurtosis is null."""
+    """The tables `neurons` and `neuron_statistics`; of the latter all but positions, extremes and kurtosis is null."""
     ranked, statistics = [], []
     for (layer, expert, neuron), values in acts.items():
         for population in POPULATIONS:

@@ -98,7 +98,8 @@ def written(model, key):
         return weights[f"model.layers.{layer}.mlp.experts.down_proj"][expert, :, neuron].detach().double().numpy()
     for name, transposed in (
         (f"model.layers.{layer}.mlp.down_proj.weight", False), (f"transformer.h.{layer}.mlp.c_proj.weight", True),
-        (f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.weight", False), (f"encoder.layer.{layer}.output.dense.weight", False),
+        (f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.weight", False),
+        (f"encoder.layer.{layer}.output.dense.weight", False),
     ):  # fmt: skip
         if name in weights:
             weight = weights[name].detach().double().numpy()
