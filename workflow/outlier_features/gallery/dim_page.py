@@ -33,7 +33,7 @@ def dim_page(run: GalleryRun, dim: int) -> dict[str, Any]:
         .select("population", "rule", "sites", "kind", "max_abs", "first_layer", "last_layer", "step_up", "step_down")
         .to_dicts(),
         "curves": [
-            {"site": site, "population": population, "layer": one["layer"].to_list(), "max_abs": one["max_abs"].to_list()}
+            {"site": site, "population": population, **one.select("layer", "max_abs").to_dict(as_series=False)}
             for (site, population), one in run.emergence.filter(dim=dim).sort("layer").group_by(
                 "site", "population", maintain_order=True
             )

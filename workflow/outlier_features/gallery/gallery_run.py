@@ -74,11 +74,9 @@ class GalleryRun:
         rest = pl.DataFrame(schema=GALLERY_VALUES.schema)
         for batch in self._batches(GALLERY_VALUES):
             rest = pl.concat([rest, batch.join(wanted, on=THE_NEURON, how="semi", nulls_equal=True)])
-            *whole, last = by_neuron(rest) or [None]
-            if last is None:
-                continue
-            yield from ((neuron, _by_sequence(frame)) for neuron, frame in whole)
-            rest = last[1]
+            parts = by_neuron(rest)
+            yield from ((neuron, _by_sequence(frame)) for neuron, frame in parts[:-1])
+            rest = parts[-1][1] if parts else rest
         yield from ((neuron, _by_sequence(frame)) for neuron, frame in by_neuron(rest))
 
     def _batches(self, table: Table) -> Iterator[pl.DataFrame]:

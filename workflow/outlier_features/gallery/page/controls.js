@@ -14,6 +14,12 @@
       // Then it holds for this visit.
     }
   });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("main").focus();
+  });
+  // The address keeps choices, and somebody may type others.
+  if (document.body.dataset.kind !== "index") addEventListener("hashchange", () => location.reload());
   let screen = root.dataset.theme;
   addEventListener("beforeprint", () => {
     screen = root.dataset.theme;

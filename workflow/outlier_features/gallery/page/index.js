@@ -23,7 +23,7 @@
     }
     return all;
   };
-  const show = () => filling(box, async () => {
+  const show = async () => {
     const { blocks } = await gallery.load("index");
     const layers = blocks.map((block) => block.layer);
     const asked = Number(location.hash.match(/^#L(\d+)$/)?.[1] ?? NaN);
@@ -51,17 +51,14 @@
       finder: (word) => (/^\d+$/.test(word) ? (row) => neuron[row] === Number(word) : (row) => nameOf(row).toLowerCase().startsWith(word)),
       href: (row) => (pages[row] ? `${nameOf(row)}.html` : null),
     };
-    const page = { name: "page", kind: "text", meaning: "whether it has a page", levels: ["without a page", "with a page"], codes: pages, get: (row) => ["–", "yes"][pages[row]], finder: nothing };
+    const page = { name: "page", kind: "text", meaning: "whether it has a page", levels: ["no", "yes"], codes: pages, get: (row) => ["no", "yes"][pages[row]], finder: nothing };
     const numbers = NUMBERS.map(([title, meaning, unit]) => {
       const values = joined(parts.map((part) => floatsOf(part[title])), Float32Array);
       return { name: title, kind: "number", meaning, unit, values, get: (row) => (Number.isNaN(values[row]) ? null : values[row]), finder: nothing };
     });
-    const holder = element("div", { className: "rows" });
-    holder.dataset.file = box.dataset.file;
-    holder.setAttribute("aria-label", "Neurons");
-    await makeTable(holder, { rows: layer.length, columns: [name, page, ...numbers], filters: ["page"] });
-    return holder;
-  });
-  addEventListener("hashchange", show);
-  show();
+    await makeTable(box, { rows: layer.length, columns: [name, page, ...numbers], filters: ["page"] });
+  };
+  const showOrSay = () => show().catch((error) => box.replaceChildren(element("p", { className: "notice", textContent: error.message })));
+  addEventListener("hashchange", showOrSay);
+  showOrSay();
 })();
