@@ -35,7 +35,7 @@ def render_gallery(run: Path, folder: Path, *, source: Path | None = None) -> No
     L11N1229.html     a page for each neuron, dim (`D507.html`) and sequence (`S3.html`) of the run's tables
     data/             what the pages show: small scripts, each loaded when a page asks for it
     page/             style and scripts of the pages
-    manifest.json     which pages there are, and of which run
+    manifest.json     which pages there are, and of which run; written last
 
     run      the run's directory
     source   the record of the model's fetch, whose tokenizer says what tokens are; without it some are numbers
@@ -55,20 +55,19 @@ def render_gallery(run: Path, folder: Path, *, source: Path | None = None) -> No
         for sequence in sorted(shown | {*sequences}):
             pages.data(f"{sequence_name(sequence)}T", text_of(read, sequence))
         _write_index(read, pages)
-        record = {key: value for key, value in read.tokens.provenance.items() if key in SAME_RUN}
-        write_json(
-            temporary / MANIFEST,
-            {**record, "neurons": len(read.neurons_with_page), "dims": dims, "sequences": sequences},
-        )
+    record = {key: value for key, value in read.tokens.provenance.items() if key in SAME_RUN}
+    pages_of = {"neurons": len(read.neurons_with_page), "dims": dims, "sequences": sequences}
+    write_json(folder / MANIFEST, {**record, **pages_of})
 
 
 class GalleryPages:
     """A folder of pages with the style and scripts that they share, into which pages and their data are written.
 
-    home   where links to other pages lead, seen from this folder; nothing where these lie in it too
+    home   where links to other pages lead, seen from this folder; nothing where these lie in it too; None where there
+           are no others
     """
 
-    def __init__(self, folder: Path, home: str = ""):
+    def __init__(self, folder: Path, home: str | None = ""):
         self.folder, self.home = folder, home
         self.environment = Pages(FOLDER).environment
         for name in ("page", "data"):

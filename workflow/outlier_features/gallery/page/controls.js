@@ -28,9 +28,10 @@
   addEventListener("afterprint", () => (root.dataset.theme = screen));
 })();
 
+// Where other pages lie; undefined where there are none.
 const HOME = document.body.dataset.home;
 const neuronName = (layer, expert, neuron) => `L${layer}${expert ? `E${expert - 1}` : ""}N${neuron}`;
-const dimLink = (name, hasPage) => (hasPage ? element("a", { href: `${HOME}${name}.html`, textContent: name }) : element("span", { textContent: name }));
+const dimLink = (name, hasPage) => (hasPage && HOME !== undefined ? element("a", { href: `${HOME}${name}.html`, textContent: name }) : element("span", { textContent: name }));
 
 async function goToRandom() {
   const { rows, layer, expert, neuron } = await gallery.load("pages");
@@ -41,13 +42,13 @@ async function goToRandom() {
 // Links to the pages before and after this one, which the arrow keys follow too.
 function wayOf([before, after], { random = false } = {}) {
   const link = (name, text, key) => {
-    if (!name) return element("span", { className: "soft", textContent: text });
+    if (!name || HOME === undefined) return element("span", { className: "soft", textContent: text });
     const made = element("a", { href: `${HOME}${name}.html`, textContent: `${text}: ${name}`, title: `or the key ${key}` });
     made.rel = key === "←" ? "prev" : "next";
     return made;
   };
   const made = element("p", { className: "jumps" }, link(before, "Previous", "←"), link(after, "Next", "→"));
-  if (random && !HOME) {
+  if (random && HOME === "") {
     const button = element("button", { type: "button", id: "random", textContent: "Random" });
     button.addEventListener("click", goToRandom);
     made.append(button);

@@ -30,7 +30,8 @@ filling(document.getElementById("content"), async () => {
       const { pieces } = await gallery.load(`${state.sequence}T`);
       const limit = Object.values(packed).map(halvesOf).reduce((most, one) => one.reduce((top, value) => (Math.abs(value) > top ? Math.abs(value) : top), most), 0);
       legend.replaceChildren(legendOf(limit, state.strength, `x of dimension ${data.dim} on resid_post of layer ${state.layer}; one scale for all its text`));
-      return [element("p", {}, element("a", { href: `${HOME}${state.sequence}.html#of=${data.name}&layer=${state.layer}`, textContent: `Sequence ${state.sequence.slice(1)} by other dimensions` })),
+      const others = element("a", { href: `${HOME}${state.sequence}.html#of=${data.name}&layer=${state.layer}`, textContent: `Sequence ${state.sequence.slice(1)} by other dimensions` });
+      return [...(HOME === undefined ? [] : [element("p", {}, others)]),
         tokensOf(pieces, 0, pieces.length, { values: along, limit, strength: state.strength, lines: true, what: "x" })];
     });
     const choose = (key) => (value) => {
