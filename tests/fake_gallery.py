@@ -149,7 +149,8 @@ class FakeGallery:
              "writes_dims": [*self.dims], "writes": [-2.5 * (n + 1) for n in range(len(self.dims))],
              "writes_weights": [0.5] * len(self.dims), "top_tokens": [220, 32], "top_logits": [0.5, 0.25],
              "bottom_tokens": [195], "bottom_logits": [-0.125],
-             "nearest": [str(one) for one in self.with_page if one != neuron][:3], "cosines": [0.75, 0.5, -0.25]}
+             "nearest": [str(one) for one in self.with_page if one != neuron][:3],
+             "cosines": [0.75, 0.5, -0.25][: len(self.with_page) - 1]}
             for neuron in self.with_page
         ]  # fmt: skip
 

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from outlier_features.gallery.packed_values import halves
 from outlier_features.gallery.render_gallery import data_script, render_gallery
 from outlier_features.gallery.windows import joined_windows, window
 from outlier_features.run.verify_artifacts import verify_artifacts
+from outlier_features.wording import number
 
 
 def read_data(folder: Path, name: str):
@@ -63,7 +65,7 @@ def test_windows_are_what_a_look_at_each_position_gives(length):
         seen = {n for n in range(length) for p in positions if -50 <= n - p <= 10}
         joined = joined_windows(positions, length)
         assert {n for first, end in joined for n in range(first, end)} == seen
-        assert all(one[1] < other[0] for one, other in zip(joined[:-1], joined[1:], strict=True))
+        assert all(one[1] < other[0] for one, other in pairwise(joined))
 
 
 def test_packed_values_keep_three_digits():
@@ -225,13 +227,12 @@ def test_the_command_prints_a_neuron_and_names_its_page(gallery, capsys):
     assert main(["neuron", str(run), str(neuron), "--no-open"]) == 0
     out = capsys.readouterr().out
     assert out.rstrip().endswith(str(folder / f"{neuron}.html"))
-    for value, _, _ in fake.best(neuron, "all", "max"):
-        assert f"{value:.4g}" in out or f"{value:,.0f}" in out
-    assert "[ w0] w1" in out
+    for value, _, token in fake.best(neuron, "all", "max"):
+        assert number(value) in out and f"[ w{token}]" in out
 
 
 def test_the_command_makes_a_page_that_the_gallery_does_not_have(gallery, capsys, tmp_path):
-    fake, folder, run = gallery
+    fake, _, run = gallery
     neuron = next(one for one in fake.acts if one not in fake.with_page)
     command = ["neuron", str(run), str(neuron), "--no-open", "--population", "without_first"]
     assert main([*command, "--output-dir", str(tmp_path / "pages")]) == 0

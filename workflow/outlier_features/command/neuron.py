@@ -47,9 +47,7 @@ def require_neuron(run: GalleryRun, neuron: Neuron) -> None:
     """Raise `InputError` where the run ranked no such neuron, with what it has."""
     of_block = run.statistics.filter(layer=neuron.layer)
     if of_block.is_empty():
-        raise InputError(
-            f"neuron: found {neuron}, but there are {_span('block', run.statistics['layer'])}"
-        )
+        raise InputError(f"neuron: found {neuron}, but there are {_span('block', run.statistics['layer'])}")
     experts = of_block["expert"].drop_nulls()
     if neuron.expert not in (experts if len(experts) else [None]):
         raise InputError(f"neuron: found {neuron}, but block {neuron.layer} has {_span('expert', experts)}")

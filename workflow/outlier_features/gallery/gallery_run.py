@@ -11,6 +11,7 @@ import polars as pl
 from outlier_features.ablate.ablation_schema import ABLATION
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dims.emergence_schema import EMERGENCE
+from outlier_features.errors import InputError
 from outlier_features.files.missing import MISSING, require_had
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import Table, provenance_of, read_batches
@@ -89,6 +90,8 @@ class GalleryRun:
 
     def require_ranking(self) -> None:
         """Raise `InputError` where the run has no ranking of neurons, with why."""
+        if not self.path(NEURONS).exists():
+            raise InputError(f"{self.path(NEURONS)}: expected the ranking of the run's neurons, found no such file")
         require_had(provenance_of(self.path(NEURONS), NEURONS))
 
     @cached_property
