@@ -363,6 +363,12 @@ EXPERT_TABLES = [
     "expert_ablation_sequences",
 ]
 NEURON_TABLES = ["neurons", "neuron_statistics"]
+GALLERY_TABLES = [
+    "gallery_neurons",
+    "gallery_examples",
+    "gallery_values",
+    "gallery_dims",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
@@ -374,6 +380,7 @@ MODEL_TABLES = [
     *ORIGIN_TABLES,
     *EXPERT_TABLES,
     *NEURON_TABLES,
+    *GALLERY_TABLES,
     *ABLATION_TABLES,
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
@@ -465,7 +472,7 @@ def exported_tables(wildcards):
         return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
     # What has rows for every neuron would be of no use as text.
-    left_out = {"locations", *NEURON_TABLES}
+    left_out = {"locations", *NEURON_TABLES, *GALLERY_TABLES}
     return {name: file for name, file in tables.items() if name not in left_out}
 
 

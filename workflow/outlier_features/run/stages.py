@@ -104,6 +104,13 @@ STAGES = {
             runs_model=True,
         ),
         Stage(
+            "record_examples",
+            ("gallery_neurons.parquet", "gallery_examples.parquet", "gallery_values.parquet", "gallery_dims.parquet"),
+            "model",
+            ("gallery",),
+            runs_model=True,
+        ),
+        Stage(
             "knock_out",
             ("knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"),
             "model",
