@@ -21,6 +21,7 @@ from outlier_features.gallery.packed_values import floats, halves, integers
 from outlier_features.progress import item_bar
 from outlier_features.report.page_template import FOLDER as REPORT
 from outlier_features.report.page_template import Pages
+from outlier_features.tokens.tokens import Tokens
 
 FOLDER = Path(__file__).parent / "page"
 FROM_REPORT = ("theme.js", "data.js", "table.js", "report.css")
@@ -55,9 +56,24 @@ def render_gallery(run: Path, folder: Path, *, source: Path | None = None) -> No
         for sequence in sorted(shown | {*sequences}):
             pages.data(f"{sequence_name(sequence)}T", text_of(read, sequence))
         _write_index(read, pages)
-    record = {key: value for key, value in read.tokens.provenance.items() if key in SAME_RUN}
-    pages_of = {"neurons": len(read.neurons_with_page), "dims": dims, "sequences": sequences}
-    write_json(folder / MANIFEST, {**record, **pages_of})
+    _write_manifest(folder, read.tokens, neurons=len(read.neurons_with_page), dims=dims, sequences=sequences)
+
+
+def leave_out_gallery(run: Path, folder: Path, why: str) -> None:
+    """Write a gallery without pages: an index that says why there are none."""
+    tokens = Tokens.read(run / "tokens.safetensors")
+    title = f"{tokens.provenance['model']} on {tokens.provenance['corpus']}"
+    with replacing_directory(folder) as temporary:
+        GalleryPages(temporary).write(
+            "index.html", "index.html.j2", kind="index", name="index", title=title, blocks=[], neurons=0, first=None,
+            dims=[], sequences=[], missing=why,
+        )  # fmt: skip
+    _write_manifest(folder, tokens, neurons=0, dims=[], sequences=[])
+
+
+def _write_manifest(folder: Path, tokens: Tokens, **pages: Any) -> None:
+    record = {key: value for key, value in tokens.provenance.items() if key in SAME_RUN}
+    write_json(folder / MANIFEST, {**record, **pages})
 
 
 class GalleryPages:
@@ -179,7 +195,6 @@ def _write_index(run: GalleryRun, pages: GalleryPages) -> None:
     pages.data("index", {"blocks": blocks})
     pages.write(
         "index.html", "index.html.j2", kind="index", name="index", title=run.name, blocks=blocks,
-        model=run.tokens.provenance["model"], corpus=run.tokens.provenance["corpus"],
         neurons=len(run.neurons_with_page), first=next(iter(run.neurons_with_page), None), dims=run.dims_with_page,
         sequences=run.sequences_with_page, missing=record and missing_sentence("gallery", record),
     )  # fmt: skip
