@@ -9,7 +9,8 @@ import pytest
 from fake_gallery import POPULATIONS, FakeGallery
 from fake_run import FakeRun
 from outlier_features.files.tables import write_table
-from outlier_features.gallery.render_gallery import GalleryPages, render_gallery
+from outlier_features.gallery.gallery_pages import GalleryPages
+from outlier_features.gallery.render_gallery import render_gallery
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS
 from reading import MARK, SCRIPT, Reader
 
@@ -182,7 +183,7 @@ def test_one_goes_from_neuron_to_neuron_by_link_and_by_key(visit, folders):
     reader = visit("tiny")
 
     def here():
-        reader.page.wait_for_function("() => document.body.dataset.kind === 'neuron'")
+        reader.page.wait_for_function("() => document.body?.dataset.kind === 'neuron'")
         reader.settle()
         return reader.page.url.rpartition("/")[2].partition(".html")[0]
 
@@ -364,7 +365,7 @@ def test_a_hundred_thousand_neurons_are_sorted_and_searched(browser, tmp_path):
     box.get_by_role("combobox").select_option("yes")
     assert box.locator("output").inner_text() == "1 of 100,000 rows" and names() == ["L0N0"]
     box.get_by_role("link", name="L0N0").press("Enter")
-    reader.page.wait_for_function("() => document.body.dataset.name === 'L0N0'")
+    reader.page.wait_for_function("() => document.body?.dataset.name === 'L0N0'")
     reader.go("index.html#L7")
     assert box.locator("output").inner_text() == "4,000 rows" and names()[0] == "L7N0"
     reader.done()

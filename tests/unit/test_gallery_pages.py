@@ -16,10 +16,11 @@ from fake_run import FakeRun
 from outlier_features.command.main import main
 from outlier_features.files.artifacts import require_page
 from outlier_features.gallery.deciles import deciles
+from outlier_features.gallery.gallery_pages import data_script
 from outlier_features.gallery.list_galleries import list_galleries
 from outlier_features.gallery.names import Neuron
 from outlier_features.gallery.packed_values import halves
-from outlier_features.gallery.render_gallery import data_script, render_gallery
+from outlier_features.gallery.render_gallery import render_gallery
 from outlier_features.gallery.windows import joined_windows, window
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.wording import number
@@ -267,6 +268,7 @@ def test_mistakes_are_one_sentence(gallery, capsys, arguments, words):
 
 def test_a_run_without_a_ranking_says_so(tmp_path, capsys):
     run = FakeRun().write(tmp_path / "tiny/text")
+    (run / "neurons.parquet").unlink()
     assert main(["neuron", str(run), "L0N0", "--no-open"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "neurons.parquet" in error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outlier_features.files.artifacts import read_json, write_page
-from outlier_features.gallery.render_gallery import FOLDER
+from outlier_features.gallery.gallery_pages import FOLDER
 from outlier_features.report.page_template import FOLDER as REPORT
 from outlier_features.report.page_template import Pages
 

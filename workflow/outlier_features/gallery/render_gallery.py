@@ -1,7 +1,5 @@
 """Rule render_gallery: a folder of pages for a run, that opens from disk."""
 
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -9,22 +7,19 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.files.artifacts import SAME_RUN, replacing_directory, sealed_page, sealed_script, write_json
+from outlier_features.files.artifacts import SAME_RUN, replacing_directory, write_json
 from outlier_features.files.missing import MISSING, missing_sentence
 from outlier_features.files.tables import provenance_of
 from outlier_features.gallery.dim_page import NORM, dim_page, values_along_text, values_name
+from outlier_features.gallery.gallery_pages import GalleryPages
 from outlier_features.gallery.gallery_run import GalleryRun
 from outlier_features.gallery.gallery_schema import GALLERY_NEURONS
 from outlier_features.gallery.names import Neuron, dim_name, sequence_name
 from outlier_features.gallery.neuron_page import NeuronRows, neuron_page
 from outlier_features.gallery.packed_values import floats, halves, integers
 from outlier_features.progress import item_bar
-from outlier_features.report.page_template import FOLDER as REPORT
-from outlier_features.report.page_template import Pages
 from outlier_features.tokens.tokens import Tokens
 
-FOLDER = Path(__file__).parent / "page"
-FROM_REPORT = ("theme.js", "data.js", "table.js", "report.css")
 MANIFEST = "manifest.json"
 NEURON_COLUMNS = ("active_share", "mean", "std", "kurtosis", "min", "max")
 
@@ -74,42 +69,6 @@ def leave_out_gallery(run: Path, folder: Path, why: str) -> None:
 def _write_manifest(folder: Path, tokens: Tokens, **pages: Any) -> None:
     record = {key: value for key, value in tokens.provenance.items() if key in SAME_RUN}
     write_json(folder / MANIFEST, {**record, **pages})
-
-
-class GalleryPages:
-    """A folder of pages with the style and scripts that they share, into which pages and their data are written.
-
-    home   where links to other pages lead, seen from this folder; nothing where these lie in it too; None where there
-           are no others
-    """
-
-    def __init__(self, folder: Path, home: str | None = ""):
-        self.folder, self.home = folder, home
-        self.environment = Pages(FOLDER).environment
-        for name in ("page", "data"):
-            (folder / name).mkdir(exist_ok=True)
-        for path in (*(REPORT / name for name in FROM_REPORT), *FOLDER.glob("*.js"), *FOLDER.glob("*.css")):
-            shutil.copyfile(path, folder / "page" / path.name)
-
-    def page(self, kind: str, name: str, data: Mapping[str, Any], title: str) -> None:
-        """A page, and what it shows."""
-        self.write(f"{name}.html", "shell.html.j2", kind=kind, name=name, title=title)
-        self.data(name, data)
-
-    def write(self, file: str, template: str, **facts: Any) -> None:
-        html = self.environment.get_template(template).render(home=self.home, **facts)
-        (self.folder / file).write_bytes(sealed_page(html))
-
-    def data(self, name: str, content: Any) -> None:
-        (self.folder / "data" / f"{name}.js").write_bytes(sealed_script(data_script(name, content)))
-
-
-def data_script(name: str, content: Any) -> str:
-    """A script that hands data to the page; text in it is text to any reader of HTML or JavaScript."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=list)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f"gallery.take({json.dumps(name)},{text});\n"
 
 
 def text_of(run: GalleryRun, sequence: int) -> dict[str, Any]:
