@@ -38,6 +38,7 @@ rule record_examples:
 rule render_gallery:
     input:
         unpack(gallery_tables),
+        token_losses=f"{RUN}/token_losses.safetensors",
         page=GALLERY_PAGE,
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",

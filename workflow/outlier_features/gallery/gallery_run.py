@@ -163,7 +163,7 @@ class GalleryRun:
         if not path.exists():
             return None
         file = self.tokens.files.tensors(path)
-        return None if MISSING in file.provenance else file.array("losses")[sequence, : self.length(sequence)]
+        return None if MISSING in file.provenance else file.array("nll")[sequence, : self.length(sequence)]
 
 
 def keys_of(neurons: Collection[Neuron]) -> pl.DataFrame:
