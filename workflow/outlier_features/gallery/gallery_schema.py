@@ -23,8 +23,8 @@ GALLERY_NEURONS = Table(
         Column("writes_weights", pl.List(pl.Float64), "W_down from the neuron to each of them"),
         Column("top_tokens", pl.List(pl.UInt32), "ids of the tokens whose logits its direction raises most: W_down's "
                "column times the gains of the norm behind the MLP, if there is one, and of the final norm (before a "
-               "LayerNorm's, centred), times the unembedding; the norms' divisions are left out; null where there is no "
-               "such way to an unembedding"),
+               "LayerNorm's, centred), times the unembedding; the norms' divisions are left out; null where no such "
+               "way leads to an unembedding"),
         Column("top_logits", pl.List(pl.Float64), "by how much, per unit of activation"),
         Column("bottom_tokens", pl.List(pl.UInt32), "ids of the tokens whose logits it lowers most"),
         Column("bottom_logits", pl.List(pl.Float64), "by how much, per unit of activation"),
