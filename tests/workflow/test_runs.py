@@ -196,6 +196,7 @@ FEEDS = {
         "detect_outliers",
         "locate_outliers",
         "measure_loss",
+        "rank_neurons",
         "record_surface",
         "check_norms",
     ],
@@ -216,6 +217,7 @@ FEEDS = {
     "check_norms": ["summarize_run", "render_gallery"],
     "record_surface": ["summarize_run"],
     "trace_origin": ["record_examples", "summarize_run", "render_gallery"],
+    "rank_neurons": ["record_examples", "summarize_run", "render_gallery"],
     "record_examples": ["summarize_run", "render_gallery"],
     "rank_experts": ["prune_experts", "summarize_run"],
     "prune_experts": ["summarize_run"],
@@ -249,6 +251,7 @@ MESSAGES = {
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
     "prune_experts": "Prune the",
+    "rank_neurons": "Rank the neurons",
     "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
@@ -354,6 +357,9 @@ def test_a_planted_super_expert_is_found(project):
     written = float(seen["written"][top["sequence"], top["token"], dim])
     parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
     assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
+    pages = pl.read_parquet(folder / "gallery_neurons.parquet").filter(layer=layer, expert=expert, neuron=0)
+    writes = dict(zip(pages["writes_dims"][0], pages["writes"][0], strict=True))
+    assert f"feeds dim {dim}" in pages["reasons"][0] and writes[dim] == pytest.approx(found["max_abs_input"] * -300)
     assert "expert 3 of layer 1" in (project.folder / "super-expert/report.html").read_text()
 
 
