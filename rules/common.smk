@@ -363,6 +363,12 @@ EXPERT_TABLES = [
     "expert_ablation_sequences",
 ]
 NEURON_TABLES = ["neurons", "neuron_statistics"]
+GALLERY_TABLES = [
+    "gallery_neurons",
+    "gallery_examples",
+    "gallery_values",
+    "gallery_dims",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
@@ -374,6 +380,7 @@ MODEL_TABLES = [
     *ORIGIN_TABLES,
     *EXPERT_TABLES,
     *NEURON_TABLES,
+    *GALLERY_TABLES,
     *ABLATION_TABLES,
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
@@ -444,6 +451,28 @@ if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
 COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) > 1 else {}
 
+# What else every page of a gallery has: style and scripts of the report, and its own.
+GALLERY_PAGE = PAGE + sorted(
+    str(path) for path in (ROOT / "workflow/outlier_features/gallery/page").iterdir()
+)
+# What a gallery's pages show, beside the tables that are recorded for it.
+SHOWN_IN_GALLERY = [
+    *NEURON_TABLES,
+    *GALLERY_TABLES,
+    "dims",
+    "emergence",
+    "lifecycle",
+    "origin_neurons",
+    "gains",
+    "ablation",
+]
+# The manifest of each run's gallery.
+GALLERIES = [
+    f"{RESULTS}/gallery/{model}/{corpus}/manifest.json"
+    for model, corpus in RUNS
+    if model not in DUMPS and not off("gallery")
+]
+
 # What papers and repositories printed.
 PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
 
@@ -459,13 +488,22 @@ def run_tables(wildcards):
     return tables_of(wildcards.model, wildcards.corpus)
 
 
+def gallery_tables(wildcards):
+    """Of a run's tables those that its gallery shows, by name."""
+    return {
+        name: file
+        for name, file in run_tables(wildcards).items()
+        if name in SHOWN_IN_GALLERY
+    }
+
+
 def exported_tables(wildcards):
     """The Parquet tables of a run or, where that is `comparison`, of the comparison; but for those of all neurons."""
     if wildcards.run == "comparison":
         return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
     # What has rows for every neuron would be of no use as text.
-    left_out = {"locations", *NEURON_TABLES}
+    left_out = {"locations", *NEURON_TABLES, *GALLERY_TABLES}
     return {name: file for name, file in tables.items() if name not in left_out}
 
 

@@ -220,19 +220,24 @@ FEEDS = {
         "trace_origin",
         "rank_experts",
         "ablate_dims",
+        "record_examples",
         "write_mask",
+        "render_gallery",
     ],
-    "check_norms": ["summarize_run"],
+    "check_norms": ["summarize_run", "render_gallery"],
     "record_surface": ["summarize_run"],
-    "trace_origin": ["summarize_run"],
+    "trace_origin": ["record_examples", "summarize_run", "render_gallery"],
+    "rank_neurons": ["record_examples", "summarize_run", "render_gallery"],
+    "record_examples": ["summarize_run", "render_gallery"],
     "rank_experts": ["prune_experts", "summarize_run"],
     "prune_experts": ["summarize_run"],
     "map_attention": ["summarize_run"],
-    "measure_loss": ["summarize_run"],
-    "rank_neurons": ["summarize_run"],
-    "ablate_dims": ["summarize_run", "write_mask"],
+    "measure_loss": ["summarize_run", "render_gallery"],
+    "ablate_dims": ["summarize_run", "write_mask", "render_gallery"],
     "summarize_run": ["render_report"],
     "render_report": [],
+    "render_gallery": ["render_report", "list_galleries"],
+    "list_galleries": [],
     "write_mask": [],
 }
 
@@ -255,11 +260,14 @@ MESSAGES = {
     "record_surface": "Record the",
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
-    "rank_neurons": "Rank the",
     "prune_experts": "Prune the",
+    "rank_neurons": "Rank the neurons",
+    "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
-    "render_report": "Render the",
+    "render_report": "Render the report",
+    "render_gallery": "Render the gallery",
+    "list_galleries": "List the",
     "write_mask": "Write the",
 }
 
@@ -361,6 +369,9 @@ def test_a_planted_super_expert_is_found(project):
     written = float(seen["written"][top["sequence"], top["token"], dim])
     parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
     assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
+    pages = pl.read_parquet(folder / "gallery_neurons.parquet").filter(layer=layer, expert=expert, neuron=0)
+    writes = dict(zip(pages["writes_dims"][0], pages["writes"][0], strict=True))
+    assert f"feeds dim {dim}" in pages["reasons"][0] and writes[dim] == pytest.approx(found["max_abs_input"] * -300)
     assert "expert 3 of layer 1" in (project.folder / "super-expert/report.html").read_text()
 
 

@@ -61,7 +61,7 @@ STAGES = {
         # Its own file is removed once the surface is recorded.
         Stage("rerun_largest", ("surface.parquet",), "model", ("surface",), runs_model=True),
         Stage("record_surface", ("surface.parquet",), analyses=("surface",)),
-        Stage("measure_loss", ("loss.parquet",), "model", ("loss",)),
+        Stage("measure_loss", ("loss.parquet", "token_losses.safetensors"), "model", ("loss",)),
         Stage(
             "rank_neurons",
             ("neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"),
@@ -101,6 +101,13 @@ STAGES = {
             ("super_weights.parquet", "ablation.parquet", "ablation_sequences.parquet"),
             "model",
             ("super_weights", "ablation"),
+            runs_model=True,
+        ),
+        Stage(
+            "record_examples",
+            ("gallery_neurons.parquet", "gallery_examples.parquet", "gallery_values.parquet", "gallery_dims.parquet"),
+            "model",
+            ("gallery",),
             runs_model=True,
         ),
         Stage(

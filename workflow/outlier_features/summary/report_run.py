@@ -24,8 +24,10 @@ SHOWN = {
     "sinks", "lifecycle", "origin", "origin_shares", "origin_neurons", "experts", "routing", "expert_load",
     "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims", "triggers",
 }  # fmt: skip
-# Tables of the gallery, which has a row for every neuron.
-_OF_THE_GALLERY = {"neurons", "neuron_statistics"}
+# Tables of the gallery, which has a page for them.
+_OF_THE_GALLERY = {
+    "neurons", "neuron_statistics", "gallery_neurons", "gallery_examples", "gallery_values", "gallery_dims",
+}  # fmt: skip
 # Of the others the report lists the first rows: one has a row for each sequence and dim.
 MOST_ROWS = 200_000
 
