@@ -288,7 +288,7 @@ def test_the_report_leads_to_the_gallery_and_its_dims(gallery, tmp_path):
     links = set(re.findall(r'href="(gallery/[^"]*)"', report.read_text()))
     assert links == {f"gallery/tiny/text/{name}.html" for name in ("index", *(f"D{dim}" for dim in fake.dims))}
     assert all((folder.parents[2] / link).is_file() for link in links)
-    other = FakeGallery(FakeRun(pieces=("a", "b")), neurons=1).write(tmp_path / "tiny/text")
+    other = FakeGallery(FakeRun(pieces=("a", "b", "c")), neurons=1).write(tmp_path / "tiny/text")
     render_gallery(other, tmp_path / "gallery/tiny/text")
     with pytest.raises(InputError, match="another run"):
         render_report(
@@ -297,10 +297,10 @@ def test_the_report_leads_to_the_gallery_and_its_dims(gallery, tmp_path):
 
 
 def test_a_run_without_the_analysis_has_a_gallery_that_says_why(tmp_path):
-    run = FakeRun(missing={"neurons": "skip names it"}).write(tmp_path / "tiny/text")
+    run = FakeRun(missing={"gallery": "skip names it"}).write(tmp_path / "tiny/text")
     folder = tmp_path / "gallery/tiny/text"
     leave_out_gallery(run, folder, "The gallery cannot be had: <b>so it is</b>.")
     index = (folder / "index.html").read_text()
     assert "&lt;b&gt;so it is" in index and json.loads((folder / "manifest.json").read_text())["neurons"] == 0
     render_gallery(run, folder)
-    assert (folder / "index.html").is_file() and not [*folder.glob("L*.html")]
+    assert "is turned off" in (folder / "index.html").read_text() and not [*folder.glob("L*.html")]
