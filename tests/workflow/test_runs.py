@@ -190,6 +190,16 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
+@pytest.mark.parametrize("changes", [{"skip": ["neurons"]}, {"neurons__examples": 5}])
+def test_less_of_the_neurons_needs_no_new_pass(project, changes):
+    assert project.planned(**changes).jobs() == following("rank_neurons")
+
+
+@pytest.mark.parametrize("changes", [{"neurons__examples": 30}, {"neurons__high_norm": 5.0}])
+def test_more_of_the_neurons_needs_a_new_pass(project, changes):
+    assert "extract_activations" in project.planned(**changes).jobs()
+
+
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
     "extract_activations": [
@@ -251,7 +261,7 @@ MESSAGES = {
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
     "prune_experts": "Prune the",
-    "rank_neurons": "Rank the neurons",
+    "rank_neurons": "Rank the",
     "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
@@ -275,11 +285,14 @@ FIRST = {
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
     "dims/analyze_emergence": ["analyze_emergence"],
+    "neurons/neurons_kernel": ["extract_activations"],
+    "neurons/neuron_tables": ["rank_neurons"],
     "norms/norms": ["extract_activations"],
     "norms/norm_tables": ["check_norms"],
     "norms/describe_gains": ["check_norms"],
     "surface/pooling": ["record_surface"],
     "origin/mlp_weights": ["trace_origin"],
+    "gallery/typical_examples": ["record_examples"],
     "experts/record_experts": ["rank_experts"],
     "experts/summarize_experts": ["summarize_run"],
     "ablate/super_weights": ["ablate_dims", "prune_experts"],
