@@ -37,8 +37,7 @@ filling(document.getElementById("content"), async () => {
     const around = () => filling(text, async () => {
       const { pieces } = await gallery.load(`S${sequence}T`);
       const along = values && valuesOf(sequence, first, end);
-      const shown = tokensOf(pieces, first, end, { ...options, values: along });
-      return [...(first ? [element("span", { className: "soft", textContent: "…" })] : []), shown];
+      return tokensOf(pieces, first, end, { ...options, values: along });
     });
     const all = () => filling(text, async () => {
       const { pieces } = await gallery.load(`S${sequence}T`);

@@ -20,6 +20,7 @@ function tokensOf(pieces, first, end, { values, limit, strength, marked, lines, 
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", "Text; the arrow keys go from token to token");
   const tokens = [];
+  if (first > 0) box.append(element("span", { className: "soft", textContent: "… " }));
   const tell = (position) => {
     const value = values?.[position - first];
     const said = value === undefined ? "" : Number.isNaN(value) ? `, ${what}: not given this token` : `, ${what} ${numberText(value)}`;
@@ -37,6 +38,7 @@ function tokensOf(pieces, first, end, { values, limit, strength, marked, lines, 
     tokens.push(token);
     box.append(token);
   }
+  if (end < pieces.length) box.append(element("span", { className: "soft", textContent: " …" }));
   let place = Math.max(0, (marked ?? first) - first);
   let begun = false;
   box.addEventListener("keydown", (event) => {
