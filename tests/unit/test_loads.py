@@ -118,6 +118,6 @@ def test_what_is_off_loads_nothing():
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]
     resolved["skip"].remove("super_weights")
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations", "ablate_dims"]
-    resolved["skip"] = ["origin", "attention_maps", "super_weights", "knock_outs", "experts"]
+    resolved["skip"] = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "neurons"]
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations"]
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations", "ablate_dims"]
