@@ -705,7 +705,10 @@ def test_the_same_run_makes_the_same_report(tmp_path):
 
 def test_what_was_published_of_the_model_stands_beside(tmp_path):
     """Every row of the tables that names the model, and of no other; nothing for a model that they do not name."""
-    names = ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-0.6B", "allenai/OLMoE-1B-7B-0125")
+    names = (
+        "meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-0.6B", "allenai/OLMoE-1B-7B-0125", "openai-community/gpt2",
+        "NeelNanda/GELU_1L512W_C4_Code", "facebook/opt-6.7b",
+    )  # fmt: skip
     for hub_id in names:
         printed = [
             row

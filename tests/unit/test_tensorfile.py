@@ -252,3 +252,29 @@ def test_provenance_that_lacks_what_is_asked_for_names_the_file(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "y")
     with pytest.raises(InputError, match="y: its metadata has no checksum"):
         _ = TensorFile(tmp_path / "y").provenance
+
+
+BEYOND_THE_ADDRESS_SPACE = """
+import resource, sys
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.norms.gains_in_file import stored_floats
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+file = TensorFile(sys.argv[1])
+print(stored_floats(file, "gain").tolist())
+try:
+    file.array("weight")
+except MemoryError:
+    print("no room")
+"""
+
+
+def test_a_small_tensor_is_read_from_a_file_larger_than_the_address_space(tmp_path):
+    path, size = tmp_path / "large.safetensors", 1 << 34
+    weight = {"dtype": "F32", "shape": [size // 4], "data_offsets": [8, 8 + size]}
+    header = json.dumps({"gain": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "weight": weight}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header + np.array([0.5, 3], "<f4").tobytes())
+        file.truncate(file.tell() + size)
+    command = [sys.executable, "-c", BEYOND_THE_ADDRESS_SPACE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[0.5, 3.0]", "no room"], done.stderr

@@ -8,7 +8,7 @@ import polars as pl
 
 FILES = (
     "moe_sweep", "qwen3_dense", "massive_activations", "attention_sinks", "super_weights", "super_experts",
-    "super_weight_effects",
+    "super_weight_effects", "gpt2_mlp", "gelu1l_neuron424", "dettmers2022",
 )  # fmt: skip
 _FACT = ("quantity", "value", "text", "unit", "source", "certainty")
 _NOT_WHERE = {*_FACT, "model", "hub_id", "rule"}

@@ -64,9 +64,13 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -
     text = (
         "What a sublayer adds to the residual stream is set to zero in one layer, over the "
         f"{ablation_sample(results)}. "
-        "Above: the mean of a massive dimension over its massive tokens, in the layer where it is largest, as a share "
-        "of that in the unchanged model. Below: perplexity. Lines across: the sublayers of all layers at once. Dashed: "
-        "the unchanged model."
+        + (
+            "Above: the mean of a massive dimension over its massive tokens, in the layer where it is largest, as a "
+            "share of that in the unchanged model. Below: perplexity. "
+            if dims
+            else "No dimension is massive. "
+        )
+        + "Lines across: the sublayers of all layers at once. Dashed: the unchanged model."
     )
     off = [SUBLAYERS[kind] for kind in _KINDS if any(row["target"] == kind for row in rows)]
     sites = ", ".join([*off, "resid_post"])

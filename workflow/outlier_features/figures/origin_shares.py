@@ -26,7 +26,7 @@ from outlier_features.wording import capital, count, number, percent
 MAX_DIMS = 24
 _COLOURS = {
     EMBEDDINGS: INK, "attn_out": BLUE, "mixer_out": SKY, "mlp_out": ORANGE, ROUTED: PURPLE, SHARED: GREEN,
-    "norm_after_attn": SKY, "norm_after_mlp": VERMILLION, "block": GREY, BETWEEN: GREY, ROUNDING: PALE,
+    "norm_after_attn": "#1B4F72", "norm_after_mlp": VERMILLION, "block": GREY, BETWEEN: "#B3B3B3", ROUNDING: PALE,
 }  # fmt: skip
 _NAMED = 0.07  # share of the axis from which a bar bears its number
 

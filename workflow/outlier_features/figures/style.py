@@ -110,7 +110,9 @@ def decades(values: Sequence[float]) -> tuple[int, int]:
 
 def power(exponent: int) -> str:
     """A tick of a logarithmic axis."""
-    return f"{10**exponent:,}" if 0 <= exponent <= 5 else f"{10.0**exponent:g}"
+    if not -4 <= exponent <= 6:
+        return f"10<sup>{exponent}</sup>".replace("-", "−")
+    return f"{10**exponent:,}" if exponent >= 0 else f"{10.0**exponent:g}"
 
 
 def log_axis(low: int, high: int, most: int = 8) -> dict[str, Any]:

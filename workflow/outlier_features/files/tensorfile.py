@@ -19,6 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -65,15 +66,18 @@ class Entry:
 
 
 class _Opened:
-    """The map and the descriptor of a file; both are closed when nobody refers to them any more."""
+    """The descriptor of a file and, once it is asked for, its map; closed when nobody refers to them any more."""
 
     def __init__(self, path: Path, identity: tuple[int, ...]):
         with path.open("rb") as file:
             if _identity(file.fileno()) != identity:
                 raise DamagedFile(path, "has changed since its header was read")
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self.descriptor)
+
+    @cached_property
+    def map(self) -> mmap.mmap:
+        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
 
 
 class TensorFile:
@@ -113,8 +117,11 @@ class TensorFile:
 
     @property
     def map(self) -> mmap.mmap:
-        """The whole file."""
-        return self._open().map
+        """The whole file. Raises `MemoryError` where there is no address space for it."""
+        try:
+            return self._open().map
+        except OSError as error:
+            raise MemoryError(f"no address space of {self.size} bytes for {self.path}") from error
 
     @property
     def provenance(self) -> Provenance:
@@ -167,6 +174,15 @@ class TensorFile:
             raise InputError(f"{self.path}: {name} is {entry.dtype}, expected one of {', '.join(STORAGE)}")
         return np.ndarray(entry.shape, STORAGE[entry.dtype], self.map, entry.offset)
 
+    def copy(self, name: str) -> np.ndarray[Any, Any]:
+        """The tensor `name` as `array` has it, in memory of its own: a map takes address space as large as the file,
+        which a process may not have for a model's weights."""
+        entry = self.entry(name)
+        values = np.empty(entry.shape, STORAGE[entry.dtype])
+        if values.size:
+            self.read_into(entry.offset, values)
+        return values
+
     def read_into(self, offset: int, target: np.ndarray[Any, Any]) -> None:
         """Fill an array with the bytes from `offset` on.
 
@@ -196,7 +212,7 @@ class TensorFile:
 
     def drop(self, offset: int, length: int) -> None:
         """Give back the pages of these bytes; they stay in the page cache, but not in our memory."""
-        if self._opened is not None:
+        if self._opened is not None and "map" in vars(self._opened):
             self._advise(mmap.MADV_DONTNEED, offset, offset + length)
 
     def _advise(self, advice: int, start: int, stop: int) -> None:

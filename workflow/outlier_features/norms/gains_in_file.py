@@ -90,5 +90,5 @@ def stored_floats(file: TensorFile, name: str) -> Array:
     dtype = file.entry(name).dtype
     if dtype not in DTYPES:
         raise InputError(f"{file.path}: {name} is {dtype}, expected one of {', '.join(DTYPES)}")
-    values = file.array(name)
+    values = file.copy(name)
     return (values.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else values
