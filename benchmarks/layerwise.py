@@ -47,7 +47,8 @@ def extract(folder: Path, placement: str, keep: float, sequences: int) -> None:
     decisions._KEPT_SHARE = keep
     extract_activations(
         folder / "source.json", folder / "tokens.safetensors", folder / f"{placement}.safetensors",
-        folder / f"{placement}.losses.safetensors", start=0, stop=sequences, sites=["resid_post"], batch_size=1,
+        folder / f"{placement}.losses.safetensors", folder / f"{placement}.neurons.safetensors",
+        start=0, stop=sequences, sites=["resid_post"], batch_size=1,
         dtype="float32", device="cpu", attention="sdpa", threads=1, trust_remote_code=False, part=None,
         placement=placement,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -12,6 +12,7 @@ from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.model_name import split_name
 from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.neurons.ranked_at import serving_ranking
 from outlier_features.plan.jobs import chunk_ranges as ranges_of_chunks
 from outlier_features.plan.jobs import runs_of
 from outlier_features.run.catalog import read_catalog, with_catalog
@@ -242,6 +243,13 @@ def scaled(wildcards):
     return serving_scales(scaled_of(wildcards.model), statistics_of(wildcards))
 
 
+def ranking(wildcards):
+    """How the pass over a chunk ranks neurons; what an earlier one ranked may serve, also where none are wanted."""
+    wanted = None if off("neurons") else CONFIG["neurons"]
+    store = f"{RUN}/neurons/{{chunk}}.safetensors".format(**wildcards)
+    return serving_ranking(wanted, Path(store))
+
+
 def located_sites(wildcards):
     """Sites of a run where locations are looked for, of a dump all."""
     wanted = LOCATION["sites"]
@@ -354,6 +362,13 @@ EXPERT_TABLES = [
     "expert_ablation",
     "expert_ablation_sequences",
 ]
+NEURON_TABLES = ["neurons", "neuron_statistics"]
+GALLERY_TABLES = [
+    "gallery_neurons",
+    "gallery_examples",
+    "gallery_values",
+    "gallery_dims",
+]
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
@@ -364,6 +379,8 @@ MODEL_TABLES = [
     "sinks",
     *ORIGIN_TABLES,
     *EXPERT_TABLES,
+    *NEURON_TABLES,
+    *GALLERY_TABLES,
     *ABLATION_TABLES,
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
@@ -450,11 +467,13 @@ def run_tables(wildcards):
 
 
 def exported_tables(wildcards):
-    """The Parquet tables of a run or, where that is `comparison`, of the comparison."""
+    """The Parquet tables of a run or, where that is `comparison`, of the comparison; but for those of all neurons."""
     if wildcards.run == "comparison":
         return COMPARISON
     tables = tables_of(*wildcards.run.split("/"))
-    return {name: file for name, file in tables.items() if name != "locations"}
+    # What has rows for every neuron would be of no use as text.
+    left_out = {"locations", *NEURON_TABLES, *GALLERY_TABLES}
+    return {name: file for name, file in tables.items() if name not in left_out}
 
 
 def output_patterns():

@@ -36,6 +36,7 @@ rule detect_in_passes:
     output:
         **DETECTION,
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
+        neurons=f"{RUN}/neurons/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_in_passes/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -55,6 +56,7 @@ rule detect_in_passes:
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
         sample=sample,
+        ranking=ranking,
         floors=FLOORS,
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,

@@ -5,6 +5,7 @@ rule extract_activations:
     output:
         activations=f"{RUN}/activations/{{chunk}}.safetensors",
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
+        neurons=f"{RUN}/neurons/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/extract_activations/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -23,6 +24,7 @@ rule extract_activations:
         loading=loading,
         batch_size=CONFIG["extract"]["batch_size"],
         sample=sample,
+        ranking=ranking,
         code=code_version("extract_activations"),
     message:
         "Run {wildcards.model} on sequences {wildcards.chunk} of {wildcards.corpus}"

@@ -12,6 +12,7 @@ with stage(snakemake.log[0]):
         source=Path(snakemake.input.source),
         tokens=Path(snakemake.input.tokens),
         losses=Path(snakemake.output.losses),
+        neurons=Path(snakemake.output.neurons),
         files=files,
         settings=settings,
         start=params.start,
@@ -20,6 +21,7 @@ with stage(snakemake.log[0]):
         sites=list(params.sites),
         batch_size=params.batch_size,
         sample=params.sample,
+        ranking=params.ranking,
         log=Path(snakemake.log[0]),
         **loading_of(snakemake),
     )

@@ -11,11 +11,13 @@ with stage(snakemake.log[0]):
         tokens=Path(snakemake.input.tokens),
         activations=Path(snakemake.output.activations),
         losses=Path(snakemake.output.losses),
+        neurons=Path(snakemake.output.neurons),
         start=params.start,
         stop=params.stop,
         sites=list(params.sites),
         batch_size=params.batch_size,
         **loading_of(snakemake),
         sample=params.sample,
+        ranking=params.ranking,
         log=Path(snakemake.log[0]),
     )

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,8 +22,9 @@ from outlier_features.experts.experts_schema import EXPERT_LOAD, EXPERTS, ROUTIN
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
-from outlier_features.files.tables import public_tables, write_table
+from outlier_features.files.tables import Table, public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS, WITHOUT_HIGH_NORM
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
 from outlier_features.origin.shares_of_parts import shares_of_parts
@@ -32,6 +34,7 @@ from outlier_features.tokens.texts_schema import TEXTS
 from outlier_features.tokens.tokens import tokens_digest
 
 POPULATIONS = ("all", "without_first")
+NEURON_POPULATIONS = (*POPULATIONS, WITHOUT_HIGH_NORM)
 BASIS = ("attn_norm", "mlp_norm", "resid_post")
 RULES = {
     "dettmers": {"kind": "systematic", "sites": ["attn_norm", "mixer_norm", "mlp_norm"], "threshold": 6.0,
@@ -66,6 +69,8 @@ RUN_TABLES = (
     "expert_balance",
     "expert_ablation",
     "expert_ablation_sequences",
+    "neurons",
+    "neuron_statistics",
     "super_weights",
     "ablation",
     "ablation_sequences",
@@ -90,8 +95,14 @@ OUTPUTS = {
     "super_weights": ["super_weights.parquet"],
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
+    "neurons": ["neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"],
     "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
 }
+
+
+def _filled(rows: list[dict[str, Any]], table: Table) -> pl.DataFrame:
+    """With nulls for columns that the rows lack."""
+    return pl.DataFrame(rows, schema=table.schema, strict=False)
 
 
 def leave_out(analysis: str, why: BaseException | str, directory: Path) -> None:
@@ -210,9 +221,11 @@ class FakeRun:
             "experts": self._experts(), "routing": self._routing(),
             "expert_load": self._expert_load(),
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
+            "neurons": self._neurons(), "neuron_statistics": self._neuron_statistics(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
         }  # fmt: skip
+        write_tensors(directory / "neurons.safetensors", {}, self.provenance)
         for name, frame in frames.items():
             write_table(
                 directory / f"{name}.parquet", frame, public_tables()[name], self.provenance | self.expert_facts
@@ -438,6 +451,30 @@ class FakeRun:
             for i, (name, size) in enumerate(zip(checkpoints, sizes, strict=True))
         ]  # fmt: skip
         return pl.DataFrame(rows, schema=ORIGIN.schema)
+
+    def _neurons(self) -> pl.DataFrame:
+        rows = [
+            {"population": population, "layer": layer, "neuron": neuron, "side": side, "rank": sequence + 1,
+             "value": (1 if side == "max" else -1) * (2.0 - sequence), "sequence": sequence, "token": neuron}
+            for population in NEURON_POPULATIONS
+            for layer in range(self.layers)
+            for neuron in range(2)
+            for side in ("max", "min")
+            for sequence in range(min(self.sequences, 2))
+        ]  # fmt: skip
+        return _filled(rows, NEURONS)
+
+    def _neuron_statistics(self) -> pl.DataFrame:
+        """Of values -2, -1, 1 and 2."""
+        rows = [
+            {"population": population, "layer": layer, "neuron": neuron, "tokens": 4, "active_share": 0.5, "mean": 0.0,
+             "std": math.sqrt(2.5), "kurtosis": 1.36, "min": -2.0, "max": 2.0, "histogram_low": -2.0,
+             "histogram_width": 1.0, "histogram": [1, 1, 0, 1, 1]}
+            for population in NEURON_POPULATIONS
+            for layer in range(self.layers)
+            for neuron in range(2)
+        ]  # fmt: skip
+        return _filled(rows, NEURON_STATISTICS)
 
     def _origin_neurons(self) -> pl.DataFrame:
         """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""

@@ -68,16 +68,16 @@ def test_nothing_differs(name, settings, tmp_path, monkeypatch):
     stored, passes = tmp_path / "stored", tmp_path / "passes"
     for start, stop in CHUNKS:
         extract_activations(
-            run.source, run.tokens, stored / f"activations{start}", stored / f"losses{start}", start=start, stop=stop,
-            **chosen,
+            run.source, run.tokens, stored / f"activations{start}", stored / f"losses{start}",
+            stored / f"neurons{start}", start=start, stop=stop, **chosen,
         )  # fmt: skip
         detect_outliers(
             stored / f"activations{start}", stored / "activations0", run.tokens, files_of(stored, start), LOOKED_FOR,
             threads=2,
         )  # fmt: skip
         detect_in_passes(
-            run.source, run.tokens, passes / f"losses{start}", files_of(passes, start), LOOKED_FOR,
-            start=start, stop=stop, first_stop=CHUNKS[0][1], **chosen,
+            run.source, run.tokens, passes / f"losses{start}", passes / f"neurons{start}",
+            files_of(passes, start), LOOKED_FOR, start=start, stop=stop, first_stop=CHUNKS[0][1], **chosen,
         )  # fmt: skip
         expected_rows, expected_arrays, expected_said = found(stored, start)
         rows, arrays, said = found(passes, start)

@@ -63,10 +63,11 @@ class Run:
         write_tensors(self.tokens, arrays, provenance)
 
     def extract(self, start=0, stop=None, **settings):
-        activations, losses = (self.directory / f"{kind}.safetensors" for kind in ("activations", "losses"))
+        names = ("activations", "losses", "neurons")
+        activations, losses, neurons = (self.directory / f"{kind}.safetensors" for kind in names)
         stop = len(self.ids) if stop is None else stop
         extract_activations(
-            self.source, self.tokens, activations, losses, start=start, stop=stop, **SETTINGS | settings
+            self.source, self.tokens, activations, losses, neurons, start=start, stop=stop, **SETTINGS | settings
         )
         return TensorFile(activations), TensorFile(losses)
 

@@ -12,6 +12,7 @@ from outlier_features.extract.passes import Array, Passes
 from outlier_features.extract.request import Request
 from outlier_features.files.tensors_in_memory import TensorsInMemory
 from outlier_features.model.loading import Loading
+from outlier_features.neurons.ranked_at import Ranking
 from outlier_features.scan.site_tensors import SiteTensors
 
 
@@ -19,6 +20,7 @@ def detect_in_passes(
     source: Path,
     tokens: Path,
     losses: Path,
+    neurons: Path,
     files: DetectionFiles,
     settings: DetectionSettings,
     *,
@@ -28,6 +30,7 @@ def detect_in_passes(
     sites: list[str],
     batch_size: int,
     sample: Mapping[str, Any] | None = None,
+    ranking: Ranking | None = None,
     log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
@@ -44,11 +47,13 @@ def detect_in_passes(
     request = Request.read(source, tokens, start=start, stop=stop, sites=sites, sample=sample)
     threads = loading["threads"]
     if request.start == request.stop:
-        request.write_nothing(losses)
+        request.write_nothing(losses, neurons)
         empty = Activations({}, {**request.run.provenance, **request.place})
         with detecting(empty, {}, request.run, settings, files, threads):
             return
-    passes = Passes(request, batch_size=batch_size, kept=place_beside(losses), log=log or losses, **loading)
+    passes = Passes(
+        request, batch_size=batch_size, kept=place_beside(losses), log=log or losses, ranking=ranking, **loading
+    )
     at_once = max(passes.most_at_once, min(batch_size, first_stop))
     shapes = {name: (dtype, (at_once, *shape[1:])) for name, (dtype, shape) in passes.shapes.items()}
     memory = TensorsInMemory(f"{request.model['location']}: a pass", shapes)
@@ -75,4 +80,5 @@ def detect_in_passes(
             passes.run_first(first_stop, write)
             detection = detect()
         passes.run(write, loss_file.write, done)
+    passes.write_neurons(neurons)
     passes.finish()

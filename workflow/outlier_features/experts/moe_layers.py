@@ -90,13 +90,7 @@ def run_experts(
     """
     m: Any = module
     total = torch.zeros_like(hidden, dtype=torch.float32)
-    for expert in index.unique().tolist():
-        rows, slot = torch.where(index == expert)
-        first = m.gate_up_proj if m.has_gate else m.up_proj
-        pre = _times(hidden[rows], first[expert], m.is_transposed)
-        if m.has_bias:
-            pre = pre + (m.gate_up_proj_bias if m.has_gate else m.up_proj_bias)[expert]
-        neurons = m._apply_gate(pre) if m.has_gate else m.act_fn(pre)
+    for expert, rows, slot, neurons in expert_neurons(module, hidden, index):
         output = _times(neurons, m.down_proj[expert], m.is_transposed)
         if m.has_bias:
             output = output + m.down_proj_bias[expert]
@@ -106,6 +100,23 @@ def run_experts(
         receive(ExpertCall(module, expert, rows, output, chosen, neurons))
         total.index_add_(0, rows, (output * chosen[:, None]).float())
     return total.to(hidden.dtype)
+
+
+def expert_neurons(module: nn.Module, hidden: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Each expert that is chosen: its number, the rows that choose it in order, the choice of each that it is, and what
+    its down projection reads (n, M).
+
+    hidden   (rows, H)
+    index    (rows, k), the experts chosen for each row
+    """
+    m: Any = module
+    for expert in index.unique().tolist():
+        rows, slot = torch.where(index == expert)
+        first = m.gate_up_proj if m.has_gate else m.up_proj
+        pre = _times(hidden[rows], first[expert], m.is_transposed)
+        if m.has_bias:
+            pre = pre + (m.gate_up_proj_bias if m.has_gate else m.up_proj_bias)[expert]
+        yield expert, rows, slot, m._apply_gate(pre) if m.has_gate else m.act_fn(pre)
 
 
 def _times(value: Tensor, matrix: Tensor, is_transposed: bool) -> Tensor:

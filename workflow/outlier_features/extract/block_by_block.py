@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,8 @@ class Batch:
     mask: torch.Tensor
 
 
-Take = Callable[[str, torch.Tensor, Batch], Array]
+Take = Callable[[str, torch.Tensor, Batch], Array | None]
+Listening = Callable[[Batch], AbstractContextManager[None]]
 
 
 class BlockByBlock:
@@ -69,13 +71,18 @@ class BlockByBlock:
         shapes: Shapes,
         take: Take,
         losses: Callable[[Batch, Callable[[], None]], Array] | None,
+        *,
+        listening: Listening,
+        beside: Callable[[int, Path], None],
     ) -> None:
         """Run the blocks that are not finished.
 
-        sites    by name, `{site}.{block}`
-        shapes   by name, dtype and shape of the chunk's tensor, also of `LOSSES`
-        take     makes what is kept of a site's tensor
-        losses   runs the last block's pass, which it is given, and makes what is kept as `LOSSES`
+        sites       by name, `{site}.{block}`
+        shapes      by name, dtype and shape of the chunk's tensor of those sites that are kept, also of `LOSSES`
+        take        makes what is kept of a site's tensor
+        losses      runs the last block's pass, which it is given, and makes what is kept as `LOSSES`
+        listening   around the passes of a batch
+        beside      writes what else is kept of a block, once it has run: to a file beside the block's, or not
         """
         done = self._done()
         if done:
@@ -84,15 +91,17 @@ class BlockByBlock:
         for block in tqdm(blocks, desc="blocks", unit="block", file=sys.stderr):
             own = {name: site for name, site in sites.items() if name.rpartition(".")[2] == str(block)}
             last = block == len(self._loaded.stack) - 1
-            names = [*own, *([LOSSES] if last and losses else [])]
+            names = [*(name for name in own if name in shapes), *([LOSSES] if last and losses else [])]
             facts = {_JOB: self._job, _BLOCK: block}
             with TensorFileWriter(self._file(block), {name: shapes[name] for name in names}, facts) as file:
                 for number, batch in enumerate(self._batches):
                     run = partial(self._run_batch, block, number, own, take, file)
-                    if last and losses:
-                        file.write(LOSSES, batch.rows.start, losses(batch, run))
-                    else:
-                        run()
+                    with listening(batch):
+                        if last and losses:
+                            file.write(LOSSES, batch.rows.start, losses(batch, run))
+                        else:
+                            run()
+                beside(block, self._beside(block))
             for left in self._place.glob(f"{block:05d}.*.hidden"):
                 left.unlink()
 
@@ -102,7 +111,9 @@ class BlockByBlock:
         batch = self._batches[number]
 
         def write(name: str, value: torch.Tensor) -> None:
-            file.write(name, batch.rows.start, take(name, value, batch))
+            kept = take(name, value, batch)
+            if kept is not None:
+                file.write(name, batch.rows.start, kept)
 
         run = partial(run_blocks, self._loaded, batch.ids, batch.mask)
         with hooked(sites.items(), write, self._prefixes.past(block)):
@@ -115,6 +126,10 @@ class BlockByBlock:
         files = [TensorFile(self._file(block)) for block in range(len(self._loaded.stack))]
         for batch in self._batches:
             yield batch, {name: file.array(name)[batch.rows] for file in files for name in file.entries}
+
+    def kept_beside(self) -> dict[int, Path]:
+        """What `beside` wrote of each block."""
+        return {block: self._beside(block) for block in range(len(self._loaded.stack))}
 
     def remove(self) -> None:
         shutil.rmtree(self._place, ignore_errors=True)
@@ -137,6 +152,9 @@ class BlockByBlock:
 
     def _file(self, block: int) -> Path:
         return self._place / f"{block:05d}.block"
+
+    def _beside(self, block: int) -> Path:
+        return self._place / f"{block:05d}.beside"
 
     def _hidden(self, block: int, number: int) -> Path:
         return self._place / f"{block:05d}.{number:06d}.hidden"

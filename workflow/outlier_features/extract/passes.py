@@ -4,7 +4,7 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,6 +26,9 @@ from outlier_features.model.models import LoadedModel, load_model, overflow_hint
 from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import Block, attention_blocks, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
+from outlier_features.neurons.rank_in_passes import RankInPasses
+from outlier_features.neurons.ranked_at import RANKING, Ranking
+from outlier_features.neurons.record_neurons import NeuronRecorder
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
 from outlier_features.norms.norm_forms import norm_calls
 from outlier_features.norms.norms import checkpoint_of, find_norms
@@ -46,12 +49,22 @@ class Passes:
     provenance   of everything that comes out of them
     """
 
-    def __init__(self, request: Request, *, batch_size: int, kept: Path, log: Path, **loading: Unpack[Loading]):
+    def __init__(
+        self,
+        request: Request,
+        *,
+        batch_size: int,
+        kept: Path,
+        log: Path,
+        ranking: Ranking | None = None,
+        **loading: Unpack[Loading],
+    ):
         """Load the model, find and prove the sites.
 
         batch_size   sequences in a pass on a GPU; a CPU takes one at a time
         kept         a directory for what is finished of a model that runs one block at a time
         log          of the job, for whoever looks into why the norms could not be found
+        ranking      how neurons are ranked on the way, see `record_neurons`; None: they are not
 
         A site that the model lacks is named in the provenance (`absent`) and on stderr. Raises `InputError` where the
         model cannot be used, or its vocabulary or positions do not fit the tokens.
@@ -114,7 +127,10 @@ class Passes:
         shape, stored_as = self._chunk.ids.shape, _STORED_AS[loaded.dtype]
         self.shapes = {name: (stored_as, (*shape, site.width)) for name, site in self._sites.items()}
         self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
-        self._stepwise = self._one_block_at_a_time(kept)
+        self._neurons = RankInPasses(
+            ranking, lambda asked: self._neuron_recorder(blocks, asked, loading["threads"]), log
+        )
+        self._stepwise = self._one_block_at_a_time(kept, ranking)
 
     @contextmanager
     def loss_file(self, path: Path) -> Iterator[TensorFileWriter]:
@@ -144,7 +160,7 @@ class Passes:
             self._run_block_by_block(self._stepwise, write, write_losses, done)
             return
         for rows in tqdm(self._batches(self._chunk), desc="forward passes", unit="batch", file=sys.stderr):
-            losses = self._run_batch(self._chunk, rows, write, with_losses=True)
+            losses = self._run_batch(self._chunk, rows, write, first=False)
             if losses is not None:
                 write_losses(LOSSES, rows.start, losses)
             done(rows)
@@ -152,32 +168,50 @@ class Passes:
     def run_first(self, stop: int, write: Write) -> None:
         """Run the first of the passes of the run's first chunk, which ends before sequence `stop`."""
         chunk = self._request.sequences(0, stop)
-        self._run_batch(chunk, self._batches(chunk)[0], write, with_losses=False)
+        self._run_batch(chunk, self._batches(chunk)[0], write, first=True)
+
+    def write_neurons(self, path: Path) -> None:
+        """Write what was ranked, once all have run."""
+        self._neurons.write(path, self.provenance, self._stepwise.kept_beside() if self._stepwise else {})
 
     def finish(self) -> None:
         """Remove what was kept of them, once all else is written."""
         if self._stepwise:
             self._stepwise.remove()
 
+    def _neuron_recorder(self, blocks: list[Block], ranking: Ranking, threads: int) -> NeuronRecorder:
+        parts, sequences = self._request.run.parts, self._request.stop - self._request.start
+        return NeuronRecorder(self._loaded, blocks, parts, sequences=sequences, threads=threads, **ranking)
+
     def _batches(self, chunk: Sequences) -> list[slice]:
         return chunk.batches(self._batch_size, apart=sees_padding(self._loaded))
 
-    def _run_batch(self, chunk: Sequences, rows: slice, write: Write, *, with_losses: bool) -> Array | None:
+    def _run_batch(self, chunk: Sequences, rows: slice, write: Write, *, first: bool) -> Array | None:
+        """first   of the run's first sequences nothing but the activations is wanted"""
         ids, mask = chunk.tensors(rows, self._loaded.device)
-        recorder = self._recorder if with_losses else None
+        recorder = None if first else self._recorder
+        ranked = {} if first else self._neurons.sites
         nonfinite: dict[str, int] = {}
 
         def take(name: str, value: torch.Tensor) -> None:
-            if count := value.numel() - int(torch.isfinite(value).sum()):
-                nonfinite[name] = count
-            write(name, rows.start, _array(value, chunk.ids[rows].shape))
+            if name in ranked:
+                self._neurons.receive(name, value)
+            if name in self._sites:
+                if count := value.numel() - int(torch.isfinite(value).sum()):
+                    nonfinite[name] = count
+                write(name, rows.start, _array(value, chunk.ids[rows].shape))
 
-        with hooked(self._sites.items(), take), recorder.states() if recorder else nullcontext():
+        with ExitStack() as around:
+            around.enter_context(hooked({**self._sites, **ranked}.items(), take))
+            if not first:
+                around.enter_context(self._neurons.listening(chunk.start + rows.start, ids.shape))
+            if recorder:
+                around.enter_context(recorder.states())
             run_blocks(self._loaded, ids, mask)
         _require_finite(nonfinite, self._loaded, chunk.start + rows.start)
         return _losses(recorder, ids, mask) if recorder else None
 
-    def _one_block_at_a_time(self, kept: Path) -> BlockByBlock | None:
+    def _one_block_at_a_time(self, kept: Path, ranking: Ranking | None) -> BlockByBlock | None:
         """The passes of a model whose weights stay on disk, if they give the same numbers that way."""
         loaded = self._loaded
         if loaded.placement.kind != "layerwise":
@@ -189,14 +223,18 @@ class Passes:
             )
             return None
         batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
-        own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
+        own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size, RANKING: ranking}
         job = {**self.provenance, "files": self._request.model["files"], **own}
         return BlockByBlock(loaded, prefixes, batches, kept, job)
 
     def _run_block_by_block(
         self, passes: BlockByBlock, write: Write, write_losses: Write, done: Callable[[slice], None]
     ) -> None:
-        def take(name: str, value: torch.Tensor, batch: Batch) -> Array:
+        def take(name: str, value: torch.Tensor, batch: Batch) -> Array | None:
+            if name in self._neurons.sites:
+                self._neurons.receive(name, value)
+            if name not in self._sites:
+                return None
             if count := value.numel() - int(torch.isfinite(value).sum()):
                 _require_finite({name: count}, self._loaded, self._chunk.start + batch.rows.start)
             return _array(value, tuple(batch.ids.shape))
@@ -207,7 +245,17 @@ class Passes:
                 run()
             return _losses(self._recorder, batch.ids, batch.mask)
 
-        passes.run(self._sites, self.shapes | self._loss_shapes, take, losses if self._recorder else None)
+        def listening(batch: Batch) -> AbstractContextManager[None]:
+            return self._neurons.listening(self._chunk.start + batch.rows.start, batch.ids.shape)
+
+        passes.run(
+            {**self._sites, **self._neurons.sites},
+            self.shapes | self._loss_shapes,
+            take,
+            losses if self._recorder else None,
+            listening=listening,
+            beside=self._neurons.keep,
+        )
         for batch, tensors in passes.by_batch():
             for name, values in tensors.items():
                 (write_losses if name == LOSSES else write)(name, batch.rows.start, values)

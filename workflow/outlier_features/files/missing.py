@@ -42,6 +42,8 @@ ANALYSES = {
     "super_weights": "The search for super weights",
     "ablation": "The ablation of dimensions and weights",
     "expert_ablation": "The pruning of super experts",
+    "neurons": "The ranking of neurons",
+    "gallery": "The gallery of neurons and dimensions",
     "knock_outs": "The knock-out of sublayers, heads and super weights",
 }
 _OF_THE_CHUNK = ("start", "stop", "job", "norms", MISSING)  # not to be inherited from an input

@@ -35,6 +35,7 @@ _DETECTION = (
     "statistics/{chunk}.safetensors",
 )
 _LOSSES = "losses/{chunk}.safetensors"
+_NEURONS = "neurons/{chunk}.safetensors"
 
 # In an order in which they can run.
 STAGES = {
@@ -44,12 +45,12 @@ STAGES = {
         Stage("describe_dump", ("tokens.safetensors", "texts.parquet"), "dump"),
         Stage(
             "extract_activations",
-            ("activations/{chunk}.safetensors", _LOSSES),
+            ("activations/{chunk}.safetensors", _LOSSES, _NEURONS),
             "model",
             runs_model=True,
             kept=False,
         ),
-        Stage("detect_in_passes", (*_DETECTION, _LOSSES), "model", runs_model=True, kept=False),
+        Stage("detect_in_passes", (*_DETECTION, _LOSSES, _NEURONS), "model", runs_model=True, kept=False),
         Stage("detect_outliers", _DETECTION, kept=False),
         Stage("summarize_layers", ("statistics.safetensors", "layers.parquet", "distribution.parquet")),
         Stage("locate_outliers", ("locations.json",)),
@@ -61,6 +62,12 @@ STAGES = {
         Stage("rerun_largest", ("surface.parquet",), "model", ("surface",), runs_model=True),
         Stage("record_surface", ("surface.parquet",), analyses=("surface",)),
         Stage("measure_loss", ("loss.parquet",), "model", ("loss",)),
+        Stage(
+            "rank_neurons",
+            ("neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"),
+            "model",
+            ("neurons",),
+        ),
         Stage("check_norms", ("norms.parquet", "gains.parquet"), "model", ("norms",)),
         Stage("check_dump_norms", ("norms.parquet", "gains.parquet"), "dump"),
         Stage("map_attention", ("sinks.parquet", "attention.safetensors"), "model", ("attention_maps",), True),
@@ -94,6 +101,13 @@ STAGES = {
             ("super_weights.parquet", "ablation.parquet", "ablation_sequences.parquet"),
             "model",
             ("super_weights", "ablation"),
+            runs_model=True,
+        ),
+        Stage(
+            "record_examples",
+            ("gallery_neurons.parquet", "gallery_examples.parquet", "gallery_values.parquet", "gallery_dims.parquet"),
+            "model",
+            ("gallery",),
             runs_model=True,
         ),
         Stage(

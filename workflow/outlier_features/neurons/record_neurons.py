@@ -1,0 +1,177 @@
+"""Neurons' values, reduced while a model runs: none is kept but the extremes of each sequence."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from outlier_features.errors import InputError
+from outlier_features.experts.moe_layers import MoeLayer, expert_neurons, find_moe_layers
+from outlier_features.model.hooks import hooks
+from outlier_features.model.models import LoadedModel
+from outlier_features.model.on_demand import require_weights
+from outlier_features.model.sites import Block, Site
+from outlier_features.neurons.bank import Bank, Job
+from outlier_features.neurons.kept_neurons import BANKS, BankShape
+from outlier_features.neurons.position_classes import position_classes
+
+Array = np.ndarray[Any, Any]
+_ACTIVATION, _STREAM = "mlp_act", "resid_post"
+
+
+class NeuronRecorder:
+    """The neurons of the blocks whose `mlp_act`, or whose experts, are known.
+
+    sites    by name `{site}.{block}`, whose tensors `receive` wants
+    absent   by block, why its neurons are not known
+    failed   what stopped the recording, which must not stop a pass
+
+    Raises `InputError` where no block has neurons that are known.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        blocks: Sequence[Block],
+        parts: Array,
+        *,
+        sequences: int,
+        examples: int,
+        high_norm: float,
+        threads: int,
+    ):
+        """parts       of the run's positions, (N, T)
+        sequences   that will be received
+        examples    sequences in a list
+        high_norm   see `position_classes`
+        threads     that share a block's neurons
+        """
+        self._parts, self._high_norm = parts, high_norm
+        self._examples = min(examples, sequences)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._experts: dict[int, MoeLayer] = {}
+        self.sites: dict[str, Site] = {}
+        self._shapes: dict[int, BankShape] = {}
+        self.absent: dict[int, str] = {}
+        self.failed: Exception | None = None
+        self._find(loaded, blocks)
+        if not self._shapes:
+            raise InputError(next(iter(self.absent.values())))
+        self._banks: dict[int, Bank] = {}
+        self._waiting: dict[int, list[tuple[int, Array, Array]]] = {}  # by block: expert, values, rows of the batch
+        self._first, self._shape = 0, tuple[int, ...]()
+
+    def _find(self, loaded: LoadedModel, blocks: Sequence[Block]) -> None:
+        routed = find_moe_layers(loaded, list(blocks)) if any(block.routed for block in blocks) else None
+        layers = {layer.layer: layer for layer in routed.layers} if routed else {}
+        for index, block in enumerate(blocks):
+            if _STREAM not in block.sites:
+                self.absent[index] = f"{_STREAM} is absent: {block.absent[_STREAM]}"
+                continue
+            if _ACTIVATION in block.sites:
+                shape = BankShape(f"{index}", index, 0, block.sites[_ACTIVATION].width)
+                self.sites[f"{_ACTIVATION}.{index}"] = block.sites[_ACTIVATION]
+            elif index in layers:
+                self._experts[index] = layers[index]
+                experts: Any = layers[index].experts
+                width = experts.down_proj.shape[1 if experts.is_transposed else 2]
+                shape = BankShape(f"{index}.experts", index, layers[index].count, width)
+            else:
+                known = routed.absent if routed and block.routed else None
+                self.absent[index] = known or block.absent[_ACTIVATION]
+                continue
+            self.sites[f"{_STREAM}.{index}"] = block.sites[_STREAM]
+            self._shapes[index] = shape
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those that may have neurons."""
+        return sorted(self._shapes)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        there = {one.name: [one.experts, one.neurons] for i, one in self._shapes.items() if i not in self.absent}
+        return {BANKS: there, "neurons_absent": {str(i): reason for i, reason in sorted(self.absent.items())}}
+
+    @contextmanager
+    def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
+        """While the model runs sequences from `first` on, (B, T) of them, listen to its experts."""
+        self._first, self._shape = first, shape
+        self._waiting.clear()
+        after = [(layer.experts, self._of_experts(index)) for index, layer in self._experts.items()]
+        with hooks(after=after):
+            yield
+
+    def _of_experts(self, index: int) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            with self._going_on():
+                require_weights(module)
+                hidden, chosen = (*args, *kwargs.values())[:2]
+                for expert, rows, _, values in expert_neurons(module, hidden, chosen):
+                    self._wait(index, expert, values, rows.cpu().numpy())
+
+        return hand_on
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Whatever happens here, the model's pass goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = self.failed or error
+            self._banks.clear()
+
+    def receive(self, name: str, value: torch.Tensor) -> None:
+        """A site's tensor, (B, T, H) or (B*T, H); with the block's output its neurons are taken."""
+        site, _, layer = name.rpartition(".")
+        if self.failed:
+            return
+        with self._going_on():
+            if site == _ACTIVATION:
+                flat = value.detach().reshape(-1, value.shape[-1])
+                self._wait(int(layer), 0, flat, np.arange(len(flat)))
+            else:
+                self._take(int(layer), value)
+
+    def _wait(self, index: int, expert: int, values: torch.Tensor, rows: Array) -> None:
+        # A copy: the model may go on to change its own tensor in place.
+        own = values.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
+        self._waiting.setdefault(index, []).append((expert, own, rows))
+
+    def _take(self, index: int, output: torch.Tensor) -> None:
+        """Take a block's neurons, now that the norms of its positions are known."""
+        waiting = self._waiting.pop(index, [])
+        if index in self.absent:
+            return
+        batch, tokens = self._shape
+        stream = output.detach().reshape(batch, tokens, -1).to("cpu", torch.float32).numpy()
+        shape = self._shapes[index]
+        bank = self._banks.setdefault(index, Bank(shape, self._examples, self._threads))
+        for b in range(batch):
+            sequence = self._first + b
+            norms = np.sqrt(np.square(stream[b], dtype=np.float64).sum(axis=1))
+            classes = position_classes(self._parts[sequence], norms, self._high_norm)
+            jobs: list[Job] = []
+            for expert, values, rows in waiting:
+                own = slice(*np.searchsorted(rows, (b * tokens, (b + 1) * tokens)))
+                jobs += bank.jobs(expert, values[own], rows[own] - b * tokens, classes, sequence)
+            if not all(self._pool.map(lambda job: job(), jobs)):
+                self.absent[index] = f"{_ACTIVATION} has values that are NaN or infinite"
+                del self._banks[index]
+                return
+
+    def arrays(self, index: int) -> dict[str, Array]:
+        """What was recorded of a block, as it is named in a file; it is forgotten here."""
+        bank = self._banks.pop(index, None)
+        found: dict[str, Array] = {}
+        for of_class, kept in bank.kept() if bank else ():
+            found |= kept.arrays(self._shapes[index].name, of_class)
+        return found
+
+    def close(self) -> None:
+        self._pool.shutdown()
