@@ -76,6 +76,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/waiting.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/layerwise.py
+	$(BIN)/python benchmarks/neurons.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'

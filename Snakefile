@@ -20,6 +20,7 @@ localrules:
     report,
     figures,
     export,
+    gallery,
     fetch_model,
     fetch_corpus,
     evict_weights,
@@ -49,6 +50,7 @@ rule all:
         of_runs("texts.parquet"),
         of_runs("mask.json"),
         f"{RESULTS}/report.html",
+        f"{RESULTS}/gallery/index.html" if GALLERIES else [],
 
 
 rule tables:
@@ -68,6 +70,12 @@ rule figures:
         of_runs("figures"),
         EVICTED,
         [f"{RESULTS}/comparison/figures"] if COMPARISON else [],
+
+
+rule gallery:
+    input:
+        f"{RESULTS}/gallery/index.html" if GALLERIES else [],
+        EVICTED,
 
 
 rule export:

@@ -451,6 +451,28 @@ if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
 COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) > 1 else {}
 
+# What else every page of a gallery has: style and scripts of the report, and its own.
+GALLERY_PAGE = PAGE + sorted(
+    str(path) for path in (ROOT / "workflow/outlier_features/gallery/page").iterdir()
+)
+# What a gallery's pages show, beside the tables that are recorded for it.
+SHOWN_IN_GALLERY = [
+    *NEURON_TABLES,
+    *GALLERY_TABLES,
+    "dims",
+    "emergence",
+    "lifecycle",
+    "origin_neurons",
+    "gains",
+    "ablation",
+]
+# The manifest of each run's gallery.
+GALLERIES = [
+    f"{RESULTS}/gallery/{model}/{corpus}/manifest.json"
+    for model, corpus in RUNS
+    if model not in DUMPS and not off("gallery")
+]
+
 # What papers and repositories printed.
 PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
 
@@ -464,6 +486,15 @@ TABLES = [
 def run_tables(wildcards):
     """The tables of a run by name."""
     return tables_of(wildcards.model, wildcards.corpus)
+
+
+def gallery_tables(wildcards):
+    """Of a run's tables those that its gallery shows, by name."""
+    return {
+        name: file
+        for name, file in run_tables(wildcards).items()
+        if name in SHOWN_IN_GALLERY
+    }
 
 
 def exported_tables(wildcards):

@@ -19,6 +19,7 @@ JOINT = (
     "compare_revisions",
     "draw_comparison",
     "export_tables",
+    "list_galleries",
     "render_report",
     "summarize_costs",
 )
@@ -35,6 +36,8 @@ def outcome():
     made = {job.rule.name for job in workflow.dag.jobs}
     if "render_report" in made:
         return f"The report is {RESULTS}/report.html"
+    if "list_galleries" in made:
+        return f"The gallery is {RESULTS}/gallery/index.html"
     if "draw_figures" in made:
         return f"The figures are in {RESULTS}/<model>/<corpus>/figures"
     return f"The tables are in {RESULTS}"

@@ -33,3 +33,51 @@ rule record_examples:
         "Record examples of neurons and dims of {wildcards.model} on {wildcards.corpus}"
     script:
         "../scripts/record_examples.py"
+
+
+rule render_gallery:
+    input:
+        unpack(gallery_tables),
+        token_losses=f"{RUN}/token_losses.safetensors",
+        page=GALLERY_PAGE,
+        source=model_source,
+        tokens=f"{RUN}/tokens.safetensors",
+        texts=f"{RUN}/texts.parquet",
+    output:
+        manifest=f"{RESULTS}/gallery/{{model}}/{{corpus}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/render_gallery/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/render_gallery/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        code=code_version("render_gallery"),
+    message:
+        "Render the gallery of {wildcards.model} on {wildcards.corpus}"
+    script:
+        "../scripts/render_gallery.py"
+
+
+rule list_galleries:
+    input:
+        galleries=GALLERIES,
+        page=GALLERY_PAGE,
+    output:
+        index=f"{RESULTS}/gallery/index.html",
+    log:
+        f"{RESULTS}/logs/list_galleries.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/list_galleries.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        code=code_version("list_galleries"),
+    message:
+        "List the galleries"
+    script:
+        "../scripts/list_galleries.py"

@@ -4,6 +4,7 @@ rule measure_loss:
         tokens=f"{RUN}/tokens.safetensors",
     output:
         loss=f"{RUN}/loss.parquet",
+        token_losses=f"{RUN}/token_losses.safetensors",
     log:
         f"{RESULTS}/logs/measure_loss/{{model}}/{{corpus}}.log",
     benchmark:

@@ -40,6 +40,7 @@ rule render_report:
             if model not in DUMPS
         ],
         comparison=[*COMPARISON.values()],
+        galleries=GALLERIES,
         published=PUBLISHED,
     output:
         report=report(

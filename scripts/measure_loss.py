@@ -10,4 +10,5 @@ with optional_stage("loss", snakemake, of=snakemake.input.chunks[0]) as wanted:
             chunks=[Path(path) for path in snakemake.input.chunks],
             tokens=Path(snakemake.input.tokens),
             loss=Path(snakemake.output.loss),
+            token_losses=Path(snakemake.output.token_losses),
         )

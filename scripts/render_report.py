@@ -11,5 +11,6 @@ with stage(snakemake.log[0]):
         published=Path(snakemake.input.published[0]).parent,
         definitions=Path(snakemake.input.definitions),
         costs=read_costs(Path(snakemake.params.benchmarks), snakemake.params.outputs),
+        galleries=[Path(manifest) for manifest in snakemake.input.galleries],
         report=Path(snakemake.output.report),
     )

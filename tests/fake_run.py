@@ -24,6 +24,7 @@ from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
 from outlier_features.files.tables import Table, public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_EXAMPLES, GALLERY_NEURONS, GALLERY_VALUES
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS, WITHOUT_HIGH_NORM
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
@@ -71,6 +72,10 @@ RUN_TABLES = (
     "expert_ablation_sequences",
     "neurons",
     "neuron_statistics",
+    "gallery_neurons",
+    "gallery_examples",
+    "gallery_values",
+    "gallery_dims",
     "super_weights",
     "ablation",
     "ablation_sequences",
@@ -91,11 +96,17 @@ OUTPUTS = {
     "origin": ["lifecycle.parquet", "origin_shares.parquet", "origin.parquet", "origin_neurons.parquet"],
     "experts": ["experts.parquet", "routing.parquet", "expert_load.parquet", "expert_balance.parquet"],
     "attention_maps": ["sinks.parquet", "attention.safetensors"],
-    "loss": ["loss.parquet"],
+    "loss": ["loss.parquet", "token_losses.safetensors"],
     "super_weights": ["super_weights.parquet"],
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
     "neurons": ["neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"],
+    "gallery": [
+        "gallery_neurons.parquet",
+        "gallery_examples.parquet",
+        "gallery_values.parquet",
+        "gallery_dims.parquet",
+    ],
     "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
 }
 
@@ -222,10 +233,14 @@ class FakeRun:
             "expert_load": self._expert_load(),
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
             "neurons": self._neurons(), "neuron_statistics": self._neuron_statistics(),
+            **self._gallery(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
         }  # fmt: skip
         write_tensors(directory / "neurons.safetensors", {}, self.provenance)
+        nll = np.full((self.sequences, len(self.pieces)), self.nll / (len(self.pieces) - 1), np.float32)
+        nll[:, 0] = np.nan
+        write_tensors(directory / "token_losses.safetensors", {"nll": nll}, self.provenance)
         for name, frame in frames.items():
             write_table(
                 directory / f"{name}.parquet", frame, public_tables()[name], self.provenance | self.expert_facts
@@ -475,6 +490,21 @@ class FakeRun:
             for neuron in range(2)
         ]  # fmt: skip
         return _filled(rows, NEURON_STATISTICS)
+
+    def _gallery(self) -> dict[str, pl.DataFrame]:
+        """Of neuron 0 of layer 1, whose values are -2, -1, 1 and 2 and then 0, and of the massive dims there."""
+        neuron = {"layer": 1, "neuron": 0}
+        along = [-2.0, -1.0, 1.0, 2.0, 0.0, 0.0][: len(self.pieces)]
+        rows: dict[Table, list[dict[str, Any]]] = {
+            GALLERY_NEURONS: [neuron | {"reasons": ["kurtosis"]}],
+            GALLERY_EXAMPLES: [
+                neuron | {"interval": n, "low": -2.0 + 0.4 * n, "high": -1.6 + 0.4 * n, "in_interval": 0}
+                for n in range(10)
+            ],
+            GALLERY_VALUES: [neuron | {"sequence": sequence, "values": along} for sequence in range(self.sequences)],
+            GALLERY_DIMS: [{"layer": 1, "dim": dim, "sequence": 0, "values": along} for dim in (*self.massive, None)],
+        }
+        return {table.name: _filled(found, table) for table, found in rows.items()}
 
     def _origin_neurons(self) -> pl.DataFrame:
         """Neuron 3 writes 1,500 of 2,000, the other nine 50 each, and the bias the rest."""

@@ -99,9 +99,9 @@ def test_stages_import_no_more_than_they_need():
     ("schema", "stages"),
     [
         ("detect/hits_schema.py", {"detect_in_passes", "detect_outliers", "filter_systematic"}),
-        ("dims/emergence_schema.py", {"analyze_emergence"}),
+        ("dims/emergence_schema.py", {"analyze_emergence", "render_gallery"}),
         ("surface/surface_schema.py", {"record_surface"}),
-        ("origin/origin_schema.py", {"trace_origin"}),
+        ("origin/origin_schema.py", {"trace_origin", "record_examples", "render_gallery"}),
         (
             "attention/sinks_schema.py",
             {"map_attention", "draw_figures", "render_report", "compare_models", "draw_comparison"},

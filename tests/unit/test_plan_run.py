@@ -76,6 +76,8 @@ def test_jobs_are_those_of_snakemake(tmp_path):
         "super_weights",
         "ablation",
         "knock_outs",
+        "neurons",
+        "gallery",
     ]
     configs = {
         plain: config_of(plain, ablate={"knock_outs": True}),

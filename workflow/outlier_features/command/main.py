@@ -18,6 +18,8 @@ COMMANDS = {
     "status": "say which runs of a configuration are done, running, failed or missing",
     "count": "count the outliers of an activation dump",
     "show": "print what runs found",
+    "neuron": "print what a run says of a neuron, and open its page",
+    "dim": "print what a run says of a dimension, and open its page",
     "compare": "compare all runs, or the dims that each rule selects in two",
     "gains": "say whether the gains of norms are all exactly 1.0, and what they are at some dims",
     "recover": "end what a killed run has left at work, so that another can go on",

@@ -12,12 +12,14 @@ from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.artifacts import holds_sequences
 from outlier_features.files.run_files import require_whole
 from outlier_features.files.tables import write_table
+from outlier_features.files.tensorfile import TensorFileWriter
 from outlier_features.norms.kept_norms import NORMS
 from outlier_features.tokens.tokens import Tokens
 
 
-def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
-    """Write `loss`: per sequence the predicted tokens, the bytes of their text and their negative log-likelihood.
+def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path, token_losses: Path) -> None:
+    """Write `loss`: per sequence the predicted tokens, the bytes of their text and their negative log-likelihood; and
+    `token_losses` with the tensor `nll` float32 (N, T), that of each token, NaN where none is predicted.
 
     chunks   files with `nll` (n, T), nats of each token given what precedes
 
@@ -29,14 +31,25 @@ def measure_loss(chunks: Sequence[Path], tokens: Path, loss: Path) -> None:
     for file in files:
         if file.provenance["no_loss"]:
             raise InputError(file.provenance["no_loss"])
-    frames = [loss_rows(run, file.provenance["start"], file.provenance["stop"], file.array("nll")) for file in files]
-    provenance = {key: value for key, value in files[-1].provenance.items() if key != NORMS}
-    write_table(loss, pl.concat(frames), LOSS, {**provenance, "start": 0})
+    provenance = {key: value for key, value in files[-1].provenance.items() if key != NORMS} | {"start": 0}
+    frames = []
+    with TensorFileWriter(token_losses, {"nll": ("F32", run.mask.shape)}, provenance) as of_tokens:
+        for file in files:
+            start, stop = (file.provenance[key] for key in ("start", "stop"))
+            nll = file.array("nll")
+            frames.append(loss_rows(run, start, stop, nll))
+            of_tokens.write("nll", start, np.where(_predicted(run, start, stop), nll, np.float32(np.nan)))
+    write_table(loss, pl.concat(frames), LOSS, provenance)
+
+
+def _predicted(run: Tokens, start: int, stop: int) -> np.ndarray[Any, Any]:
+    predicted = run.mask[start:stop].copy()
+    predicted[:, 0] = False
+    return predicted
 
 
 def loss_rows(run: Tokens, start: int, stop: int, nll: np.ndarray[Any, Any]) -> pl.DataFrame:
-    predicted = run.mask[start:stop].copy()
-    predicted[:, 0] = False
+    predicted = _predicted(run, start, stop)
     offsets = run.offsets[start:stop]
     first = np.where(predicted, offsets[:, :, 0], np.iinfo(np.int32).max).min(axis=1)
     last = np.where(predicted, offsets[:, :, 1], 0).max(axis=1)

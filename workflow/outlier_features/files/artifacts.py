@@ -144,11 +144,20 @@ def _sealed_name(path: str | Path) -> str:
 def write_page(path: str | Path, html: str) -> None:
     """Write an HTML page, with a seal over it in a comment at its end."""
     with replacing(path) as temporary:
-        temporary.write_bytes(sealed(f"{html}<!-- {MARK} {BLANK} -->\n".encode()))
+        temporary.write_bytes(sealed_page(html))
+
+
+def sealed_page(html: str) -> bytes:
+    return sealed(f"{html}<!-- {MARK} {BLANK} -->\n".encode())
+
+
+def sealed_script(script: str) -> bytes:
+    """A script, with a seal over it in a comment at its end."""
+    return sealed(f"{script}// {MARK} {BLANK}\n".encode())
 
 
 def require_page(path: str | Path) -> None:
-    """Raise `InputError` where a page is not as `write_page` wrote it."""
+    """Raise `InputError` where a page or script is not as it was sealed."""
     try:
         require_seal(Path(path).read_bytes())
     except (OSError, ValueError) as error:

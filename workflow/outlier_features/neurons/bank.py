@@ -29,16 +29,6 @@ class _OfClass:
     waiting: Array
     sequences: Array
 
-    def of_neurons(self, begin: int, stop: int) -> Store:
-        """Views of the store's arrays."""
-        one = self.store
-        return Store(
-            one.waiting[:, :, begin:stop], one.waiting_at[:, :, begin:stop], one.value[:, begin:stop],
-            one.place[:, begin:stop], one.least[:, begin:stop], one.pilot[begin:stop], one.sums[:, begin:stop],
-            one.low[begin:stop], one.high[begin:stop], one.active[begin:stop], one.exponent[begin:stop],
-            one.scale[begin:stop], one.histogram[begin:stop],
-        )  # fmt: skip
-
 
 class Bank:
     """shape      of the bank
@@ -73,9 +63,11 @@ class Bank:
             one.count[expert] += rows.size
             one.waiting[expert] = (slot + 1) % WAITING
             sequences = one.sequences[expert].copy() if slot + 1 == WAITING else None
-            store = one.of_neurons(expert * self._shape.neurons, (expert + 1) * self._shape.neurons)
+            shift = expert * self._shape.neurons
             for begin, stop in self._parts:
-                yield partial(_add, values, rows, tokens[rows], store, slot, begin, stop, is_first, sequences)
+                yield partial(
+                    _add, values, rows, tokens[rows], one.store, shift, slot, begin, stop, is_first, sequences
+                )
 
     def _of_class(self, number: int) -> _OfClass:
         if number not in self._classes:
@@ -90,25 +82,25 @@ class Bank:
         for number, one in sorted(self._classes.items()):
             for expert in np.flatnonzero(one.waiting).tolist():
                 begin = expert * self._shape.neurons
-                store = one.of_neurons(begin, begin + self._shape.neurons)
-                _put_into_lists(store, 0, self._shape.neurons, one.sequences[expert, : one.waiting[expert]])
+                sequences = one.sequences[expert, : one.waiting[expert]]
+                _put_into_lists(one.store, begin, begin + self._shape.neurons, sequences)
             one.waiting[:] = 0
             yield number, KeptNeurons.of_store(one.store, one.count)
 
 
 def _add(
-    values: Array, rows: Array, tokens: Array, store: Store, slot: int, begin: int, stop: int, is_first: bool,
-    sequences: Array | None,
+    values: Array, rows: Array, tokens: Array, store: Store, shift: int, slot: int, begin: int, stop: int,
+    is_first: bool, sequences: Array | None,
 ) -> bool:  # fmt: skip
-    finite = take(values, rows, tokens, store, slot, begin, stop, is_first)
+    finite = take(values, rows, tokens, store, shift, slot, begin, stop, is_first)
     if sequences is not None:
-        _put_into_lists(store, begin, stop, sequences)
+        _put_into_lists(store, shift + begin, shift + stop, sequences)
     return bool(finite)
 
 
 def _put_into_lists(store: Store, begin: int, stop: int, sequences: Array) -> None:
     for side in range(2):
         insert_rows(
-            store.waiting[side, : len(sequences), begin:stop], store.waiting_at[side, : len(sequences), begin:stop],
-            sequences, store.value[side, begin:stop], store.place[side, begin:stop], store.least[side, begin:stop],
+            store.waiting[side], store.waiting_at[side], sequences, store.value[side], store.place[side],
+            store.least[side], begin, stop,
         )  # fmt: skip

@@ -61,45 +61,94 @@ def new_store(neurons: int, examples: int) -> Store:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def insert_rows(rows, tokens, sequences, value, place, least):
-    """Put sequences into the lists of one side, (D, k): their largest values `rows` (B, D), at the positions `tokens`.
+def insert_rows(rows, tokens, sequences, value, place, least, begin, stop):
+    """Put B sequences into the lists of neurons begin..stop, of one side (D, k).
 
+    rows        float32 (B or more, D), their largest values
+    tokens      int32 (the same), the positions of these
     sequences   int64 (B,), all later than those that are in the lists
 
-    Rows that grow are gone through from the last on, so that most of them find the lists full of larger ones.
+    A row that is larger than all before it moves a whole list. Where most neurons grow, rows are therefore put in order
+    from the last on, and then merged with the lists.
     """
-    count, k = rows.shape[0], value.shape[1]
-    for first in range(0, value.shape[0], LANES):
-        lanes = min(LANES, value.shape[0] - first)
-        last = least[first : first + lanes]
+    last = sequences.size - 1
+    found, found_at = np.empty((LANES, value.shape[1]), np.float32), np.empty((LANES, value.shape[1]), np.int64)
+    for first in range(begin, stop, LANES):
+        lanes = min(LANES, stop - first)
         growing = 0
+        for n in range(first, first + lanes):
+            growing += rows[last, n] > rows[0, n]
+        if 4 * growing >= 3 * lanes:
+            _merge_rows(rows, tokens, sequences, value, place, least, first, lanes, found, found_at)
+        else:
+            _insert_each(rows, tokens, sequences, value, place, least, first, lanes)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _insert_each(rows, tokens, sequences, value, place, least, first, lanes):
+    k = value.shape[1]
+    last = least[first : first + lanes]
+    for b in range(sequences.size):
+        x = rows[b, first : first + lanes]
+        some = False
         for j in range(lanes):
-            growing += rows[count - 1, first + j] > rows[0, first + j]
-        backwards = 2 * growing > lanes
-        for i in range(count):
-            b = count - 1 - i if backwards else i
-            x = rows[b, first : first + lanes]
-            some = False
+            some |= x[j] > last[j]
+        if some:
             for j in range(lanes):
-                some |= (x[j] > last[j]) | (backwards & (x[j] == last[j]))
-            if some:
-                for j in range(lanes):
-                    v = x[j]
-                    if v > last[j] or (backwards and v == last[j]):
-                        n = first + j
-                        at = sequences[b] << _PLACE | np.int64(tokens[b, n])
-                        if v == last[j] and place[n, k - 1] < at:
-                            continue
-                        p = k - 1
-                        while p > 0 and value[n, p - 1] <= v:
-                            if value[n, p - 1] == v and place[n, p - 1] < at:
-                                break
-                            value[n, p] = value[n, p - 1]
-                            place[n, p] = place[n, p - 1]
-                            p -= 1
-                        value[n, p] = v
-                        place[n, p] = at
-                        last[j] = value[n, k - 1]
+                v = x[j]
+                if v > last[j]:
+                    n, p = first + j, k - 1
+                    while p > 0 and value[n, p - 1] < v:
+                        value[n, p] = value[n, p - 1]
+                        place[n, p] = place[n, p - 1]
+                        p -= 1
+                    value[n, p] = v
+                    place[n, p] = sequences[b] << _PLACE | np.int64(tokens[b, n])
+                    last[j] = value[n, k - 1]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _merge_rows(rows, tokens, sequences, value, place, least, first, lanes, found, found_at):
+    """found, found_at   room for what may enter each list, in order"""
+    k = value.shape[1]
+    last = least[first : first + lanes]
+    size, bar = np.zeros(lanes, np.int64), np.full(lanes, -np.inf, np.float32)
+    for b in range(sequences.size - 1, -1, -1):
+        x = rows[b, first : first + lanes]
+        some = False
+        for j in range(lanes):
+            some |= (x[j] > last[j]) & (x[j] >= bar[j])
+        if some:
+            for j in range(lanes):
+                v = x[j]
+                if v > last[j] and v >= bar[j]:
+                    p = min(size[j], k - 1)
+                    while p > 0 and found[j, p - 1] <= v:  # an earlier sequence stands before its equals
+                        found[j, p] = found[j, p - 1]
+                        found_at[j, p] = found_at[j, p - 1]
+                        p -= 1
+                    found[j, p] = v
+                    found_at[j, p] = sequences[b] << _PLACE | np.int64(tokens[b, first + j])
+                    size[j] = min(size[j] + 1, k)
+                    if size[j] == k:
+                        bar[j] = found[j, k - 1]
+    for j in range(lanes):
+        n, kept, new = first + j, 0, 0
+        while kept + new < k:
+            if new < size[j] and found[j, new] > value[n, kept]:
+                new += 1
+            else:
+                kept += 1
+        kept, new, p = kept - 1, new - 1, k - 1
+        while new >= 0:
+            if kept >= 0 and value[n, kept] < found[j, new]:
+                value[n, p], place[n, p] = value[n, kept], place[n, kept]
+                kept -= 1
+            else:
+                value[n, p], place[n, p] = found[j, new], found_at[j, new]
+                new -= 1
+            p -= 1
+        last[j] = value[n, k - 1]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -150,12 +199,13 @@ def move_counts(counts, low, high, exponent, wider, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def take(values, rows, tokens, store, slot, begin, stop, is_first):
+def take(values, rows, tokens, store, shift, slot, begin, stop, is_first):
     """Take the neurons begin..stop of a sequence into the store; returns whether all values are finite.
 
-    values     float32 (R, neurons of the store)
+    values     float32 (R, M)
     rows       int64 (m,), those of the class, in the order of their positions
     tokens     int64 (m,), these positions
+    shift      in the store, the first of these M neurons
     slot       of what waits, where the extremes are put
     is_first   the store has no positions of these neurons yet
 
@@ -185,26 +235,26 @@ def take(values, rows, tokens, store, slot, begin, stop, is_first):
         _extremes(tile, count, high, low, high_at, low_at, positive)
         if is_first:
             for j in range(lanes):
-                pilots[first + j] = tile[j]
+                pilots[shift + first + j] = tile[j]
         for j in range(lanes):
-            pilot[j] = pilots[first + j]
+            pilot[j] = pilots[shift + first + j]
         _sums(tile, count, pilot, s1, s2, s3, s4)
         for j in range(lanes):
             if not (s2[j] < np.inf):
                 return False
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             sums[0, n] += s1[j]
             sums[1, n] += s2[j]
             sums[2, n] += s3[j]
             sums[3, n] += s4[j]
             active[n] += positive[j]
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             most[slot, n], most_at[slot, n] = high[j] + np.float32(0), tokens[high_at[j]]  # no zero has a sign
             least[slot, n], least_at[slot, n] = np.float32(0) - low[j], tokens[low_at[j]]
         for j in range(lanes):
-            n = first + j
+            n = shift + first + j
             new_low, new_high = min(lows[n], low[j]), max(highs[n], high[j])
             if new_low < lows[n] or new_high > highs[n]:
                 exponent = exponents[n]
@@ -222,7 +272,7 @@ def take(values, rows, tokens, store, slot, begin, stop, is_first):
         _count(tile, count, scale, bins, counts)
         for j in range(lanes):
             for k in range(BINS):
-                histogram[first + j, k] += counts[j * BINS + k]
+                histogram[shift + first + j, k] += counts[j * BINS + k]
     return True
 
 

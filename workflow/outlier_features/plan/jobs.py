@@ -10,6 +10,8 @@ from outlier_features.rules.configured import the_rule
 from outlier_features.run.config import fetched_name, turned_off
 from outlier_features.run.stages import STAGES
 
+GALLERY = "render_gallery"  # whose files lie beside the runs
+
 
 def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each model on each corpus; a dump has one of its own."""
@@ -37,7 +39,13 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
     }
     stages = [stage for stage in STAGES.values() if stage.of in ("any", "dump" if dump else "model")]
     chunks = len(chunk_ranges(config, corpus, dump))
-    return Counter({stage.rule: chunks if stage.has_chunks else 1 for stage in stages if asked.get(stage.rule, True)})
+    jobs = {stage.rule: chunks if stage.has_chunks else 1 for stage in stages if asked.get(stage.rule, True)}
+    return Counter(jobs | {GALLERY: 1} if has_gallery(config, corpus) else jobs)
+
+
+def has_gallery(config: Mapping[str, Any], corpus: str) -> bool:
+    """Whether pages are made of a run on this corpus; of a dump there are none."""
+    return corpus != CORPUS and turned_off(config, "gallery") is None
 
 
 def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
@@ -55,6 +63,7 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
             "compare_runs": int(len(runs) > 1),
             "compare_revisions": int(len(runs) > 1 and any(split_name(model)[1] for model, _ in runs)),
             "render_report": 1,
+            "list_galleries": int(any(has_gallery(config, corpus) for _, corpus in runs)),
         }
     )
     return +jobs

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 
@@ -17,7 +18,7 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.comparison_figures import comparison_figures
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
-from outlier_features.files.artifacts import write_page
+from outlier_features.files.artifacts import read_json, write_page
 from outlier_features.files.tables import Table, read_table
 from outlier_features.model_name import is_trained, split_name
 from outlier_features.progress import item_bar
@@ -65,6 +66,7 @@ def render_report(
     definitions: Path,
     comparison: Path | None = None,
     costs: pl.DataFrame | None = None,
+    galleries: Sequence[Path] = (),
     folder: Path = FOLDER,
 ) -> None:
     """Write `report` with a page for each run (a directory `<results>/model/corpus`).
@@ -73,6 +75,7 @@ def render_report(
     definitions  the Markdown document that says exactly what is measured, which becomes a page
     comparison   the directory of what compares the runs; None for one run
     costs        the table `costs`; without rows there is no page on them
+    galleries    the manifests of the runs' galleries, which lie beside the report; none for a run without
     folder       of the templates
 
     Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON, and packed
@@ -97,6 +100,9 @@ def render_report(
         "comparison": compared,
         "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
     }
+    manifests = {"/".join(path.parent.parts[-2:]): path for path in galleries}
+    for part, run in zip(sections, read, strict=True):
+        part["gallery"] = _gallery(run, manifests.get(run.name), report)
     bare = len(pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts).encode())
     budget = max((PAGE_BYTES - bare) // len(read), LEAST_TABLE_BYTES)
     for part, run in zip(sections, item_bar(read, "tables", "run"), strict=True):
@@ -173,8 +179,18 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         },
         "published": known,
         "tables": [],
+        "gallery": None,
         "provenance": provenance(summary),
     }
+
+
+def _gallery(run: Run, manifest: Path | None, report: Path) -> dict[str, Any] | None:
+    """Where a run's gallery is, seen from the report, and which pages it has; None where it has none."""
+    if manifest is None:
+        return None
+    found = read_json(manifest, "neurons", "dims", "sequences")
+    run.tokens.files.require(found, manifest)
+    return {**found, "path": quote(str(manifest.parent.relative_to(report.parent)))}
 
 
 def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool, missing: bool) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ STAGES = {
         # Its own file is removed once the surface is recorded.
         Stage("rerun_largest", ("surface.parquet",), "model", ("surface",), runs_model=True),
         Stage("record_surface", ("surface.parquet",), analyses=("surface",)),
-        Stage("measure_loss", ("loss.parquet",), "model", ("loss",)),
+        Stage("measure_loss", ("loss.parquet", "token_losses.safetensors"), "model", ("loss",)),
         Stage(
             "rank_neurons",
             ("neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"),

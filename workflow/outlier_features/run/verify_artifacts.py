@@ -75,7 +75,8 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
         left = {one.path for one in unfinished(directory.rglob(".*"))}
         for path in found:
             exported = path.parent.name == "export" and (path.parent.parent / _RUN_FILE).exists()
-            if path not in recorded and not exported and not left & {path, *path.parents}:
+            data = path.suffix != ".js" or path.parent.name == "data"  # of a gallery; other scripts are the program's
+            if data and path not in recorded and not exported and not left & {path, *path.parents}:
                 yield path
 
 
@@ -150,6 +151,7 @@ _CHECKS: dict[str, Callable[[Path], Mapping[str, Any] | None]] = {
     ".parquet": _check_parquet,
     ".json": _check_json,
     ".html": _check_page,
+    ".js": _check_page,
 }
 
 

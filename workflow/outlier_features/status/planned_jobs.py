@@ -7,7 +7,7 @@ from typing import Any
 
 from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.model_name import split_name
-from outlier_features.plan.jobs import chunk_ranges, jobs_of_run
+from outlier_features.plan.jobs import GALLERY, chunk_ranges, has_gallery, jobs_of_run
 from outlier_features.run.config import fetched_name
 from outlier_features.run.stages import STAGES
 
@@ -81,6 +81,10 @@ def jobs_of(config: Mapping[str, Any], model: str, corpus: str, dumps: Mapping[s
             yield PlannedJob(
                 rule, (*own, chunk), chunk, tuple(results / model / corpus / name for name in found), results
             )
+    if counts[GALLERY]:
+        yield PlannedJob(
+            GALLERY, (model, corpus), None, (results / "gallery" / model / corpus / "manifest.json",), results
+        )
 
 
 def fetch_job(config: Mapping[str, Any], rule: str, name: str) -> PlannedJob:
@@ -97,4 +101,6 @@ def jobs_beside(config: Mapping[str, Any], runs: Sequence[tuple[str, str]]) -> I
     for rule, names in _COMPARISON.items() if len(runs) > 1 else ():
         if rule not in left_out:
             yield PlannedJob(rule, (), None, tuple(results / name for name in names), results)
+    if any(has_gallery(config, corpus) for _, corpus in runs):
+        yield PlannedJob("list_galleries", (), None, (results / "gallery/index.html",), results)
     yield PlannedJob("render_report", (), None, (results / "report.html",), results)

@@ -19,8 +19,10 @@ function readable(value, column) {
 
 const isNumeric = (column) => column.kind === "integer" || column.kind === "number";
 
-async function makeTable(box) {
-  const table = await unpackTable(box.dataset.table);
+// Of the table that lies packed in the page, or of one that is given. A column may bring what is sorted by (`key`), what
+// finds a word (`finder`), and where a row leads (`href`).
+async function makeTable(box, given = null) {
+  const table = given ?? (await unpackTable(box.dataset.table));
   const shown = table.columns.filter((column) => !column.hidden);
   const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
   const state = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map() };
@@ -158,7 +160,8 @@ function cellOf(column, row, table) {
     return cell;
   }
   const shown = element("bdi", { textContent: cut(text) });
-  cell.append(column.link && value !== null ? element("a", { href: `#${value}` }, shown) : shown);
+  const href = column.href ? column.href(row) : column.link && value !== null ? `#${value}` : null;
+  cell.append(href ? element("a", { href }, shown) : shown);
   if (text.length > 24) cell.title = cut(text);
   return cell;
 }
@@ -220,6 +223,7 @@ function matching(table, query) {
 
 // Whether a row's cell has the word: text anywhere in it, a number at its beginning, with or without its sign.
 function finder(column, word) {
+  if (column.finder) return column.finder(word);
   if (column.levels) {
     const has = column.levels.map((level) => level.toLowerCase().includes(word));
     return has.some(Boolean) ? (row) => has[column.codes[row]] === true : null;
