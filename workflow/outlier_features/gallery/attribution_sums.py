@@ -114,12 +114,16 @@ class AttributionSums:
             yield LOGIT_ATTRIBUTION.cast(frame)
 
     def _rank(self, found: Contributions) -> None:
-        values = found.values.cpu()
-        columns = (values, torch.full(values.shape, found.layer), torch.arange(values.shape[1]).expand(values.shape))
-        best = values.abs().topk(min(TOP, values.shape[1]), dim=1).indices
-        new = tuple(column.gather(1, best) for column in columns)
+        values, layer = found.values.cpu(), -1 if found.layer is None else found.layer
+        index = torch.arange(values.shape[1]).expand(values.shape)
+        new = _largest(values, torch.full(values.shape, layer), index)
         if found.part in self._top:
-            both = [torch.cat(pair, dim=1) for pair in zip(self._top[found.part], new, strict=True)]
-            best = both[0].abs().topk(min(TOP, both[0].shape[1]), dim=1).indices
-            new = tuple(column.gather(1, best) for column in both)
+            value, layers, indices = (torch.cat(pair, dim=1) for pair in zip(self._top[found.part], new, strict=True))
+            new = _largest(value, layers, indices)
         self._top[found.part] = new
+
+
+def _largest(value: Tensor, layer: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row the columns of the largest abs(value), the largest first."""
+    best = value.abs().topk(min(TOP, value.shape[1]), dim=1).indices
+    return value.gather(1, best), layer.gather(1, best), index.gather(1, best)

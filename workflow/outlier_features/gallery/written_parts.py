@@ -164,7 +164,10 @@ def _scales(
         scales |= scales_of({name: row.to(dtype) for name, row in rows.items()})
         terms = [rows["resid_pre"], *(scale * rows[name] for name, scale in scales.items())]
         if not _sums(terms, rows["resid_post"], TOLERANCE[dtype]):
-            raise InputError(f"what {', '.join(scales) or 'no part'} of block {layer} write is not what the block adds")
+            raise InputError(
+                f"what was found to be written in block {layer} ({', '.join(scales) or 'nothing'}) does not sum to what "
+                "the block adds to the stream"
+            )
     return scales
 
 
