@@ -164,10 +164,8 @@ def _scales(
         scales |= scales_of({name: row.to(dtype) for name, row in rows.items()})
         terms = [rows["resid_pre"], *(scale * rows[name] for name, scale in scales.items())]
         if not _sums(terms, rows["resid_post"], TOLERANCE[dtype]):
-            raise InputError(
-                f"what was found to be written in block {layer} ({', '.join(scales) or 'nothing'}) does not sum to what "
-                "the block adds to the stream"
-            )
+            names = ", ".join(scales) or "nothing"
+            raise InputError(f"what was found in block {layer} ({names}) does not sum to what it adds to the stream")
     return scales
 
 
