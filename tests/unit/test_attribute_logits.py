@@ -251,7 +251,7 @@ def test_sums_are_those_of_all_positions_and_padding_is_none():
         column = torch.cat(values[row["part"], row["layer"]])[:, row["index"] or 0]
         assert row["mean"] == pytest.approx(float(column.mean()), abs=1e-12)
         assert row["mean_abs"] == pytest.approx(float(column.abs().mean()), abs=1e-12)
-        for name, at in (("largest", int(column.argmax())), ("smallest", int(column.argmin()))):
+        for name, at in (("largest", int(column.float().argmax())), ("smallest", int(column.float().argmin()))):
             assert row[name] == pytest.approx(float(column[at]), rel=1e-6, abs=1e-12)
             assert (row[f"{name}_sequence"], row[f"{name}_token"], row[f"{name}_target"]) == places[at]
     found = pl.concat(tokens)

@@ -114,11 +114,22 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
 
 def test_what_is_off_loads_nothing():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "knock_outs", "experts"]}
-    resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip | {"gallery": {}}, schema)
+    skip = {
+        "skip": [
+            "origin",
+            "attention_maps",
+            "super_weights",
+            "ablation",
+            "knock_outs",
+            "experts",
+            "gallery",
+            "attribution",
+        ]
+    }
+    resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]
     resolved["skip"].remove("super_weights")
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations", "ablate_dims"]
-    resolved["skip"] = ["origin", "attention_maps", "super_weights", "knock_outs", "experts"]
+    resolved["skip"] = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "gallery", "attribution"]
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations"]
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations", "ablate_dims"]
