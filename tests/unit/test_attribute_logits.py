@@ -18,7 +18,7 @@ from outlier_features.gallery.attribute_logits import attribute_logits
 from outlier_features.gallery.attributed_logits import AttributedLogits
 from outlier_features.gallery.attribution_schema import LOGIT_ATTRIBUTION, LOGIT_ATTRIBUTION_TOKENS
 from outlier_features.gallery.attribution_sums import AttributionSums
-from outlier_features.model.models import LoadedModel
+from outlier_features.model.models import LoadedModel, load_model
 
 IDS = torch.tensor([3, 50, 7, 7, 90, 12, 64, 33, 21, 100, 5, 77])
 
@@ -192,6 +192,27 @@ def test_what_cannot_be_told_apart_is_one_part_and_the_sum_holds(name):
     assert any("routes tokens to experts" in reason for reason in model.one_part)
     assert any(part == "mlp" for part, _ in found)
     torch.testing.assert_close(sum(values.sum(1) for values in found.values()), logits, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+def test_weights_on_disk_give_the_same_bit_by_bit(name, tmp_path):
+    folder, made = zoo.save(name, tmp_path), []
+    for placement, keep in (("one", None), ("layerwise", 0)):
+        loaded = load_model(folder, dtype="float32", device="cpu", attention="eager", trust_remote_code=False,
+                            placement=placement, keep=keep)  # fmt: skip
+        made.append(attributed(AttributedLogits(loaded), IDS)[0])
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_in_bfloat16_what_the_stream_is_rounded_by_is_left_over(name):
+    exact, _ = attributed(AttributedLogits(zoo.loaded(name)), IDS)
+    found, logits = attributed(AttributedLogits(zoo.loaded(name, "bfloat16")), IDS)
+    torch.testing.assert_close(sum(values.sum(1) for values in found.values()), logits, rtol=1e-6, atol=1e-7)
+    for key in exact.keys() - {("rounding", None)}:
+        size = float(exact[key].abs().max())
+        torch.testing.assert_close(found[key], exact[key], rtol=0, atol=0.05 * size)
 
 
 @pytest.mark.parametrize(

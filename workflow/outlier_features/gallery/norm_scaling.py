@@ -41,7 +41,7 @@ class Scaling:
 class Norm:
     """A norm with its division, which is measured: no name of an epsilon need be known.
 
-    module   a copy of the model's in float32
+    module   a copy of the model's in float32 on the CPU
     """
 
     scaling: Scaling
@@ -53,12 +53,12 @@ class Norm:
         scaling = None if call is None else scaling_of(call)
         if call is None or scaling is None:
             return None
-        return cls(scaling, copy.deepcopy(call.module).float())
+        return cls(scaling, copy.deepcopy(call.module).cpu().float())
 
     def factor(self, read: Tensor) -> Tensor:
         """1 / RMS at each position of what it reads (T, H), float64 (T, 1) on the CPU, epsilon included: the output
         less the bias is so many times `scaling.of` it."""
-        output = self.module(read.float()).cpu().double()
+        output = self.module(read.cpu().float()).cpu().double()
         if self.scaling.bias is not None:
             output = output - self.scaling.bias
         whole = self.scaling.of(read.cpu().double())
