@@ -12,6 +12,7 @@ import polars as pl
 from fake_run import FakeRun
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.tables import write_table
+from outlier_features.files.tensorfile import write_tensors
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_EXAMPLES, GALLERY_NEURONS, GALLERY_VALUES
 from outlier_features.gallery.names import Neuron
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
@@ -83,8 +84,16 @@ class FakeGallery:
                 each.append((float(act[place]), sequence, place))
         return sorted(each, key=lambda one: (-sign * one[0], one[1]))[: self.examples]
 
+    def loss(self, sequence: int) -> np.ndarray:
+        """Of each token; the first is not predicted."""
+        losses = np.linspace(0.5, 4.0 + sequence, len(self.run.pieces), dtype=np.float32)
+        losses[0] = np.nan
+        return losses
+
     def write(self, directory: Path) -> Path:
         self.run.write(directory)
+        losses = np.stack([self.loss(sequence) for sequence in range(self.run.sequences)])
+        write_tensors(directory / "token_losses.safetensors", {"nll": losses}, self.run.provenance)
         frames = {
             NEURONS: self._ranked(), NEURON_STATISTICS: self._statistics(), GALLERY_NEURONS: self._pages(),
             GALLERY_EXAMPLES: self._examples(), GALLERY_VALUES: self._values(), GALLERY_DIMS: self._dims(),

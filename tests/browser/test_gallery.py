@@ -252,10 +252,14 @@ def test_a_sequence_is_coloured_by_a_dim_or_the_norm_and_loads_what_is_looked_at
     reader.go("S1.html#of=norm&layer=2&colours=linear")
     found = reader.tokens(reader.page.locator(".reading"))
     near(np.array([colour for _, colour in found]), fake.along(None, 2, 1) / 300)
-    reader.page.locator('input[name="of"][value="D5"]').check()
+    reader.page.locator('[name="of"][value="D5"]').check()
     reader.page.wait_for_timeout(80)
     found = reader.tokens(reader.page.locator(".reading"))
     near(np.array([colour for _, colour in found]), fake.along(5, 2, 1) / 300)
+    reader.page.locator('[name="of"][value="loss"]').check()
+    reader.page.wait_for_timeout(80)
+    found = reader.tokens(reader.page.locator(".reading"))
+    near(np.array([colour for _, colour in found]), fake.loss(1) / np.nanmax(fake.loss(1)))
 
 
 def test_hostile_text_is_shown_and_not_run(visit, folders):

@@ -14,16 +14,20 @@ import pytest
 from fake_gallery import POPULATIONS, FakeGallery
 from fake_run import FakeRun
 from outlier_features.command.main import main
+from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_page
 from outlier_features.gallery.deciles import deciles
 from outlier_features.gallery.gallery_pages import data_script
 from outlier_features.gallery.list_galleries import list_galleries
 from outlier_features.gallery.names import Neuron
 from outlier_features.gallery.packed_values import halves
-from outlier_features.gallery.render_gallery import render_gallery
+from outlier_features.gallery.render_gallery import leave_out_gallery, render_gallery
 from outlier_features.gallery.windows import joined_windows, window
+from outlier_features.report.render_report import render_report
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.wording import number
+
+ROOT = Path(__file__).parents[2]
 
 
 def read_data(folder: Path, name: str):
@@ -272,3 +276,31 @@ def test_a_run_without_a_ranking_says_so(tmp_path, capsys):
     assert main(["neuron", str(run), "L0N0", "--no-open"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "neurons.parquet" in error
+
+
+def test_the_report_leads_to_the_gallery_and_its_dims(gallery, tmp_path):
+    fake, folder, run = gallery
+    report = folder.parents[2] / "report.html"
+    made_of = {"published": ROOT / "workflow/published", "definitions": ROOT / "docs/definitions.md"}
+    render_report([run], report, **made_of)
+    assert 'href="gallery/' not in report.read_text()
+    render_report([run], report, **made_of, galleries=[folder / "manifest.json"])
+    links = set(re.findall(r'href="(gallery/[^"]*)"', report.read_text()))
+    assert links == {f"gallery/tiny/text/{name}.html" for name in ("index", *(f"D{dim}" for dim in fake.dims))}
+    assert all((folder.parents[2] / link).is_file() for link in links)
+    other = FakeGallery(FakeRun(pieces=("a", "b", "c")), neurons=1).write(tmp_path / "tiny/text")
+    render_gallery(other, tmp_path / "gallery/tiny/text")
+    with pytest.raises(InputError, match="another run"):
+        render_report(
+            [run], tmp_path / "report.html", **made_of, galleries=[tmp_path / "gallery/tiny/text/manifest.json"]
+        )
+
+
+def test_a_run_without_the_analysis_has_a_gallery_that_says_why(tmp_path):
+    run = FakeRun(missing={"gallery": "skip names it"}).write(tmp_path / "tiny/text")
+    folder = tmp_path / "gallery/tiny/text"
+    leave_out_gallery(run, folder, "The gallery cannot be had: <b>so it is</b>.")
+    index = (folder / "index.html").read_text()
+    assert "&lt;b&gt;so it is" in index and json.loads((folder / "manifest.json").read_text())["neurons"] == 0
+    render_gallery(run, folder)
+    assert "is turned off" in (folder / "index.html").read_text() and not [*folder.glob("L*.html")]

@@ -14,6 +14,7 @@ import zoo
 from gallery_tables import activations, write_ranking
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
+from outlier_features.files.missing import MissingInput
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_EXAMPLES, GALLERY_NEURONS, GALLERY_VALUES
 from outlier_features.gallery.record_examples import record_examples
@@ -359,3 +360,21 @@ def test_without_selected_dims_or_neurons_the_text_has_its_norms(tmp_path):
     assert (
         len(tables["gallery_dims"]) == zoo.BLOCKS * 3 and tables["gallery_dims"]["dim"].null_count() == zoo.BLOCKS * 3
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "olmoe"])
+def test_weights_that_stay_on_disk_change_no_value(runs, name):
+    run = runs(name)
+    tables, _ = run.write("layerwise", placement="layerwise")
+    for table, frame in run.written[0].items():
+        assert_frame_equal(frame, tables[table])
+
+
+def test_what_is_missing_makes_the_gallery_missing(tmp_path):
+    run = Run(tmp_path, "llama")
+    record = {"analysis": "neurons", "cause": "off", "reason": "`skip` names neurons", "log": "logs/x.log"}
+    write_table(
+        tmp_path / "neurons.parquet", pl.DataFrame(schema=NEURONS.schema), NEURONS, run.provenance | {"missing": record}
+    )
+    with pytest.raises(MissingInput, match="The ranking of neurons is turned off"):
+        run.write()

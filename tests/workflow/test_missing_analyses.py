@@ -31,7 +31,7 @@ CONFIG = {
     "skip": ["surface"],
     "trace_origin__dims": [],
 }
-WITHOUT = {"attention_maps", "super_weights"}  # neither attention nor MLPs
+WITHOUT = {"attention_maps", "super_weights", "neurons"}  # neither attention nor MLPs
 
 
 @pytest.fixture(scope="module")

@@ -190,12 +190,23 @@ def test_a_lower_floor_needs_a_new_detection(project):
     assert "detect_outliers" in jobs and "extract_activations" not in jobs
 
 
+@pytest.mark.parametrize("changes", [{"skip": ["neurons"]}, {"neurons__examples": 5}])
+def test_less_of_the_neurons_needs_no_new_pass(project, changes):
+    assert project.planned(**changes).jobs() == following("rank_neurons")
+
+
+@pytest.mark.parametrize("changes", [{"neurons__examples": 30}, {"neurons__high_norm": 5.0}])
+def test_more_of_the_neurons_needs_a_new_pass(project, changes):
+    assert "extract_activations" in project.planned(**changes).jobs()
+
+
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
     "extract_activations": [
         "detect_outliers",
         "locate_outliers",
         "measure_loss",
+        "rank_neurons",
         "record_surface",
         "check_norms",
     ],
@@ -216,6 +227,7 @@ FEEDS = {
     "check_norms": ["summarize_run", "render_gallery"],
     "record_surface": ["summarize_run"],
     "trace_origin": ["record_examples", "summarize_run", "render_gallery"],
+    "rank_neurons": ["record_examples", "summarize_run", "render_gallery"],
     "record_examples": ["summarize_run", "render_gallery"],
     "rank_experts": ["prune_experts", "summarize_run"],
     "prune_experts": ["summarize_run"],
@@ -249,6 +261,7 @@ MESSAGES = {
     "trace_origin": "Trace the",
     "rank_experts": "Rank the",
     "prune_experts": "Prune the",
+    "rank_neurons": "Rank the",
     "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
@@ -272,11 +285,14 @@ FIRST = {
     "attention/attention_patterns": ["map_attention"],
     "tokens/token_text": ["filter_systematic"],
     "dims/analyze_emergence": ["analyze_emergence"],
+    "neurons/neurons_kernel": ["extract_activations"],
+    "neurons/neuron_tables": ["rank_neurons"],
     "norms/norms": ["extract_activations"],
     "norms/norm_tables": ["check_norms"],
     "norms/describe_gains": ["check_norms"],
     "surface/pooling": ["record_surface"],
     "origin/mlp_weights": ["trace_origin"],
+    "gallery/typical_examples": ["record_examples"],
     "experts/record_experts": ["rank_experts"],
     "experts/summarize_experts": ["summarize_run"],
     "ablate/super_weights": ["ablate_dims", "prune_experts"],
@@ -354,6 +370,9 @@ def test_a_planted_super_expert_is_found(project):
     written = float(seen["written"][top["sequence"], top["token"], dim])
     parts = routing.filter(dim=dim, layer=layer, sequence=top["sequence"], token=top["token"])
     assert parts["weighted"].sum() == pytest.approx(written, rel=1e-4) == top["whole"]
+    pages = pl.read_parquet(folder / "gallery_neurons.parquet").filter(layer=layer, expert=expert, neuron=0)
+    writes = dict(zip(pages["writes_dims"][0], pages["writes"][0], strict=True))
+    assert f"feeds dim {dim}" in pages["reasons"][0] and writes[dim] == pytest.approx(found["max_abs_input"] * -300)
     assert "expert 3 of layer 1" in (project.folder / "super-expert/report.html").read_text()
 
 

@@ -22,7 +22,7 @@ from outlier_features.files.tensorfile import TensorFile
 from outlier_features.run.costs_schema import COSTS
 
 # Sums of floats, whose last bit depends on the order of additions.
-MOMENTS = {"mean", "rms", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
+MOMENTS = {"mean", "rms", "std", "kurtosis", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
 COMPARED = {"comparison/dims", "comparison/common_dims", "comparison/models"}
 COMPARISONS = {COMPARISON.name, COMMON_DIMS.name, MODELS.name, FAILURES.name, FIRST_STEPS.name}
 ON_REQUEST = {

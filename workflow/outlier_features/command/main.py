@@ -12,7 +12,7 @@ from outlier_features.errors import InputError, error_in_short, fault_sentence
 from outlier_features.machine_limits import refusal
 
 BAD_DATA, INTERRUPTED = 1, 130
-# Each has a module <name> beside this one, with a function add_<name>.
+# Each has a module <name> beside this one, with a function add_<name>; there a hyphen is an underscore.
 COMMANDS = {
     "plan": "say what the runs of a configuration will take, before anything is fetched but configs",
     "status": "say which runs of a configuration are done, running, failed or missing",
@@ -20,6 +20,7 @@ COMMANDS = {
     "show": "print what runs found",
     "neuron": "print what a run says of a neuron, and open its page",
     "dim": "print what a run says of a dimension, and open its page",
+    "gallery-export": "write a run's neurons as JSON lines, for other programs that show neurons",
     "compare": "compare all runs, or the dims that each rule selects in two",
     "gains": "say whether the gains of norms are all exactly 1.0, and what they are at some dims",
     "recover": "end what a killed run has left at work, so that another can go on",
@@ -68,7 +69,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, allow_abbrev=False)
         if name == wanted:
-            getattr(import_module(f"outlier_features.command.{name}"), f"add_{name}")(command)
+            module = name.replace("-", "_")
+            getattr(import_module(f"outlier_features.command.{module}"), f"add_{module}")(command)
     return parser
 
 

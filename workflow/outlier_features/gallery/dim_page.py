@@ -91,7 +91,7 @@ def _feeders(run: GalleryRun, dim: int) -> Iterator[list[Any]]:
     """Of each block that was traced, the neurons that write most to the dim at the traced token."""
     pages = {*run.neurons_with_page}
     found = run.origin_neurons.filter(pl.col("target_dim") == dim, pl.col("rank") <= FEEDERS)
-    for row in found.sort("layer", "rank").to_dicts():
+    for row in found.sort(pl.col("contribution").abs(), descending=True, maintain_order=True).to_dicts():
         neuron = Neuron(row["layer"], None, row["neuron"])
         yield [str(neuron), neuron in pages, *(row[name] for name in ("activation", "weight", "contribution", "share"))]
 

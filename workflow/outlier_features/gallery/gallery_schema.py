@@ -22,8 +22,9 @@ GALLERY_NEURONS = Table(
         Column("writes", pl.List(pl.Float64), "to each of them: mlp_act at its extreme token x W_down", "activation"),
         Column("writes_weights", pl.List(pl.Float64), "W_down from the neuron to each of them"),
         Column("top_tokens", pl.List(pl.UInt32), "ids of the tokens whose logits its direction raises most: W_down's "
-               "column times the final norm's gain (a LayerNorm's centred), times the unembedding; the norm's division "
-               "by the stream's RMS is left out; null where the model has no unembedding"),
+               "column times the gains of the norm behind the MLP, if there is one, and of the final norm (before a "
+               "LayerNorm's, centred), times the unembedding; the norms' divisions are left out; null where no such "
+               "way leads to an unembedding"),
         Column("top_logits", pl.List(pl.Float64), "by how much, per unit of activation"),
         Column("bottom_tokens", pl.List(pl.UInt32), "ids of the tokens whose logits it lowers most"),
         Column("bottom_logits", pl.List(pl.Float64), "by how much, per unit of activation"),

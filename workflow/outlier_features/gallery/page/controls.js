@@ -95,7 +95,9 @@ function chooserOf(name, label, options, change) {
   return [set, chosen];
 }
 
-// A short table: `columns` are names, `rows` cells, each text, a number or an element.
+// A short table: `columns` are names, `rows` cells, each text, a number or an element. Of a longer one the first rows,
+// and the others on demand.
+const FIRST_ROWS = 12;
 function tableOf(columns, rows, label) {
   const cell = (value) => {
     if (value instanceof Node) return element("td", {}, value);
@@ -103,9 +105,18 @@ function tableOf(columns, rows, label) {
     return element("td", {}, element("bdi", { textContent: value ?? "–" }));
   };
   const head = element("tr", {}, ...columns.map((name, place) => element("th", { scope: "col", className: typeof rows[0]?.[place] === "number" ? "number" : "", textContent: name })));
-  const grid = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))));
+  const lines = (some) => some.map((row) => element("tr", {}, ...row.map(cell)));
+  const body = element("tbody", {}, ...lines(rows.slice(0, FIRST_ROWS)));
+  const grid = element("table", {}, element("thead", {}, head), body);
   grid.setAttribute("aria-label", label);
-  return element("div", { className: "scroll", tabIndex: 0 }, grid);
+  const box = element("div", { className: "scroll", tabIndex: 0 }, grid);
+  if (rows.length <= FIRST_ROWS) return box;
+  const more = element("button", { type: "button", textContent: `All ${rows.length} rows` });
+  more.addEventListener("click", () => {
+    body.append(...lines(rows.slice(FIRST_ROWS)));
+    more.remove();
+  });
+  return element("div", {}, box, more);
 }
 
 function sectionOf(title, ...children) {

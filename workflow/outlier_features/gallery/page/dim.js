@@ -28,11 +28,12 @@ filling(document.getElementById("content"), async () => {
       const packed = await gallery.load(name);
       const along = halvesOf(packed[state.sequence]);
       const { pieces } = await gallery.load(`${state.sequence}T`);
-      const limit = Object.values(packed).map(halvesOf).reduce((most, one) => one.reduce((top, value) => (Math.abs(value) > top ? Math.abs(value) : top), most), 0);
-      legend.replaceChildren(legendOf(limit, state.strength, `x of dimension ${data.dim} on resid_post of layer ${state.layer}; one scale for all its text`));
+      const limit = limitOf(Object.values(packed).map(halvesOf), state.colours);
+      const strength = strengthOf(state.colours);
+      legend.replaceChildren(legendOf(limit, strength, `x of dimension ${data.dim} on resid_post of layer ${state.layer}; one scale for all its text`));
       const others = element("a", { href: `${HOME}${state.sequence}.html#of=${data.name}&layer=${state.layer}`, textContent: `Sequence ${state.sequence.slice(1)} by other dimensions` });
       return [...(HOME === undefined ? [] : [element("p", {}, others)]),
-        tokensOf(pieces, 0, pieces.length, { values: along, limit, strength: state.strength, lines: true, what: "x" })];
+        tokensOf(pieces, 0, pieces.length, { values: along, limit, strength, lines: true, what: "x" })];
     });
     const choose = (key) => (value) => {
       state[key] = value;
@@ -44,10 +45,10 @@ filling(document.getElementById("content"), async () => {
     const ordered = [strongest, ...data.layers.filter((layer) => layer !== strongest)];
     const [layers, layer] = chooserOf("layer", "Layer", ordered.map((one) => [String(one), String(one)]), choose("layer"));
     const [sequences, sequence] = chooserOf("sequence", "Sequence", data.sequences.map((one) => [one, one]), choose("sequence"));
-    const [strengths, strength] = chooserOf("colours", "Colours", [["root", "by the square root"], ["linear", "by value"]], choose("strength"));
-    Object.assign(state, { layer, sequence, strength });
+    const [ways, colours] = chooserOf("colours", "Colours", COLOURS, choose("colours"));
+    Object.assign(state, { layer, sequence, colours });
     show();
-    parts.push(sectionOf("In the text", element("div", { className: "bar sticky" }, layers, sequences, strengths), legend, box));
+    parts.push(sectionOf("In the text", element("div", { className: "bar sticky" }, layers, sequences, ways), legend, box));
   } else {
     parts.push(element("p", { className: "notice", textContent: "Its values along the text were not recorded: gallery.dims says of how many of the selected dimensions they are." }));
   }

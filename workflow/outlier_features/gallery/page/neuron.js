@@ -2,7 +2,7 @@
 filling(document.getElementById("content"), async () => {
   const data = await gallery.load(document.body.dataset.name);
   const populations = Object.keys(data.statistics);
-  const state = { population: null, side: null, strength: null };
+  const state = { population: null, side: null, colours: null };
 
   const values = data.values && halvesOf(data.values);
   const segments = [];
@@ -16,6 +16,12 @@ filling(document.getElementById("content"), async () => {
     return found && values.subarray(found.start + first - found.first, found.start + end - found.first);
   };
 
+  // One scale for all text of the neuron, or on request one of the population: without massive tokens little is left.
+  const fullAt = ({ colours, population }) => {
+    const { min, max } = data.statistics[population];
+    return colours === "population" ? Math.max(Math.abs(min ?? 0), Math.abs(max ?? 0)) : data.limit;
+  };
+
   const example = (place, rank) => {
     const [sequence, position, value] = ["sequence", "token", "value"].map((name) => data.places[name][place]);
     const length = data.lengths[`S${sequence}`];
@@ -27,12 +33,11 @@ filling(document.getElementById("content"), async () => {
     const head = element("p", { className: "where-is" }, ...(rank ? [element("b", { textContent: `${rank}.` })] : []),
       element("span", { className: "value", textContent: numberText(value) }),
       element("span", { className: "soft", textContent: `sequence ${sequence}, position ${position} of ${length}` }), whole);
-    const options = { limit: data.limit, strength: state.strength, marked: position, what: "activation" };
+    const options = { limit: fullAt(state), strength: strengthOf(state.colours), marked: position, what: "activation" };
     const around = () => filling(text, async () => {
       const { pieces } = await gallery.load(`S${sequence}T`);
       const along = values && valuesOf(sequence, first, end);
-      const shown = tokensOf(pieces, first, end, { ...options, values: along });
-      return [...(first ? [element("span", { className: "soft", textContent: "…" })] : []), shown];
+      return tokensOf(pieces, first, end, { ...options, values: along });
     });
     const all = () => filling(text, async () => {
       const { pieces } = await gallery.load(`S${sequence}T`);
@@ -69,13 +74,13 @@ filling(document.getElementById("content"), async () => {
     details.append(places.length ? element("ol", { className: "examples" }, ...places.map((place) => example(place))) : element("p", { className: "soft", textContent: "None." }));
   }));
   const showAll = () => {
-    for (const box of legends) box.replaceChildren(values ? legendOf(data.limit, state.strength, "activation; one scale for all text of this neuron") : "");
+    for (const box of legends) box.replaceChildren(values ? legendOf(fullAt(state), strengthOf(state.colours), state.colours === "population" ? `activation; full at the largest of population ${state.population}` : "activation; one scale for all text of this neuron") : "");
     showExamples();
     showTypical();
     openTypical();
     const drawnOf = data.histograms[state.population];
     histogram.replaceChildren(...(drawnOf ? [histogramOf(drawnOf),
-      caption(`Deciles, approximate, since the bins alone are kept: ${drawnOf.deciles.map((one) => numberText(one)).join(", ")}.`)] : [caption("There are no positions.")]));
+      caption(`Deciles, approximate, since the bins alone are kept (each is off by less than ${numberText(drawnOf.width)}): ${drawnOf.deciles.map((one) => numberText(one)).join(", ")}.`)] : [caption("There are no positions.")]));
   };
   statistics.append(tableOf(["Population", ...heads],
     populations.map((name) => [name, ...numbers.map((number) => data.statistics[name][number])]), "Statistics"));
@@ -86,8 +91,8 @@ filling(document.getElementById("content"), async () => {
   };
   const [population, chosen] = chooserOf("population", "Population", populations.map((name) => [name, name]), choose("population"));
   const [side, ofSide] = chooserOf("side", "Side", [["max", "largest"], ["min", "smallest"]], choose("side"));
-  const [strength, ofStrength] = chooserOf("colours", "Colours", [["linear", "by value"], ["root", "by its square root"]], choose("strength"));
-  Object.assign(state, { population: chosen, side: ofSide, strength: ofStrength });
+  const [colours, ofColours] = chooserOf("colours", "Colours", [["linear", "by value"], ["root", "by its square root"], ["population", "by value, full at the population's largest"]], choose("colours"));
+  Object.assign(state, { population: chosen, side: ofSide, colours: ofColours });
   showAll();
 
   const tokens = (rows, label) => tableOf(["Token", "Logit"], rows.map(([text, logit]) => [element("code", { className: "token-name", textContent: text }), logit]), label);
@@ -97,7 +102,7 @@ filling(document.getElementById("content"), async () => {
       : [element("p", { className: "notice", textContent: "This page was made on request. Activations along the text, typical examples, logit effects and near neurons are recorded of neurons in the gallery alone: gallery.neurons: all records them of every neuron, gallery.kurtosis of more." })]),
     ...(data.has_page && !values ? [element("p", { className: "notice", textContent: "No activations along the text were recorded of this neuron." })] : []),
     sectionOf("Statistics", statistics, caption("The activation (mlp_act) over the positions of each population. Active: the share above 0.")),
-    sectionOf("Examples", element("div", { className: "bar sticky" }, population, side, ...(values ? [strength] : [])), legends[0], examples,
+    sectionOf("Examples", element("div", { className: "bar sticky" }, population, side, ...(values ? [colours] : [])), legends[0], examples,
       caption("One for each sequence, its largest or smallest activation first; 50 tokens before it and 10 after. The arrow keys go through a text that has the focus.")),
     ...(data.intervals.length ? [sectionOf("Typical examples", caption("Ten equal parts of the range from the smallest to the largest activation, over all positions; up to five examples of each, chosen by a hash."), legends[1], typical)] : []),
     sectionOf("Histogram", histogram),

@@ -11,19 +11,19 @@ filling(document.getElementById("content"), async () => {
   const show = () => filling(box, async () => {
     const { pieces, losses } = await gallery.load(`${data.name}T`);
     let [values, limit, what] = [null, 0, ""];
-    const most = (all, one) => one.reduce((top, value) => (Math.abs(value) > top ? Math.abs(value) : top), all);
     if (state.of === LOSS) {
       values = halvesOf(losses);
-      limit = most(0, values);
+      limit = limitOf([values], state.colours);
       what = "loss of the token, in nats";
     } else {
       const packed = await gallery.load(`${state.of}L${state.layer}`);
       values = halvesOf(packed[data.name]);
-      limit = Object.values(packed).map(halvesOf).reduce(most, 0);
+      limit = limitOf(Object.values(packed).map(halvesOf), state.colours);
       what = `${state.of === "norm" ? "norm" : `x of dimension ${state.of.slice(1)}`} on resid_post of layer ${state.layer}; one scale for all sequences`;
     }
-    legend.replaceChildren(legendOf(limit, state.strength, what));
-    return tokensOf(pieces, 0, pieces.length, { values, limit, strength: state.strength, lines: true, what: state.of === LOSS ? "loss" : state.of === "norm" ? "norm" : "x" });
+    const strength = strengthOf(state.colours);
+    legend.replaceChildren(legendOf(limit, strength, what, values.some((value) => value < 0)));
+    return tokensOf(pieces, 0, pieces.length, { values, limit, strength, lines: true, what: state.of === LOSS ? "loss" : state.of === "norm" ? "norm" : "x" });
   });
   const choose = (key) => (value) => {
     state[key] = value;
@@ -41,10 +41,10 @@ filling(document.getElementById("content"), async () => {
   };
   const options = [...data.of.map(([name]) => [name, name === "norm" ? "the norm" : `dimension ${name.slice(1)}`]), ...(data.has_losses ? [[LOSS, "the loss"]] : [])];
   const [of, chosen] = chooserOf("of", "Colour by", options, choose("of"));
-  const [strengths, strength] = chooserOf("colours", "Colours", [["root", "by the square root"], ["linear", "by value"]], choose("strength"));
-  Object.assign(state, { of: chosen, strength });
+  const [ways, colours] = chooserOf("colours", "Colours", COLOURS, choose("colours"));
+  Object.assign(state, { of: chosen, colours });
   chooseLayer();
   show();
-  return [wayOf(data.around), element("div", { className: "bar sticky" }, of, layers, strengths), legend, box,
+  return [wayOf(data.around), element("div", { className: "bar sticky" }, of, layers, ways), legend, box,
     caption(`${data.tokens.toLocaleString("en")} tokens. A click on one, or the arrow keys in the text, say its value.`)];
 });

@@ -20,6 +20,7 @@ function tokensOf(pieces, first, end, { values, limit, strength, marked, lines, 
   box.setAttribute("role", "group");
   box.setAttribute("aria-label", "Text; the arrow keys go from token to token");
   const tokens = [];
+  if (first > 0) box.append(element("span", { className: "soft", textContent: "… " }));
   const tell = (position) => {
     const value = values?.[position - first];
     const said = value === undefined ? "" : Number.isNaN(value) ? `, ${what}: not given this token` : `, ${what} ${numberText(value)}`;
@@ -30,14 +31,14 @@ function tokensOf(pieces, first, end, { values, limit, strength, marked, lines, 
     const token = element("span");
     colour(token, values?.[position - first], limit, strength);
     const piece = pieces[position];
-    fill(token, piece);
+    fill(token, piece, lines);
     if (position === marked) token.classList.add("marked");
     token.title = `position ${position}${values && !Number.isNaN(values[position - first]) ? `: ${numberText(values[position - first])}` : ""}`;
     token.addEventListener("click", () => tell(position));
     tokens.push(token);
     box.append(token);
-    if (lines && piece.includes("⏎")) box.append("\n");
   }
+  if (end < pieces.length) box.append(element("span", { className: "soft", textContent: " …" }));
   let place = Math.max(0, (marked ?? first) - first);
   let begun = false;
   box.addEventListener("keydown", (event) => {
@@ -52,41 +53,49 @@ function tokensOf(pieces, first, end, { values, limit, strength, marked, lines, 
   return element("div", { className: "reading" }, box, told);
 }
 
-// A long token is shortened, with the rest on demand.
-function fill(token, piece) {
+// A long token is shortened, with the rest on demand. With `lines` a line ends where its symbol stands.
+function fill(token, piece, lines) {
+  const write = (text) => (lines ? text.split(/(?<=⏎)/).flatMap((part) => (part.endsWith("⏎") ? [part, element("br")] : [part])) : [text]);
   if (piece === "") {
     token.classList.add("textless");
     token.append("∅");
     return;
   }
-  if (piece.length <= LONG_TOKEN) {
-    token.append(piece);
-    return;
-  }
-  const characters = [...piece];
+  const characters = piece.length > LONG_TOKEN ? [...piece] : piece;
   if (characters.length <= LONG_TOKEN) {
-    token.append(piece);
+    token.append(...write(piece));
     return;
   }
   const more = element("button", { type: "button", className: "more", textContent: `… ${characters.length.toLocaleString("en")} characters` });
   more.addEventListener("click", (event) => {
     event.stopPropagation();
-    token.replaceChildren(piece);
+    token.replaceChildren(...write(piece));
   });
-  token.append(characters.slice(0, LONG_TOKEN - 1).join(""), more);
+  token.append(...write(characters.slice(0, LONG_TOKEN - 1).join("")), more);
 }
 
-// What colours stand for.
-function legendOf(limit, strength, what) {
+// Ways to colour text by values some of which may be far from all others.
+const COLOURS = [["root", "by the square root"], ["linear", "by value"], ["most", "by value, full at the 99th percentile"]];
+
+// What the strongest colours stand for, of arrays of values.
+function limitOf(arrays, colours) {
+  const sizes = Float64Array.from(arrays.flatMap((one) => [...one]).filter((value) => !Number.isNaN(value)), Math.abs).sort();
+  return sizes.length ? sizes[colours === "most" ? Math.floor(0.99 * (sizes.length - 1)) : sizes.length - 1] : 0;
+}
+
+const strengthOf = (colours) => (colours === "root" ? "root" : "linear");
+
+// What colours stand for; `signed`: there are values below 0.
+function legendOf(limit, strength, what, signed = true) {
   const scale = element("span", { className: "scale" });
   scale.setAttribute("aria-hidden", "true");
-  for (let step = -8; step <= 8; step++) {
+  for (let step = signed ? -8 : 0; step <= 8; step++) {
     const cell = element("span");
     colour(cell, (step / 8) * limit, limit, strength);
     scale.append(cell);
   }
   const words = strength === "root" ? ", by the square root" : "";
   return element("p", { className: "legend" },
-    element("span", { textContent: numberText(-limit) }), scale, element("span", { textContent: numberText(limit) }),
+    element("span", { textContent: numberText(signed ? -limit : 0) }), scale, element("span", { textContent: numberText(limit) }),
     element("span", { className: "soft", textContent: `${what}${words}` }));
 }
