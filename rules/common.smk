@@ -369,8 +369,11 @@ GALLERY_TABLES = [
     "gallery_values",
     "gallery_dims",
 ]
+# Of the configuration's section, what the pages depend on.
+GALLERY_KEYS = ("neurons", "kurtosis", "dims", "sequences", "seed")
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
 # On request alone.
+ATTRIBUTION_TABLES = ["logit_attribution", "logit_attribution_tokens"]
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
 MODEL_TABLES = [
     "loss",
@@ -382,6 +385,7 @@ MODEL_TABLES = [
     *NEURON_TABLES,
     *GALLERY_TABLES,
     *ABLATION_TABLES,
+    *(ATTRIBUTION_TABLES if CONFIG["gallery"]["attribution"] else []),
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
 

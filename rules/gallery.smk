@@ -25,7 +25,7 @@ rule record_examples:
         runtime=model_minutes(120),
         gpu=model_gpus,
     params:
-        **CONFIG["gallery"],
+        **{name: CONFIG["gallery"][name] for name in GALLERY_KEYS},
         loading=loading,
         off=off("gallery"),
         code=code_version("record_examples"),

@@ -24,6 +24,7 @@ from outlier_features.files.artifacts import write_json
 from outlier_features.files.missing import optional
 from outlier_features.files.tables import Table, public_tables, write_table
 from outlier_features.files.tensorfile import write_tensors
+from outlier_features.gallery.attribution_schema import LOGIT_ATTRIBUTION, LOGIT_ATTRIBUTION_TOKENS
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_EXAMPLES, GALLERY_NEURONS, GALLERY_VALUES
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS, WITHOUT_HIGH_NORM
 from outlier_features.norms.norms_schema import GAINS, NORMS
@@ -81,6 +82,7 @@ RUN_TABLES = (
     "ablation_sequences",
 )
 KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
+ATTRIBUTION_TABLES = ("logit_attribution", "logit_attribution_tokens")
 FIGURES = (
     "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
     "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin-shares", "origin",
@@ -107,6 +109,7 @@ OUTPUTS = {
         "gallery_values.parquet",
         "gallery_dims.parquet",
     ],
+    "attribution": ["logit_attribution.parquet", "logit_attribution_tokens.parquet"],
     "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
 }
 
@@ -152,6 +155,7 @@ class FakeRun:
     norms: bool = True
     experts: int = 0
     knock_outs: bool = False
+    attribution: bool = False
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
     quantized: dict[str, object] | None = None
@@ -236,6 +240,7 @@ class FakeRun:
             **self._gallery(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
+            **(self._attribution() if self.attribution else {}),
         }  # fmt: skip
         write_tensors(directory / "neurons.safetensors", {}, self.provenance)
         nll = np.full((self.sequences, len(self.pieces)), self.nll / (len(self.pieces) - 1), np.float32)
@@ -722,6 +727,18 @@ class FakeRun:
             "spikes": pl.DataFrame(spikes, schema=SPIKES.schema),
         }
 
+    def _attribution(self) -> dict[str, pl.DataFrame]:
+        """Head 1 of layer 2 raises the logit of the token that comes next by 2, and nothing else does."""
+        head = {"part": "head", "layer": 2, "index": 1}
+        row = head | {"positions": 5, "mean": 2.0, "mean_abs": 2.0}
+        for name in ("largest", "smallest"):
+            row |= {name: 2.0, f"{name}_sequence": 0, f"{name}_token": 0, f"{name}_target": 1}
+        place = {"sequence": 0, "token": 0, "target": 1, "centred_logit": 2.0}
+        return {
+            "logit_attribution": _filled([row], LOGIT_ATTRIBUTION),
+            "logit_attribution_tokens": _filled([place | head | {"rank": 1, "value": 2.0}], LOGIT_ATTRIBUTION_TOKENS),
+        }
+
     def _write_summary(self, directory: Path) -> None:
         write_json(
             directory / "model.json",
@@ -731,7 +748,9 @@ class FakeRun:
             directory / "corpus.json",
             {"origin": "a file", "revision": None, "licence": "MIT", "sha256": "1" * 64, "documents": 1},
         )
-        names = (*RUN_TABLES, *(KNOCK_OUT_TABLES if self.knock_outs else ()))
+        names = [*RUN_TABLES]
+        names += KNOCK_OUT_TABLES if self.knock_outs else ()
+        names += ATTRIBUTION_TABLES if self.attribution else ()
         paths = {name: directory / f"{name}.parquet" for name in names}
         summarize_run(
             tokens=directory / "tokens.safetensors", model_source=directory / "model.json",

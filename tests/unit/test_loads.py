@@ -33,6 +33,7 @@ def config(keep_activations):
         "sample": {"sequences": CHUNKS, "tokens": 24},
         "extract": {"chunk_sequences": 1, "keep_activations": keep_activations},
         "ablate": {"knock_outs": True, "tokens": 6},
+        "gallery": {"attribution": True},
     }
 
 
@@ -113,11 +114,12 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
 
 def test_what_is_off_loads_nothing():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "knock_outs", "experts", "gallery"]}
+    off = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "attribution"]
+    skip = {"skip": [*off, "ablation", "gallery"]}
     resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]
     resolved["skip"].remove("super_weights")
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations", "ablate_dims"]
-    resolved["skip"] = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "neurons"]
+    resolved["skip"] = [*off, "neurons"]
     assert rules_that_load(resolved, has_experts=True, has_loss=False) == ["extract_activations"]
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations", "ablate_dims"]

@@ -25,7 +25,14 @@ from outlier_features.run.costs_schema import COSTS
 MOMENTS = {"mean", "rms", "std", "kurtosis", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
 COMPARED = {"comparison/dims", "comparison/common_dims", "comparison/models"}
 COMPARISONS = {COMPARISON.name, COMMON_DIMS.name, MODELS.name, FAILURES.name, FIRST_STEPS.name}
-ON_REQUEST = {"knock_outs", "knock_out_dims", "spikes", "triggers"}  # which the project's own run has not
+ON_REQUEST = {
+    "knock_outs",
+    "knock_out_dims",
+    "spikes",
+    "triggers",
+    "logit_attribution",
+    "logit_attribution_tokens",
+}  # which the project's own run has not
 PUBLIC = set(public_tables()) - {COSTS.name}  # what a run cost is another each time
 # Beside the project's own run of Snakemake: chunks of 4, 2 cores, batches of 3. These run on one.
 SETTINGS = {
@@ -75,7 +82,7 @@ def differing(one: pl.DataFrame, other: pl.DataFrame, close: Iterable[str], tole
 def runs(project) -> dict[str, Path]:
     for name, extract in SETTINGS.items():
         project.run_here("tables", models=["tiny", "tiny-moe"], results=f"same-{name}", extract=extract,
-                         ablate__knock_outs=True)  # fmt: skip
+                         ablate__knock_outs=True, gallery__attribution=True)  # fmt: skip
     return {name: project.folder / f"same-{name}" for name in SETTINGS}
 
 

@@ -44,6 +44,7 @@ ANALYSES = {
     "expert_ablation": "The pruning of super experts",
     "neurons": "The ranking of neurons",
     "gallery": "The gallery of neurons and dimensions",
+    "attribution": "The attribution of logits to heads and neurons",
     "knock_outs": "The knock-out of sublayers, heads and super weights",
 }
 _OF_THE_CHUNK = ("start", "stop", "job", "norms", MISSING)  # not to be inherited from an input

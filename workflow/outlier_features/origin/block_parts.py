@@ -78,6 +78,18 @@ def _post_norm_parts(block: Block, rows: Mapping[str, Tensor]) -> list[Part]:
 
 def _added_parts(rows: Mapping[str, Tensor]) -> tuple[list[Part], bool]:
     """The outputs as they are added, or two of them multiplied by a number of the block; and whether as they are."""
+    scales = scales_of(rows)
+    parts = [Part("resid_pre", exact(rows["resid_pre"]))]
+    parts += [Part(name, scale * exact(rows[name])) for name, scale in scales.items()]
+    return parts, set(scales.values()) <= {1.0}
+
+
+def scales_of(rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """By name of each sublayer's output, of `OUTPUTS`, the number that a block without a closing norm multiplies it by
+    before it adds it.
+
+    rows   the block's sites, all of one shape
+    """
     pre, post = exact(rows["resid_pre"]), exact(rows["resid_post"])
     outputs = {name: exact(rows[name]) for name in OUTPUTS if name in rows}
     scales = dict.fromkeys(outputs, 1.0)
@@ -85,8 +97,7 @@ def _added_parts(rows: Mapping[str, Tensor]) -> tuple[list[Part], bool]:
         mid, eps = exact(rows["resid_mid"]), 2 * torch.finfo(rows["resid_pre"].dtype).eps
         for (name, output), (before, after) in zip(outputs.items(), ((pre, mid), (mid, post)), strict=True):
             scales[name] = _scale(before, output, after, eps)
-    parts = [Part("resid_pre", pre), *(Part(name, scales[name] * output) for name, output in outputs.items())]
-    return parts, set(scales.values()) <= {1.0}
+    return scales
 
 
 def _scale(before: Tensor, out: Tensor, after: Tensor, eps: float) -> float:

@@ -36,6 +36,7 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
         "check_dump_norms": gains,
         "rate_triggers": config["ablate"]["knock_outs"],
         "knock_out": config["ablate"]["knock_outs"],
+        "attribute_logits": config["gallery"]["attribution"],
     }
     stages = [stage for stage in STAGES.values() if stage.of in ("any", "dump" if dump else "model")]
     chunks = len(chunk_ranges(config, corpus, dump))

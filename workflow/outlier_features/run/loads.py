@@ -24,6 +24,7 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "record_examples": turned_off(config, "neurons") is not None,
         "ablate_dims": not has_loss and turned_off(config, "super_weights") is not None,
         "knock_out": not (has_loss and config["ablate"]["knock_outs"]),
+        "attribute_logits": not config["gallery"]["attribution"],
     }
     return [
         rule for rule, stage in STAGES.items() if stage.runs_model and not needless.get(rule) and _is_on(config, stage)

@@ -111,6 +111,13 @@ STAGES = {
             runs_model=True,
         ),
         Stage(
+            "attribute_logits",
+            ("logit_attribution.parquet", "logit_attribution_tokens.parquet"),
+            "model",
+            ("attribution",),
+            runs_model=True,
+        ),
+        Stage(
             "knock_out",
             ("knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"),
             "model",
