@@ -113,7 +113,7 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
 
 def test_what_is_off_loads_nothing():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "knock_outs", "experts"]}
+    skip = {"skip": ["origin", "attention_maps", "super_weights", "ablation", "knock_outs", "experts", "gallery"]}
     resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]
     resolved["skip"].remove("super_weights")

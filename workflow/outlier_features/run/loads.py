@@ -21,6 +21,7 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "rerun_largest": config["extract"]["keep_activations"],
         "rank_experts": not has_experts,
         "prune_experts": True,
+        "record_examples": turned_off(config, "neurons") is not None,
         "ablate_dims": not has_loss and turned_off(config, "super_weights") is not None,
         "knock_out": not (has_loss and config["ablate"]["knock_outs"]),
     }
