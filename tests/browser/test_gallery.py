@@ -19,11 +19,12 @@ HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Galleries of a dense model, of one with experts, and of hostile text, and what they hold."""
+    """Galleries of a dense model, of one with experts, of long and of hostile text, and what they hold."""
     folder = tmp_path_factory.mktemp("results")
     made = {
         "tiny": FakeGallery(),
         "moe": FakeGallery(experts=2, neurons=2),
+        "long": FakeGallery(FakeRun(pieces=tuple(f" w{n}" for n in range(400)), layers=2), neurons=1, examples=1),
         "hostile": FakeGallery(FakeRun(model="hostile", pieces=HOSTILE, sequences=2, position=7), neurons=2, bare=()),
     }
     for name, fake in made.items():
@@ -138,10 +139,10 @@ def test_a_choice_stays_in_the_address_and_holds_when_it_is_opened(visit, folder
 
 
 def test_the_whole_text_is_there_on_demand(visit, folders):
-    fake, _ = folders["tiny"]
+    fake, _ = folders["long"]
     neuron = fake.with_page[0]
     act = fake.acts[neuron]
-    reader = visit("tiny", f"{neuron}.html")
+    reader = visit("long", f"{neuron}.html")
     example = reader.page.locator(".examples > li").first
     button = example.get_by_role("button", name="Whole text")
     _, sequence, _ = fake.best(neuron, "all", "max")[0]

@@ -265,8 +265,8 @@ MESSAGES = {
     "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
-    "render_report": "Render the report",
-    "render_gallery": "Render the gallery",
+    "render_report": "Render the",
+    "render_gallery": "Render the",
     "list_galleries": "List the",
     "write_mask": "Write the",
 }

@@ -17,6 +17,7 @@ from outlier_features.gallery.windows import joined_windows
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
 
 SIDES = ("max", "min")
+MUCH = 2  # a page that shows more than one in so many of the values along the text has them all
 STATISTICS = ("tokens", "active_share", "mean", "std", "kurtosis", "min", "max")
 Row = Mapping[str, Any]
 
@@ -76,7 +77,7 @@ class Places:
 def neuron_page(
     run: GalleryRun, rows: NeuronRows, values: Mapping[int, pl.Series], around: Sequence[Neuron | None]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The data of a neuron's page; and its values over whole sequences, where it does not show these anyway.
+    """The data of a neuron's page; and its values over whole sequences, where those are much more than it shows.
 
     values   along the text, by sequence; none where they were not recorded
     around   the neurons before and after it that have pages
@@ -90,7 +91,9 @@ def neuron_page(
         for first, end in joined_windows(positions, len(values[sequence]))
     ]
     along = {sequence: one.to_numpy() for sequence, one in values.items()}
-    has_more = sum(end - first for _, first, end in segments) < sum(map(len, along.values()))
+    whole = [(sequence, 0, len(one)) for sequence, one in along.items()]
+    has_more = MUCH * _positions(segments) < _positions(whole)
+    segments = segments if has_more else whole
     page: Row = rows.page or dict.fromkeys(
         ("reasons", "writes_dims", "writes", "writes_weights", "top_tokens", "top_logits", "bottom_tokens",
          "bottom_logits", "nearest", "cosines")
@@ -126,6 +129,10 @@ def neuron_page(
         "nearest": _together(page, "nearest", "cosines"),
     }  # fmt: skip
     return data, {sequence_name(one): halves(along[one]) for one in sorted(along)} if has_more else None
+
+
+def _positions(segments: Iterable[tuple[int, int, int]]) -> int:
+    return sum(end - first for _, first, end in segments)
 
 
 def limit(rows: NeuronRows) -> float:
