@@ -15,7 +15,7 @@ from fake_gallery import POPULATIONS, FakeGallery
 from fake_run import FakeRun
 from outlier_features.command.main import main
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import require_page
+from outlier_features.files.artifacts import require_page, write_json
 from outlier_features.gallery.deciles import deciles
 from outlier_features.gallery.gallery_pages import data_script
 from outlier_features.gallery.list_galleries import list_galleries
@@ -194,6 +194,34 @@ def test_pieces_show_what_cannot_be_seen(tmp_path):
     assert GalleryRun(run, shared, read.texts, read.vocabulary).pieces(0)[8:10] == ["‹byte C3›", "‹byte A9›"]
     unknown = GalleryRun(run, shared, read.texts, type(read.vocabulary)())
     assert unknown.pieces(0)[8:10] == ["‹part of é›"] * 2
+
+
+def test_published_examples_stand_beside_the_run_s_own(tmp_path):
+    """On the page of their neuron, rank by rank; on no other neuron's, and on no other model's."""
+    fake = FakeGallery()
+    run, source = fake.write(tmp_path / "results/tiny/text"), fake.write_source(tmp_path / "model")
+    lines = [
+        "hub_id,layer,neuron,rank,value,sequence,position,source",
+        *(f"org/x,1,2,{k},{k}.5,9,{k},me" for k in (1, 2, 9)),
+    ]
+    (tmp_path / "published.csv").write_text("\n".join(lines))
+    record = json.loads(source.read_text())
+    for origin in ("org/x", "org/y"):
+        write_json(source, {**record, "kind": "hub", "origin": origin})
+        render_gallery(run, tmp_path / origin, source=source, published=tmp_path / "published.csv")
+    own = pl.read_parquet(run / "neurons.parquet").filter(population="all", layer=1, neuron=2, side="max")
+    beside = {rank: (value, sequence, token) for rank, value, sequence, token in own.select(
+        "rank", "value", "sequence", "token").rows()}  # fmt: skip
+    found = read_data(tmp_path / "org/x", "L1N2")["published"]
+    assert found["source"] == "me" and [row[:4] for row in found["rows"]] == [
+        [1, 1.5, 9, 1],
+        [2, 2.5, 9, 2],
+        [9, 9.5, 9, 9],
+    ]
+    assert [tuple(row[4:]) for row in found["rows"]] == [beside.get(rank, (None, None, None)) for rank in (1, 2, 9)]
+    assert (
+        read_data(tmp_path / "org/x", "L1N1")["published"] is read_data(tmp_path / "org/y", "L1N2")["published"] is None
+    )
 
 
 def test_a_gallery_is_whole_and_verify_knows_damage(gallery):

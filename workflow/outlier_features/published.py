@@ -45,6 +45,14 @@ def published_super_weights(table: Path, model_source: Mapping[str, Any]) -> pl.
     return _about(rows, model_source["kind"], str(model_source["origin"]))
 
 
+def published_examples(table: Path, model_source: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows of gelu1l_neuron424.csv if they are about this model, in order: layer, neuron, rank, value, sequence,
+    position, source."""
+    rows = pl.read_csv(table, infer_schema_length=None)
+    found = _about(rows, model_source["kind"], str(model_source["origin"]))
+    return found.select("layer", "neuron", "rank", "value", "sequence", "position", "source").sort("rank")
+
+
 def _about(rows: pl.DataFrame, kind: str, origin: str) -> pl.DataFrame:
     ids, wanted = pl.col("hub_id").str.to_lowercase(), origin.lower()
     if kind == "hub":

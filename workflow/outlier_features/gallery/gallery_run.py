@@ -1,7 +1,7 @@
 """What pages are made from: the tables of a run, checked to belong together."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,32 +22,38 @@ from outlier_features.gallery.vocabulary import Vocabulary
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
 from outlier_features.norms.norms_schema import GAINS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
+from outlier_features.published import published_examples
 from outlier_features.tokens.token_text import read_texts
 from outlier_features.tokens.tokens import Array, Tokens
 
 THE_NEURON = ("layer", "expert", "neuron")
 LOSSES = "token_losses.safetensors"
+_PUBLISHED = {"layer": pl.Int64, "neuron": pl.Int64}
 
 
 @dataclass(frozen=True)
 class GalleryRun:
-    """A run's directory, and what its tokens say."""
+    """A run's directory, what its tokens say, and `published_examples` of its model's neurons."""
 
     directory: Path
     tokens: Tokens
     texts: list[bytes]
     vocabulary: Vocabulary
+    published: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_PUBLISHED))
 
     @classmethod
-    def read(cls, directory: Path, source: Path | None = None) -> "GalleryRun":
-        """`source`: the record of the model's fetch, whose tokenizer says what tokens are."""
+    def read(cls, directory: Path, source: Path | None = None, published: Path | None = None) -> "GalleryRun":
+        """source      the record of the model's fetch, whose tokenizer says what tokens are
+        published   the table of published examples, if there is a source to compare with
+        """
         tokens = Tokens.read(directory / "tokens.safetensors")
-        vocabulary = Vocabulary()
-        if source:
-            record = source_of(source, weights=False)
-            tokens.files.require({"model_revision": record["revision"]}, source)
-            vocabulary = Vocabulary.read(Path(record["location"]))
-        return cls(directory, tokens, read_texts(directory / "texts.parquet", tokens), vocabulary)
+        texts = read_texts(directory / "texts.parquet", tokens)
+        if source is None:
+            return cls(directory, tokens, texts, Vocabulary())
+        record = source_of(source, weights=False)
+        tokens.files.require({"model_revision": record["revision"]}, source)
+        read = cls(directory, tokens, texts, Vocabulary.read(Path(record["location"])))
+        return replace(read, published=published_examples(published, record)) if published else read
 
     @property
     def name(self) -> str:

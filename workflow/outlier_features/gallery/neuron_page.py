@@ -127,8 +127,23 @@ def neuron_page(
         "top": [[token_name(run, token), logit] for token, logit in _together(page, "top_tokens", "top_logits")],
         "bottom": [[token_name(run, token), by] for token, by in _together(page, "bottom_tokens", "bottom_logits")],
         "nearest": _together(page, "nearest", "cosines"),
+        "published": _published(run, rows),
     }  # fmt: skip
     return data, {sequence_name(one): halves(along[one]) for one in sorted(along)} if has_more else None
+
+
+def _published(run: GalleryRun, rows: NeuronRows) -> dict[str, Any] | None:
+    """What was published of the neuron's largest activations, each beside the run's own of that rank."""
+    if rows.neuron.expert is not None:
+        return None
+    printed = run.published.filter(layer=rows.neuron.layer, neuron=rows.neuron.neuron).to_dicts()
+    own = {row["rank"]: row for row in _of(rows.ranked, "all", "max")}
+    beside = [
+        [one["rank"], *(one[name] for name in ("value", "sequence", "position")),
+         *(own.get(one["rank"], {}).get(name) for name in ("value", "sequence", "token"))]
+        for one in printed
+    ]  # fmt: skip
+    return {"source": printed[0]["source"], "rows": beside} if printed else None
 
 
 def _positions(segments: Iterable[tuple[int, int, int]]) -> int:

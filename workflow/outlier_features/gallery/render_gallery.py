@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 NEURON_COLUMNS = ("active_share", "mean", "std", "kurtosis", "min", "max")
 
 
-def render_gallery(run: Path, folder: Path, *, source: Path | None = None) -> None:
+def render_gallery(run: Path, folder: Path, *, source: Path | None = None, published: Path | None = None) -> None:
     """Write the gallery of a run into `folder`, all of it or nothing:
 
     index.html        the run, its neurons, dims and sequences
@@ -33,10 +33,11 @@ def render_gallery(run: Path, folder: Path, *, source: Path | None = None) -> No
     page/             style and scripts of the pages
     manifest.json     which pages there are, and of which run; written last
 
-    run      the run's directory
-    source   the record of the model's fetch, whose tokenizer says what tokens are; without it some are numbers
+    run         the run's directory
+    source      the record of the model's fetch, whose tokenizer says what tokens are; without it some are numbers
+    published   the table of published examples, which stand on the pages of their neurons
     """
-    read = GalleryRun.read(run, source)
+    read = GalleryRun.read(run, source, published)
     with replacing_directory(folder) as temporary:
         pages = GalleryPages(temporary)
         shown = _write_neurons(read, pages)

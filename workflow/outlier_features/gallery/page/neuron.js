@@ -104,6 +104,8 @@ filling(document.getElementById("content"), async () => {
     sectionOf("Statistics", statistics, caption("The activation (mlp_act) over the positions of each population. Active: the share above 0.")),
     sectionOf("Examples", element("div", { className: "bar sticky" }, population, side, ...(values ? [colours] : [])), legends[0], examples,
       caption("One for each sequence, its largest or smallest activation first; 50 tokens before it and 10 after. The arrow keys go through a text that has the focus.")),
+    ...(data.published ? [sectionOf("What was published", tableOf(["Rank", "Published", "Sequence", "Position", "Here", "Sequence", "Position"], data.published.rows, "Published examples"),
+      caption(`The largest activations by ${data.published.source}, beside this run's of population all. There, padding and the first token were counted; here padding never is. A sequence is the same text where the run has one document a sequence, in the corpus's order.`))] : []),
     ...(data.intervals.length ? [sectionOf("Typical examples", caption("Ten equal parts of the range from the smallest to the largest activation, over all positions; up to five examples of each, chosen by a hash."), legends[1], typical)] : []),
     sectionOf("Histogram", histogram),
     ...(data.writes.length ? [sectionOf("Dimensions that it writes", tableOf(["Dim", "Contribution", "Weight"],
