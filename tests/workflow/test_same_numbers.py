@@ -57,6 +57,8 @@ def bits(column: pl.Series) -> list[object]:
     """Values that are equal where they are the same bit by bit; NaN equals NaN, and -0.0 is not 0.0."""
     if column.dtype.is_float():
         return [None if value is None else struct.pack("<d", value) for value in column]
+    if isinstance(column.dtype, pl.List):
+        return [None if row is None else bits(row) for row in column]
     return column.to_list()
 
 
