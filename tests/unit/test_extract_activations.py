@@ -308,13 +308,13 @@ def test_rotary_positions_have_no_end(tmp_path):
 
 def test_the_script_passes_the_rules_values_on(tmp_path):
     run = Run(tmp_path, "llama")
-    outputs = {kind: str(tmp_path / "out" / f"{kind}.safetensors") for kind in ("activations", "losses")}
+    outputs = {kind: str(tmp_path / "out" / f"{kind}.safetensors") for kind in ("activations", "losses", "neurons")}
     loading = {key: SETTINGS[key] for key in Loading.__annotations__}
     others = {key: value for key, value in SETTINGS.items() if key not in loading}
     rule = SimpleNamespace(
         input=SimpleNamespace(source=str(run.source), tokens=str(run.tokens)),
         output=SimpleNamespace(**outputs),
-        params=SimpleNamespace(start=0, stop=2, sample=None, loading=loading, **others),
+        params=SimpleNamespace(start=0, stop=2, sample=None, ranking=None, loading=loading, **others),
         log=[str(tmp_path / "log.txt")],
     )
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"

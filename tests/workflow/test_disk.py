@@ -13,6 +13,7 @@ from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from outlier_features.command.main import main
+from outlier_features.summary.report_run import OF_THE_GALLERY
 
 ROOT = Path(__file__).parents[2]
 RUN = "results/tiny/text"
@@ -43,7 +44,7 @@ def test_another_width_draws_the_figures_and_no_more(disk):
 
 def test_every_table_is_exported_as_it_is(disk):
     run = disk.folder / RUN
-    names = {path.stem for path in run.glob("*.parquet")} - {"texts"}
+    names = {path.stem for path in run.glob("*.parquet")} - {"texts"} - OF_THE_GALLERY
     assert {path.stem for path in (run / "export").glob("*.csv")} == names and len(names) > 15
     assert {path.stem for path in (run / "export").glob("*.json")} == names | {"tables"}
     for name in names:
@@ -58,10 +59,10 @@ def test_every_table_is_exported_as_it_is(disk):
 def test_costs_are_those_of_the_jobs_and_their_files(disk):
     costs = {row["rule"]: row for row in pl.read_csv(disk.folder / "results/costs.csv").to_dicts()}
     chunks = list((disk.folder / RUN / "activations").glob("*.safetensors"))
-    losses = list((disk.folder / RUN / "losses").glob("*.safetensors"))
+    beside = [path for name in ("losses", "neurons") for path in (disk.folder / RUN / name).glob("*.safetensors")]
     extract = costs["extract_activations"]
     assert extract["jobs"] == len(chunks) == 2 and extract["seconds"] > extract["seconds_max"] > 0
-    assert extract["output_bytes"] == sum(path.stat().st_size for path in [*chunks, *losses])
+    assert extract["output_bytes"] == sum(path.stat().st_size for path in [*chunks, *beside])
     assert costs["write_mask"]["output_bytes"] == (disk.folder / RUN / "mask.json").stat().st_size
     assert {"fetch_model", "detect_outliers", "render_report"} <= costs.keys()
 

@@ -31,7 +31,7 @@ CONFIG = {
     "skip": ["surface"],
     "trace_origin__dims": [],
 }
-WITHOUT = {"attention_maps", "super_weights", "neurons"}  # neither attention nor MLPs
+WITHOUT = {"attention_maps", "super_weights", "neurons", "gallery"}  # neither attention nor MLPs
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,10 @@ def test_strict_makes_it_an_error_and_skip_turns_it_off(project, mamba):
     assert planned == {"summarize_run", "render_report"}
     strict = project.run(**CONFIG, strict=True)
     assert strict.status == 1 and len(strict.errors()) == 1 and "Traceback" not in strict.output
-    assert "`skip: [attention_maps, super_weights]`" in strict.errors()[0] and "surface" not in strict.errors()[0]
+    assert (
+        "`skip: [attention_maps, super_weights, neurons, gallery]`" in strict.errors()[0]
+        and "surface" not in strict.errors()[0]
+    )
     skipping = {**CONFIG, "skip": ["surface", *sorted(WITHOUT)], "strict": True}
     assert {"map_attention", "ablate_dims"} <= project.planned(**skipping).jobs()
     assert "extract_activations" not in project.planned(**skipping).jobs()

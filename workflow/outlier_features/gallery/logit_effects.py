@@ -75,8 +75,12 @@ class LogitEffects:
         at_once = max(1, _LOGITS_AT_ONCE // len(self._unembedding))
         for some in directions.split(at_once):
             logits = some.to("cpu", torch.float32) @ unembedding.T
-            for found, largest in ((top, True), (bottom, False)):
-                values, tokens = logits.topk(min(TOKENS, logits.shape[1]), dim=1, largest=largest)
+            for found, sign in ((top, 1), (bottom, -1)):
+                near = (sign * logits).topk(min(2 * TOKENS, logits.shape[1]), dim=1).indices.sort(dim=1).values
+                # The last bits of the product depend on the number of threads; those of this, once rounded, do not.
+                exact = (some.cpu().double()[:, None] * unembedding[near].double()).sum(dim=2).float()
+                order = (sign * exact).argsort(dim=1, descending=True, stable=True)[:, :TOKENS]
+                tokens, values = near.gather(1, order), exact.gather(1, order)
                 found += [
                     {"tokens": one.tolist(), "logits": value.tolist()}
                     for one, value in zip(tokens, values, strict=True)

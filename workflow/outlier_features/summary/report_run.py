@@ -25,7 +25,7 @@ SHOWN = {
     "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims", "triggers",
 }  # fmt: skip
 # Tables of the gallery, which has a page for them.
-_OF_THE_GALLERY = {
+OF_THE_GALLERY = {
     "neurons", "neuron_statistics", "gallery_neurons", "gallery_examples", "gallery_values", "gallery_dims",
 }  # fmt: skip
 # Of the others the report lists the first rows: one has a row for each sequence and dim.
@@ -66,7 +66,7 @@ class Run:
         summary = read_json(directory / "summary.json", *SUMMARY_KEYS)
         present = [table for table in public_tables().values() if table.name in summary["tables"]]
         tables = {table.name: rows(table) for table in present if table.name in SHOWN}
-        first_rows = {table.name: first(table) for table in present if table.name not in SHOWN | _OF_THE_GALLERY}
+        first_rows = {table.name: first(table) for table in present if table.name not in SHOWN | OF_THE_GALLERY}
         facts = facts_of(summary)
         require_equal(provenance, facts, tuple(facts), directory / "summary.json")
         return cls(
