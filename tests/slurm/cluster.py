@@ -28,6 +28,7 @@ CPU_NODE, GPU_NODE = "n1", "g1"
 GPUS = ("/dev/null", "/dev/zero")  # a gres needs a character device, and nothing opens it
 DATABASE = "accounting"
 ANSWER_SECONDS = 60.0
+CORES = 4  # of a node; CLUSTER_THREADS of the rules
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # where the daemons are
 
@@ -171,7 +172,8 @@ def _start_database(folder: Path, start: Callable[..., None], cluster: Cluster, 
 def _write_configuration(folder: Path, ports: dict[str, int], munge: Path, password: str) -> None:
     host = socket.gethostname().split(".")[0]
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    node = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={pages * page * 9 // 10 >> 20}"
+    # As many as a job asks for on a cluster, whatever this machine has: SLURM would let it wait for ever.
+    node = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs={CORES} RealMemory={pages * page * 9 // 10 >> 20}"
     for name in ("state", CPU_NODE, GPU_NODE):
         (folder / name).mkdir()
     # Processes are followed through /proc: neither systemd nor cgroups are needed. OverMemoryKill does a cgroup's work,

@@ -192,6 +192,10 @@ def test_pieces_show_what_cannot_be_seen(tmp_path):
     tokens[0, 8], tokens[0, 9] = (alphabet.token_to_id(one) for one in "Ã©")  # as byte-level tokenizers write C3, A9
     shared = Tokens(tokens, read.tokens.special, read.tokens.mask, offsets, read.tokens.provenance)
     assert GalleryRun(run, shared, read.texts, read.vocabulary).pieces(0)[8:10] == ["‹byte C3›", "‹byte A9›"]
+    apart = read.tokens.offsets.copy()
+    apart[0, 3, 0], apart[0, 7, 0] = apart[0, 3, 1], apart[0, 7, 0] + 1  # a tab and a space that no token covers
+    spaced = Tokens(read.tokens.tokens, read.tokens.special, read.tokens.mask, apart, read.tokens.provenance)
+    assert GalleryRun(run, spaced, read.texts, read.vocabulary).pieces(0)[3:8] == ["", "⇥‹U+202E›", "x·", "", " c"]
     unknown = GalleryRun(run, shared, read.texts, type(read.vocabulary)())
     assert unknown.pieces(0)[8:10] == ["‹part of é›"] * 2
 

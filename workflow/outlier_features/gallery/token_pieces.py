@@ -14,25 +14,30 @@ def pieces_of(texts: list[bytes], run: Tokens, sequence: int, vocabulary: Vocabu
     """What each token of a sequence, padding left out, is shown as.
 
     Of a special token its name; of one that is part of a character its bytes, as in `‹byte E2›`, or `‹part of é›` where
-    the offsets do not part it and the vocabulary is not known. Nothing for a token without text.
+    the offsets do not part it and the vocabulary is not known. Nothing for a token without text. Text between two
+    tokens that neither covers, as the spaces of a WordPiece tokenizer, stands before the second.
     """
     length = int(run.mask[sequence].sum())
     spans = run.offsets[sequence, :length].tolist()
     ids = run.tokens[sequence, :length].tolist()
     names = run.provenance.get("special_tokens", {})
-    pieces = []
+    pieces: list[str] = []
+    reached = 0
     for place, (first, end) in enumerate(spans):
         if run.special[sequence, place] and str(ids[place]) in names:
             pieces.append(visible(names[str(ids[place])]))
             continue
-        covered = texts[sequence][first:end]
+        covered, between = texts[sequence][first:end], ""
+        if covered:
+            between, reached = shown_bytes(texts[sequence][reached:first]), max(reached, end)
         # Offsets count characters: tokens that are parts of one all cover it.
         if any(first < spans[other][1] and spans[other][0] < end for other in (place - 1, place + 1)
                if 0 <= other < length):  # fmt: skip
             known = vocabulary.bytes_of(ids[place])
-            pieces.append(shown_bytes(known) if known is not None else f"‹part of {shown_bytes(covered)}›")
+            piece = shown_bytes(known) if known is not None else f"‹part of {shown_bytes(covered)}›"
         else:
-            pieces.append(shown_bytes(covered))
+            piece = shown_bytes(covered)
+        pieces.append((" " if between == "·" else between) + piece)
     return pieces
 
 
