@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from outlier_features.errors import InputError
 from outlier_features.model.models import LoadedModel, holds_experts, probe_ids
+from outlier_features.model.on_demand import require_weights
 from outlier_features.model.sites import Block, Site, hooked
 from outlier_features.model.verify_sites import Identity, verify_sites
 
@@ -117,6 +118,19 @@ def expert_neurons(module: nn.Module, hidden: Tensor, index: Tensor) -> Iterator
         if m.has_bias:
             pre = pre + (m.gate_up_proj_bias if m.has_gate else m.up_proj_bias)[expert]
         yield expert, rows, slot, m._apply_gate(pre) if m.has_gate else m.act_fn(pre)
+
+
+def neuron_hook(receive: Callable[[int, Tensor, Tensor], None]) -> Callable[[nn.Module, Any, Any, Any], None]:
+    """A hook to stand behind a block's experts: hands on each chosen expert's number, the rows that choose it and what
+    its down projection reads, made beside the model's own call, of which it changes nothing."""
+
+    def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        require_weights(module)
+        hidden, index = (*args, *kwargs.values())[:2]
+        for expert, rows, _, neurons in expert_neurons(module, hidden, index):
+            receive(expert, rows, neurons)
+
+    return hand_on
 
 
 def _times(value: Tensor, matrix: Tensor, is_transposed: bool) -> Tensor:

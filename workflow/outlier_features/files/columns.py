@@ -14,6 +14,11 @@ SEQUENCE = Column("sequence", pl.UInt32, "index of the sequence, from 0")
 LAYER = Column("layer", pl.UInt16, "index of the block, from 0")
 TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
 DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
+THE_NEURON = (
+    LAYER,
+    Column("expert", pl.UInt16, "of a mixture of experts, the routed expert that the neuron is of; else null"),
+    Column("neuron", pl.UInt32, "index in mlp_act of the block or of the expert, from 0"),
+)
 
 # Shares of a (sequence, dim) pair by each reading of the two shares that rules of kind systematic ask for.
 READINGS = {

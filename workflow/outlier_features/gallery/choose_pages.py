@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 
 from outlier_features.files.tables import read_batches
+from outlier_features.gallery.names import THE_NEURON
 from outlier_features.gallery.written_weights import Bank, WrittenWeights
 from outlier_features.largest import largest_of_each
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
 from outlier_features.summary.run_rules import main_rules
 
 OF_TRACED, OF_SELECTED = 20, 10  # neurons that feed a dim
-THE_NEURON = ("layer", "expert", "neuron")
 Wanted = Literal["selected", "all"]
 
 

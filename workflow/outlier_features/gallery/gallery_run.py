@@ -16,7 +16,7 @@ from outlier_features.files.missing import MISSING, require_had
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tables import Table, provenance_of, read_batches
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_NEURONS, GALLERY_VALUES
-from outlier_features.gallery.names import Neuron
+from outlier_features.gallery.names import THE_NEURON, Neuron
 from outlier_features.gallery.token_pieces import pieces_of
 from outlier_features.gallery.vocabulary import Vocabulary
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
@@ -26,7 +26,6 @@ from outlier_features.published import published_examples
 from outlier_features.tokens.token_text import read_texts
 from outlier_features.tokens.tokens import Array, Tokens
 
-THE_NEURON = ("layer", "expert", "neuron")
 LOSSES = "token_losses.safetensors"
 _PUBLISHED = {"layer": pl.Int64, "neuron": pl.Int64}
 

@@ -2,12 +2,9 @@
 
 import polars as pl
 
-from outlier_features.files.columns import DIM, LAYER, SEQUENCE, TOKEN
+from outlier_features.files.columns import DIM, LAYER, SEQUENCE, THE_NEURON, TOKEN
 from outlier_features.files.tables import Column, Table
 
-_EXPERT = Column("expert", pl.UInt16, "of a mixture of experts, the routed expert that the neuron is of; else null")
-_NEURON = Column("neuron", pl.UInt32, "index in mlp_act of the block or of the expert, from 0")
-_THE_NEURON = (LAYER, _EXPERT, _NEURON)
 _POPULATION = Column("population", pl.String, "as in `neurons`")
 _VALUES = Column("values", pl.List(pl.Float32), "at each position of the sequence, padding left out", "activation")
 
@@ -15,7 +12,7 @@ GALLERY_NEURONS = Table(
     "gallery_neurons",
     "layer, expert, neuron that has a page",
     (
-        *_THE_NEURON,
+        *THE_NEURON,
         Column("reasons", pl.List(pl.String), "why: `feeds dim 507`, `kurtosis` (among those of the largest), `all`"),
         Column("writes_dims", pl.List(pl.UInt32), "dims that rules selected and that it writes most: the largest "
                "abs(contribution) at its extreme tokens first"),
@@ -38,7 +35,7 @@ GALLERY_EXAMPLES = Table(
     "gallery_examples",
     "layer, expert, neuron, interval, rank: examples of what is typical, over all positions",
     (
-        *_THE_NEURON,
+        *THE_NEURON,
         Column("interval", pl.UInt8, "from 0, the lowest, of ten equal parts of the range from the neuron's minimum to "
                "its maximum over the run; each holds its lower end, the last both"),
         Column("low", pl.Float64, "lower end of the interval", "activation"),
@@ -56,7 +53,7 @@ GALLERY_VALUES = Table(
     "gallery_values",
     "layer, expert, neuron that has a page, sequence of one of its examples: mlp_act at each position (NaN where an "
     "expert was not given the token)",
-    (*_THE_NEURON, SEQUENCE, _VALUES),
+    (*THE_NEURON, SEQUENCE, _VALUES),
 )
 
 GALLERY_DIMS = Table(

@@ -30,6 +30,9 @@ class Neuron(NamedTuple):
         return cls(int(layer), None if expert is None else int(expert), int(neuron))
 
 
+THE_NEURON = Neuron._fields  # in the order of a table's columns
+
+
 def dim_name(dim: int) -> str:
     return f"D{dim}"
 

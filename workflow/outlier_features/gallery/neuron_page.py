@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from outlier_features.gallery.deciles import deciles
-from outlier_features.gallery.gallery_run import THE_NEURON, GalleryRun, by_neuron
+from outlier_features.gallery.gallery_run import GalleryRun, by_neuron
 from outlier_features.gallery.gallery_schema import GALLERY_EXAMPLES
-from outlier_features.gallery.names import Neuron, sequence_name
+from outlier_features.gallery.names import THE_NEURON, Neuron, sequence_name
 from outlier_features.gallery.packed_values import halves
 from outlier_features.gallery.token_pieces import shown_bytes
 from outlier_features.gallery.windows import joined_windows

@@ -10,9 +10,9 @@ import polars as pl
 from tqdm import tqdm
 
 from outlier_features.errors import InputError
-from outlier_features.gallery.choose_pages import THE_NEURON, ranked_sequences
+from outlier_features.gallery.choose_pages import ranked_sequences
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_NEURONS, GALLERY_VALUES
-from outlier_features.gallery.names import Neuron
+from outlier_features.gallery.names import THE_NEURON, Neuron
 from outlier_features.gallery.nearest_neurons import MOST, NearestNeurons
 from outlier_features.gallery.sequence_values import SequenceValues
 from outlier_features.gallery.typical_examples import (
@@ -23,6 +23,7 @@ from outlier_features.gallery.typical_examples import (
     position_keys,
 )
 from outlier_features.model.verify_sites import TOLERANCE
+from outlier_features.neurons.position_classes import norms_of
 
 Array = np.ndarray[Any, Any]
 _OF_EXAMPLES = 2048  # bytes of a neuron's typical examples
@@ -119,7 +120,7 @@ class ValueRecorder:
 
     def _add_dims(self, sequence: int, streams: dict[int, Array], dims: Sequence[int]) -> None:
         for layer, values in streams.items():
-            norms = np.sqrt(np.square(values, dtype=np.float64).sum(axis=1)).astype(np.float32)
+            norms = norms_of(values).astype(np.float32)
             each = [*((dim, values[:, dim]) for dim in dims), (None, norms)]
             for at, (dim, along) in enumerate(each):
                 row = {"at": at, "layer": layer, "dim": dim, "sequence": sequence}

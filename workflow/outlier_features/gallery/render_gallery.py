@@ -14,7 +14,7 @@ from outlier_features.gallery.dim_page import NORM, dim_page, values_along_text,
 from outlier_features.gallery.gallery_pages import GalleryPages
 from outlier_features.gallery.gallery_run import GalleryRun
 from outlier_features.gallery.gallery_schema import GALLERY_NEURONS
-from outlier_features.gallery.names import Neuron, dim_name, sequence_name
+from outlier_features.gallery.names import THE_NEURON, Neuron, dim_name, sequence_name
 from outlier_features.gallery.neuron_page import NeuronRows, neuron_page
 from outlier_features.gallery.packed_values import floats, halves, integers
 from outlier_features.progress import item_bar
@@ -138,7 +138,7 @@ def _write_index(run: GalleryRun, pages: GalleryPages) -> None:
     with_page = {*run.neurons_with_page}
     blocks = []
     for (layer,), rows in run.statistics.partition_by("layer", as_dict=True, maintain_order=True).items():
-        neurons = [Neuron(*row) for row in rows.select("layer", "expert", "neuron").rows()]
+        neurons = [Neuron(*row) for row in rows.select(THE_NEURON).rows()]
         pages.data(
             f"L{layer}",
             {

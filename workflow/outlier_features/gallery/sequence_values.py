@@ -6,21 +6,20 @@ values are bit by bit those of the run's other tables.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
 
 from outlier_features.errors import InputError
-from outlier_features.experts.moe_layers import MoeLayer, expert_neurons, find_moe_layers
+from outlier_features.experts.moe_layers import MoeLayer, find_moe_layers, neuron_hook
 from outlier_features.gallery.choose_pages import banks_of
 from outlier_features.gallery.written_weights import Bank
 from outlier_features.model.forward_pass import run_blocks
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel
-from outlier_features.model.on_demand import require_weights
 from outlier_features.model.sites import Block, find_sites, hooked
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.tokens.tokens import Tokens
@@ -85,18 +84,11 @@ class SequenceValues:
                 where, which = columns[Bank(layer, None)]
                 values[:, where] = _array(own[:, which.to(own.device)])
 
-        def listener(layer: int) -> Any:
-            def listen(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                require_weights(module)
-                hidden, chosen = (*args, *kwargs.values())[:2]
-                for expert, rows, _, read in expert_neurons(module, hidden, chosen):
-                    bank = Bank(layer, expert)
-                    if bank in columns:
-                        where, which = columns[bank]
-                        at = place[rows.cpu().numpy()]
-                        values[at[at >= 0], where] = _array(read[:, which.to(read.device)])[at >= 0]
-
-            return listen
+        def receive_expert(layer: int, expert: int, rows: torch.Tensor, read: torch.Tensor) -> None:
+            if chosen := columns.get(Bank(layer, expert)):
+                where, which = chosen
+                at = place[rows.cpu().numpy()]
+                values[at[at >= 0], where] = _array(read[:, which.to(read.device)])[at >= 0]
 
         sites = {
             (layer, ACTIVATION): self.blocks[layer].sites[ACTIVATION] for layer, expert in columns if expert is None
@@ -107,7 +99,7 @@ class SequenceValues:
         layers = {layer for layer, expert in columns if expert is not None}
         ids = torch.from_numpy(self.run.tokens[sequence][None].astype(np.int64)).to(self.loaded.device)
         mask = torch.from_numpy(self.run.mask[sequence][None].copy()).to(self.loaded.device)
-        after = [(self.experts[layer].experts, listener(layer)) for layer in sorted(layers)]
+        after = [(self.experts[layer].experts, neuron_hook(partial(receive_expert, layer))) for layer in sorted(layers)]
         with hooked(sites.items(), receive), hooks(after=after):
             run_blocks(self.loaded, ids, mask)
         return values, streams

@@ -22,6 +22,7 @@ from outlier_features.neurons.neurons_kernel import (
 )
 
 Array = np.ndarray[Any, Any]
+ABSENT = "neurons_absent"  # in a provenance: by block, why its neurons are not known
 BANKS = "banks"  # in a provenance: of each bank its experts (none of a dense MLP) and the neurons of each
 _PLACE = 32
 _FORMATS = {"int64": "I64", "float32": "F32", "float64": "F64", "uint32": "U32"}

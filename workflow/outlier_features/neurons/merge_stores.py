@@ -9,13 +9,12 @@ from outlier_features.errors import DamagedFile
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.missing import require_had
 from outlier_features.files.tensorfile import TensorFile, TensorFileWriter
-from outlier_features.neurons.kept_neurons import BANKS, BankShape, KeptNeurons, merged
+from outlier_features.neurons.kept_neurons import ABSENT, BANKS, BankShape, KeptNeurons, merged
 from outlier_features.neurons.position_classes import CLASSES
 from outlier_features.neurons.ranked_at import RANKING
 
 _SAME = ("model", "model_revision", "dtype")
 _OF_A_CORPUS = ("corpus", "corpus_sha256", "tokens_sha256", "sample", "start", "stop", "job")
-ABSENT = "neurons_absent"  # in a provenance: by block, why its neurons are not known
 
 
 def merge_stores(stores: Sequence[Path], out: Path, *, examples: int | None = None) -> None:

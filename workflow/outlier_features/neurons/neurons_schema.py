@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from outlier_features.files.columns import LAYER, SEQUENCE, TOKEN
+from outlier_features.files.columns import SEQUENCE, THE_NEURON, TOKEN
 from outlier_features.files.tables import Column, Table
 
 WITHOUT_HIGH_NORM = "without_high_norm"
@@ -11,9 +11,6 @@ POPULATION = Column(
     "`without_high_norm`: without those whose vector in resid_post of the block has more than `neurons.high_norm` "
     "times the median norm of that sequence and block"
 )  # fmt: skip
-EXPERT = Column("expert", pl.UInt16, "of a mixture of experts, the routed expert that the neuron is of; else null")
-NEURON = Column("neuron", pl.UInt32, "index in mlp_act of the block or of the expert, from 0")
-THE_NEURON = (LAYER, EXPERT, NEURON)
 
 NEURONS = Table(
     "neurons",

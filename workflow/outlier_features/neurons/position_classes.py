@@ -22,6 +22,12 @@ POPULATION_CLASSES = {
 }
 
 
+def norms_of(stream: Array) -> Array:
+    """The L2 norms, float64 (T,), of vectors (T, H)."""
+    norms: Array = np.sqrt(np.square(stream, dtype=np.float64).sum(axis=1))
+    return norms
+
+
 def position_classes(parts: Array, norms: Array, high_norm: float) -> Array:
     """The class of each position of a sequence in a block, int64 (T,), or `PADDED`.
 

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from outlier_features.errors import InputError
-from outlier_features.experts.moe_layers import MoeLayer, expert_neurons, find_moe_layers
+from outlier_features.experts.moe_layers import MoeLayer, find_moe_layers, neuron_hook
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel
-from outlier_features.model.on_demand import require_weights
 from outlier_features.model.sites import Block, Site
 from outlier_features.neurons.bank import Bank, Job
-from outlier_features.neurons.kept_neurons import BANKS, BankShape
-from outlier_features.neurons.position_classes import position_classes
+from outlier_features.neurons.kept_neurons import ABSENT, BANKS, BankShape
+from outlier_features.neurons.position_classes import norms_of, position_classes
 
 Array = np.ndarray[Any, Any]
 _ACTIVATION, _STREAM = "mlp_act", "resid_post"
@@ -96,7 +95,7 @@ class NeuronRecorder:
     @property
     def provenance(self) -> dict[str, Any]:
         there = {one.name: [one.experts, one.neurons] for i, one in self._shapes.items() if i not in self.absent}
-        return {BANKS: there, "neurons_absent": {str(i): reason for i, reason in sorted(self.absent.items())}}
+        return {BANKS: there, ABSENT: {str(i): reason for i, reason in sorted(self.absent.items())}}
 
     @contextmanager
     def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
@@ -108,12 +107,11 @@ class NeuronRecorder:
             yield
 
     def _of_experts(self, index: int) -> Callable[[nn.Module, Any, Any, Any], None]:
+        take = neuron_hook(lambda expert, rows, values: self._wait(index, expert, values, rows.cpu().numpy()))
+
         def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with self._going_on():
-                require_weights(module)
-                hidden, chosen = (*args, *kwargs.values())[:2]
-                for expert, rows, _, values in expert_neurons(module, hidden, chosen):
-                    self._wait(index, expert, values, rows.cpu().numpy())
+                take(module, args, kwargs, output)
 
         return hand_on
 
@@ -154,8 +152,7 @@ class NeuronRecorder:
         bank = self._banks.setdefault(index, Bank(shape, self._examples, self._threads))
         for b in range(batch):
             sequence = self._first + b
-            norms = np.sqrt(np.square(stream[b], dtype=np.float64).sum(axis=1))
-            classes = position_classes(self._parts[sequence], norms, self._high_norm)
+            classes = position_classes(self._parts[sequence], norms_of(stream[b]), self._high_norm)
             jobs: list[Job] = []
             for expert, values, rows in waiting:
                 own = slice(*np.searchsorted(rows, (b * tokens, (b + 1) * tokens)))
