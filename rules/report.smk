@@ -48,6 +48,7 @@ rule render_report:
             caption="../workflow/report/captions/report.rst",
             category="Report",
         ),
+        beside=directory(f"{RESULTS}/report"),
     log:
         f"{RESULTS}/logs/render_report.log",
     benchmark:

@@ -84,9 +84,9 @@ RUN_TABLES = (
 KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
 ATTRIBUTION_TABLES = ("logit_attribution", "logit_attribution_tokens")
 FIGURES = (
-    "magnitude-by-layer", "surface", "surface-map", "massive-tokens", "dimension-map", "rules", "signs", "positions",
-    "distribution", "kurtosis", "shares", "sensitivity", "norm-gains", "lifecycle", "origin-shares", "origin",
-    "attention-sinks", "attention-maps", "ablation",
+    "magnitude-by-layer", "dimension-map", "surface", "surface-map", "massive-tokens", "positions", "distribution",
+    "kurtosis", "lifecycle", "origin-shares", "origin", "norm-gains", "attention-sinks", "attention-maps", "ablation",
+    "rules", "signs", "shares", "sensitivity",
 )  # fmt: skip
 KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
 PIECES = ("The", " cat", " sat", "\n", " down", ".")

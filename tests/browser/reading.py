@@ -35,6 +35,16 @@ class Reader:
         self.page.wait_for_function(f"place => ['drawn', 'failed'].includes({state})", arg=place)
         assert self.by_id(place).locator(".plot").get_attribute("data-state") == "drawn"
 
+    def choose(self, population):
+        """Chooses it for all figures."""
+        self.page.locator(f'#populations input[value="{population}"]').check()
+
+    def draw_all(self):
+        """Draws every figure of the page that is shown."""
+        self.page.evaluate(
+            "Promise.all([...document.querySelectorAll('.page:not([hidden]) .plot')].map((box) => drawFigure(box)))"
+        )
+
     def by_id(self, place):
         return self.page.locator(f'[id="{place}"]')
 

@@ -20,6 +20,7 @@ from reading import MARK, SCRIPT, Reader
 PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
 RUNS = ("tiny/text", "hostile/text")
+CHAPTERS = ("", "/where", "/why", "/attention", "/effect", "/criteria", "/data")
 SITES = ("attn_norm", "mlp_norm", "resid_post")
 COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
@@ -62,7 +63,8 @@ def reader(browser, results):
     yield opened
     assert opened.complaints == []
     assert {url.split(":")[0] for url in opened.requests} <= {"file", "data", "blob"}
-    assert [url for url in opened.requests if url.startswith("file:")] == [(results / "report.html").as_uri()]
+    own = ((results / "report.html").as_uri(), (results / "report").as_uri() + "/")
+    assert [url for url in opened.requests if url.startswith("file:") and not url.startswith(own)] == []
     opened.context.close()
 
 
@@ -109,7 +111,7 @@ def test_every_figure_is_drawn_in_every_view(reader, drawings, run):
         figure = reader.figure(place)
         for view, plot in drawing.views.items():
             if len(drawing.views) > 1:
-                figure.locator(f'.views input[value="{view}"]').check()
+                reader.choose(view)
                 reader.drawn(place)
                 assert figure.locator("dd.population").inner_text() == view
             found = figure.locator(".plot").evaluate(
@@ -124,7 +126,7 @@ def test_a_view_shows_its_population(reader, results):
     layers = pl.read_parquet(results / "tiny/text/layers.parquet")
     figure = reader.figure("tiny/text/magnitude-by-layer")
     for population in ("without_first", "all"):
-        figure.locator(f'.views input[value="{population}"]').check()
+        reader.choose(population)
         reader.drawn("tiny/text/magnitude-by-layer")
         expected = layers.filter(population=population, site=SITES[1]).sort("layer")["top2"].to_list()
         ys = figure.locator(".plot").evaluate("box => box.data.map((trace) => [...(trace.y ?? [])])")
@@ -133,21 +135,47 @@ def test_a_view_shows_its_population(reader, results):
         assert f"population {population}" in titles
 
 
-def test_one_switch_for_all_figures_of_a_run(reader, drawings):
-    others = reader.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.view)")
-    reader.visit("hostile/text")
-    switch = reader.by_id("hostile/text").locator(".all-views")
+def test_one_switch_for_all_figures(reader, drawings):
+    reader.visit("hostile/text/where")
+    shown = "figures => figures.filter((one) => one.checkVisibility()).map((one) => [one.id, one.querySelector('.plot')?.dataset.view])"
     for population in ("without_first", "all"):
-        switch.locator(f'input[value="{population}"]').check()
-        figures = reader.by_id("hostile/text").locator("figure.drawing")
-        pairs = "figures => figures.map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null])"
-        views = dict(figures.evaluate_all(pairs))
-        for drawing in drawings["hostile/text"]:
-            names = list(drawing.views)
-            expected = population if population in names else names[0] if names else None
-            assert views[f"hostile/text/{drawing.name}"] == expected
-    same = reader.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.view)")
-    assert others == same
+        reader.choose(population)
+        for run, chapter in (("hostile/text", "where"), ("tiny/text", "criteria"), ("hostile/text", "effect")):
+            reader.visit(f"{run}/{chapter}")
+            views = dict(reader.page.locator("figure.drawing").evaluate_all(shown))
+            drawn = [one for one in drawings[run] if one.chapter == chapter]
+            assert [*views] == [f"{run}/{drawing.name}" for drawing in drawn]
+            for drawing in drawn:
+                names = list(drawing.views)
+                expected = population if population in names else names[0] if names else None
+                assert views[f"{run}/{drawing.name}"] == expected
+
+
+def test_a_link_shows_what_its_sender_saw(browser, results):
+    """Place, population and theme are in the address, whichever way the reader came to them; choices outlive a link."""
+    sender = Reader(browser, results / "report.html", color_scheme="light")
+    sender.visit("tiny/text/where")
+    sender.choose("without_first")
+    sender.page.get_by_role("button", name="Dark theme").click()
+    sender.page.locator(".page:not([hidden]) .turn a[rel=next]").click()
+    sender.page.wait_for_function("document.getElementById('tiny/text/why').checkVisibility()")
+    link = sender.page.url
+    assert link.partition("#")[2] == "tiny/text/why?population=without_first&theme=dark"
+    receiver = Reader(browser, results / "report.html", color_scheme="light")
+    receiver.page.goto("about:blank")
+    for _ in range(2):
+        receiver.page.goto(link)
+        assert receiver.by_id("tiny/text/why").is_visible()
+        assert receiver.page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert receiver.page.locator("#populations input:checked").get_attribute("value") == "without_first"
+        receiver.page.reload()
+    receiver.page.evaluate("location.hash = 'tiny/text/where?population=all'")
+    receiver.page.wait_for_function("document.querySelector('#populations input:checked').value === 'all'")
+    receiver.page.go_back()
+    receiver.page.wait_for_function("document.querySelector('#populations input:checked').value === 'without_first'")
+    for one in (sender, receiver):
+        assert one.complaints == []
+        one.context.close()
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -167,7 +195,7 @@ def test_a_figure_s_download_is_its_data(reader, drawings, run):
 
 def test_a_figure_is_saved_as_an_image(reader):
     figure = reader.figure("tiny/text/shares")
-    figure.locator('.views input[value="without_first"]').check()
+    reader.choose("without_first")
     name, content = reader.download(figure.get_by_role("button", name="as SVG"))
     assert name == "tiny-text-shares-without_first.svg"
     assert content.startswith(b"<svg") and b"population without_first" in content
@@ -315,8 +343,8 @@ def test_a_link_leads_to_its_page_and_place(browser, results, drawings):
     page = opened.page
     assert page.locator(".page:not([hidden])").get_attribute("id") == "index"
     for place, shown in (
-        ("hostile/text", "hostile/text"), ("hostile/text/shares", "hostile/text"), ("costs", "costs"),
-        ("tiny/text/tables/sinks", "tiny/text"), ("definitions", "definitions"), ("comparison", "comparison"),
+        ("hostile/text", "hostile/text"), ("hostile/text/shares", "hostile/text/criteria"), ("costs", "costs"),
+        ("tiny/text/tables/sinks", "tiny/text/data"), ("definitions", "definitions"), ("comparison", "comparison"),
     ):  # fmt: skip
         page.goto("about:blank")
         page.goto(f"{(results / 'report.html').as_uri()}#{place}")
@@ -366,9 +394,12 @@ def test_with_the_keyboard_alone(browser, results):
     tab_to("focused.hash === '#tiny/text'")
     page.keyboard.press("Enter")
     page.wait_for_function("document.getElementById('tiny/text').checkVisibility()")
-    tab_to("focused.closest('figure')?.id === 'tiny/text/magnitude-by-layer' && focused.type === 'radio'")
-    assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") != "none"
+    tab_to("focused.hash === '#tiny/text/where'")
+    page.keyboard.press("Enter")
     opened.drawn("tiny/text/magnitude-by-layer")
+    page.locator(".skip").focus()
+    tab_to("focused.name === 'population'")
+    assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") != "none"
     page.keyboard.press("ArrowRight")
     opened.drawn("tiny/text/magnitude-by-layer")
     population = opened.by_id("tiny/text/magnitude-by-layer").locator("dd.population")
@@ -426,9 +457,9 @@ def test_both_themes_can_be_read(browser, results):
     grounds = []
     for theme in ("dark", "light"):
         assert page.evaluate("document.documentElement.dataset.theme") == theme
-        for place in ("index", "comparison", "costs", "definitions", "tiny/text"):
+        for place in ("index", "comparison", "costs", "definitions", *(f"tiny/text{chapter}" for chapter in CHAPTERS)):
             opened.visit(place)
-            page.evaluate("document.querySelectorAll('.page:not([hidden]) .plot').forEach((box) => drawFigure(box))")
+            opened.draw_all()
             seen, poor = page.evaluate(CONTRAST)
             assert seen > 20
             assert poor == []
@@ -436,12 +467,13 @@ def test_both_themes_can_be_read(browser, results):
         inks = page.locator('[id="tiny/text/shares"] .xtick text').first.evaluate("text => getComputedStyle(text).fill")
         grounds.append(inks)
         opened.visit("index")
-        page.get_by_role("button", name="Dark theme").click()
+        page.get_by_role("button", name=f"{'Light' if theme == 'dark' else 'Dark'} theme").click()
     assert len(set(grounds)) == 4
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-    page.get_by_role("button", name="Dark theme").click()
+    page.get_by_role("button", name="Light theme").click()
     page.wait_for_timeout(500)  # the browser writes it down in a process of its own
-    page.reload()
+    page.goto("about:blank")
+    page.goto((results / "report.html").as_uri())
     assert page.evaluate("document.documentElement.dataset.theme") == "light"  # it is remembered
     assert opened.complaints == []
     opened.context.close()
@@ -467,14 +499,13 @@ def test_the_table_of_all_runs_is_filtered_and_leads_to_their_pages(reader):
 def test_nothing_overlaps(browser, results, width):
     opened = Reader(browser, results / "report.html", width)
     found = {}
-    for place in ("index", "comparison", "costs", "definitions", *RUNS):
+    pages = [f"{run}{chapter}" for run in RUNS for chapter in CHAPTERS]
+    for place in ("index", "comparison", "costs", "definitions", *pages):
         opened.visit(place)
         opened.page.evaluate(
             "document.querySelectorAll('.page:not([hidden]) details').forEach((one) => { one.open = true })"
         )
-        opened.page.evaluate(
-            "Promise.all([...document.querySelectorAll('.page:not([hidden]) .plot')].map((box) => drawFigure(box)))"
-        )
+        opened.draw_all()
         opened.page.wait_for_timeout(300)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         found[place] = opened.page.evaluate(OVERLAPS)
@@ -512,10 +543,11 @@ def test_text_from_outside_is_shown_and_not_run(reader, results):
 
 def test_print_has_every_figure_of_the_page(browser, results):
     opened = Reader(browser, results / "report.html", color_scheme="dark")
-    opened.visit("tiny/text")
+    opened.visit("tiny/text/where")
+    opened.page.wait_for_function("[...document.querySelectorAll('.page:not([hidden]) .plot')].every(isPrepared)")
     content = opened.page.pdf()
     assert content.startswith(b"%PDF")
-    states = opened.by_id("tiny/text").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.state)")
+    states = opened.by_id("tiny/text/where").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.state)")
     assert set(states) == {"drawn"}
     assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert opened.complaints == []
@@ -525,7 +557,7 @@ def test_print_has_every_figure_of_the_page(browser, results):
 def test_without_scripts_every_page_and_its_words_are_there(browser, results):
     opened = Reader(browser, results / "report.html", java_script_enabled=False)
     shown = opened.page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).length")
-    assert shown == 6
+    assert shown == 4 + len(RUNS) * len(CHAPTERS)
     assert "Rule massive on resid_post finds" in opened.page.locator("main").text_content()
     assert opened.page.locator("mark").count() > 0
     opened.context.close()
@@ -534,7 +566,7 @@ def test_without_scripts_every_page_and_its_words_are_there(browser, results):
 def test_the_first_figure_comes_soon(browser, results):
     opened = Reader(browser, results / "report.html")
     opened.page.goto("about:blank")
-    opened.page.goto(f"{(results / 'report.html').as_uri()}#tiny/text")
+    opened.page.goto(f"{(results / 'report.html').as_uri()}#tiny/text/where")
     opened.drawn("tiny/text/magnitude-by-layer")
     marked = opened.page.evaluate("performance.getEntriesByName('first figure')[0].startTime")
     print(f"\nfirst figure: {marked:.0f} ms after the page's start")

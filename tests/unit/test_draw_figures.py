@@ -42,7 +42,7 @@ def test_every_figure_has_a_page_and_the_index_names_them(run, figures):
         page = (figures / f"{drawing.name}.html").read_text()
         assert re.findall(rf'id="{drawing.name}/(\w+)" *>\{{', page) == list(drawing.views)
         assert len(re.findall('<input type="radio"', page)) == (len(drawing.views) if len(drawing.views) > 1 else 0)
-        assert page.count('<script src="plotly-cartesian.min.js">') == 1
+        assert page.count('data-plotly="plotly-cartesian.min.js"') == 1
         require_page(figures / f"{drawing.name}.html")
 
 

@@ -100,7 +100,7 @@ def test_a_script_of_data_holds_no_markup():
     text = '</script><!--<script>\u2028\u2029&"\\\ud7ff\u202e'
     script = data_script("S0", {"pieces": [text]})
     assert not set("<>&\u2028\u2029\u202e") & set(script) and script.isascii()
-    assert json.loads(script.removeprefix('gallery.take("S0",').removesuffix(");\n")) == {"pieces": [text]}
+    assert json.loads(script.removeprefix('beside.take("S0",').removesuffix(");\n")) == {"pieces": [text]}
 
 
 def test_every_neuron_of_the_tables_has_a_page(gallery):

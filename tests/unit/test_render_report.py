@@ -54,10 +54,12 @@ VOID = {"meta", "br", "link", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A parsed page: its tags with their attributes, and the text inside each kind of tag."""
+    """A parsed report: its tags with their attributes, the text inside each kind of tag, and what it loads."""
 
-    def __init__(self, text):
+    def __init__(self, report):
         super().__init__()
+        self.folder = report.with_suffix("")
+        text = report.read_text(encoding="utf-8")
         self.tags, self.texts, self._open = [], [], []
         self.feed(text)
         self.close()
@@ -84,29 +86,27 @@ class Page(HTMLParser):
 
     @property
     def figures(self):
-        """Data and layout of each figure, by the id of its element."""
-        bodies = iter(self.inside("script"))
-        scripts = [attrs for tag, attrs in self.tags if tag == "script"]
-        return {
-            attrs["id"]: json.loads(body)
-            for attrs, body in zip(scripts, bodies, strict=True)
-            if attrs.get("type") == "application/json"
-        }
+        """Data and layout of each view of each figure, by the name that the page loads it by."""
+        boxes = [json.loads(attrs["data-views"]) for _, attrs in self.tags if "data-views" in attrs]
+        return {name: self.loaded(name) for views in boxes for name in views.values()}
 
     @property
     def packed(self):
-        """What lies in the page for its tables and downloads, by the id of its element."""
-        scripts = [attrs for tag, attrs in self.tags if tag == "script"]
-        return {
-            attrs["id"]: json.loads(gzip.decompress(base64.b64decode(body)))
-            for attrs, body in zip(scripts, self.inside("script"), strict=True)
-            if attrs.get("type") == "application/octet-stream"
-        }
+        """What the page loads for its tables and downloads, by name."""
+        return {attrs["data-table"]: self.loaded(attrs["data-table"]) for _, attrs in self.tags if "data-table" in attrs}
+
+    def loaded(self, name):
+        """As the page's scripts unpack what lies beside it."""
+        script = (self.folder / "data" / f"{name}.js").read_text(encoding="utf-8")
+        call, _, seal = script.partition("\n")
+        assert seal.startswith("// ") and seal.count("\n") == 1
+        content = json.loads(call.removeprefix(f"beside.take({json.dumps(name)},").removesuffix(");"))
+        return json.loads(gzip.decompress(base64.b64decode(content)))
 
 
 def render(*runs, report):
     render_report(list(runs), report, published=PUBLISHED, definitions=DEFINITIONS)
-    return report.read_text(encoding="utf-8")
+    return report
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def read(directory, name):
     return pl.read_parquet(directory / f"{name}.parquet")
 
 
-def test_the_report_is_one_file_that_loads_nothing(tmp_path, page):
+def test_the_report_loads_nothing_but_what_lies_beside_it(tmp_path, page):
     parsed = page(FakeRun())
     for _, attrs in parsed.tags:
         assert "src" not in attrs
@@ -142,20 +142,26 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path, page):
     (style,) = parsed.inside("style")
     assert "url(" not in style
     assert "@import" not in style
-    assert (tmp_path / "report.html").stat().st_size < 3_000_000
+    body = next(attrs for tag, attrs in parsed.tags if tag == "body")
+    assert (body["data-beside"], body["data-plotly"]) == ("report/data/", f"report/page/{PLOTLY}")
+    files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    loaded = {f"report/data/{name}.js" for name in (*parsed.figures, *parsed.packed)}
+    assert files == {*loaded, f"report/page/{PLOTLY}"}
+    assert (tmp_path / "report.html").stat().st_size < 400_000
+    assert sum((tmp_path / name).stat().st_size for name in files) < 3_000_000
 
 
 def test_only_its_own_scripts_may_run(page):
     parsed = page(FakeRun(), FakeRun(model="other"))
     scripts = [attrs for tag, attrs in parsed.tags if tag == "script"]
-    bodies = [body for attrs, body in zip(scripts, parsed.inside("script"), strict=True) if not attrs]
-    assert {attrs["type"] for attrs in scripts if attrs} == {"application/json", "application/octet-stream"}
-    sources = [path.read_text(encoding="utf-8") for path in FOLDER.glob("*.js")]
+    bodies = parsed.inside("script")
+    assert scripts == [{}] * len(bodies)
+    sources = [path.read_text(encoding="utf-8") for path in FOLDER.glob("*.js") if path.name != PLOTLY]
     assert sorted(bodies) == sorted(sources)
     policy = next(attrs["content"] for tag, attrs in parsed.tags if "Content-Security-Policy" in attrs.values())
     rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
     assert rules["default-src"] == "'none'"
-    assert rules["script-src"] == " ".join(f"'{script_hash(body)}'" for body in bodies)
+    assert rules["script-src"] == " ".join(["'self'", *(f"'{script_hash(body)}'" for body in bodies)])
     assert any("modeBarButtons:" in body for body in sources)  # plotly's own has a button that uploads the figure
 
 
@@ -173,8 +179,7 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
     parsed = page(hostile)
     tags = [tag for tag, _ in parsed.tags]
     assert set(tags) <= OURS
-    scripts = [attrs for tag, attrs in parsed.tags if tag == "script" and not attrs]
-    assert len(scripts) == len(list(FOLDER.glob("*.js")))
+    assert tags.count("script") == len(list(FOLDER.glob("*.js"))) - 1  # plotly lies beside it
     assert all(not name.startswith("on") for _, attrs in parsed.tags for name in attrs)
     for shown in ("<img src=x onerror=alert(1)>", f'<b>"&{SCRIPT}', f"‹U+202E›{SCRIPT}", "שלום⇥␇<b>'‹U+2028›&amp;`"):
         assert shown in parsed.shown
@@ -182,8 +187,9 @@ def test_text_from_outside_is_shown_and_not_run(tmp_path, page):
     assert not re.search(
         "[\u202a-\u202e\u2066-\u2069\u2028\u2029\x07]", text.replace("\u2068", "").replace("\u2069", "")
     )
-    for body in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL):
-        assert not re.search("[<>&\u2028\u2029]", body)
+    assert len(parsed.figures) > 20  # each of them parses
+    for path in (tmp_path / "report/data").rglob("*.js"):
+        assert not re.search("[<>&\u2028\u2029]", path.read_text(encoding="utf-8"))
 
 
 def test_plotly_shows_names_literally():
@@ -196,8 +202,6 @@ def test_figures_in_the_page_are_those_of_the_tables(tmp_path, page):
     parsed = page(FakeRun())
     places = list(dict.fromkeys(name.rpartition("/")[0] for name in parsed.figures))
     assert places == [f"tiny/text/{name}" for name in FIGURES]
-    boxes = [json.loads(attrs["data-views"]) for _, attrs in parsed.tags if "data-views" in attrs]
-    assert [name for views in boxes for name in views.values()] == list(parsed.figures)
     layers = read(tmp_path / "0/tiny/text", "layers").filter(population="without_first", site="mlp_norm").sort("layer")
     figure = parsed.figures["tiny/text/magnitude-by-layer/without_first"]
     assert layers["top2"].to_list() in [trace.get("y") for trace in figure["data"]]
@@ -477,7 +481,7 @@ def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
     toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity")
     views = [f"{name}/{population}" for name in toggled for population in POPULATIONS]
-    assert list(parsed.figures) == [f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]]
+    assert parsed.figures.keys() == {f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]}
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites reaches a rule's threshold.",
@@ -588,7 +592,8 @@ def test_what_is_missing_is_said_in_its_place(page):
         "The map of attention sinks and patterns is missing by a fault of outlier-features (KeyError: 'heads'",
         "The search for super weights cannot be had: no MLP.",
     )
-    listed = parsed.shown[: parsed.shown.index("The dimensions that stand out")]
+    assert "4 analyses are missing from this run" in parsed.shown
+    listed = parsed.shown[: parsed.shown.rindex("What the numbers do not mean")].rpartition("What is missing")[2]
     for sentence, places in ((surface, 3), (origin, 6), (maps, 3), (weights, 2)):
         # In the list, in the place of the figure if there is one, and in that of each table.
         assert sentence in listed and parsed.shown.count(sentence) == places
@@ -624,7 +629,7 @@ def test_the_comparison_has_a_page(tmp_path):
     compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
     report = tmp_path / "report.html"
     render_report(paths, report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
-    parsed = Page(report.read_text(encoding="utf-8"))
+    parsed = Page(report)
     first, whole = (parsed.packed[f"comparison/models{end}/rows"] for end in ("", "/whole"))
     models = pl.read_parquet(tmp_path / "comparison/models.parquet")
     assert [column["name"] for column in whole["columns"]] == models.columns and whole["rows"] == len(models)
@@ -650,7 +655,7 @@ def test_runs_that_failed_stand_among_all_runs(tmp_path):
     write_failures({"gated/text": why}, tmp_path / "comparison/failures.parquet")
     report = tmp_path / "report.html"
     render_report([run], report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
-    parsed = Page(report.read_text(encoding="utf-8"))
+    parsed = Page(report)
     assert "1 run compared, 1 failed" in parsed.shown
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
     assert "gatedtext failed in rule fetch_model: <b>closed</b> logs/fetch_model/gated.log" in overview
@@ -704,13 +709,18 @@ def test_a_failure_leaves_the_old_report(tmp_path):
     (folder / "report.html.j2").write_text("{{ nothing.of.the.kind }}")
     with pytest.raises(TemplateError):
         render_report([run], report, published=PUBLISHED, definitions=DEFINITIONS, folder=folder)
-    assert report.read_text() == "old"
+    assert report.read_text() == "old" and not (tmp_path / "report").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_the_same_run_makes_the_same_report(tmp_path):
     run = FakeRun().write(tmp_path / "run")
-    assert render(run, report=tmp_path / "a.html") == render(run, report=tmp_path / "b.html")
+    reports = [render(run, report=tmp_path / name / "report.html") for name in ("a", "b")]
+    first, second = (
+        {path.relative_to(one.parent): path.read_bytes() for path in one.parent.rglob("*") if path.is_file()}
+        for one in reports
+    )
+    assert first == second and len(first) > 50
 
 
 def test_what_was_published_of_the_model_stands_beside(tmp_path):

@@ -1,6 +1,7 @@
 """The figures of a run's report, each a function of the public tables."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from outlier_features.attention.sinks_schema import SinkSample
 from outlier_features.figures.ablation import ablation, expert_ablation
@@ -36,6 +37,15 @@ from outlier_features.summary.hybrid import attention_of_hybrid
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
+# The report's chapters that have figures, in their order, with their titles.
+WHERE, WHY, ATTENTION, EFFECT, QUANTIZED, CRITERIA = CHAPTERS = {
+    "where": "Where",
+    "why": "Why",
+    "attention": "Attention",
+    "effect": "Does it matter?",
+    "quantization": "Quantization",
+    "criteria": "Rules and sensitivity",
+}
 # By analysis, the name and title of the figure that says why there is none.
 PLACES = {
     "surface": ("surface", "Surface of the largest value"),
@@ -50,7 +60,7 @@ PLACES = {
 
 
 def run_figures(run: Run) -> list[Drawing]:
-    """The figures in the order of the report.
+    """The figures, chapter by chapter, in the order of the report.
 
     Those whose tables the run lacks are left out; in the place of those of a missing analysis stands the reason.
     """
@@ -63,23 +73,32 @@ def run_figures(run: Run) -> list[Drawing]:
     listing = {name: sites[name] for name in main if rules[name].lists_hits}
     systematic = of_kind(rules, Systematic)
     closely = {name: rule for name, rule in systematic.items() if rule.follow_up}
-    drawings = [
-        magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
-        *_optional(run, "surface"),
-        massive_tokens(tables["massive"], listing, populations),
-        dimension_map(tables["emergence"], tables["dims"], main, populations),
-        rules_side_by_side(tables["dims"], of_residual, blocks, populations),
-        signs(tables["dims"], tables["emergence"], followed, populations),
-        positions(tables["positions"], {name: rules[name] for name in followed}, populations),
-        distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
-        kurtosis(tables["layers"], blocks, populations),
-        shares(tables["dims"], sites, closely, populations),
-        sensitivity(tables["sensitivity"], systematic, populations),
-    ]
-    if run.locations:
-        drawings.append(locations_by_layer(run.locations))
-    for analysis in ("norms", "origin", "experts", "attention_maps", "ablation", "expert_ablation", "knock_outs"):
-        drawings += _optional(run, analysis)
+    chapters = {
+        WHERE: [
+            magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+            dimension_map(tables["emergence"], tables["dims"], main, populations),
+            *_optional(run, "surface"),
+            massive_tokens(tables["massive"], listing, populations),
+            positions(tables["positions"], {name: rules[name] for name in followed}, populations),
+            distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
+            kurtosis(tables["layers"], blocks, populations),
+        ],
+        WHY: [drawing for analysis in ("origin", "norms", "experts") for drawing in _optional(run, analysis)],
+        ATTENTION: [*_optional(run, "attention_maps")],
+        EFFECT: [
+            drawing
+            for analysis in ("ablation", "expert_ablation", "knock_outs")
+            for drawing in _optional(run, analysis)
+        ],
+        CRITERIA: [
+            rules_side_by_side(tables["dims"], of_residual, blocks, populations),
+            signs(tables["dims"], tables["emergence"], followed, populations),
+            shares(tables["dims"], sites, closely, populations),
+            sensitivity(tables["sensitivity"], systematic, populations),
+            *([locations_by_layer(run.locations)] if run.locations else []),
+        ],
+    }
+    drawings = [replace(drawing, chapter=chapter) for chapter, some in chapters.items() for drawing in some]
     attention = attention_of_hybrid(summary["model"])
     return [with_attention_marked(drawing, attention) for drawing in drawings] if attention else drawings
 

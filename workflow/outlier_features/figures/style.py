@@ -48,6 +48,8 @@ class Drawing:
     views                     by population, each a whole figure; one that does not depend on it has one view, `all`
     data                      what is drawn, exact, its columns named as in the public tables
     min_width                 pixels below which the figure cannot be read
+    finding                   what it shows of this run, in a sentence with numbers; nothing where there is none
+    chapter                   of the report, see `run_figures.CHAPTERS`; nothing outside it
     """
 
     name: str
@@ -59,6 +61,8 @@ class Drawing:
     views: Mapping[str, go.Figure] = field(default_factory=dict)
     data: pl.DataFrame = field(default_factory=pl.DataFrame)
     min_width: int = 340
+    finding: str = ""
+    chapter: str = ""
 
     def empty(self, why: str) -> "Drawing":
         return replace(self, text=why)

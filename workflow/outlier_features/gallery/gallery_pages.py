@@ -1,17 +1,17 @@
 """A folder of pages: their templates, the style and scripts that they share, and the data that each loads."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outlier_features.files.artifacts import sealed_page, sealed_script
+from outlier_features.files.artifacts import sealed_page
+from outlier_features.report.page_data import write_data
 from outlier_features.report.page_template import FOLDER as REPORT
 from outlier_features.report.page_template import Pages
 
 FOLDER = Path(__file__).parent / "page"
-FROM_REPORT = ("theme.js", "data.js", "table.js", "report.css")
+FROM_REPORT = ("theme.js", "load.js", "data.js", "table.js", "report.css")
 
 
 class GalleryPages:
@@ -39,12 +39,4 @@ class GalleryPages:
         (self.folder / file).write_bytes(sealed_page(html))
 
     def data(self, name: str, content: Any) -> None:
-        (self.folder / "data" / f"{name}.js").write_bytes(sealed_script(data_script(name, content)))
-
-
-def data_script(name: str, content: Any) -> str:
-    """A script that hands data to the page; text in it is text to any reader of HTML or JavaScript."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=list)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f"gallery.take({json.dumps(name)},{text});\n"
+        write_data(self.folder / "data", name, content)

@@ -62,7 +62,7 @@ def _write_pages(title: str, drawings: Sequence[Drawing], directory: Path) -> No
     for drawing in drawings:
         page = pages.render(
             TEMPLATE, scripts=FIGURE_SCRIPTS, beside=True, title=f"{drawing.title}: {title}", back=title,
-            placed=[PlacedFigure.of(drawing, drawing.name, data=False)], files_of=files, listed=[],
+            placed=[PlacedFigure.inside(drawing, drawing.name)], files_of=files, listed=[],
         )  # fmt: skip
         write_page(directory / f"{drawing.name}.html", page)
     index = pages.render(TEMPLATE, scripts=(), title=title, back="", placed=[], files_of=files, listed=drawings)
@@ -71,7 +71,7 @@ def _write_pages(title: str, drawings: Sequence[Drawing], directory: Path) -> No
 
 def write_figures(path: Path, title: str, drawings: Sequence[Drawing]) -> None:
     """Write figures as one page that is complete in itself, without a checksum."""
-    placed = [PlacedFigure.of(drawing, drawing.name, data=False) for drawing in drawings]
+    placed = [PlacedFigure.inside(drawing, drawing.name) for drawing in drawings]
     page = Pages().render(
         TEMPLATE, scripts=(PLOTLY, *FIGURE_SCRIPTS), title=title, back="", placed=placed, files_of={}, listed=[],
     )  # fmt: skip

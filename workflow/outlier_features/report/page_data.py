@@ -1,14 +1,16 @@
-"""Data that lie in the report's page for its scripts: columns as gzipped JSON in base64, within a number of bytes."""
+"""Data for the scripts of pages, in files beside them: columns as gzipped JSON in base64, within a number of bytes."""
 
 import base64
 import gzip
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from outlier_features.files.artifacts import sealed_script
 from outlier_features.files.tables import Table
 
 LONGEST_TEXT = 1000  # characters of a cell
@@ -29,8 +31,27 @@ def packed(frame: pl.DataFrame, columns: Mapping[str, Mapping[str, Any]] | None 
         "rows": len(frame),
         "columns": [{**_column(series), **(columns or {}).get(series.name, {})} for series in frame],
     }
-    text = json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return gzipped(json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def gzipped(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+def write_data(folder: Path, name: str, content: Any) -> None:
+    """Write what pages beside `folder` load by this name (load.js): a script, since one that was opened from disk may
+    read no other file."""
+    path = folder / f"{name}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sealed_script(data_script(name, content)))
+
+
+def data_script(name: str, content: Any) -> str:
+    """A script that hands data to the page; text in it is text to any reader of HTML or JavaScript."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=list)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f"beside.take({json.dumps(name)},{text});\n"
 
 
 def packed_within(

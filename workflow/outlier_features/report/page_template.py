@@ -15,13 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from outlier_features.figures.style import Drawing
-from outlier_features.report.page_data import packed
+from outlier_features.report.page_data import gzipped, packed, write_data
 from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
 
 FOLDER = Path(__file__).parent / "page"
 PLOTLY = "plotly-cartesian.min.js"
-FIGURE_SCRIPTS = ("data.js", "figure.js")
+FIGURE_SCRIPTS = ("load.js", "data.js", "figure.js")
 
 
 class Pages:
@@ -45,9 +45,9 @@ class Pages:
         }  # fmt: skip
 
     def render(self, template: str, *, scripts: Sequence[str], beside: bool = False, **facts: Any) -> str:
-        """A page with these scripts inside it, and with `beside` plotly's from the file beside it.
+        """A page with these scripts inside it, and with `beside` also such that it loads: plotly's, and data.
 
-        It loads nothing else, and runs no other script than those named in it by their hashes.
+        It loads nothing else, and runs no other script within it than those named there by their hashes.
         """
         theme, style, *own = (_text(self.folder / name) for name in ("theme.js", "report.css", *scripts))
         page = self.environment.get_template(template)
@@ -58,11 +58,11 @@ class Pages:
 class PlacedFigure:
     """A drawing in a page.
 
-    file     the name of the files that it is saved as, without their kind
-    first    the view that is shown first, of `height` pixels
-    views    each view's JSON
-    ids      the ids of these, by view, as JSON
-    packed   the data, or nothing where there are none
+    file       the name of the files that it is saved as, without their kind
+    first      the view that is shown first, of `height` pixels
+    views      each view's JSON, where it lies in the page
+    ids        the ids of these, by view, as JSON
+    has_data   whether the page can save what is drawn as CSV
     """
 
     drawing: Drawing
@@ -72,11 +72,25 @@ class PlacedFigure:
     height: int
     views: Mapping[str, Markup]
     ids: str
-    packed: str
+    has_data: bool
 
     @classmethod
-    def of(cls, drawing: Drawing, place: str, *, data: bool) -> "PlacedFigure":
-        """`place`: its id in the page; with `data` they lie in the page too."""
+    def inside(cls, drawing: Drawing, place: str) -> "PlacedFigure":
+        """With its views in the page, where its id is `place`."""
+        return cls._of(drawing, place, {name: json_script(figure) for name, figure in drawing.views.items()}, False)
+
+    @classmethod
+    def beside(cls, drawing: Drawing, place: str, folder: Path) -> "PlacedFigure":
+        """With its views and its data as files in `folder`, named by their ids: `<place>/<view>`, `<place>/data`."""
+        for name, figure in drawing.views.items():
+            write_data(folder, f"{place}/{name}", gzipped(str(figure.to_json(engine="json"))))
+        has_data = drawing.data.width > 0
+        if has_data:
+            write_data(folder, f"{place}/data", packed(drawing.data))
+        return cls._of(drawing, place, {}, has_data)
+
+    @classmethod
+    def _of(cls, drawing: Drawing, place: str, views: Mapping[str, Markup], has_data: bool) -> "PlacedFigure":
         first = next(iter(drawing.views), "")
         return cls(
             drawing,
@@ -84,9 +98,9 @@ class PlacedFigure:
             place.replace("/", "-"),
             first,
             drawing.views[first].layout.height or 450 if first else 0,
-            {name: json_script(figure) for name, figure in drawing.views.items()},
+            views,
             json.dumps({name: f"{place}/{name}" for name in drawing.views}),
-            packed(drawing.data) if data and drawing.data.width else "",
+            has_data,
         )
 
 

@@ -1,6 +1,7 @@
-"""Rule render_report: one HTML file for all runs, complete in itself, that opens without a network."""
+"""Rule render_report: a page for all runs and, beside it, what it loads when asked for; both open without a network."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,9 +17,9 @@ from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.comparison_figures import comparison_figures
-from outlier_features.figures.run_figures import run_figures
+from outlier_features.figures.run_figures import CHAPTERS, CRITERIA, WHERE, run_figures
 from outlier_features.figures.style import Drawing
-from outlier_features.files.artifacts import read_json, write_page
+from outlier_features.files.artifacts import read_json, replacing_directory, write_page
 from outlier_features.files.tables import Table, read_table
 from outlier_features.model_name import is_trained, split_name
 from outlier_features.progress import item_bar
@@ -26,8 +27,8 @@ from outlier_features.published import published_facts
 from outlier_features.report.compared_table import compared_table, first_steps_table
 from outlier_features.report.definitions_page import anchors, definitions_page
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
-from outlier_features.report.page_data import described, packed
-from outlier_features.report.page_template import FIGURE_SCRIPTS, FOLDER, PLOTLY, Pages, PlacedFigure
+from outlier_features.report.page_data import described, packed, write_data
+from outlier_features.report.page_template import FOLDER, PLOTLY, Pages, PlacedFigure
 from outlier_features.report.report_browser import browsed_tables
 from outlier_features.report.report_tables import (
     ablations,
@@ -44,7 +45,7 @@ from outlier_features.rules.kinds import listing_rules
 from outlier_features.run.costs_schema import COSTS
 from outlier_features.summary.facts import facts_in
 from outlier_features.summary.glossary import FOR_NEWCOMERS, LIMITS, TERMS
-from outlier_features.summary.in_short import InShort, in_short
+from outlier_features.summary.in_short import in_short
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules
 from outlier_features.tokens.token_context import massive_spans
@@ -52,10 +53,19 @@ from outlier_features.tokens.token_context import massive_spans
 MASSIVE_ROWS = 1000
 ROWS_WITHOUT_SCRIPTS = 50
 DIM_ROWS = 20
-# The page's bytes; where figures and words alone have more, or nearly, the tables of each run still get some.
-PAGE_BYTES = 11_500_000
-LEAST_TABLE_BYTES = 200_000
-SCRIPTS = (PLOTLY, *FIGURE_SCRIPTS, "table.js", "report.js")
+# Of the packed tables of a run; longer ones are cut, small ones whole.
+TABLE_BYTES = 8_000_000
+SCRIPTS = ("load.js", "state.js", "data.js", "figure.js", "table.js", "report.js")
+# What chapters are about, in words; those of figures have their titles in `figures.run_figures`.
+ABOUT = {
+    "where": "In which layers, at which positions and at which tokens the large values are, and how large they are.",
+    "why": "What writes the large values, what removes them, and what the norms make of them.",
+    "attention": "How much attention the first and other tokens get, beside the massive activations of the same run.",
+    "effect": "What happens to the model's predictions once large values, or parts of the model, are taken away.",
+    "quantization": "What fewer bits do to the activations, with and without the large values.",
+    "criteria": "What each rule looks for, what it found, and how that hangs on its thresholds.",
+    "data": "What is missing, what the numbers do not mean, every table, and where all of it comes from.",
+}
 
 
 def render_report(
@@ -69,7 +79,11 @@ def render_report(
     galleries: Sequence[Path] = (),
     folder: Path = FOLDER,
 ) -> None:
-    """Write `report` with a page for each run (a directory `<results>/model/corpus`).
+    """Write `report`, the page of all runs (directories `<results>/model/corpus`), and a directory of the same name
+    without suffix beside it, all or nothing:
+
+    data/   figures, their data and tables: small scripts, each loaded when the page shows it
+    page/   plotly
 
     published    directory of what papers and repositories printed, as CSV
     definitions  the Markdown document that says exactly what is measured, which becomes a page
@@ -78,40 +92,51 @@ def render_report(
     galleries    the manifests of the runs' galleries, which lie beside the report; none for a run without
     folder       of the templates
 
-    Text from models and corpora is data: it is escaped in HTML, in plotly's labels and in the figures' JSON, and packed
-    in tables, whose scripts make text nodes of it. Beyond that the page forbids itself to load anything and to run any
-    script but its own, named by their hashes.
+    Text from models and corpora is data: it is escaped in HTML and in plotly's labels, and packed in the scripts beside
+    the page, which makes text nodes of it. Beyond that the page forbids itself to load anything from elsewhere and to
+    run any script within it but its own, named by their hashes.
     """
     read = [Run.read(run) for run in item_bar(runs, "read", "run")]
-    compared = _compared(comparison, read, published) if comparison else None
+    require_names([run.name for run in read])
     pages = Pages(folder, anchors(definitions))
-    sections = [section(run, published) for run in item_bar(read, "render", "run")]
-    require_names([part["id"] for part in sections])
-    facts: dict[str, Any] = {
-        "overview": overview([run.summary for run in read]),
-        "failures": read_failures(comparison).to_dicts() if comparison else [],
-        "overview_rules": overview_rules([run.summary for run in read]),
-        "overview_words": overview_words([run.summary for run in read]),
-        "definitions": definitions_page(definitions),
-        "meanings": meanings([run.summary for run in read]),
-        "terms": TERMS,
-        "limits": LIMITS,
-        "for_newcomers": FOR_NEWCOMERS,
-        "comparison": compared,
-        "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS),
-    }
     manifests = {"/".join(path.parent.parts[-2:]): path for path in galleries}
-    for part, run in zip(sections, read, strict=True):
-        part["gallery"] = _gallery(run, manifests.get(run.name), report)
-    bare = len(pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts).encode())
-    budget = max((PAGE_BYTES - bare) // len(read), LEAST_TABLE_BYTES)
-    for part, run in zip(sections, item_bar(read, "tables", "run"), strict=True):
-        part["tables"] = browsed_tables(run, budget)
-    write_page(report, pages.render("report.html.j2", scripts=SCRIPTS, sections=sections, **facts))
+    beside = report.with_suffix("")
+    with replacing_directory(beside) as temporary:
+        data = temporary / "data"
+        sections = []
+        for run in item_bar(read, "render", "run"):
+            part = section(run, published, data)
+            part["gallery"] = _gallery(run, manifests.get(run.name), report)
+            sections.append(part)
+        page = pages.render(
+            "report.html.j2",
+            scripts=SCRIPTS,
+            beside=True,
+            folder=quote(beside.name),
+            sections=sections,
+            populations=list(dict.fromkeys(name for run in read for name in run.populations)),
+            overview=overview([run.summary for run in read]),
+            failures=read_failures(comparison).to_dicts() if comparison else [],
+            overview_rules=overview_rules([run.summary for run in read]),
+            overview_words=overview_words([run.summary for run in read]),
+            definitions=definitions_page(definitions),
+            meanings=meanings([run.summary for run in read]),
+            terms=TERMS,
+            limits=LIMITS,
+            for_newcomers=FOR_NEWCOMERS,
+            comparison=_compared(comparison, read, published, data) if comparison else None,
+            costs=None if costs is None or costs.is_empty() else _listed(costs, COSTS, data, "costs"),
+        )
+        (temporary / "page").mkdir()
+        shutil.copyfile(FOLDER / PLOTLY, temporary / "page" / PLOTLY)
+    write_page(report, page)
 
 
-def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[str, Any]:
-    """What the templates show of the runs beside one another. Raises `DamagedFile` where it compares other runs."""
+def _compared(comparison: Path, runs: Sequence[Run], published: Path, data: Path) -> dict[str, Any]:
+    """What the templates show of the runs beside one another; what the page loads is written into `data`.
+
+    Raises `DamagedFile` where it compares other runs.
+    """
     models, provenance = read_table(comparison / "models.parquet", MODELS)
     names = [run.name for run in runs]
     if provenance["runs"] != names:
@@ -122,21 +147,26 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path) -> dict[st
     drawings = comparison_figures(shown)
     steps = comparison / "first_steps.parquet"
     trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
+    table = compared_table(models)
+    write_data(data, "comparison/models/rows", table["first"])
+    write_data(data, "comparison/models/whole/rows", table["whole"])
+    if trained:
+        write_data(data, "comparison/first-steps/rows", trained["packed"])
     revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
     return {
-        "models": compared_table(models),
+        "models": table,
         "same_weights": same_weights(revisions.unique(maintain_order=True).rows()),
         "first_steps": trained,
-        "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON),
-        "figures": [PlacedFigure.of(drawing, f"comparison/{drawing.name}", data=True) for drawing in drawings],
+        "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON, data, "comparison/dims"),
+        "figures": [PlacedFigure.beside(drawing, f"comparison/{drawing.name}", data) for drawing in drawings],
         "contents": [("models", "All runs and rules"), *((one.name, one.title) for one in drawings),
                      *([("first-steps", "When each dimension first passes")] if trained else []),
                      ("dims", "Dimensions in common")],
     }  # fmt: skip
 
 
-def section(run: Run, published: Path) -> dict[str, Any]:
-    """What the templates show of a run; all but its tables, which get the room that is left."""
+def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
+    """What the templates show of a run; what the page loads when it shows it is written into `data`."""
     summary = run.summary
     name = run.name
     main, listing = list(main_rules(summary)), listing_rules(summary["rules"])
@@ -145,17 +175,20 @@ def section(run: Run, published: Path) -> dict[str, Any]:
     rows, hidden = selected_dims(run.tables["dims"], main, DIM_ROWS)
     facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
+    write_data(data, f"{name}/massive/rows", massive_rows(spans))
+    tables = browsed_tables(run, TABLE_BYTES)
+    for table in tables:
+        write_data(data, f"{name}/tables/{table.name}/rows", table.packed)
     trained = is_trained(split_name(summary["model"]["name"])[1])
     known = published_facts(published, summary["model"]["kind"], summary["model"]["origin"] or "") if trained else []
     return {
         "id": name,
         "file": name.replace("/", "-"),
-        "contents": _contents(drawings, short=short, published=bool(known), missing=bool(summary["missing"])),
+        "chapters": [*_chapters(run, drawings, data, published=bool(known))],
         "summary": summary,
         "short": short,
         "rules": rule_rows(summary),
         "facts": facts,
-        "figures": [PlacedFigure.of(drawing, f"{name}/{drawing.name}", data=True) for drawing in drawings],
         "locations": run.locations
         and {
             **location_facts(run.locations),
@@ -164,7 +197,6 @@ def section(run: Run, published: Path) -> dict[str, Any]:
         },
         "massive": {
             "rows": spans[:ROWS_WITHOUT_SCRIPTS],
-            "packed": massive_rows(spans),
             "kept": len(spans),
             "hidden": in_all - len(spans),
             "activations": len(activations),
@@ -178,7 +210,7 @@ def section(run: Run, published: Path) -> dict[str, Any]:
             "expert-ablation": ablations(summary["expert_ablation"]) if summary["expert_ablation"] else [],
         },
         "published": known,
-        "tables": [],
+        "tables": tables,
         "gallery": None,
         "provenance": provenance(summary),
     }
@@ -193,21 +225,32 @@ def _gallery(run: Run, manifest: Path | None, report: Path) -> dict[str, Any] | 
     return {**found, "path": quote(str(manifest.parent.relative_to(report.parent)))}
 
 
-def _contents(drawings: Sequence[Drawing], *, short: InShort, published: bool, missing: bool) -> list[tuple[str, str]]:
-    """The sections of a run's page, their names and titles."""
-    return [
-        *([("missing", "What is missing")] if missing else []),
-        *([("dimensions", "What stands out")] if short.profiles else []),
-        ("not-found", "What was not found"),
+def _chapters(run: Run, drawings: Sequence[Drawing], data: Path, *, published: bool) -> Iterator[dict[str, Any]]:
+    """The pages of a run after its overview: what each is about, its figures, and its sections with their titles."""
+    before = {CRITERIA: [("rules-table", "Rules"), ("findings", "Findings, rule by rule")]}
+    after = {
+        WHERE: [("massive", "Massive activations")],
+        CRITERIA: [("published", "What others printed")] if published else [],
+    }
+    for name, title in CHAPTERS.items():
+        figures = [drawing for drawing in drawings if drawing.chapter == name]
+        contents = [
+            *before.get(name, []),
+            *((drawing.name, drawing.title) for drawing in figures),
+            *after.get(name, []),
+        ]
+        if contents:
+            placed = [PlacedFigure.beside(drawing, f"{run.name}/{drawing.name}", data) for drawing in figures]
+            yield {"name": name, "title": title, "about": ABOUT[name], "figures": placed, "contents": contents}
+    contents = [
+        *([("missing", "What is missing")] if run.summary["missing"] else []),
         ("limits", "What the numbers do not mean"),
-        ("rules-table", "Rules"),
-        ("findings", "Findings, rule by rule"),
-        *((drawing.name, drawing.title) for drawing in drawings),
-        ("massive", "Massive activations"),
-        *([("published", "What others printed")] if published else []),
         ("tables", "Tables"),
         ("provenance", "Provenance"),
     ]
+    yield {
+        "name": "data", "title": "Data and provenance", "about": ABOUT["data"], "figures": [], "contents": contents,
+    }  # fmt: skip
 
 
 def require_names(names: Sequence[str]) -> None:
@@ -217,6 +260,7 @@ def require_names(names: Sequence[str]) -> None:
             raise InputError(f"runs: {name} is there twice, expected each model and corpus once")
 
 
-def _listed(frame: pl.DataFrame, table: Table) -> dict[str, Any]:
-    """A table whole, packed, and its first rows as they stand in the page without scripts."""
-    return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts(), "packed": packed(frame, described(table))}
+def _listed(frame: pl.DataFrame, table: Table, data: Path, name: str) -> dict[str, Any]:
+    """The first rows of a table as they stand in the page without scripts; all of it is written into `data`."""
+    write_data(data, f"{name}/rows", packed(frame, described(table)))
+    return {"rows": frame.head(ROWS_WITHOUT_SCRIPTS).to_dicts()}

@@ -34,7 +34,7 @@ const neuronName = (layer, expert, neuron) => `L${layer}${expert ? `E${expert - 
 const dimLink = (name, hasPage) => (hasPage && HOME !== undefined ? element("a", { href: `${HOME}${name}.html`, textContent: name }) : element("span", { textContent: name }));
 
 async function goToRandom() {
-  const { rows, layer, expert, neuron } = await gallery.load("pages");
+  const { rows, layer, expert, neuron } = await beside.load("pages");
   const place = Math.floor(Math.random() * rows);
   location.href = `${neuronName(integersOf(layer)[place], integersOf(expert)[place], integersOf(neuron)[place])}.html`;
 }

@@ -1,6 +1,6 @@
 // The page of a dimension.
 filling(document.getElementById("content"), async () => {
-  const data = await gallery.load(document.body.dataset.name);
+  const data = await beside.load(document.body.dataset.name);
   const parts = [wayOf(data.around)];
 
   if (data.selected.length) {
@@ -25,9 +25,9 @@ filling(document.getElementById("content"), async () => {
     const state = {};
     const show = () => filling(box, async () => {
       const name = `${data.name}L${state.layer}`;
-      const packed = await gallery.load(name);
+      const packed = await beside.load(name);
       const along = halvesOf(packed[state.sequence]);
-      const { pieces } = await gallery.load(`${state.sequence}T`);
+      const { pieces } = await beside.load(`${state.sequence}T`);
       const limit = limitOf(Object.values(packed).map(halvesOf), state.colours);
       const strength = strengthOf(state.colours);
       legend.replaceChildren(legendOf(limit, strength, `x of dimension ${data.dim} on resid_post of layer ${state.layer}; one scale for all its text`));

@@ -24,7 +24,7 @@
     return all;
   };
   const show = async () => {
-    const { blocks } = await gallery.load("index");
+    const { blocks } = await beside.load("index");
     const layers = blocks.map((block) => block.layer);
     const asked = Number(location.hash.match(/^#L(\d+)$/)?.[1] ?? NaN);
     const all = blocks.reduce((sum, block) => sum + block.neurons, 0) <= MOST;
@@ -34,7 +34,7 @@
       if (link.hash === chosen) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     }
-    const parts = await Promise.all(shown.map((layer) => gallery.load(`L${layer}`)));
+    const parts = await Promise.all(shown.map((layer) => beside.load(`L${layer}`)));
     const [layer, expert, neuron] = ["layer", "expert", "neuron"].map((name) => joined(parts.map((part) => integersOf(part[name])), Uint32Array));
     const pages = new Uint8Array(layer.length);
     let before = 0;

@@ -1,6 +1,6 @@
 // The page of a neuron.
 filling(document.getElementById("content"), async () => {
-  const data = await gallery.load(document.body.dataset.name);
+  const data = await beside.load(document.body.dataset.name);
   const populations = Object.keys(data.statistics);
   const state = { population: null, side: null, colours: null };
 
@@ -35,13 +35,13 @@ filling(document.getElementById("content"), async () => {
       element("span", { className: "soft", textContent: `sequence ${sequence}, position ${position} of ${length}` }), whole);
     const options = { limit: fullAt(state), strength: strengthOf(state.colours), marked: position, what: "activation" };
     const around = () => filling(text, async () => {
-      const { pieces } = await gallery.load(`S${sequence}T`);
+      const { pieces } = await beside.load(`S${sequence}T`);
       const along = values && valuesOf(sequence, first, end);
       return tokensOf(pieces, first, end, { ...options, values: along });
     });
     const all = () => filling(text, async () => {
-      const { pieces } = await gallery.load(`S${sequence}T`);
-      const along = !values ? null : data.has_more ? halvesOf((await gallery.load(`${data.name}W`))[`S${sequence}`]) : valuesOf(sequence, 0, length);
+      const { pieces } = await beside.load(`S${sequence}T`);
+      const along = !values ? null : data.has_more ? halvesOf((await beside.load(`${data.name}W`))[`S${sequence}`]) : valuesOf(sequence, 0, length);
       return tokensOf(pieces, 0, pieces.length, { ...options, values: along, lines: true });
     });
     whole.addEventListener("click", () => {

@@ -1,6 +1,6 @@
 // The page of a sequence: its text, coloured by what is chosen.
 filling(document.getElementById("content"), async () => {
-  const data = await gallery.load(document.body.dataset.name);
+  const data = await beside.load(document.body.dataset.name);
   const layersOf = new Map(data.of);
   const state = {};
   const box = element("div");
@@ -9,14 +9,14 @@ filling(document.getElementById("content"), async () => {
   const LOSS = "loss";
 
   const show = () => filling(box, async () => {
-    const { pieces, losses } = await gallery.load(`${data.name}T`);
+    const { pieces, losses } = await beside.load(`${data.name}T`);
     let [values, limit, what] = [null, 0, ""];
     if (state.of === LOSS) {
       values = halvesOf(losses);
       limit = limitOf([values], state.colours);
       what = "loss of the token, in nats";
     } else {
-      const packed = await gallery.load(`${state.of}L${state.layer}`);
+      const packed = await beside.load(`${state.of}L${state.layer}`);
       values = halvesOf(packed[data.name]);
       limit = limitOf(Object.values(packed).map(halvesOf), state.colours);
       what = `${state.of === "norm" ? "norm" : `x of dimension ${state.of.slice(1)}`} on resid_post of layer ${state.layer}; one scale for all sequences`;

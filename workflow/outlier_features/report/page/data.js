@@ -1,10 +1,14 @@
-// Data that lie in the page, packed as gzipped JSON in base64, and files that are made of them.
+// Data, packed as gzipped JSON in base64, and files that are made of them.
 
-async function unpack(id) {
-  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (character) => character.charCodeAt(0));
+// Of an element of the page, else of what lies beside it by that name.
+async function unpackText(id) {
+  const text = document.getElementById(id)?.textContent ?? (await beside.load(id));
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).json();
+  return new Response(stream).text();
 }
+
+const unpack = async (id) => JSON.parse(await unpackText(id));
 
 // JSON has no names for these numbers.
 const NOT_FINITE = { NaN: NaN, inf: Infinity, "-inf": -Infinity };

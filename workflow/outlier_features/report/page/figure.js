@@ -43,11 +43,13 @@ function darkened(value) {
 }
 
 // Draws the view that `box.dataset.view` names, at once; of the width of its box, or of `width` pixels.
-// views: a JSON object from their names to the ids of their data.
+// views: a JSON object from their names to the ids of their data, which are in the page or beside it.
 async function drawFigure(box, width) {
   const view = box.dataset.view;
   box.dataset.state = "drawing";
   try {
+    if (!isPrepared(box)) await prepare(box); // else the page that is about to be printed would not wait
+    if (box.dataset.view !== view) return; // another was chosen meanwhile
     const { data, layout } = themed(viewOf(box));
     if (layout.height) box.style.height = `${layout.height}px`;
     await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
@@ -58,15 +60,37 @@ async function drawFigure(box, width) {
   }
 }
 
-function viewOf(box) {
-  return JSON.parse(document.getElementById(JSON.parse(box.dataset.views)[box.dataset.view]).textContent);
+const idOf = (box) => JSON.parse(box.dataset.views)[box.dataset.view];
+
+// What views are, as JSON, since drawing changes what it is given; of those in the page, and of those that were loaded.
+const views = new Map();
+async function prepare(box) {
+  const id = idOf(box);
+  const [text] = await Promise.all([document.getElementById(id)?.textContent ?? unpackText(id), plotly()]);
+  views.set(id, text);
+}
+const isPrepared = (box) => views.has(idOf(box)) && window.Plotly;
+const viewOf = (box) => JSON.parse(views.get(idOf(box)));
+
+// Plotly, which takes a page longest to load: where the page says from where, when the first figure is drawn.
+let loading = null;
+function plotly() {
+  const { plotly: source } = document.body.dataset;
+  if (window.Plotly || !source) return null;
+  loading ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.addEventListener("load", resolve);
+    script.addEventListener("error", () => reject(new Error(`${source}, which belongs beside this page, is missing`)));
+    script.src = source;
+    document.head.append(script);
+  });
+  return loading;
 }
 
 function chooseView(figure, view) {
   const box = figure.querySelector(".plot");
-  const button = [...figure.querySelectorAll(".views input")].find((input) => input.value === view);
-  if (!box || !button) return;
-  button.checked = true;
+  if (!box || !(view in JSON.parse(box.dataset.views))) return;
+  for (const button of figure.querySelectorAll(".views input")) button.checked = button.value === view;
   if (box.dataset.view === view) return;
   box.dataset.view = view;
   figure.querySelector(".population").textContent = view;
@@ -78,12 +102,13 @@ let saving = Promise.resolve();
 
 async function saveFigure(figure, format) {
   const box = figure.querySelector(".plot");
-  const name = `${figure.dataset.file}${format === "csv" || figure.querySelectorAll(".views input").length < 2 ? "" : `-${box.dataset.view}`}.${format}`;
+  const name = `${figure.dataset.file}${format === "csv" || Object.keys(JSON.parse(box.dataset.views)).length < 2 ? "" : `-${box.dataset.view}`}.${format}`;
   if (format === "csv") {
     save(csv(await unpackTable(figure.dataset.table)), "text/csv", name);
     return;
   }
   // As for print, whatever the theme.
+  await prepare(box);
   const { data, layout } = viewOf(box);
   const size = { width: Math.max(box.clientWidth, 640), height: layout.height ?? box.clientHeight };
   saveUrl(await Plotly.toImage({ data, layout, config: CONFIG }, { format, ...size, scale: format === "png" ? 2 : 1 }), name);
@@ -96,7 +121,7 @@ function bindFigure(figure) {
     if (input.checked !== input.defaultChecked) input.checked = input.defaultChecked;
     input.addEventListener("change", () => chooseView(figure, input.value));
   }
-  if (figure.querySelectorAll(".views input").length > 1) figure.querySelector(".population").textContent = box.dataset.view;
+  if (Object.keys(JSON.parse(box.dataset.views)).length > 1) figure.querySelector(".population").textContent = box.dataset.view;
   for (const button of figure.querySelectorAll("[data-save]")) {
     button.addEventListener("click", () => {
       saving = saveFigure(figure, button.dataset.save);

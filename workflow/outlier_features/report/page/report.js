@@ -6,32 +6,34 @@
   const nav = document.getElementById("contents");
   const menu = document.getElementById("menu");
 
-  // Pages. A link is `#page` or `#page/section`, the id of what it leads to, whatever else the report holds.
-  const show = (hash, moved) => {
-    const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+  // Pages. A place is `page` or `page/section`, the id of what it leads to, whatever else the report holds.
+  const show = (name, moved) => {
+    const target = document.getElementById(name);
     const page = target?.closest(".page") ?? (moved ? null : pages[0]);
     if (!page) return;
     for (const other of pages) other.hidden = other !== page;
-    for (const group of nav.querySelectorAll(".parts")) group.hidden = group.dataset.page !== page.id;
+    for (const group of nav.querySelectorAll("[data-of]")) group.hidden = ![page.id, page.dataset.run].includes(group.dataset.of);
     document.title = page.dataset.title;
-    if (target instanceof HTMLDetailsElement) target.open = true;
+    for (let box = target; box && box !== page; box = box.parentElement) if (box instanceof HTMLDetailsElement) box.open = true;
+    choose(page);
     if (target && target !== page) target.scrollIntoView();
     else if (moved) scrollTo(0, 0);
-    const place = target instanceof HTMLDetailsElement ? target.querySelector("summary") : target ?? page;
-    if (moved) place.focus({ preventScroll: true });
+    const goal = target instanceof HTMLDetailsElement ? target.querySelector("summary") : target ?? page;
+    if (moved) goal.focus({ preventScroll: true });
     fit(page);
     mark();
     // The first figure is ready when the reader comes to it.
     const first = page.querySelector(".plot");
     if (first && !first.dataset.state) draw(first);
+    prepareAll();
   };
   const fit = (page) => {
     for (const box of page.querySelectorAll('.plot[data-state="drawn"]')) {
       if (box._fullLayout && Math.abs(box._fullLayout.width - box.clientWidth) > 1) Plotly.Plots.resize(box);
     }
   };
-  addEventListener("hashchange", () => {
-    show(location.hash, true);
+  state.on("place", (name) => {
+    show(name, true);
     setMenu(false);
   });
 
@@ -76,28 +78,48 @@
     document.querySelector("main").focus();
   });
 
-  // Themes.
+  // Themes: the button names the other one.
   const switcher = document.getElementById("theme");
+  const other = () => (root.dataset.theme === "dark" ? "light" : "dark");
+  const name = () => (switcher.textContent = other() === "dark" ? "Dark theme" : "Light theme");
   const setTheme = (theme) => {
     if (root.dataset.theme === theme) return;
     root.dataset.theme = theme;
-    switcher.setAttribute("aria-pressed", theme === "dark");
+    name();
     redraw();
   };
   const redraw = () => boxes.filter((box) => box.dataset.state).forEach((box) => {
     if (box.closest("[hidden]")) delete box.dataset.state; // drawn when it is seen again
     else drawFigure(box);
   });
-  switcher.setAttribute("aria-pressed", root.dataset.theme === "dark");
+  name();
+  state.on("theme", (theme) => theme && setTheme(theme === "dark" ? "dark" : "light"));
   switcher.addEventListener("click", () => {
-    const chosen = root.dataset.theme === "dark" ? "light" : "dark";
+    const chosen = other();
     try {
       localStorage.setItem("outlier-features-theme", chosen);
     } catch {
-      // Then it holds for this visit.
+      // Then the address has it.
     }
+    state.set("theme", chosen);
     setTheme(chosen);
   });
+
+  // The population: one choice for all figures.
+  const populations = document.getElementById("populations");
+  const choose = (page) => {
+    const several = [...page.querySelectorAll(".plot")].some((box) => Object.keys(JSON.parse(box.dataset.views)).length > 1);
+    if (!populations) return;
+    populations.classList.toggle("unused", !several);
+    const chosen = [...populations.querySelectorAll("input")].find((input) => input.value === (state.get("population") ?? input.value));
+    if (!chosen) return;
+    chosen.checked = true;
+    for (const figure of page.querySelectorAll("figure.drawing")) chooseView(figure, chosen.value);
+  };
+  for (const input of populations?.querySelectorAll("input") ?? []) {
+    input.addEventListener("change", () => state.set("population", input.value));
+  }
+  state.on("population", () => choose(pages.find((page) => !page.hidden)));
 
   // Figures: drawn when they come near the window, all of the page before it is printed.
   document.querySelectorAll("figure.drawing").forEach(bindFigure);
@@ -114,11 +136,8 @@
       return new Promise((next) => setTimeout(next));
     });
   };
-  for (const input of document.querySelectorAll(".all-views input")) {
-    input.addEventListener("change", () => {
-      for (const figure of input.closest(".page").querySelectorAll("figure.drawing")) chooseView(figure, input.value);
-    });
-  }
+  // What the page shows further down is loaded meanwhile, or it could not be printed.
+  const prepareAll = () => queue = queue.then(() => Promise.allSettled(shown().map(prepare)));
 
   // Print is light, and has every figure of the page, as wide as paper.
   const PAPER = 680;
@@ -128,7 +147,7 @@
   addEventListener("beforeprint", () => {
     screenTheme = root.dataset.theme;
     root.dataset.theme = "light";
-    folded = [...document.querySelectorAll(".page:not([hidden]) details.findings:not([open])")];
+    folded = [...document.querySelectorAll(".page:not([hidden]) details:is(.findings, .reading):not([open])")];
     for (const details of folded) details.open = true;
     for (const box of shown()) {
       const width = Math.max(PAPER, parseInt(box.style.minWidth) || 0);
@@ -149,13 +168,13 @@
   const tables = new IntersectionObserver(
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
       tables.unobserve(target);
-      makeTable(target);
+      makeTable(target).catch((error) => target.prepend(element("p", { className: "notice", textContent: error.message })));
     }),
     { rootMargin: "400px" },
   );
   document.querySelectorAll(".rows").forEach((box) => tables.observe(box));
   document.querySelectorAll("table.sortable").forEach(makeSortable);
 
-  show(location.hash, false);
+  show(state.get("place"), false);
   boxes.forEach((box) => watch.observe(box));
 })();

@@ -1,8 +1,8 @@
-// Before anything is painted: the theme that was chosen, else the system's.
+// Before anything is painted: the theme that the link names, else the one that was chosen, else the system's.
 (() => {
-  let chosen = null;
+  let chosen = new URLSearchParams(location.hash.split("?")[1]).get("theme");
   try {
-    chosen = localStorage.getItem("outlier-features-theme");
+    chosen ??= localStorage.getItem("outlier-features-theme");
   } catch {
     // Without storage the system's theme holds.
   }

@@ -1,24 +1,4 @@
-// Data that lie beside the page, each in a script of its own that hands them to `take`; loaded when they are asked for.
-const gallery = (() => {
-  const asked = new Map();
-  const load = (name) => {
-    if (!asked.has(name)) {
-      const script = document.createElement("script");
-      const promise = new Promise((resolve, reject) => {
-        script.taken = resolve;
-        script.addEventListener("error", () => reject(new Error(`data/${name}.js is missing`)));
-        script.addEventListener("load", () => reject(new Error(`data/${name}.js holds other data`)));
-      });
-      asked.set(name, { script, promise });
-      script.src = `data/${name}.js`;
-      document.head.append(script);
-    }
-    return asked.get(name).promise;
-  };
-  const take = (name, content) => asked.get(name)?.script.taken(content);
-  return { load, take };
-})();
-
+// Numbers as packed_values.py packs them.
 const bytesOf = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 const integersOf = (text) => new Uint32Array(bytesOf(text).buffer);
 const floatsOf = (text) => new Float32Array(bytesOf(text).buffer);

@@ -1,0 +1,52 @@
+// What a link to the report carries: a place in it, and what its reader chose: `#place?population=all&dims=507`.
+// A choice is text under a key; whoever shows it listens for it. A link that names no choices leaves those there are.
+const state = (() => {
+  const listeners = new Map();
+  let place = "";
+  let chosen = new Map();
+
+  const parsed = () => {
+    const [name, choices] = location.hash.slice(1).split(/\?(.*)/s);
+    return { name: decoded(name), choices: choices === undefined ? null : new Map(new URLSearchParams(choices)) };
+  };
+  const decoded = (text) => {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // somebody typed it
+    }
+  };
+  const hash = (name = place) => {
+    const choices = new URLSearchParams([...chosen]).toString().replaceAll("%2C", ",");
+    return name || choices ? `#${encodeURI(name)}${choices ? `?${choices}` : ""}` : "";
+  };
+  const write = () => {
+    if (location.hash !== hash()) history.replaceState(history.state, "", hash() || location.pathname);
+  };
+  const tell = (keys) => {
+    for (const key of keys) for (const listener of listeners.get(key) ?? []) listener(get(key));
+  };
+  const get = (key) => (key === "place" ? place : chosen.get(key) ?? null);
+  // With null there is no choice any more.
+  const set = (key, value) => {
+    if (get(key) === value) return;
+    if (value === null) chosen.delete(key);
+    else chosen.set(key, value);
+    write();
+    tell([key]);
+  };
+  const on = (key, listener) => listeners.set(key, [...(listeners.get(key) ?? []), listener]);
+
+  const take = () => {
+    const { name, choices } = parsed();
+    const before = chosen;
+    chosen = choices ?? chosen;
+    place = name;
+    write();
+    const keys = new Set([...before.keys(), ...chosen.keys()]);
+    return [...keys].filter((key) => before.get(key) !== chosen.get(key));
+  };
+  addEventListener("hashchange", () => tell([...take(), "place"]));
+  take();
+  return { get, set, on, hash };
+})();
