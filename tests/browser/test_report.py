@@ -136,9 +136,12 @@ def test_a_view_shows_its_population(reader, results):
 
 
 def test_one_switch_for_all_figures(reader, drawings):
-    reader.visit("hostile/text/where")
-    shown = "figures => figures.filter((one) => one.checkVisibility()).map((one) => [one.id, one.querySelector('.plot')?.dataset.view])"
+    shown = (
+        "figures => figures.filter((one) => one.checkVisibility())"
+        ".map((one) => [one.id, one.querySelector('.plot')?.dataset.view ?? null])"
+    )
     for population in ("without_first", "all"):
+        reader.visit("hostile/text/where")
         reader.choose(population)
         for run, chapter in (("hostile/text", "where"), ("tiny/text", "criteria"), ("hostile/text", "effect")):
             reader.visit(f"{run}/{chapter}")
@@ -547,7 +550,9 @@ def test_print_has_every_figure_of_the_page(browser, results):
     opened.page.wait_for_function("[...document.querySelectorAll('.page:not([hidden]) .plot')].every(isPrepared)")
     content = opened.page.pdf()
     assert content.startswith(b"%PDF")
-    states = opened.by_id("tiny/text/where").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.state)")
+    states = (
+        opened.by_id("tiny/text/where").locator(".plot").evaluate_all("boxes => boxes.map((box) => box.dataset.state)")
+    )
     assert set(states) == {"drawn"}
     assert opened.page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert opened.complaints == []

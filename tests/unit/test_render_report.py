@@ -93,7 +93,9 @@ class Page(HTMLParser):
     @property
     def packed(self):
         """What the page loads for its tables and downloads, by name."""
-        return {attrs["data-table"]: self.loaded(attrs["data-table"]) for _, attrs in self.tags if "data-table" in attrs}
+        return {
+            attrs["data-table"]: self.loaded(attrs["data-table"]) for _, attrs in self.tags if "data-table" in attrs
+        }
 
     def loaded(self, name):
         """As the page's scripts unpack what lies beside it."""

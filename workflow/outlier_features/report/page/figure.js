@@ -50,6 +50,10 @@ async function drawFigure(box, width) {
   try {
     if (!isPrepared(box)) await prepare(box); // else the page that is about to be printed would not wait
     if (box.dataset.view !== view) return; // another was chosen meanwhile
+    if (!box.checkVisibility()) { // the reader has gone on; plotly would find no room
+      delete box.dataset.state;
+      return;
+    }
     const { data, layout } = themed(viewOf(box));
     if (layout.height) box.style.height = `${layout.height}px`;
     await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
