@@ -161,7 +161,7 @@ def test_a_link_shows_what_its_sender_saw(browser, results):
     sender.choose("without_first")
     sender.page.get_by_role("button", name="Dark theme").click()
     sender.page.locator(".page:not([hidden]) .turn a[rel=next]").click()
-    sender.page.wait_for_function("document.getElementById('tiny/text/why').checkVisibility()")
+    sender.page.wait_for_function("() => document.getElementById('tiny/text/why').checkVisibility()")
     link = sender.page.url
     assert link.partition("#")[2] == "tiny/text/why?population=without_first&theme=dark"
     receiver = Reader(browser, results / "report.html", color_scheme="light")
@@ -173,9 +173,11 @@ def test_a_link_shows_what_its_sender_saw(browser, results):
         assert receiver.page.locator("#populations input:checked").get_attribute("value") == "without_first"
         receiver.page.reload()
     receiver.page.evaluate("location.hash = 'tiny/text/where?population=all'")
-    receiver.page.wait_for_function("document.querySelector('#populations input:checked').value === 'all'")
+    receiver.page.wait_for_function("() => document.querySelector('#populations input:checked').value === 'all'")
     receiver.page.go_back()
-    receiver.page.wait_for_function("document.querySelector('#populations input:checked').value === 'without_first'")
+    receiver.page.wait_for_function(
+        "() => document.querySelector('#populations input:checked').value === 'without_first'"
+    )
     for one in (sender, receiver):
         assert one.complaints == []
         one.context.close()
@@ -373,7 +375,7 @@ def test_back_leads_back(reader):
     reader.visit("definitions")
     reader.visit("tiny/text/shares")
     reader.page.go_back()
-    reader.page.wait_for_function("document.getElementById('definitions').checkVisibility()")
+    reader.page.wait_for_function("() => document.getElementById('definitions').checkVisibility()")
 
 
 def test_with_the_keyboard_alone(browser, results):
@@ -396,7 +398,7 @@ def test_with_the_keyboard_alone(browser, results):
 
     tab_to("focused.hash === '#tiny/text'")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.getElementById('tiny/text').checkVisibility()")
+    page.wait_for_function("() => document.getElementById('tiny/text').checkVisibility()")
     tab_to("focused.hash === '#tiny/text/where'")
     page.keyboard.press("Enter")
     opened.drawn("tiny/text/magnitude-by-layer")
@@ -547,7 +549,7 @@ def test_text_from_outside_is_shown_and_not_run(reader, results):
 def test_print_has_every_figure_of_the_page(browser, results):
     opened = Reader(browser, results / "report.html", color_scheme="dark")
     opened.visit("tiny/text/where")
-    opened.page.wait_for_function("[...document.querySelectorAll('.page:not([hidden]) .plot')].every(isPrepared)")
+    opened.page.wait_for_function("() => [...document.querySelectorAll('.page:not([hidden]) .plot')].every(isPrepared)")
     content = opened.page.pdf()
     assert content.startswith(b"%PDF")
     states = (

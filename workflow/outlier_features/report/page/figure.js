@@ -45,11 +45,10 @@ function darkened(value) {
 // Draws the view that `box.dataset.view` names, at once; of the width of its box, or of `width` pixels.
 // views: a JSON object from their names to the ids of their data, which are in the page or beside it.
 async function drawFigure(box, width) {
-  const view = box.dataset.view;
   box.dataset.state = "drawing";
   try {
-    if (!isPrepared(box)) await prepare(box); // else the page that is about to be printed would not wait
-    if (box.dataset.view !== view) return; // another was chosen meanwhile
+    while (!isPrepared(box)) await prepare(box); // at once if it is: a page that is about to be printed does not wait
+    const view = box.dataset.view;
     if (!box.checkVisibility()) { // the reader has gone on; plotly would find no room
       delete box.dataset.state;
       return;
@@ -57,7 +56,8 @@ async function drawFigure(box, width) {
     const { data, layout } = themed(viewOf(box));
     if (layout.height) box.style.height = `${layout.height}px`;
     await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
-    if (box.dataset.view === view) box.dataset.state = "drawn";
+    if (box.dataset.view !== view) return await drawFigure(box, width); // another was chosen meanwhile
+    box.dataset.state = "drawn";
   } catch (error) {
     box.dataset.state = "failed";
     box.textContent = `This figure could not be drawn: ${error}`;
@@ -98,7 +98,8 @@ function chooseView(figure, view) {
   if (box.dataset.view === view) return;
   box.dataset.view = view;
   figure.querySelector(".population").textContent = view;
-  if (box.dataset.state) drawFigure(box);
+  // One that waits, or is being drawn, comes to it by itself: plotly draws a figure once at a time.
+  if (["drawn", "failed"].includes(box.dataset.state)) drawFigure(box);
 }
 
 // A browser lets a page save only shortly after a click, so what is being saved goes before what is yet to be drawn.
