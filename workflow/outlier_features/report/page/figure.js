@@ -91,7 +91,7 @@ function plotly() {
   return loading;
 }
 
-function chooseView(figure, view) {
+function chooseView(figure, view, draw = drawFigure) {
   const box = figure.querySelector(".plot");
   if (!box || !(view in JSON.parse(box.dataset.views))) return;
   for (const button of figure.querySelectorAll(".views input")) button.checked = button.value === view;
@@ -99,7 +99,7 @@ function chooseView(figure, view) {
   box.dataset.view = view;
   figure.querySelector(".population").textContent = view;
   // One that waits, or is being drawn, comes to it by itself: plotly draws a figure once at a time.
-  if (["drawn", "failed"].includes(box.dataset.state)) drawFigure(box);
+  if (["drawn", "failed"].includes(box.dataset.state)) draw(box);
 }
 
 // A browser lets a page save only shortly after a click, so what is being saved goes before what is yet to be drawn.

@@ -114,7 +114,7 @@
     const chosen = [...populations.querySelectorAll("input")].find((input) => input.value === (state.get("population") ?? input.value));
     if (!chosen) return;
     chosen.checked = true;
-    for (const figure of page.querySelectorAll("figure.drawing")) chooseView(figure, chosen.value);
+    for (const figure of page.querySelectorAll("figure.drawing")) chooseView(figure, chosen.value, draw);
   };
   for (const input of populations?.querySelectorAll("input") ?? []) {
     input.addEventListener("change", () => state.set("population", input.value));
