@@ -339,6 +339,7 @@ REVISIONS = [
 RUN_TABLES = [
     "layers",
     "distribution",
+    "site_positions",
     "dims",
     "emergence",
     "pairs",

@@ -75,6 +75,7 @@ rule summarize_layers:
         statistics=f"{RUN}/statistics.safetensors",
         layers=f"{RUN}/layers.parquet",
         distribution=f"{RUN}/distribution.parquet",
+        site_positions=f"{RUN}/site_positions.parquet",
     log:
         f"{RESULTS}/logs/summarize_layers/{{model}}/{{corpus}}.log",
     benchmark:
