@@ -45,7 +45,7 @@ rule detect_in_passes:
         corpus=UNKEPT_CORPORA,
     threads: threads_of("extract")
     resources:
-        mem_mb=model_mb,
+        mem_mb=ranking_mb,
         runtime=model_minutes(120),
         gpu=model_gpus,
     params:
