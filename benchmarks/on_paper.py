@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from transformers import (
 
 from outlier_features.model import placement
 from outlier_features.model.memory import APART, SHARE
+from outlier_features.model.neuron_count import neurons_of_blocks
+from outlier_features.neurons import store_size
 
 PAGE = Path(__file__).parents[1] / "docs/costs.md"
 
@@ -45,6 +48,7 @@ DENSITY = 0.02
 # Measured on one core of a 2-core virtual machine (AMD EPYC with AVX-512 and bfloat16 instructions), 2026-11-29.
 MULTIPLY_ADD = 0.015e-9  # s in bfloat16, dense 0.014 to 0.015, experts 0.015; float32 0.024 to 0.033
 DETECTION = 8.3e-9  # s a value, the larger of 6.0 and 8.3, with medians and hits against both RMS, all written
+RANKING = 2.5e-9  # s a neuron's value
 START = 6.5  # s of a job that runs a model, until it loads it
 PLANNED = 3.8e-3  # s a job of a dry run, of 21 jobs and of 2,017
 # Assumed.
@@ -56,15 +60,19 @@ FOLLOW_UPS = {
     "ablate_dims": 1.0,  # ablate.cost, the search for super weights among it
     "map_attention": 17 * 64 / (SEQUENCES * TOKENS),  # sequences, those kept again, positions
     "trace_origin": 1 + 3 * 2 / SEQUENCES,  # all sequences where no dim is massive; two passes a dim on its sequence
+    "record_examples": 1.0,  # all sequences: of more neurons than a gigabyte holds, some in passes of their own
 }
+EXAMPLES = min(20, SEQUENCES)  # neurons.examples, one a sequence
 RANK_EXPERTS = 1.0  # experts.sequences
 # How often a job reads the blocks where weights stay on disk and none is kept: counted on the default model and run
-# (98 variants of ablate_dims); of rank_experts not counted: what extraction proves, and a pass a sequence.
+# (98 variants of ablate_dims); of rank_experts and record_examples not counted: what extraction proves, and a pass a
+# sequence.
 READS = {
     "extract_activations": 15,
     "map_attention": 23,
     "ablate_dims": 100,  # at most: counted of its two analyses, each with a load of its own
     "trace_origin": 12,
+    "record_examples": 14 + SEQUENCES,
     "rank_experts": 14 + SEQUENCES,
 }
 
@@ -119,13 +127,34 @@ class Model:
         return self._count(lambda name: ".experts." in name)
 
     @cached_property
+    def chosen(self) -> Fraction:
+        """Of the experts, the share that a token meets."""
+        config = self.config.to_dict()
+        number = next(config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config)
+        return Fraction(int(config["num_experts_per_tok"]), int(number))
+
+    @cached_property
     def active(self) -> int:
         """Parameters that a token meets: of the experts the chosen ones."""
         if not self.has_experts:
             return self.total
-        config = self.config.to_dict()
-        number = next(config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config)
-        return self.total - self.experts + self.experts * int(config["num_experts_per_tok"]) // int(number)
+        return self.total - self.experts + int(self.experts * self.chosen)
+
+    @cached_property
+    def neurons(self) -> list[int]:
+        """Of each block, in all experts."""
+        return neurons_of_blocks(self.shapes, self.width)
+
+    @property
+    def ranked(self) -> float:
+        """Values of neurons in a pass."""
+        return SEQUENCES * TOKENS * sum(self.neurons) * float(self.chosen if self.has_experts else 1)
+
+    @property
+    def stores(self) -> float:
+        """Bytes on disk: the chunk's, the run's, and their tables."""
+        count = sum(self.neurons)
+        return 2.0 * store_size.written(count, EXAMPLES) + store_size.tables(count, EXAMPLES, 3)
 
     @cached_property
     def multiply_adds(self) -> float:
@@ -242,9 +271,16 @@ class Run:
         return self.model.layerwise if self.from_disk else self.model.weights
 
     @property
+    def ranking(self) -> float:
+        """Bytes of a CPU's memory for neurons while they are ranked, at most."""
+        neurons = self.model.neurons
+        return float(store_size.held_while_ranking(max(neurons) if self.from_disk else sum(neurons), EXAMPLES))
+
+    @property
     def disk(self) -> float:
         copies = 2 if self.from_disk else 1
-        return self.model.checkpoint + copies * self.model.activations + DENSITY * HIT * self.model.values
+        activations = copies * self.model.activations + DENSITY * HIT * self.model.values
+        return self.model.checkpoint + activations + self.model.stores
 
     @property
     def read(self) -> float:
@@ -262,6 +298,7 @@ class Run:
             "weights": self.read / DISK + len(self.model.jobs) * START,
             "passes": self.model.passes * self.model.multiply_adds / self.machine.second,
             "detection": self.model.values * DETECTION / self.machine.cores,
+            "ranking": self.model.ranked * RANKING / self.machine.cores,
             "activations": moved * self.model.activations / DISK,
         }
 
@@ -285,11 +322,12 @@ def _hours(hours: float) -> str:
 
 def models_table() -> str:
     head = ("model", "blocks x d", "parameters, 1e9", "active", "checkpoint, GB", "in bfloat16, GB",
-            "multiply-adds of a pass, 1e12", "activations, GB", "loads")  # fmt: skip
+            "multiply-adds of a pass, 1e12", "activations, GB", "neurons, 1e6", "stores, GB", "loads")  # fmt: skip
     return _table(head, [
         (
             m.name, f"{m.blocks} x {m.width:,}", f"{m.total / 1e9:.2f}", f"{m.active / 1e9:.2f}", _gb(m.checkpoint),
-            _gb(m.weights), f"{m.multiply_adds / 1e12:,.0f}", _gb(m.activations), str(len(m.jobs)),
+            _gb(m.weights), f"{m.multiply_adds / 1e12:,.0f}", _gb(m.activations),
+            f"{sum(m.neurons) / 1e6:.2f}", _gb(m.stores), str(len(m.jobs)),
         )
         for m in MODELS
     ])  # fmt: skip
@@ -302,8 +340,17 @@ def runs_table() -> str:
     rows = []
     for model in MODELS:
         runs = [Run(model, machine) for machine in MACHINES.values()]
-        rows.append((model.name, *(f"{r.placement}: {_gb(r.memory)}, {_gb(r.disk)}, {_hours(r.hours)}" for r in runs)))
-    return _table(("placement: weights in memory and disk in GB, hours", *MACHINES), rows)
+        memory = [f"{_gb(run.memory)} + {_gb(run.ranking)}" for run in runs]
+        cells = [
+            f"{r.placement}: {held}, {_gb(r.disk)}, {_hours(r.hours)}" for r, held in zip(runs, memory, strict=True)
+        ]
+        rows.append((model.name, *cells))
+    return _table(("placement: weights + neurons in memory and disk in GB, hours", *MACHINES), rows)
+
+
+def _cell(run: Run) -> str:
+    memory = f"{_gb(run.memory)} + {_gb(run.ranking)}"
+    return f"{run.placement}: {memory}, {_gb(run.disk)}, {_hours(run.hours)}"
 
 
 def parts_table() -> str:
@@ -323,7 +370,7 @@ def limits_table() -> str:
     for models, tokens in ((1000, per_run), (1, 10**9)):
         share = models * tokens / per_run
         chunks = models * math.ceil(tokens / per_run)
-        jobs = 16 * models + 2 * chunks
+        jobs = 18 * models + 2 * chunks
         columns.append(
             (
                 _tb(models * model.checkpoint),
@@ -331,6 +378,7 @@ def limits_table() -> str:
                 _tb(share * model.values * DENSITY * HIT),
                 _days(share * model.multiply_adds / ONE.second),
                 _days(share * model.values * DETECTION / ONE.cores),
+                _days(share * model.ranked * RANKING / ONE.cores),
                 _days(models * len(model.jobs) * (model.checkpoint / DISK + START)),
                 f"{jobs:,}",
                 f"{jobs * PLANNED / 60:,.0f}",
@@ -342,7 +390,8 @@ def limits_table() -> str:
         "hits, at most, TB",
         "a pass on one GPU, days",
         "detection on 16 cores, days",
-        "a load by each of four jobs, days",
+        "ranking neurons on 16 cores, days",
+        "a load by each of five jobs, days",
         "jobs, of 16 sequences a chunk",
         "planning them, min",
     )

@@ -11,8 +11,14 @@ from outlier_features.dump.dumps import DumpRange, dump_files, dump_source
 from outlier_features.errors import InputError
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.model_name import split_name
-from outlier_features.model.memory import minutes_to_read, need_of, stored_weights
+from outlier_features.model.memory import (
+    minutes_to_read,
+    need_of,
+    stored_neurons,
+    stored_weights,
+)
 from outlier_features.neurons.ranked_at import serving_ranking
+from outlier_features.neurons.store_size import held_while_merging, held_while_ranking
 from outlier_features.plan.jobs import chunk_ranges as ranges_of_chunks
 from outlier_features.plan.jobs import runs_of
 from outlier_features.run.catalog import read_catalog, with_catalog
@@ -339,6 +345,7 @@ REVISIONS = [
 RUN_TABLES = [
     "layers",
     "distribution",
+    "site_positions",
     "dims",
     "emergence",
     "pairs",
@@ -583,6 +590,22 @@ def model_mb(wildcards, input, attempt):
     return attempt * (
         need_of(placement, weights).memory // 10**6 + 1 if weights else UNKNOWN_MB
     )
+
+
+def ranking_mb(wildcards, input, attempt):
+    """As `model_mb`, with the neurons that the passes rank: layer by layer, those of one block at a time."""
+    blocks = (not off("neurons") and stored_neurons(Path(input.source))) or [0]
+    layerwise = loading(wildcards)["placement"] == "layerwise"
+    examples = min(CONFIG["neurons"]["examples"], CONFIG["extract"]["chunk_sequences"])
+    held = held_while_ranking(max(blocks) if layerwise else sum(blocks), examples)
+    return model_mb(wildcards, input, attempt) + attempt * (held // 10**6)
+
+
+def merging_mb(wildcards, attempt):
+    """Memory to merge what chunks left of the neurons of the largest block."""
+    blocks = stored_neurons(Path(model_source(wildcards))) or [0]
+    held = held_while_merging(max(blocks), CONFIG["neurons"]["examples"])
+    return attempt * (2000 + held // 10**6)
 
 
 def model_minutes(least):

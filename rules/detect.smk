@@ -45,7 +45,7 @@ rule detect_in_passes:
         corpus=UNKEPT_CORPORA,
     threads: threads_of("extract")
     resources:
-        mem_mb=model_mb,
+        mem_mb=ranking_mb,
         runtime=model_minutes(120),
         gpu=model_gpus,
     params:
@@ -75,6 +75,7 @@ rule summarize_layers:
         statistics=f"{RUN}/statistics.safetensors",
         layers=f"{RUN}/layers.parquet",
         distribution=f"{RUN}/distribution.parquet",
+        site_positions=f"{RUN}/site_positions.parquet",
     log:
         f"{RESULTS}/logs/summarize_layers/{{model}}/{{corpus}}.log",
     benchmark:

@@ -14,7 +14,7 @@ rule extract_activations:
         corpus=KEPT_CORPORA,
     threads: threads_of("extract")
     resources:
-        mem_mb=model_mb,
+        mem_mb=ranking_mb,
         runtime=model_minutes(120),
         gpu=model_gpus,
     params:

@@ -13,7 +13,7 @@ rule rank_neurons:
     wildcard_constraints:
         corpus=TEXT_CORPORA,
     resources:
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=merging_mb,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         examples=CONFIG["neurons"]["examples"],

@@ -9,4 +9,5 @@ with stage(snakemake.log[0]):
         statistics=Path(snakemake.output.statistics),
         layers=Path(snakemake.output.layers),
         distribution=Path(snakemake.output.distribution),
+        site_positions=Path(snakemake.output.site_positions),
     )

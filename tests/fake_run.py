@@ -13,7 +13,7 @@ from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPE
 from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS, SPIKES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.attention.sinks_schema import SINKS
-from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
+from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS, SITE_POSITIONS
 from outlier_features.dims.analyze_emergence import dims_of
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
 from outlier_features.dims.emergence_schema import EMERGENCE
@@ -50,6 +50,7 @@ GRID = {"threshold": [4.0, 6.0], "layer_share": [0.0, 0.25], "position_share": [
 RUN_TABLES = (
     "layers",
     "distribution",
+    "site_positions",
     "dims",
     "emergence",
     "pairs",
@@ -228,8 +229,8 @@ class FakeRun:
         frames = {
             "layers": self._layers(), "pairs": pairs, "dims": dims, "emergence": self._emergence(dims),
             "sensitivity": self._sensitivity(), "massive": self._massive(), "loss": self._loss(),
-            "distribution": self._distribution(), "positions": self._positions(),
-            "surface": self._surface(),
+            "distribution": self._distribution(), "site_positions": self._site_positions(),
+            "positions": self._positions(), "surface": self._surface(),
             "norms": self._norms(), "gains": self._gains(dims),
             "lifecycle": self._lifecycle(), "origin_shares": self._origin_shares(),
             "origin": self._origin(), "origin_neurons": self._origin_neurons(),
@@ -298,6 +299,17 @@ class FakeRun:
     def hits_at(self, site: str, token: int) -> int:
         """Sequences with a hit; by rule massive at one position."""
         return self.sequences if site != "resid_post" or token == self.position else 0
+
+    def _site_positions(self) -> pl.DataFrame:
+        rows = [
+            {"population": population, "site": site, "layer": layer, "token": token, "sequences": self.sequences,
+             "mean": 0.5 - token, "mean_square": 4.0 + token + layer}
+            for population in (POPULATIONS if self.rest else POPULATIONS[:1])
+            for site in self.sites
+            for layer in range(self.layers)
+            for token in range(population == "without_first", len(self.pieces))
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=SITE_POSITIONS.schema)
 
     def _positions(self) -> pl.DataFrame:
         rules = {site: rule for rule, sites in self.rules.items() for site in sites.split("+")}

@@ -47,7 +47,7 @@ FACTS = {
     "model": "m", "corpus": "c", "special_tokens": {}, "model_revision": "r", "dtype": "float32", "attention": "sdpa",
     "sites": list(SITES),
 }  # fmt: skip
-TABLES = ("pairs", "sensitivity", "massive", "positions", "layers", "distribution")
+TABLES = ("pairs", "sensitivity", "massive", "positions", "layers", "distribution", "site_positions")
 
 
 class Case:
@@ -108,7 +108,7 @@ class Case:
         chunks = self.chunks(size)
         summarize_layers(
             [self.folder / f"statistics{start}" for start in chunks],
-            self.folder / "statistics", self.folder / "layers", self.folder / "distribution",
+            *(self.folder / name for name in ("statistics", "layers", "distribution", "site_positions")),
         )  # fmt: skip
         filter_systematic(
             {site: [self.folder / f"{site}{start}" for start in chunks] for site in SITES},

@@ -1,15 +1,20 @@
 """Activations that are counted as they leave the model give, bit by bit, what those give that were written first."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
 from outlier_features.detect.detect_in_passes import detect_in_passes
 from outlier_features.detect.detect_outliers import detect_outliers
 from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.hits_schema import COUNTED_PAIRS, COUNTED_POSITIONS, HITS, SCALED_HITS
+from outlier_features.detect.layers_schema import SITE_POSITIONS
+from outlier_features.detect.summarize_layers import summarize_layers
 from outlier_features.extract.extract_activations import extract_activations
 from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
-from test_extract_activations import SETTINGS, Run
+from test_extract_activations import SETTINGS, Run, resid_post
 
 SITES = SETTINGS["sites"]
 COUNTED = {
@@ -88,3 +93,38 @@ def test_nothing_differs(name, settings, tmp_path, monkeypatch):
         if start < 6:
             assert len(rows["scaled_hits"]) and len(rows["counted_positions"]) and len(rows["mlp_norm"])
     assert not [path for path in passes.rglob("*") if path.name.startswith(("activations", "."))]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("llama", "model.layers"), ("bert", "encoder.layer")])
+def test_means_by_position_are_of_what_hooks_see(name, blocks, tmp_path):
+    """Of sequences of several lengths, each run for itself and without padding."""
+    lengths = [24, 24, 3, 10, 24, 1]
+    run, tables = Run(tmp_path, name, shape=(6, 24), lengths=lengths), []
+    for cuts in ([0, 2, 5, 6], [0, 6]):
+        folder = tmp_path / f"{len(cuts)}"
+        folder.mkdir()
+        for start, stop in pairwise(cuts):
+            detect_in_passes(
+                run.source, run.tokens, folder / "losses", folder / "neurons", files_of(folder, start), LOOKED_FOR,
+                start=start, stop=stop, first_stop=cuts[1], **SETTINGS,
+            )  # fmt: skip
+        statistics = [files_of(folder, start).statistics for start in cuts[:-1]]
+        summarize_layers(statistics, *(folder / one for one in ("merged", "layers", "bins", "site_positions")))
+        tables.append(read_table(folder / "site_positions", SITE_POSITIONS)[0])
+    assert tables[0].equals(tables[1])
+    model = run.model().eval()
+    seen = [
+        resid_post(model, model.get_submodule(blocks), ids[:length]).double().numpy()
+        for ids, length in zip(run.ids, lengths, strict=True)
+    ]
+    for population, first in (("all", 0), ("without_first", 1)):
+        found = tables[0].filter(population=population, site="resid_post")
+        expected = [
+            (layer, token, len(there), np.mean(there), np.mean(np.square(there)))
+            for layer in range(len(seen[0]))
+            for token in range(first, 24)
+            if (there := [one[layer, token] for one in seen if one.shape[1] > token])
+        ]
+        keys, values = np.split(np.array(expected), [3], axis=1)
+        assert found.select("layer", "token", "sequences").rows() == [*map(tuple, keys.astype(int).tolist())]
+        np.testing.assert_allclose(found.select("mean", "mean_square").to_numpy(), values, rtol=1e-4, atol=1e-6)

@@ -142,8 +142,9 @@ def tables(folder, source):
         )  # fmt: skip
         frames.append(read_table(hits, HITS)[0])
         parts.append(path)
-    summarize_layers(parts, folder / "s.safetensors", folder / "layers.parquet", folder / "distribution.parquet")
-    return [pl.concat(frames), *(pl.read_parquet(folder / f"{name}.parquet") for name in ("layers", "distribution"))]
+    names = [folder / f"{name}.parquet" for name in ("layers", "distribution", "site_positions")]
+    summarize_layers(parts, folder / "s.safetensors", *names)
+    return [pl.concat(frames), *map(pl.read_parquet, names)]
 
 
 def count(capsys, source, *options):
@@ -192,7 +193,7 @@ def reference(tmp_path_factory):
 
 
 def test_tables_equal_brute_force(reference):
-    x, (hits, layers, distribution) = planted(), reference
+    x, (hits, layers, distribution, site_positions) = planted(), reference
     expected = [
         (n, LAYERS[i], t, h, one[i, t, h], t == 0)
         for n, one in enumerate(x) for i, t, h in np.argwhere(np.abs(one) >= 4)
@@ -210,6 +211,12 @@ def test_tables_equal_brute_force(reference):
             assert bins["values"].sum() == flat.size
             for low, high, values in bins.select("low", "high", "values").rows():
                 assert ((np.abs(flat) >= low) & (np.abs(flat) < max(high, 1e-300))).sum() == values
+            by_token = site_positions.filter(population=population, layer=layer)
+            assert by_token["token"].to_list() == [*range(first, max(LENGTHS))]
+            for token, sequences, mean, square in by_token.select("token", "sequences", "mean", "mean_square").rows():
+                there = np.array([one[i, token] for one in x if one.shape[1] > token], np.float64)
+                assert sequences == len(there)
+                assert (mean, square) == pytest.approx((there.mean(), (there**2).mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["whole", "small chunks and blocks"])

@@ -134,6 +134,7 @@ def recorded(tmp_path):
             tmp_path / "statistics.safetensors",
             tmp_path / "layers.parquet",
             tmp_path / "distribution.parquet",
+            tmp_path / "site_positions.parquet",
         )
         summarize_layers(parts, *summarized)
         provenance = TensorFile(tmp_path / "statistics.safetensors").provenance | RUN

@@ -101,7 +101,7 @@ def run(request, tmp_path_factory):
         )  # fmt: skip
     summarize_layers(
         [folder / f"statistics{start}" for start in chunks],
-        folder / "statistics", folder / "layers", folder / "distribution",
+        folder / "statistics", folder / "layers", folder / "distribution", folder / "site_positions",
     )  # fmt: skip
     filter_systematic(
         {site: [folder / f"{site}{start}" for start in chunks] for site in SITES},
@@ -288,6 +288,25 @@ def test_bins_of_the_distribution_hold_every_value(run, population):
         assert rows["values"].sum() == x.size
         for row in rows.iter_rows(named=True):
             assert row["values"] == ((x >= row["low"]) & (x < row["high"])).sum() > 0
+
+
+@pytest.mark.parametrize("population", ["all", "without_first"])
+def test_means_by_position(run, population):
+    """Of every site, layer and position that some sequence has, and of no other."""
+    table = pl.read_parquet(run.folder / "site_positions").filter(population=population)
+    found = {(row["site"], row["layer"], row["token"]): row for row in table.to_dicts()}
+    assert len(found) == len(table)
+    for site, layer, t in itertools.product(SITES, range(L), range(T)):
+        having = [n for n in range(N) if t in chosen(run, population, n)]
+        row = found.pop((site, layer, t), None)
+        if not having or np.isnan(run.x[site][0, layer, 0, 0]):
+            assert row is None
+            continue
+        values = run.x[site][having, layer, t].astype(np.float64)
+        assert row["sequences"] == len(having)
+        assert row["mean"] == pytest.approx(values.mean(), rel=1e-12, abs=1e-12 * np.abs(values).max())
+        assert row["mean_square"] == pytest.approx((values**2).mean(), rel=1e-12)
+    assert not found
 
 
 def hits_at(run, population, site, n, t):

@@ -106,6 +106,12 @@ def test_every_statistic_equals_brute_force(tmp_path, layout, dtype, shape):
                     statistics.square[layer, sequence, members].sum(),
                 )
                 np.testing.assert_allclose(mine, (one.sum(), (one**2).sum()), rtol=1e-9)
+        counts, moments = statistics.position_moments(population)
+        np.testing.assert_array_equal(counts, chosen.sum(axis=0))
+        for token in np.flatnonzero(counts):
+            values = x[chosen[:, token], :, token].astype(np.float64)
+            np.testing.assert_allclose(moments[:, token, 0], values.mean(axis=(0, 2)), rtol=1e-12)
+            np.testing.assert_allclose(moments[:, token, 1], (values**2).mean(axis=(0, 2)), rtol=1e-12)
 
 
 def test_histogram_counts_every_value_in_its_bin(tmp_path):
@@ -134,7 +140,8 @@ def test_chunks_and_threads_change_nothing(tmp_path_factory, seed, cut, threads)
     pieces = []
     for start in range(0, 7, cut):
         tensors, _ = save(folder / f"{start}.safetensors", x[start : start + cut], "F32", "stacked")
-        pieces.append(scan(tensors, parts[start : start + cut], pilot, 4.0, on_hits=lambda hits: None, threads=threads))
+        options = {"start": start, "threads": threads}
+        pieces.append(scan(tensors, parts[start : start + cut], pilot, 4.0, on_hits=lambda hits: None, **options))
     merged = merge(pieces)
     for name in reference.__dataclass_fields__:
         mine, theirs = getattr(merged, name), getattr(reference, name)
@@ -246,13 +253,14 @@ def test_every_sum_has_the_order_that_the_source_gives_it(rows, dims):
     for sum_tile, sum_row, sum_powers, describe_rows in (kernels, [kernel.py_func for kernel in kernels]):
         scratch = scan_kernel.new_scratch(rows, dims)
         sums, low, high = np.zeros((4, dims)), np.zeros(dims, np.float32), np.zeros(dims, np.float32)
-        kurtosis, row_sums = np.zeros(2), np.zeros((rows, 4, scan_kernel._LANES))
+        kurtosis, at, row_sums = np.zeros(2), np.zeros((rows, 2)), np.zeros((rows, 4, scan_kernel._LANES))
         infinite = sum_tile(x, rows, pilot, sums, low, high, scratch)
         for row, (one, two, three, four) in zip(x.reshape(rows, dims), row_sums, strict=True):
             sum_row(row, one, two)
             sum_powers(row, np.float64(one.sum() / dims), three, four)
-        totals = np.array(describe_rows(x, rows, dims, kurtosis, scratch.totals, scratch.lanes))
-        found.append([bool(infinite), *(array.tobytes() for array in (sums, low, high, kurtosis, row_sums, totals))])
+        totals = np.array(describe_rows(x, rows, dims, kurtosis, at, scratch.totals, scratch.lanes))
+        arrays = (sums, low, high, kurtosis, at, row_sums, totals)
+        found.append([bool(infinite), *(array.tobytes() for array in arrays)])
     assert found[0] == found[1]
 
 

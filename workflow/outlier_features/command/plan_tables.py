@@ -56,7 +56,7 @@ def _need(need: Mapping[str, int]) -> str:
 
 
 def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
-    columns = ("run", "sequences", "FLOPs", "activations", "hits, bound", "tables", "jobs", "loads")
+    columns = ("run", "sequences", "FLOPs", "activations", "hits, bound", "neurons", "tables", "jobs", "loads")
     rows = [
         (
             one["run"],
@@ -64,6 +64,7 @@ def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
             _or_unknown(one["flops"].get("total"), "{:.3g}"),
             _activations(one["activations"]),
             in_bytes(one["activations"].get("hits_bytes")),
+            _neurons(one["neurons"]),
             in_bytes(one["tables_bytes"]),
             str(sum(one["jobs"].values())),
             _or_unknown(one["loads"], "{}"),
@@ -80,6 +81,10 @@ def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
         if left_out := one["activations"].get("uncounted"):
             yield f"{one['run']}: activations of {', '.join(left_out)} are not counted: only a pass tells their width"
     yield (
+        "neurons: what a run keeps of them, a store and tables, and the store that each chunk leaves beside them, "
+        "of the usual two classes of positions"
+    )
+    yield (
         "hits: of values above fixed floors, at most, by detect.max_density and before compression; values that are "
         "large against a scale are not counted; tables: of an earlier run, not known before one"
     )
@@ -90,6 +95,13 @@ def _activations(found: Mapping[str, Any]) -> str:
         return "not known"
     text = in_bytes(found["bytes"]) if found["exact"] else f"at most {in_bytes(found['bytes'])}"
     return text if found.get("kept", True) else f"{text}, not written"
+
+
+def _neurons(found: Mapping[str, Any]) -> str:
+    if "count" not in found:
+        return "not ranked" if found["unknown"].startswith("not ranked") else "not known"
+    kept = in_bytes(found["bytes_of_store"] + found["bytes_of_tables"])
+    return f"{found['count']:,}: {kept}, {found['chunks']} x {in_bytes(found['bytes_of_chunk'])}"
 
 
 def _times(runs: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -123,6 +123,7 @@ class Detection:
                 settings.floors[site],
                 pool,
                 threads,
+                start=self._start,
                 max_density=settings.max_density,
                 massive=settings.counted["listed"].get(site),
                 scaled=scales[site].scales if site in scales else {},

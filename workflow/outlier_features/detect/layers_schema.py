@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from outlier_features.files.columns import LAYER, POPULATION, SITE
+from outlier_features.files.columns import LAYER, POPULATION, SITE, TOKEN
 from outlier_features.files.tables import Column, Table
 
 LAYERS = Table(
@@ -37,5 +37,17 @@ DISTRIBUTION = Table(
         Column("high", pl.Float64, "the next bin's smallest abs(x); of the zeros' bin 0, but 2^-126 where the "
                "activations are float32, whose smaller values are in it", "activation"),
         Column("values", pl.Int64, "values in the bin, exact; over the bins they sum to positions x dims", "values"),
+    ),
+)  # fmt: skip
+
+SITE_POSITIONS = Table(
+    "site_positions",
+    "population, site, layer, token: every position that the population has in some sequence",
+    (
+        POPULATION, SITE, LAYER, TOKEN,
+        Column("sequences", pl.Int64, "sequences that have this position in the population; a token of each is counted",
+               "sequences"),
+        Column("mean", pl.Float64, "mean of x over these tokens and all dims", "activation"),
+        Column("mean_square", pl.Float64, "mean of x^2 over these tokens and all dims", "activation^2"),
     ),
 )  # fmt: skip

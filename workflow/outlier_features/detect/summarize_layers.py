@@ -1,4 +1,4 @@
-"""Rule summarize_layers: the statistics of all chunks together, and the tables of layers and of distributions."""
+"""Rule summarize_layers: the statistics of all chunks together, and the tables of a site's layers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS
+from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS, SITE_POSITIONS
 from outlier_features.detect.magnitude_bins import distribution_rows
 from outlier_features.files.artifacts import holds_sequences
 from outlier_features.files.run_files import RunFiles, require_whole
+from outlier_features.files.table_writer import TableWriter
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.populations import POPULATIONS
@@ -18,8 +19,10 @@ from outlier_features.progress import item_bar
 from outlier_features.scan.statistics import SiteStatistics, merge
 
 
-def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, distribution: Path) -> None:
-    """Merge the statistics of a run's chunks (in the order of their sequences) and write `layers` and `distribution`.
+def summarize_layers(
+    chunks: Sequence[Path], statistics: Path, layers: Path, distribution: Path, site_positions: Path
+) -> None:
+    """Merge the statistics of a run's chunks (in the order of their sequences) and write the tables.
 
     Raises `InputError` where a chunk belongs to another run or the chunks do not cover it.
     """
@@ -43,6 +46,9 @@ def summarize_layers(chunks: Sequence[Path], statistics: Path, layers: Path, dis
     write_table(layers, rows, LAYERS, provenance)
     bins = [distribution_rows(site, one, name, provenance["stored_as"][site]) for site, one, name in found]
     write_table(distribution, pl.concat(bins), DISTRIBUTION, provenance)
+    with TableWriter(site_positions, SITE_POSITIONS, provenance) as table:
+        for each in found:
+            table.write(position_rows(*each))
 
 
 def layer_rows(site: str, statistics: SiteStatistics, population: str) -> pl.DataFrame:
@@ -80,3 +86,19 @@ def layer_rows(site: str, statistics: SiteStatistics, population: str) -> pl.Dat
         pl.col(name).fill_nan(None).cast(dtype) if dtype == pl.Float64 else pl.col(name).cast(dtype)
         for name, dtype in LAYERS.schema.items()
     )
+
+
+def position_rows(site: str, statistics: SiteStatistics, population: str) -> pl.DataFrame:
+    """A row of the table of positions for each layer of a site and each position that some sequence has."""
+    counts, moments = statistics.position_moments(population)
+    tokens, layers = np.flatnonzero(counts), len(statistics.layers)
+    mean, square = moments[:, tokens].reshape(-1, 2).T
+    return pl.DataFrame(
+        {
+            "layer": np.repeat(statistics.layers, len(tokens)),
+            "token": np.tile(tokens, layers),
+            "sequences": np.tile(counts[tokens], layers),
+            "mean": mean,
+            "mean_square": square,
+        }
+    ).with_columns(population=pl.lit(population), site=pl.lit(site))

@@ -37,7 +37,10 @@ def known_neurons(statistics: Path, neurons: Path) -> pl.DataFrame:
     `ranked`: rows that the table of ranked neurons has of it.
     """
     batches = read_batches(statistics, NEURON_STATISTICS)
-    of_all = pl.concat(batch.filter(pl.col("population") == "all", pl.col("tokens") > 0) for batch in batches)
+    columns = (*THE_NEURON, "min", "max", "kurtosis")
+    known = pl.concat(
+        batch.filter(pl.col("population") == "all", pl.col("tokens") > 0).select(columns) for batch in batches
+    )
     first, counts = [], []
     for batch in read_batches(neurons, NEURONS):
         counts.append(batch.group_by(THE_NEURON).agg(ranked=pl.len()))
@@ -48,7 +51,6 @@ def known_neurons(statistics: Path, neurons: Path) -> pl.DataFrame:
         .agg(extreme=pl.col("value").sort_by(pl.col("value").abs(), pl.col("value")).last())
     )
     ranked = pl.concat(counts).group_by(THE_NEURON).agg(pl.col("ranked").sum())
-    known = of_all.select(*THE_NEURON, "min", "max", "kurtosis")
     for more in (extremes, ranked):
         known = known.join(more, on=THE_NEURON, how="left", nulls_equal=True)
     return known.sort(THE_NEURON)

@@ -2,30 +2,33 @@
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 from outlier_features.errors import InputError
 from outlier_features.files.model_source import evicted_files
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Wanted
+from outlier_features.model.neuron_count import block_of, neurons_of_blocks
 
 # Of what is free, what weights may take: the rest is for a batch, its activations and the libraries.
 SHARE = 0.8
 APART = 2 * 10**9  # of a CPU's memory, what a job needs beside its weights
 GPU = 80 * 10**9  # bytes of one, where the machine that has it is not at hand
+WIDTH_NAMES = ("hidden_size", "d_model", "n_embd")  # of the stream's width in a config
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Time for reading weights is asked for at the speed of a slow file system; a model that is read block by block is read
 # by its probes, its proofs and each pass, 12 to 84 times in a default run of SmolLM2-135M (docs/costs.md).
 _BYTES_A_MINUTE = 60 * 200 * 10**6
 _READS = {"layerwise": 30}
-_BLOCK = re.compile(r"(.*?\.\d+)\.")
 # A quantized weight is packed into integers; of the bits of a value, the fewest that are read.
 _PACKED = {"I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
 _FEWEST_BITS = 4
+Marks = tuple[tuple[int, int], ...]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Weights:
         """Of bytes by name; what has a number in its name is in the block of the first one."""
         blocks: dict[str, int] = {}
         for name, size in sizes.items():
-            if match := _BLOCK.match(name):
-                blocks[match[1]] = blocks.get(match[1], 0) + size
+            if block := block_of(name):
+                blocks[block] = blocks.get(block, 0) + size
         total = sum(sizes.values())
         return cls(total, max(blocks.values(), default=0), total - sum(blocks.values()))
 
@@ -88,9 +91,19 @@ def stored_weights(source_json: Path, dtype: str) -> Weights | None:
 
     Files are read again once `source.json`, which each fetch writes, or the model's config has changed.
     """
+    return _read(partial(_stored, dtype), source_json)
+
+
+def stored_neurons(source_json: Path) -> list[int] | None:
+    """Of a fetched model, the neurons of each block that has any, at most; None where the model is not there, is
+    damaged, or holds its weights packed."""
+    return _read(_stored_neurons, source_json)
+
+
+def _read(read: Callable[..., Found], source_json: Path) -> Found | None:
     try:
         location = _location(source_json, _mark(source_json))
-        return _stored(source_json, location, (_mark(source_json), _mark(location / "config.json")), dtype)
+        return read(source_json, location, (_mark(source_json), _mark(location / "config.json")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError):
         return None  # not there yet, or damaged, as the job will say
 
@@ -106,7 +119,7 @@ def _location(source_json: Path, mark: tuple[int, int]) -> Path:
 
 
 @cache
-def _stored(source_json: Path, location: Path, marks: tuple[tuple[int, int], ...], dtype: str) -> Weights:
+def _stored(dtype: str, source_json: Path, location: Path, marks: Marks) -> Weights:
     quantized = "quantization_config" in (location / "config.json").read_text(encoding="utf-8")
     sizes: dict[str, int] = {}
     for name, (kind, shape, nbytes) in _tensors(source_json, location).items():
@@ -116,6 +129,17 @@ def _stored(source_json: Path, location: Path, marks: tuple[tuple[int, int], ...
     if not sizes:
         raise LookupError(f"{location} has no weights")
     return Weights.of(sizes)
+
+
+@cache
+def _stored_neurons(source_json: Path, location: Path, marks: Marks) -> list[int]:
+    config = json.loads((location / "config.json").read_text(encoding="utf-8"))
+    told = [part[name] for part in (config, config.get("text_config") or {}) for name in WIDTH_NAMES if name in part]
+    shapes = {name: shape for name, (_, shape, _) in _tensors(source_json, location).items()}
+    found = neurons_of_blocks(shapes, int(told[0]))
+    if not found:
+        raise LookupError(f"{location} has no matrices of MLPs")
+    return found
 
 
 def _tensors(source_json: Path, location: Path) -> dict[str, tuple[str, Sequence[int], int]]:

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from outlier_features.model.memory import Weights
+from outlier_features.model.memory import WIDTH_NAMES, Weights
 from outlier_features.model.models import holds_experts, text_config
+from outlier_features.model.neuron_count import neurons_of_blocks
 
 _CHOSEN = (
     "num_experts_per_tok",
@@ -29,6 +30,7 @@ class ModelSize:
     experts  weights of routed experts that a token meets, without biases; 0 of a dense model, None as `active`
     weights  bytes in the dtype of the run
     blocks, width   None where the config does not say
+    neurons  of each block that has any, see `neuron_count`; None where the width is not known
     """
 
     parameters: int
@@ -38,6 +40,7 @@ class ModelSize:
     weights: Weights
     blocks: int | None
     width: int | None
+    neurons: tuple[int, ...] | None
 
 
 def size_of(model: PreTrainedModel) -> ModelSize:
@@ -53,6 +56,8 @@ def size_of(model: PreTrainedModel) -> ModelSize:
         idle = sum(one.numel() - one.numel() // len(one) * min(chosen, len(one)) for one in held)
         active = _total(named) - idle
         met = sum(one.numel() // len(one) * min(chosen, len(one)) for one in held if one.ndim == 3)
+    width = _number(config, *WIDTH_NAMES)
+    shapes = {name: tuple(one.shape) for name, one in named.items()}
     return ModelSize(
         _total(named),
         active,
@@ -60,7 +65,8 @@ def size_of(model: PreTrainedModel) -> ModelSize:
         bool(held),
         Weights.of({name: one.numel() * one.element_size() for name, one in named.items()}),
         _number(config, "num_hidden_layers", "encoder_layers", "num_layers"),
-        _number(config, "hidden_size", "d_model", "n_embd"),
+        width,
+        None if width is None else tuple(neurons_of_blocks(shapes, width)),
     )
 
 

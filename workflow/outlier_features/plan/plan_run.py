@@ -12,12 +12,15 @@ from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Wanted
 from outlier_features.model.memory import GPU, need_of
 from outlier_features.model_name import split_name
+from outlier_features.neurons import store_size
 from outlier_features.plan.disk import Activations, activations_of_dump, activations_of_model
 from outlier_features.plan.hours import Measured, Work, expected_time, measured_runs, seconds_of_run
 from outlier_features.plan.jobs import jobs_beside, jobs_of_run, runs_of, sample_of
 from outlier_features.plan.model_config import FoundConfig, find_config
+from outlier_features.run.config import turned_off
 from outlier_features.run.loads import rules_that_load
 
+_POPULATIONS = 3  # of the tables of neurons
 _PLACEMENTS: tuple[Wanted, ...] = ("one", "spread", "layerwise")
 Document = dict[str, Any]
 
@@ -113,6 +116,7 @@ class _Run:
     jobs: Counter[str]
     flops: Document
     activations: Activations | str
+    neurons: Document
     loads: int | None
 
     @classmethod
@@ -121,16 +125,16 @@ class _Run:
         jobs = jobs_of_run(config, model, corpus, dump)
         if dump:
             found = activations_of_dump(dump, density)
-            return cls(
-                f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, _unknown("a dump is not run"), found, 0
-            )  # fmt: skip
+            no_run = _unknown("a dump is not run")
+            return cls(f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, no_run, found, no_run, 0)
         assert sized is not None
         sample = sample_of(config, corpus)
         sequences, tokens = sample["sequences"], sample["tokens"]
         part = config["catalog"]["models"][model].get("part")
         flops, activations = _work_of(sized, sequences, tokens, config["sites"], density, part)
         loads = None if sized.model is None else _loads(config, sized, jobs)
-        return cls(f"{model}/{corpus}", sequences, tokens, jobs, flops, activations, loads)
+        neurons = _neurons_of(sized, sequences, config)
+        return cls(f"{model}/{corpus}", sequences, tokens, jobs, flops, activations, neurons, loads)
 
     @property
     def work(self) -> Work:
@@ -162,6 +166,29 @@ def _work_of(
         max_density,
     )  # fmt: skip
     return flops, found
+
+
+def _neurons_of(sized: _Sized, sequences: int, config: Mapping[str, Any]) -> Document:
+    """What a run keeps of its model's neurons, in bytes, or why that is not known."""
+    if (why := turned_off(config, "neurons")) is not None:
+        return _unknown(f"not ranked: {why}")
+    if sized.model is None:
+        return _unknown(sized.document["unknown"])
+    if not sized.size.neurons:
+        return _unknown("the shapes of its weights do not say how many it has")
+    of_chunk = min(sequences, config["extract"]["chunk_sequences"])
+    examples = config["neurons"]["examples"]
+    count, of_block, merged = sum(sized.size.neurons), max(sized.size.neurons), min(examples, sequences)
+    in_chunk = min(examples, of_chunk)
+    return {
+        "count": count,
+        "chunks": -(-sequences // of_chunk),
+        "bytes_of_chunk": store_size.written(count, in_chunk),
+        "bytes_of_store": store_size.written(count, merged),
+        "bytes_of_tables": store_size.tables(count, merged, _POPULATIONS),
+        "memory": store_size.held_while_ranking(count, in_chunk),
+        "memory_layerwise": store_size.held_while_ranking(of_block, in_chunk),
+    }
 
 
 def _loads(config: Mapping[str, Any], sized: _Sized, jobs: Counter[str]) -> int:
@@ -223,6 +250,7 @@ def _describe(run: _Run, config: Mapping[str, Any], earlier: list[Measured]) -> 
         "tokens": run.tokens,
         "flops": run.flops,
         "activations": activations,
+        "neurons": run.neurons,
         "tables_bytes": _tables(Path(config["results"]) / run.name),
         "jobs": dict(sorted(run.jobs.items())),
         "loads": run.loads,

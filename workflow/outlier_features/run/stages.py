@@ -52,7 +52,10 @@ STAGES = {
         ),
         Stage("detect_in_passes", (*_DETECTION, _LOSSES, _NEURONS), "model", runs_model=True, kept=False),
         Stage("detect_outliers", _DETECTION, kept=False),
-        Stage("summarize_layers", ("statistics.safetensors", "layers.parquet", "distribution.parquet")),
+        Stage(
+            "summarize_layers",
+            ("statistics.safetensors", "layers.parquet", "distribution.parquet", "site_positions.parquet"),
+        ),
         Stage("locate_outliers", ("locations.json",)),
         Stage(
             "filter_systematic", ("pairs.parquet", "sensitivity.parquet", "massive.parquet", "positions.parquet")

@@ -22,6 +22,7 @@ from outlier_features.scan import scan_kernel as kernel
 from outlier_features.scan.scales import Scale
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import SiteStatistics, sparse_histogram
+from outlier_features.scan.tree_sum import TreeSum
 
 Array = np.ndarray[Any, Any]
 
@@ -89,11 +90,13 @@ class SiteScan:
     parts         uint8 (N, T), see `populations`
     pilot         float32 (L, H): power sums are taken about it
     floor         abs(x) at or above it is a hit: a number, or float32 (L, H)
+    start         the run's number of the first sequence
     pool          its threads work on the layers, at most `threads` at a time
     max_density   a sequence's hits are not listed if they are more than this share of its values
     massive       `threshold` and `ratio`: values above both, as of massive activations, are listed all the same
     scaled        by name (see `scales`), from what multiple of the scale on values are listed too
-    profile       whether to take medians, mean abs(x), mean square (for `layer_rms`) and kurtosis per position
+    profile       whether to take medians, mean abs(x), mean square (for `layer_rms`), kurtosis per position, and mean
+                  and mean square by position
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class SiteScan:
         pool: ThreadPoolExecutor,
         threads: int,
         *,
+        start: int = 0,
         max_density: float = 1.0,
         massive: Mapping[str, float] | None = None,
         scaled: Mapping[str, Scale] | None = None,
@@ -126,6 +130,7 @@ class SiteScan:
         self._limits = max_density * layers * self._dims * (parts != PADDING).sum(axis=1)
         self._hits, self._counting = np.zeros(n, np.int64), Lock()
         self._positions = _positions(parts)
+        self._start, self._by_position = start, TreeSum()
         self._done = 0
 
     def add(self, tensors: SiteTensors, first: int, last: int) -> tuple[Hits, list[ScaledHits]]:
@@ -135,7 +140,10 @@ class SiteScan:
         """
         block = _Block(tensors, first, last, self._done, *runs_of(self._parts[self._done :][: last - first]))
         layers = range(len(tensors.layers))
-        scanned = list(self._pool.map(partial(self._scan_and_scale, block), layers))
+        at = np.zeros((len(layers), last - first, 2, self._parts.shape[1], 2))
+        scanned = list(self._pool.map(partial(self._scan_and_scale, block), layers, at))
+        for n in range(last - first):
+            self._by_position.add(self._start + self._done + n, 1, at[:, n])
         hits = list(self._pool.map(partial(self._cut_layer, block), layers, [listed for listed, _ in scanned]))
         scaled = [
             _scaled_in_order(name, [scaled_hits[name] for _, scaled_hits in scanned], tensors, self._parts, self._done)
@@ -153,20 +161,23 @@ class SiteScan:
         """Of all sequences that were handed over. Raises `InputError` where some of their values are not finite."""
         require_finite(self._like, self._states.nonfinite.sum(axis=1))
         listed = self._hits <= self._limits
-        return _gather(self._like, self._parts, self._pilot, self._states, self._per_sequence, self._hits, listed)
+        of_sequences, at = self._per_sequence, self._by_position
+        return _gather(self._like, self._parts, self._pilot, self._states, of_sequences, at, self._hits, listed)
 
-    def _scan_and_scale(self, block: "_Block", layer: int) -> tuple[tuple[Array, ...], dict[str, tuple[Array, ...]]]:
-        listed = self._scan_layer(block, layer)
+    def _scan_and_scale(
+        self, block: "_Block", layer: int, at: Array
+    ) -> tuple[tuple[Array, ...], dict[str, tuple[Array, ...]]]:
+        listed = self._scan_layer(block, layer, at)
         return listed, {name: self._list_scaled(block, layer, name) for name in self._scales}  # while it is cached
 
-    def _scan_layer(self, block: "_Block", layer: int) -> tuple[Array, ...]:
+    def _scan_layer(self, block: "_Block", layer: int, at: Array) -> tuple[Array, ...]:
         scratch, here = self._scratches.get(), block.here
         with self._counting:  # of a sequence that has too many hits already, no more are listed
             most = np.maximum(self._limits[here] - self._hits[here], 0).astype(np.int64)
         found, *listed = kernel.scan_layer(
             *block.bits(layer), layer, block.runs, block.run_starts, self._pilot[layer], self._floors[layer], most,
             self._profile, self._histogram, self._states,
-            kernel.Sequences(*(array[here] for array in self._per_sequence)), scratch,
+            kernel.Sequences(*(array[here] for array in self._per_sequence)), at, scratch,
         )  # fmt: skip
         with self._counting:
             self._hits[here] += found
@@ -323,6 +334,7 @@ def _gather(
     pilot: Array,
     states: kernel.Layers,
     per_sequence: kernel.Sequences,
+    by_position: TreeSum,
     hits: Array,
     listed: Array,
 ) -> SiteStatistics:
@@ -334,6 +346,9 @@ def _gather(
         counts=counts,
         offsets=offsets,
         positions=_positions(parts),
+        position_counts=np.stack([(parts == part).sum(axis=0) for part in (EXCLUDED, REST)]).astype(np.int64),
+        position_nodes=by_position.nodes,
+        position_sums=by_position.sums(axis=2),
         hits=hits,
         listed=listed.astype(np.uint8),
         **{name: getattr(states, name)

@@ -323,8 +323,9 @@ def _sum_powers(row, mean, second, fourth):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _describe_rows(x, rows, dims, layer_kurtosis, totals, lanes):
-    """Sums of abs(x) and x**2 of a tile; adds each row's kurtosis over dims.
+def _describe_rows(x, rows, dims, layer_kurtosis, of_rows, totals, lanes):
+    """Sums of abs(x) and x**2 of a tile; adds each row's kurtosis over dims, and puts its sums of x and x**2 in
+    `of_rows` (rows, 2).
 
     The second loop needs all of a row's first one: rows side by side do not wait.
     """
@@ -340,7 +341,9 @@ def _describe_rows(x, rows, dims, layer_kurtosis, totals, lanes):
         _sum_powers(x[row * dims : (row + 1) * dims], mean, first, second)
         squares = _folded(first)
         fourths = _folded(second)
-        square += squares + mean * totals[row]
+        of_rows[row, 0] = totals[row]
+        of_rows[row, 1] = squares + mean * totals[row]
+        square += of_rows[row, 1]
         if squares > 0.0:
             layer_kurtosis[0] += dims * fourths / (squares * squares)
             layer_kurtosis[1] += 1.0
@@ -586,7 +589,7 @@ def _room_for(more, values, count):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def scan_layer(
-    raw, places, kind, layer, runs, run_starts, pilot, floor, most, profile, histogram, layers, sequences, scratch
+    raw, places, kind, layer, runs, run_starts, pilot, floor, most, profile, histogram, layers, sequences, at, scratch
 ):
     """Scan one layer of a block of sequences and return its hits.
 
@@ -599,6 +602,7 @@ def scan_layer(
     most        int64 (B,): of a sequence with more hits in this layer, not all of them are listed
     profile     whether to take medians, sums of abs(x) and x**2, and kurtosis per position
     histogram   whether to take the histogram
+    at          float64 (B, 2, T, 2), zeros: with `profile` it gets each position's sums of x and x**2, at its part
 
     `layers` and `sequences` are updated at index `layer`. Returns the number of hits of each sequence and of those that
     are listed, int64 (B,), and of each of these the token and dim (uint32) and the value (float32), ordered by
@@ -658,9 +662,8 @@ def scan_layer(
                 if histogram:
                     _add_to_histogram(bits, layers.histogram[layer, part])
                 if profile:
-                    absolute, square = _describe_rows(
-                        x, rows, dims, layers.kurtosis[layer, part], scratch.totals, scratch.lanes
-                    )
+                    of_rows, kurtosis = at[b, part, t : t + rows], layers.kurtosis[layer, part]
+                    absolute, square = _describe_rows(x, rows, dims, kurtosis, of_rows, scratch.totals, scratch.lanes)
                     sequences.absolute[b, layer, part] += absolute
                     sequences.square[b, layer, part] += square
                     if part == REST:

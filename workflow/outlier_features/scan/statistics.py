@@ -15,6 +15,7 @@ import numpy as np
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.populations import EXCLUDED, POPULATIONS
+from outlier_features.scan.tree_sum import TreeSum
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +35,9 @@ class SiteStatistics:
     counts: Array  # int64 (K,)
     offsets: Array  # int64 (2 * L + 1,): where each layer and part begins in `bins`
     positions: Array  # int64 (N, 2): positions of each sequence
+    position_counts: Array  # int64 (2, T): sequences that have each position
+    position_nodes: Array  # int64 (K, 2): nodes of a `TreeSum`
+    position_sums: Array  # float64 (L, 2, K, T, 2): their sums over dims of x and x**2 at each position
     hits: Array  # int64 (N,): values of each sequence at or above the floor
     listed: Array  # uint8 (N,): 1 where these are listed, 0 where they are too many and counted instead
     top: Array  # float32 (L, N, 2, 3): the three largest abs(x) of each sequence and part
@@ -105,6 +109,13 @@ class SiteStatistics:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray((square**2).mean(axis=1) / square.mean(axis=1) ** 2)
 
+    def position_moments(self, population: str) -> tuple[Array, Array]:
+        """Of each position the sequences that have it in a population, int64 (T,); mean and mean square over these and
+        the dims, float64 (L, T, 2)."""
+        counts = self.position_counts[list(POPULATIONS[population])].sum(axis=0)
+        sums = self.over(population, "position_sums").sum(axis=1)
+        return counts, sums / (np.maximum(counts, 1) * self.pilot.shape[1])[:, None]
+
     def sequence_top(self, population: str) -> Array:
         """The three largest abs(x) of each layer and sequence, float32 (L, N, 3)."""
         members = self.top[:, :, POPULATIONS[population]]
@@ -133,6 +144,11 @@ def merge(parts: Iterable[SiteStatistics]) -> SiteStatistics:
         histogram[rows, part.bins] += part.counts
     bins, counts, offsets = sparse_histogram(histogram.reshape(layers, 2, -1))
 
+    by_position = TreeSum()
+    for part in parts:
+        for node, (begin, size) in enumerate(part.position_nodes.tolist()):
+            by_position.add(begin, size, part.position_sums[:, :, node])
+
     def together(name: str, combine: Any) -> Array:
         return np.asarray(combine([getattr(part, name) for part in parts]))
 
@@ -144,9 +160,11 @@ def merge(parts: Iterable[SiteStatistics]) -> SiteStatistics:
         bins=bins,
         counts=counts,
         offsets=offsets,
+        position_nodes=by_position.nodes,
+        position_sums=by_position.sums(axis=2),
         **{name: together(name, np.concatenate) for name in ("positions", "hits", "listed")},
         **{name: together(name, lambda arrays: np.sum(arrays, axis=0))
-           for name in ("sums", "positive", "negative", "positions_hit", "kurtosis")},
+           for name in ("sums", "positive", "negative", "positions_hit", "kurtosis", "position_counts")},
         **{name: together(name, lambda arrays: np.concatenate(arrays, axis=1))
            for name in ("top", "absolute", "square", "median")},
     )  # fmt: skip
