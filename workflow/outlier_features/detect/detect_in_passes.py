@@ -1,6 +1,6 @@
 """Rule detect_in_passes: hits and statistics of a chunk from a model's passes, whose activations are not written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -56,18 +56,10 @@ def detect_in_passes(
     passes = Passes.of_fetched(
         request, batch_size=batch_size, kept=place_beside(losses), log=log or losses, ranking=ranking, **loading
     )
+    at_once = max(passes.most_at_once, min(batch_size, first_stop))
+    first = (lambda write: passes.run_first(first_stop, write)) if request.start else None
     with passes.loss_file(losses) as loss_file:
-        at_once = max(passes.most_at_once, min(batch_size, first_stop))
-        count_in_passes(
-            passes,
-            request.run,
-            files,
-            settings,
-            loss_file.write,
-            at_once=at_once,
-            first_stop=first_stop,
-            threads=threads,
-        )
+        count_in_passes(passes, request.run, files, settings, loss_file.write, at_once, threads, first)
     passes.write_neurons(neurons)
     passes.finish()
 
@@ -83,8 +75,6 @@ class Counted(Protocol):
 
     def run(self, write: Write, write_losses: Write, done: Done) -> None: ...
 
-    def run_first(self, stop: int, write: Write) -> None: ...
-
 
 def count_in_passes(
     passes: Counted,
@@ -92,15 +82,16 @@ def count_in_passes(
     files: DetectionFiles,
     settings: DetectionSettings,
     write_losses: Write,
-    *,
     at_once: int,
-    first_stop: int,
     threads: int,
+    first: Callable[[Write], None] | None = None,
+    progress: Callable[[int], object] = lambda sequences: None,
 ) -> None:
     """Run all sequences of `passes` and write the hits and statistics of their activations to `files`.
 
-    at_once      the most sequences of a pass
-    first_stop   one past the last sequence of the run's first chunk
+    at_once   the most sequences of a pass
+    first     runs the first sequences of the run, where the passes do not begin with them: their means are the pilot
+    progress  told of how many more are done
 
     Raises `InputError` where an activation is not finite.
     """
@@ -124,8 +115,9 @@ def count_in_passes(
             nonlocal detection
             detection = detection or detect()
             detection.add(chunk.sites, 0, rows.stop - rows.start)
+            progress(rows.stop - rows.start)
 
-        if provenance["start"]:
-            passes.run_first(first_stop, write)
+        if first:
+            first(write)
             detection = detect()
         passes.run(write, write_losses, done)

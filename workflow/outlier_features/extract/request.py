@@ -96,7 +96,12 @@ class Request:
 
 
 def _check_request(run: Tokens, path: Path, sites: list[str]) -> None:
-    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
-        raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
+    require_padding_last(run, path)
     if unknown := sorted(set(sites) - set(SITES)):
         raise InputError(f"sites: found {unknown[0]!r}, expected names among {', '.join(SITES)}")
+
+
+def require_padding_last(run: Tokens, path: Path | str) -> None:
+    """Raise `InputError` where padding precedes tokens."""
+    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
+        raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
