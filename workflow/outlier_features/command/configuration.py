@@ -1,6 +1,7 @@
 """The configuration that a command is about: the same that Snakemake would run."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from outlier_features.run.config_files import read_config_file
 _WORKFLOW = Path(__file__).parents[2]
 _CONFIG, _CATALOG = _WORKFLOW.parent / "config.yaml", _WORKFLOW / "catalog.yaml"
 _SCHEMA = _WORKFLOW / "schemas" / "config.schema.yaml"
+MASK_SCHEMA = _WORKFLOW / "schemas" / "mask.schema.json"
 
 
 def add_configfile(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +23,13 @@ def add_configfile(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def resolved_config(overlays: list[Path]) -> dict[str, Any]:
+def resolved_config(overlays: Sequence[Path | Mapping[str, Any]]) -> dict[str, Any]:
     """config.yaml with overlays and the shipped catalog, complete and checked. Raises `InputError`."""
     if not _CONFIG.is_file():
         raise InputError(f"{_CONFIG} is not there, expected the workflow around this package")
     config: dict[str, Any] = read_config_file(_CONFIG)
-    for path in overlays:
-        config = _overlaid(config, read_config_file(path))
+    for one in overlays:
+        config = _overlaid(config, read_config_file(one) if isinstance(one, Path) else one)
     resolved = resolve_config(with_catalog(config, read_catalog(_CATALOG)), read_schema(_SCHEMA))
     require_files(resolved)
     return resolved
@@ -35,6 +37,6 @@ def resolved_config(overlays: list[Path]) -> dict[str, Any]:
 
 def _overlaid(config: Any, overlay: Any) -> Any:
     """As Snakemake puts one configuration over another: mappings key by key, at every level."""
-    if not isinstance(config, dict) or not isinstance(overlay, dict):
+    if not isinstance(config, Mapping) or not isinstance(overlay, Mapping):
         return overlay
     return {**config, **{key: _overlaid(config.get(key), value) for key, value in overlay.items()}}

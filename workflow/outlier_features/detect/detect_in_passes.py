@@ -1,19 +1,21 @@
 """Rule detect_in_passes: hits and statistics of a chunk from a model's passes, whose activations are not written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 from outlier_features.detect.detection import Detection, DetectionFiles, DetectionSettings, detecting, pilots_of
 from outlier_features.extract.activations import Activations
 from outlier_features.extract.block_by_block import place_beside
-from outlier_features.extract.passes import Array, Passes
+from outlier_features.extract.passes import Passes
+from outlier_features.extract.proven_sites import Array, Done, Write
 from outlier_features.extract.request import Request
 from outlier_features.files.tensors_in_memory import TensorsInMemory
 from outlier_features.model.loading import Loading
 from outlier_features.neurons.ranked_at import Ranking
 from outlier_features.scan.site_tensors import SiteTensors
+from outlier_features.tokens.tokens import Tokens
 
 
 def detect_in_passes(
@@ -51,34 +53,71 @@ def detect_in_passes(
         empty = Activations({}, {**request.run.provenance, **request.place})
         with detecting(empty, {}, request.run, settings, files, threads):
             return
-    passes = Passes(
+    passes = Passes.of_fetched(
         request, batch_size=batch_size, kept=place_beside(losses), log=log or losses, ranking=ranking, **loading
     )
     at_once = max(passes.most_at_once, min(batch_size, first_stop))
+    first = (lambda write: passes.run_first(first_stop, write)) if request.start else None
+    with passes.loss_file(losses) as loss_file:
+        count_in_passes(passes, request.run, files, settings, loss_file.write, at_once, threads, first)
+    passes.write_neurons(neurons)
+    passes.finish()
+
+
+class Counted(Protocol):
+    """Passes of a model: see `Passes`, which are some."""
+
+    provenance: dict[str, Any]
+    gains: dict[str, Array]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[str, tuple[int, ...]]]: ...
+
+    def run(self, write: Write, write_losses: Write, done: Done) -> None: ...
+
+
+def count_in_passes(
+    passes: Counted,
+    run: Tokens,
+    files: DetectionFiles,
+    settings: DetectionSettings,
+    write_losses: Write,
+    at_once: int,
+    threads: int,
+    first: Callable[[Write], None] | None = None,
+    progress: Callable[[int], object] = lambda sequences: None,
+) -> None:
+    """Run all sequences of `passes` and write the hits and statistics of their activations to `files`.
+
+    at_once   the most sequences of a pass
+    first     runs the first sequences of the run, where the passes do not begin with them: their means are the pilot
+    progress  told of how many more are done
+
+    Raises `InputError` where an activation is not finite.
+    """
+    provenance = passes.provenance
     shapes = {name: (dtype, (at_once, *shape[1:])) for name, (dtype, shape) in passes.shapes.items()}
-    memory = TensorsInMemory(f"{request.model['location']}: a pass", shapes)
-    tensors = {site: SiteTensors.per_layer(memory, site) for site in passes.provenance["sites"]}
-    chunk = Activations({site: one for site, one in tensors.items() if one}, passes.provenance, dict(passes.gains))
+    memory = TensorsInMemory(f"{provenance['model']}: a pass", shapes)
+    tensors = {site: SiteTensors.per_layer(memory, site) for site in provenance["sites"]}
+    chunk = Activations({site: one for site, one in tensors.items() if one}, provenance, dict(passes.gains))
 
     def write(name: str, row: int, values: Array) -> None:
         memory.write(name, 0, values)
 
     with ExitStack() as opened:
-        loss_file = opened.enter_context(passes.loss_file(losses))
         detection: Detection | None = None
 
         def detect() -> Detection:
-            pilots = pilots_of(chunk.sites, request.run.parts[0])
-            return opened.enter_context(detecting(chunk, pilots, request.run, settings, files, threads))
+            pilots = pilots_of(chunk.sites, run.parts[0])
+            return opened.enter_context(detecting(chunk, pilots, run, settings, files, threads))
 
         def done(rows: slice) -> None:
             nonlocal detection
             detection = detection or detect()
             detection.add(chunk.sites, 0, rows.stop - rows.start)
+            progress(rows.stop - rows.start)
 
-        if request.start:
-            passes.run_first(first_stop, write)
+        if first:
+            first(write)
             detection = detect()
-        passes.run(write, loss_file.write, done)
-    passes.write_neurons(neurons)
-    passes.finish()
+        passes.run(write, write_losses, done)

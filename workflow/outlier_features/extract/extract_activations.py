@@ -56,7 +56,7 @@ def extract_activations(
     if request.start == request.stop:
         request.write_nothing(activations, losses, neurons)
         return
-    passes = Passes(
+    passes = Passes.of_fetched(
         request, batch_size=batch_size, kept=place_beside(activations), log=log or losses, ranking=ranking, **loading
     )
     gains = {GAIN + site: values for site, values in passes.gains.items()}

@@ -2,8 +2,7 @@
 
 import sys
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,27 +17,24 @@ from outlier_features.code_version import code_version
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock
 from outlier_features.extract.losses import LossRecorder, loss_recorder
+from outlier_features.extract.proven_sites import ProvenSites, Write, as_stored, not_finite, require_finite
 from outlier_features.extract.request import Request, Sequences
 from outlier_features.files.tensorfile import TensorFileWriter
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
-from outlier_features.model.models import LoadedModel, load_model, overflow_hint
+from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.prefixes import Prefixes
-from outlier_features.model.sites import Block, attention_blocks, find_sites, hooked
-from outlier_features.model.verify_sites import keep_proven, prove_sites
+from outlier_features.model.sites import Block, hooked
 from outlier_features.neurons.rank_in_passes import RankInPasses
 from outlier_features.neurons.ranked_at import RANKING, Ranking
 from outlier_features.neurons.record_neurons import NeuronRecorder
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
-from outlier_features.norms.norm_forms import norm_calls
+from outlier_features.norms.norm import Norm
 from outlier_features.norms.norms import checkpoint_of, find_norms
-from outlier_features.norms.site_gains import site_gains
 from outlier_features.quantized.quantization import Quantization
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
-Write = Callable[[str, int, Array], None]  # a tensor's name, the first of its rows, and their values
-_STORED_AS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class Passes:
@@ -52,16 +48,20 @@ class Passes:
     def __init__(
         self,
         request: Request,
+        loaded: LoadedModel,
+        location: Path | None,
         *,
         batch_size: int,
+        threads: int,
         kept: Path,
         log: Path,
         ranking: Ranking | None = None,
-        **loading: Unpack[Loading],
     ):
-        """Load the model, find and prove the sites.
+        """Find and prove the sites of a model.
 
+        location     of its files, in which the gains of its norms are looked up; None: it has none
         batch_size   sequences in a pass on a GPU; a CPU takes one at a time
+        threads      that rank neurons
         kept         a directory for what is finished of a model that runs one block at a time
         log          of the job, for whoever looks into why the norms could not be found
         ranking      how neurons are ranked on the way, see `record_neurons`; None: they are not
@@ -70,8 +70,6 @@ class Passes:
         model cannot be used, or its vocabulary or positions do not fit the tokens.
         """
         self._request = request
-        location = Path(request.model["location"])
-        loaded = load_model(location, **loading)
         _check_fit(request.run, loaded, request.tokens, request.model["location"])
         print(
             f"attention: {loaded.attention}; blocks: {len(loaded.stack)} x {loaded.stack.blocks[0].path}",
@@ -80,15 +78,7 @@ class Passes:
         quantized = loaded.quantized.kept if loaded.quantized else request.model.get("quantized")
         if quantized:
             print(f"weights: dequantized from {Quantization.of(quantized)}", file=sys.stderr)
-        blocks, sites = find_sites(loaded), request.sites
-        proof = prove_sites(loaded, blocks)
-        keep_proven(blocks, proof)
-        absent = _absent(blocks, sites)
-        _report(blocks, sites, absent, proof.held)
-        if not any(site in block.sites for block in blocks for site in sites):
-            site = "resid_post" if "resid_post" in absent else next(iter(absent))
-            reason = absent[site]
-            raise InputError(f"sites: found none of {', '.join(sites)} in {loaded.model_type}: {site}: {reason}")
+        found = ProvenSites.of(loaded, request.sites, loaded.model_type)
         self._loaded = loaded
         self._recorder, no_loss = loss_recorder(loaded)
         if no_loss:
@@ -101,36 +91,49 @@ class Passes:
             "causal_head": self._recorder is not None,
             "no_loss": no_loss,
             **request.place,
-            "sites": [site for site in sites if any(site in block.sites for block in blocks)],
-            "absent": absent,
-            "attention_blocks": attention_blocks(blocks),
+            **found.facts,
             "job": uuid.uuid4().hex,
             "package_version": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        self._sites = {
-            f"{site}.{index}": block.sites[site]
-            for site in sites
-            for index, block in enumerate(blocks)
-            if site in block.sites
-        }
-        calls = norm_calls(loaded)
-        self.gains = site_gains(loaded, blocks, sites, calls)
+        self._sites, self.gains = found.by_name, found.gains
         self._norms: dict[str, Array] = {}
         self._norm_facts: dict[str, Any] = {}
         if request.start == 0:
-            found = norms_or_why(lambda: find_norms(loaded, blocks, checkpoint_of(location), calls), log)
-            self._norms, self._norm_facts = norm_tensors(found)
+            norms = norms_or_why(lambda: self._find_norms(found, location), log)
+            self._norms, self._norm_facts = norm_tensors(norms)
         self._batch_size = _sequences_at_once(loaded, batch_size)
         self._chunk = request.sequences(request.start, request.stop)
-        shape, stored_as = self._chunk.ids.shape, _STORED_AS[loaded.dtype]
-        self.shapes = {name: (stored_as, (*shape, site.width)) for name, site in self._sites.items()}
+        shape = self._chunk.ids.shape
+        self.shapes = found.shapes(shape)
         self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
-        self._neurons = RankInPasses(
-            ranking, lambda asked: self._neuron_recorder(blocks, asked, loading["threads"]), log
-        )
+        self._neurons = RankInPasses(ranking, lambda asked: self._neuron_recorder(found.blocks, asked, threads), log)
         self._stepwise = self._one_block_at_a_time(kept, ranking)
+
+    @classmethod
+    def of_fetched(
+        cls,
+        request: Request,
+        *,
+        batch_size: int,
+        kept: Path,
+        log: Path,
+        ranking: Ranking | None,
+        **loading: Unpack[Loading],
+    ) -> "Passes":
+        """The passes of the model of the request, which is loaded."""
+        location = Path(request.model["location"])
+        return cls(
+            request,
+            load_model(location, **loading),
+            location,
+            batch_size=batch_size,
+            threads=loading["threads"],
+            kept=kept,
+            log=log,
+            ranking=ranking,
+        )
 
     @contextmanager
     def loss_file(self, path: Path) -> Iterator[TensorFileWriter]:
@@ -179,6 +182,9 @@ class Passes:
         if self._stepwise:
             self._stepwise.remove()
 
+    def _find_norms(self, found: ProvenSites, location: Path | None) -> list[Norm]:
+        return find_norms(self._loaded, found.blocks, checkpoint_of(location) if location else [], found.calls)
+
     def _neuron_recorder(self, blocks: list[Block], ranking: Ranking, threads: int) -> NeuronRecorder:
         parts, sequences = self._request.run.parts, self._request.stop - self._request.start
         return NeuronRecorder(self._loaded, blocks, parts, sequences=sequences, threads=threads, **ranking)
@@ -197,9 +203,9 @@ class Passes:
             if name in ranked:
                 self._neurons.receive(name, value)
             if name in self._sites:
-                if count := value.numel() - int(torch.isfinite(value).sum()):
+                if count := not_finite(value):
                     nonfinite[name] = count
-                write(name, rows.start, _array(value, chunk.ids[rows].shape))
+                write(name, rows.start, as_stored(value, chunk.ids[rows].shape))
 
         with ExitStack() as around:
             around.enter_context(hooked({**self._sites, **ranked}.items(), take))
@@ -208,7 +214,7 @@ class Passes:
             if recorder:
                 around.enter_context(recorder.states())
             run_blocks(self._loaded, ids, mask)
-        _require_finite(nonfinite, self._loaded, chunk.start + rows.start)
+        require_finite(nonfinite, self._loaded.dtype, chunk.start + rows.start)
         return _losses(recorder, ids, mask) if recorder else None
 
     def _one_block_at_a_time(self, kept: Path, ranking: Ranking | None) -> BlockByBlock | None:
@@ -235,9 +241,9 @@ class Passes:
                 self._neurons.receive(name, value)
             if name not in self._sites:
                 return None
-            if count := value.numel() - int(torch.isfinite(value).sum()):
-                _require_finite({name: count}, self._loaded, self._chunk.start + batch.rows.start)
-            return _array(value, tuple(batch.ids.shape))
+            if count := not_finite(value):
+                require_finite({name: count}, self._loaded.dtype, self._chunk.start + batch.rows.start)
+            return as_stored(value, tuple(batch.ids.shape))
 
         def losses(batch: Batch, run: Callable[[], None]) -> Array:
             assert self._recorder is not None
@@ -273,23 +279,6 @@ def _losses(recorder: LossRecorder, ids: torch.Tensor, mask: torch.Tensor) -> Ar
     return values
 
 
-def _require_finite(nonfinite: Mapping[str, int], loaded: LoadedModel, sequence: int) -> None:
-    """Raise `InputError` with the first tensor, in the order in which the model made them, that is not finite."""
-    if nonfinite:
-        name, count = next(iter(nonfinite.items()))
-        site, _, layer = name.rpartition(".")
-        raise InputError(
-            f"site {site}, layer {layer} has {count} values that are NaN or infinite in the batch from sequence "
-            f"{sequence} on, expected finite ones{overflow_hint(loaded.dtype)}"
-        )
-
-
-def _array(value: torch.Tensor, shape: tuple[int, ...]) -> Array:
-    """The values (B, T, H) as numpy, bfloat16 as its bits."""
-    value = value.detach().reshape(*shape, -1).cpu()
-    return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
-
-
 def _check_fit(run: Tokens, loaded: LoadedModel, path: Path, location: str) -> None:
     largest = int(run.tokens.max())
     if largest >= loaded.vocab_size:
@@ -304,32 +293,6 @@ def _check_fit(run: Tokens, loaded: LoadedModel, path: Path, location: str) -> N
             "says it has; if it can run them at all, it extrapolates",
             file=sys.stderr,
         )
-
-
-def _absent(blocks: list[Block], sites: list[str]) -> dict[str, str]:
-    """For each requested site that a block lacks: why, and which blocks unless all do."""
-    absent = {}
-    for site in sites:
-        lacking: dict[str, list[int]] = defaultdict(list)
-        for index, block in enumerate(blocks):
-            if site not in block.sites:
-                lacking[block.absent[site]].append(index)
-        if lacking:
-            absent[site] = "; ".join(_reason(reason, indices, len(blocks)) for reason, indices in lacking.items())
-    return absent
-
-
-def _reason(reason: str, indices: list[int], blocks: int) -> str:
-    return reason if len(indices) == blocks else f"blocks {','.join(map(str, indices))}: {reason}"
-
-
-def _report(blocks: list[Block], sites: list[str], absent: Mapping[str, str], proven: Mapping[str, list[str]]) -> None:
-    for site in sites:
-        count = sum(site in block.sites for block in blocks)
-        if count:
-            print(f"{site}: in {count} of {len(blocks)} blocks; checked: {', '.join(proven[site])}", file=sys.stderr)
-        if site in absent:
-            print(f"{site}: absent ({absent[site]})", file=sys.stderr)
 
 
 def _facts(loaded: LoadedModel) -> dict[str, Any]:

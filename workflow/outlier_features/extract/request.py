@@ -47,6 +47,8 @@ class Request:
     """Sequences of a run that a model is to run, and the sites that are wanted of them.
 
     start, stop   the first sequence and one past the last; equal where the run has none of those that were asked for
+
+    Raises `InputError` where padding precedes tokens, or a site is not known.
     """
 
     run: Tokens
@@ -55,6 +57,9 @@ class Request:
     sites: list[str]
     start: int
     stop: int
+
+    def __post_init__(self) -> None:
+        _check_request(self.run, self.tokens, self.sites)
 
     @classmethod
     def read(
@@ -68,7 +73,6 @@ class Request:
         Raises `InputError` where these are not of one run, or as they must be.
         """
         run = Tokens.read(tokens)
-        _check_request(run, tokens, sites)
         model = run.files.model(source)
         if sample is not None:
             require_equal({"sample": dict(sample)}, run.provenance, ("sample",), tokens)
@@ -92,7 +96,12 @@ class Request:
 
 
 def _check_request(run: Tokens, path: Path, sites: list[str]) -> None:
-    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
-        raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")
+    require_padding_last(run, path)
     if unknown := sorted(set(sites) - set(SITES)):
         raise InputError(f"sites: found {unknown[0]!r}, expected names among {', '.join(SITES)}")
+
+
+def require_padding_last(run: Tokens, path: Path | str) -> None:
+    """Raise `InputError` where padding precedes tokens."""
+    if (run.mask[:, 1:] > run.mask[:, :-1]).any():
+        raise InputError(f"{path}: found padding before tokens, expected it at the end of each sequence")

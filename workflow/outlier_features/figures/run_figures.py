@@ -111,7 +111,7 @@ def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
         name, title = PLACES[analysis]
         why = missing_sentence(analysis, summary["missing"][analysis])
         yield Drawing(name, title, "none", "none", "none", f"Nothing is drawn. {why}")
-    elif analysis == "surface":
+    elif analysis == "surface" and "surface" in tables:
         yield from surface_figures(tables["surface"], run.populations)
     elif analysis == "norms" and "norms" in tables:
         yield norm_gains(

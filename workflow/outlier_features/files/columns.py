@@ -4,16 +4,16 @@ import polars as pl
 
 from outlier_features.files.tables import Column
 
-POPULATION = Column(
+POPULATION: Column = Column(
     "population", pl.String, "`all` positions, or `without_first`: without the first and special tokens"
 )
-RULE = Column("rule", pl.String, "the rule by which the row was selected")
-SITES = Column("sites", pl.String, "the sites the rule was applied to, joined by `+`")
-SITE = Column("site", pl.String, "where in a block the tensor is taken")
-SEQUENCE = Column("sequence", pl.UInt32, "index of the sequence, from 0")
-LAYER = Column("layer", pl.UInt16, "index of the block, from 0")
-TOKEN = Column("token", pl.UInt32, "position in the sequence, from 0")
-DIM = Column("dim", pl.UInt32, "hidden dimension, from 0")
+RULE: Column = Column("rule", pl.String, "the rule by which the row was selected")
+SITES: Column = Column("sites", pl.String, "the sites the rule was applied to, joined by `+`")
+SITE: Column = Column("site", pl.String, "where in a block the tensor is taken")
+SEQUENCE: Column = Column("sequence", pl.UInt32, "index of the sequence, from 0")
+LAYER: Column = Column("layer", pl.UInt16, "index of the block, from 0")
+TOKEN: Column = Column("token", pl.UInt32, "position in the sequence, from 0")
+DIM: Column = Column("dim", pl.UInt32, "hidden dimension, from 0")
 THE_NEURON = (
     LAYER,
     Column("expert", pl.UInt16, "of a mixture of experts, the routed expert that the neuron is of; else null"),

@@ -44,7 +44,8 @@ _BITS: dict[str, type[np.generic]] = {
 STORAGE = _NUMPY | _BITS
 _BIT_WIDTHS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in STORAGE.items()}
 _BIT_WIDTHS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # values that share bytes
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # floats, as they are called
+# Floats, as they are called.
+DTYPES: dict[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
 _MAX_HEADER = 100_000_000
 _CHECKSUMS, _NAME = "crc32", "written_as"

@@ -24,7 +24,10 @@ class Vocabulary:
     @classmethod
     def read(cls, directory: Path) -> "Vocabulary":
         """The vocabulary of the model in a directory. Raises `InputError` where there is none."""
-        tokenizer = load_tokenizer(directory)
+        return cls.of(load_tokenizer(directory))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
         parts = json.loads(tokenizer.to_str())
         made_of = json.dumps([parts["decoder"], parts["pre_tokenizer"]])
         return cls(tokenizer, '"ByteLevel"' in made_of)

@@ -115,6 +115,14 @@ class LoadedModel:
         return partial(run_decoder, self.model) if self.part == "decoder" else self.body
 
     @property
+    def probe_shape(self) -> torch.Size:
+        return probe_ids(self.model).shape
+
+    def probe(self, **options: Any) -> Any:
+        """What `base` returns of a few fixed tokens, see `Probed`."""
+        return self.base(probe_ids(self.model), **options)
+
+    @property
     def has_causal_head(self) -> bool:
         """It is causal and its logits predict the next token."""
         return self.no_loss is None

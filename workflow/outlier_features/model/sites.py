@@ -20,7 +20,8 @@ from outlier_features.errors import InputError
 from outlier_features.model.bases import NO_OTHER_MIXER
 from outlier_features.model.block_calls import Call, by_token, recorded_blocks
 from outlier_features.model.hooks import hooks
-from outlier_features.model.models import LoadedModel, overflow_hint, probe_ids
+from outlier_features.model.models import overflow_hint
+from outlier_features.model.probed import Probed
 from outlier_features.model.stack import BlockCall
 from outlier_features.model.sublayers import Sublayer, sublayers
 from outlier_features.model.tensors import first_tensor, same_values
@@ -92,19 +93,18 @@ class Block:
     attends: bool | None = None
 
 
-def find_sites(loaded: LoadedModel) -> list[Block]:
+def find_sites(loaded: Probed) -> list[Block]:
     """The blocks of a model, in order, with their sites.
 
     Raises `InputError` where the probe's activations are not finite.
     """
-    ids = probe_ids(loaded.model)
     blocks: list[Block] = []
 
     def describe(block: BlockCall, calls: list[Call]) -> None:
         blocks.append(_describe(block, calls, loaded))
 
-    with recorded_blocks(loaded.stack.blocks, ids.shape, describe), torch.inference_mode():
-        loaded.base(ids)
+    with recorded_blocks(loaded.stack.blocks, loaded.probe_shape, describe), torch.inference_mode():
+        loaded.probe()
     _lack_odd_widths(blocks)
     return blocks
 
@@ -150,7 +150,7 @@ def _lack_odd_widths(blocks: list[Block]) -> None:
                 block.absent[site] = f"it is {width} wide here, {usual} in most blocks"
 
 
-def _describe(place: BlockCall, calls: list[Call], loaded: LoadedModel) -> Block:
+def _describe(place: BlockCall, calls: list[Call], loaded: Probed) -> Block:
     """A block from the calls inside it."""
     *inner, whole = calls
     if count := int((~whole.output.isfinite()).sum()):

@@ -7,13 +7,13 @@ recurrent depth) is a block for each call. Towers that do not run on text (visio
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from outlier_features.errors import InputError
 from outlier_features.model.hooks import After, Before, hooks
@@ -60,7 +60,7 @@ class _ListedCall:
     wrote: Tensor | None = None
 
 
-def find_stack(model: PreTrainedModel, run: Callable[[], Any], expected: int | None, within: str = "") -> Stack:
+def find_stack(model: nn.Module, run: Callable[[], Any], expected: int | None, within: str = "") -> Stack:
     """The stack of what `run` runs of the model.
 
     expected   how many blocks the config says there are: it decides only between lists in one another
@@ -68,26 +68,55 @@ def find_stack(model: PreTrainedModel, run: Callable[[], Any], expected: int | N
 
     Raises `InputError` where no modules of a list read each other's output.
     """
+    listed = [path for path, _ in model.named_modules() if _in_a_list(model, path)]
+    inside = [path for path in listed if f"{path}.".startswith(f"{within}." if within else "")]
+    recorded, calls = _recorded(model, inside, run)
+    chains = [chain for group in _by_list(model, recorded).values() if (chain := _chain(group))]
+    width = {call.path: call.read.shape[-1] for call in recorded if call.read is not None}
+    if not chains:
+        config = getattr(model, "config", None)
+        raise InputError(
+            f"{getattr(config, 'model_type', 'model')}: found no list of modules of {type(model).__name__} of which "
+            "each reads what the one before it returns, expected the model's blocks"
+        )
+    blocks = max(chains, key=lambda chain: _weight(chain, expected))
+    return Stack(blocks, calls, width[blocks[0].path])
+
+
+def named_stack(model: nn.Module, run: Callable[[], Any], paths: Sequence[str]) -> Stack:
+    """The stack of these modules, in the order in which `run` calls them, whether or not they read one another.
+
+    Raises `InputError` where one does not run, or reads or returns no tensor.
+    """
+    recorded, calls = _recorded(model, paths, run)
+    for path in paths:
+        its = [call for call in recorded if call.path == path]
+        if not its or any(call.read is None or call.wrote is None for call in its):
+            found = "reads or returns no tensor" if its else "does not run"
+            raise InputError(f"blocks: {path} of {type(model).__name__} {found}, expected a block")
+    follows = [False, *(_reads(call, before) for before, call in pairwise(recorded))]
+    blocks = [BlockCall(call.path, call.module, call.number, one) for call, one in zip(recorded, follows, strict=True)]
+    read = recorded[0].read
+    assert read is not None
+    return Stack(blocks, calls, read.shape[-1])
+
+
+def _recorded(
+    model: nn.Module, paths: Sequence[str], run: Callable[[], Any]
+) -> tuple[list[_ListedCall], dict[nn.Module, int]]:
+    """The calls of the modules at `paths` in what `run` runs, and how often each module of the model runs."""
     calls: Counter[nn.Module] = Counter()
     recorded: list[_ListedCall] = []
     before: list[Before] = [(module, lambda module, args, kwargs: calls.update([module])) for module in model.modules()]
     after: list[After] = []
-    for path, module in model.named_modules():
-        if _in_a_list(model, path) and f"{path}.".startswith(f"{within}." if within else ""):
-            begin, end = _recording(path, recorded)
-            before.append((module, begin))
-            after.append((module, end))
+    for path in paths:
+        module = model.get_submodule(path)
+        begin, end = _recording(path, recorded)
+        before.append((module, begin))
+        after.append((module, end))
     with hooks(before, after), torch.inference_mode():
         run()
-    chains = [chain for group in _by_list(model, recorded).values() if (chain := _chain(group))]
-    width = {call.path: call.read.shape[-1] for call in recorded if call.read is not None}
-    if not chains:
-        raise InputError(
-            f"{model.config.model_type}: found no list of modules of {type(model).__name__} of which each reads what "
-            "the one before it returns, expected the model's blocks"
-        )
-    blocks = max(chains, key=lambda chain: _weight(chain, expected))
-    return Stack(blocks, dict(calls), width[blocks[0].path])
+    return recorded, dict(calls)
 
 
 def _in_a_list(model: nn.Module, path: str) -> bool:

@@ -18,7 +18,7 @@ import torch
 from outlier_features.errors import InputError
 from outlier_features.model.activation import activation_of, possible_ups
 from outlier_features.model.hooks import hooks
-from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.probed import Probed
 from outlier_features.model.sites import Block, Site, hooked
 from outlier_features.model.tensors import first_tensor
 
@@ -69,7 +69,7 @@ class Proof:
     doubtful: dict[tuple[int, str], str]
 
 
-def prove_sites(loaded: LoadedModel, blocks: list[Block]) -> Proof:
+def prove_sites(loaded: Probed, blocks: list[Block]) -> Proof:
     """Check the identities of every site of every block on the probe."""
     probe = _run_probe(loaded, blocks)
     held: dict[str, Counter[str]] = defaultdict(Counter)
@@ -102,7 +102,7 @@ def keep_proven(blocks: list[Block], proof: Proof) -> None:
         blocks[index].absent[site] = reason
 
 
-def verify_sites(loaded: LoadedModel, blocks: list[Block], requested: list[str]) -> dict[str, list[str]]:
+def verify_sites(loaded: Probed, blocks: list[Block], requested: list[str]) -> dict[str, list[str]]:
     """The identities that held of each site, and in how many blocks.
 
     Raises `InputError` where a `requested` site is not proven in a block that has it.
@@ -191,7 +191,7 @@ class _ProbedBlocks:
         return {name: calls[-1] for name, calls in self.calls[index].items()}
 
 
-def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _ProbedBlocks:
+def _run_probe(loaded: Probed, blocks: list[Block]) -> _ProbedBlocks:
     calls: list[dict[str, list[_Seen]]] = [defaultdict(list) for _ in blocks]
     read: list[Tensor] = []
     written: list[Tensor] = []
@@ -204,12 +204,14 @@ def _run_probe(loaded: LoadedModel, blocks: list[Block]) -> _ProbedBlocks:
 
     watched = [((i, name), site) for i, block in enumerate(blocks) for name, site in _parts(block).items()]
     with _leaves_outside(loaded, blocks, read, written), hooked(watched, receive), torch.inference_mode():
-        output = loaded.base(probe_ids(loaded.model), output_hidden_states=True)
-    last = output.last_hidden_state
+        output = loaded.probe(output_hidden_states=True)
+    last = getattr(output, "last_hidden_state", None)
+    last = first_tensor(output) if last is None else last
     states = getattr(output, "hidden_states", None)
     first = states[0] if states and len(states) == len(blocks) + 1 else None
     first = None if first is None else first.reshape(-1, first.shape[-1])
-    return _ProbedBlocks(calls, first, [*read, last.reshape(-1, last.shape[-1])], written)
+    returned = [last.reshape(-1, last.shape[-1])] if last is not None and last.ndim else []
+    return _ProbedBlocks(calls, first, [*read, *returned], written)
 
 
 def _parts(block: Block) -> dict[str, Site]:
@@ -223,7 +225,7 @@ def _parts(block: Block) -> dict[str, Site]:
 
 
 def _leaves_outside(
-    loaded: LoadedModel, blocks: list[Block], read: list[Tensor], written: list[Tensor]
+    loaded: Probed, blocks: list[Block], read: list[Tensor], written: list[Tensor]
 ) -> AbstractContextManager[None]:
     """Copy what the modules outside the blocks read and return."""
     inside = tuple(f"{block.path}." for block in blocks)
@@ -244,7 +246,7 @@ def _leaves_outside(
     )
 
 
-def _identities(loaded: LoadedModel, blocks: list[Block], probe: _ProbedBlocks, index: int) -> Iterator[Identity]:
+def _identities(loaded: Probed, blocks: list[Block], probe: _ProbedBlocks, index: int) -> Iterator[Identity]:
     block, tensors = blocks[index], probe.tensors(index)
     with torch.inference_mode():
         yield from _stream(blocks, probe, index)
@@ -411,7 +413,7 @@ def _mlp_sum(block: Block, tensors: Tensors, mid: Tensor, mlp: Tensor, post: Ten
     yield _best([bare, *(Identity(text, ("mlp_out",), value, total, (mid, mlp)) for value in later)])
 
 
-def _neurons(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Identity]:
+def _neurons(loaded: Probed, block: Block, tensors: Tensors) -> Iterator[Identity]:
     yield from _activation(loaded, block, tensors)
     down, out = block.sites["mlp_down"], block.sites["mlp_out"]
     written = tensors["mlp_down"].flat
@@ -425,7 +427,7 @@ def _neurons(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Id
         yield _again(text, ("mlp_down", "mlp_out"), tensors["mlp_out"].flat, out, tensors["mlp_down"])
 
 
-def _activation(loaded: LoadedModel, block: Block, tensors: Tensors) -> Iterator[Identity]:
+def _activation(loaded: Probed, block: Block, tensors: Tensors) -> Iterator[Identity]:
     function = activation_of(block, loaded.config)
     if "mlp_pre" not in block.sites or function is None:
         return

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from outlier_features.model.hooks import hooks
-from outlier_features.model.models import LoadedModel, probe_ids
+from outlier_features.model.probed import Probed
 from outlier_features.model.sites import SITES, Block
 from outlier_features.model.tensors import first_tensor
 
@@ -81,7 +81,7 @@ class NormCall:
 
 
 @torch.inference_mode()
-def norm_calls(loaded: LoadedModel) -> dict[str, NormCall]:
+def norm_calls(loaded: Probed) -> dict[str, NormCall]:
     """The calls that may be norms' on a few probe tokens, by path, in the model's order."""
     calls: dict[nn.Module, NormCall] = {}
 
@@ -91,7 +91,7 @@ def norm_calls(loaded: LoadedModel) -> dict[str, NormCall]:
             calls[module] = NormCall(module, read, args, kwargs)
 
     with hooks(after=[(module, watch) for module in loaded.model.modules() if _may_be_norm(module)]):
-        loaded.base(probe_ids(loaded.model))
+        loaded.probe()
     return {path: calls[module] for path, module in loaded.model.named_modules() if module in calls}
 
 

@@ -10,7 +10,8 @@ from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import DTYPES, TensorFile
 from outlier_features.model.loading import Part, Wanted
 from outlier_features.model.model_files import model_files
-from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.models import load_model
+from outlier_features.model.probed import Probed
 from outlier_features.model.sites import Block, find_sites
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.norms.gains_in_file import stored_floats
@@ -50,7 +51,7 @@ def checkpoint_of(location: Path) -> list[TensorFile]:
 
 @torch.inference_mode()
 def find_norms(
-    loaded: LoadedModel,
+    loaded: Probed,
     blocks: list[Block],
     checkpoint: list[TensorFile],
     calls: Mapping[str, NormCall] | None = None,
@@ -76,7 +77,7 @@ def _norm(
     path: str,
     call: NormCall,
     sites: tuple[str, ...],
-    loaded: LoadedModel,
+    loaded: Probed,
     blocks: list[Block],
     stored: Mapping[str, TensorFile],
 ) -> Norm | None:
@@ -93,7 +94,7 @@ def _norm(
         return None
     layer = next((index for index, block in enumerate(blocks) if path.startswith(f"{block.path}.")), None)
     width = call.read.shape[-1]
-    where = (path, sites, layer, bool(sites) or (layer is None and width == loaded.d_model))
+    where = (path, sites, layer, bool(sites) or (layer is None and width == loaded.stack.width))
     if not parameters:
         return Norm(*where, forms[0].kind, "none", None, width, None)
     if len(forms) != 1:

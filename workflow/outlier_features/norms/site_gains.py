@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outlier_features.model.models import LoadedModel
+from outlier_features.model.probed import Probed
 from outlier_features.model.sites import Block
 from outlier_features.norms.norm_forms import NormCall, norm_calls, sites_of_modules
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 @torch.inference_mode()
 def site_gains(
-    loaded: LoadedModel, blocks: Sequence[Block], sites: Sequence[str], calls: Mapping[str, NormCall] | None = None
+    loaded: Probed, blocks: Sequence[Block], sites: Sequence[str], calls: Mapping[str, NormCall] | None = None
 ) -> dict[str, Array]:
     """By site that norms make, their gains in the blocks that have it, float32 (L, H).
 

@@ -21,8 +21,7 @@ Part = Mapping[str, Any]
 
 def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) -> list[Fact]:
     """The facts of a run, from its summary.json and, of traced dims, from its `tables` on origins, by name."""
-    had = [name for name in ("super_weights", "loss", "ablation") if name not in summary["missing"]]
-    of_model = [] if is_dump(summary) else had
+    had = [name for name in summary["tables"] if name not in summary["missing"]]
     return [
         *(
             Fact(what="missing", topic="missing", values=why, short=visible(missing_sentence(analysis, why)))
@@ -31,10 +30,10 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *rule_facts(summary),
         *expert_facts(summary["experts"], summary["rules"]),
         *_gains(summary["norms"]),
-        *(super_weight_facts(summary["super_weights"], summary["rules"]) if "super_weights" in of_model else ()),
+        *(super_weight_facts(summary["super_weights"], summary["rules"]) if "super_weights" in had else ()),
         *_origin(tables or {}),
-        *(_loss(summary["loss"]) if "loss" in of_model else ()),
-        *(ablation_facts(summary["ablation"]) if "ablation" in of_model else ()),
+        *(_loss(summary["loss"]) if "loss" in had else ()),
+        *(ablation_facts(summary["ablation"]) if "ablation" in had else ()),
         *(pruning_facts(summary["expert_ablation"], summary["rules"]) if summary.get("expert_ablation") else ()),
         *(knock_out_facts(summary["knock_outs"]) if summary.get("knock_outs") else ()),
     ]
