@@ -8,6 +8,7 @@ from outlier_features.errors import InputError
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import read_schema, require_files, resolve_config
 from outlier_features.run.config_files import read_config_file
+from outlier_features.run.run_places import with_places
 
 _WORKFLOW = Path(__file__).parents[2]
 _CONFIG, _CATALOG = _WORKFLOW.parent / "config.yaml", _WORKFLOW / "catalog.yaml"
@@ -30,7 +31,7 @@ def resolved_config(overlays: list[Path]) -> dict[str, Any]:
         config = _overlaid(config, read_config_file(path))
     resolved = resolve_config(with_catalog(config, read_catalog(_CATALOG)), read_schema(_SCHEMA))
     require_files(resolved)
-    return resolved
+    return with_places(resolved)
 
 
 def _overlaid(config: Any, overlay: Any) -> Any:
