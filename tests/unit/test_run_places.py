@@ -11,6 +11,7 @@ from outlier_features.plan.jobs import jobs_beside, runs_of
 from outlier_features.run.former_outputs import FORMER, keep_outputs, put_back
 from outlier_features.run.run_places import RECORD, earlier_runs, with_places, write_record
 
+SAMPLE = {"sequences": 16, "tokens": 256, "pack": "windows", "bos": "auto"}
 CONFIG = {
     "run": "",
     "models": ["one"],
@@ -18,7 +19,7 @@ CONFIG = {
     "extract": {"dtype": "float32"},
     "catalog": {
         "models": {"one": {"path": "a"}},
-        "corpora": {"text": {"files": ["t.txt"], "sample": {"sequences": 16, "tokens": 256, "pack": "windows", "bos": "auto"}}},
+        "corpora": {"text": {"files": ["t.txt"], "sample": SAMPLE}},
     },
 }  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_a_run_that_moved_up_is_found_where_it_lies(config, tmp_path):
 
 def test_a_name_is_of_one_run(config):
     run_it(changed(config, run="mine"))
-    with pytest.raises(InputError, match=r"run is 'mine', but .*text@mine has a run of other settings \(8x256\)"):
+    with pytest.raises(InputError, match=r"run is 'mine', but the run in .*text@mine has other settings \(16x256\)"):
         with_places(changed(config, run="mine", sample={"sequences": 8}))
 
 

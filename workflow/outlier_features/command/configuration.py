@@ -1,6 +1,7 @@
 """The configuration that a command is about: the same that Snakemake would run."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from outlier_features.run.config_files import read_config_file
 from outlier_features.run.run_places import with_places
 
 _WORKFLOW = Path(__file__).parents[2]
+SNAKEFILE = _WORKFLOW.parent / "Snakefile"
 _CONFIG, _CATALOG = _WORKFLOW.parent / "config.yaml", _WORKFLOW / "catalog.yaml"
 _SCHEMA = _WORKFLOW / "schemas" / "config.schema.yaml"
 
@@ -24,14 +26,23 @@ def add_configfile(parser: argparse.ArgumentParser) -> None:
 
 def resolved_config(overlays: list[Path]) -> dict[str, Any]:
     """config.yaml with overlays and the shipped catalog, complete and checked. Raises `InputError`."""
+    return resolved([read_config_file(path) for path in overlays])
+
+
+def resolved(overlays: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`resolved_config` of the content of overlays."""
     if not _CONFIG.is_file():
         raise InputError(f"{_CONFIG} is not there, expected the workflow around this package")
     config: dict[str, Any] = read_config_file(_CONFIG)
-    for path in overlays:
-        config = _overlaid(config, read_config_file(path))
-    resolved = resolve_config(with_catalog(config, read_catalog(_CATALOG)), read_schema(_SCHEMA))
-    require_files(resolved)
-    return with_places(resolved)
+    for overlay in overlays:
+        config = _overlaid(config, overlay)
+    complete = resolve_config(with_catalog(config, read_catalog(_CATALOG)), read_schema(_SCHEMA))
+    require_files(complete)
+    return with_places(complete)
+
+
+def shipped_catalog() -> dict[str, Any]:
+    return read_catalog(_CATALOG)
 
 
 def _overlaid(config: Any, overlay: Any) -> Any:

@@ -96,9 +96,10 @@ def _label(folder: Path, corpus: str, settings: Settings) -> str:
     if settings["run"]:
         label = f"{corpus}{_AT}{settings['run']}"
         if _is_held(folder / label, settings):
+            words = ", ".join(_difference(_read(folder / label / RECORD)["settings"], settings))
             raise InputError(
-                f"config: run is {settings['run']!r}, but {folder / label} has a run of other settings "
-                f"({', '.join(_difference(settings, _read(folder / label / RECORD)['settings']))}), expected another name"
+                f"config: run is {settings['run']!r}, but the run in {folder / label} has other settings ({words}), "
+                "expected another name"
             )
         return label
     for place in sorted(folder.glob(f"{corpus}{_AT}*/{RECORD}")):
