@@ -21,7 +21,7 @@ from outlier_features.run.run_places import corpus_of
 from outlier_features.summary.facts import facts_in
 from outlier_features.summary.in_short import in_short
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
-from outlier_features.wording import count
+from outlier_features.wording import capital, count
 
 _PROFILES = SNAKEFILE.parent / "workflow/profiles"
 _LINES = 5  # of findings
@@ -143,10 +143,10 @@ def _findings(config: Mapping[str, Any]) -> Iterator[str]:
     for run in runs_of(config):
         summary = read_json(Path(config["results"]).joinpath(*run, "summary.json"), *SUMMARY_KEYS)
         short = in_short(summary, facts_in(summary))
-        numbers = "; ".join(f"{one.value} {one.what}" for one in short.headline)
+        numbers = "; ".join(f"{one.what}: {one.value}" for one in short.headline)
         profiles = [f"Dimension {one.dim}: {one.facts[0].short}" for one in short.profiles if one.facts]
         yield from [*short.answer, *profiles][: _LINES - 1]
-        yield f"{numbers}."
+        yield capital(numbers)
 
 
 def _clock(seconds: float) -> str:
