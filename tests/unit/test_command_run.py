@@ -134,7 +134,7 @@ os.write(int(descriptor), json.dumps({"event": "run_info", "stats": {"a": 1, "to
 
 
 def quietly(tmp_path, code):
-    return run_quietly([sys.executable, "-c", CHILD + code], tmp_path / "logs/snakemake.log", {})
+    return run_quietly([sys.executable, "-c", CHILD + code], os.environ, tmp_path / "logs/snakemake.log", {})
 
 
 def test_of_a_failed_run_each_failed_job_is_named_once(tmp_path, capfd):
@@ -159,8 +159,8 @@ def test_a_mistake_before_any_job_is_said(tmp_path):
 def test_an_interrupt_is_passed_on_and_waited_for(tmp_path):
     """To the child and its own children alone, which have time to end; the command goes then."""
     code = (
-        "from pathlib import Path\nfrom outlier_features.command.run_snakemake import run_quietly\nimport sys\n"
-        f"run_quietly([sys.executable, '-c', {CHILD!r} + sys.argv[1]], Path('logs/s.log'), {{}})"
+        "from pathlib import Path\nfrom outlier_features.command.run_snakemake import run_quietly\nimport os, sys\n"
+        f"run_quietly([sys.executable, '-c', {CHILD!r} + sys.argv[1]], os.environ, Path('logs/s.log'), {{}})"
     )
     child = (
         "open('ready', 'w').close()\ntry:\n    time.sleep(60)\n"

@@ -1,6 +1,7 @@
 """The command `outlier-features run`: a model, from its name or its files to the report. It is Snakemake underneath."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,9 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    environment = dict(
+        os.environ
+    )  # the plan loads transformers, which is kept from the hub for the rest of the process
     overlay = overlay_of(
         options.model,
         shipped_catalog(),
@@ -81,9 +85,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if options.cores or not options.profile:
         command += ["--cores", options.cores or "all"]
     if options.verbose:
-        ended = run_verbosely(command)
+        ended = run_verbosely(command, environment)
     else:
-        ended = run_quietly(command, Path(config["results"]) / "logs/snakemake.log", _seconds(plan))
+        ended = run_quietly(command, environment, Path(config["results"]) / "logs/snakemake.log", _seconds(plan))
     if ended.status:
         raise InputError(_failure(ended))
     for line in _findings(config):

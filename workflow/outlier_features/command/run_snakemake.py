@@ -35,16 +35,18 @@ class Ended:
     log: Path | None = None
 
 
-def run_verbosely(command: Sequence[str]) -> Ended:
-    with _child(command) as child:
+def run_verbosely(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    with _child(command, env=environment) as child:
         return Ended(child.wait())
 
 
-def run_quietly(command: Sequence[str], log: Path, expected: Mapping[str, float]) -> Ended:
+def run_quietly(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, expected: Mapping[str, float]
+) -> Ended:
     """What is said goes to `log`; `expected`: seconds of a job by rule, as far as they are known."""
     log.parent.mkdir(parents=True, exist_ok=True)
     reading, writing = os.pipe()
-    environment = {**os.environ, **told_to(writing)}
+    environment = {**environment, **told_to(writing)}
     with log.open("w", encoding="utf-8") as said, os.fdopen(reading, "rb", buffering=0) as events:
         keys = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said, "pass_fds": (writing,), "env": environment}
         try:
