@@ -8,8 +8,8 @@ include: "rules/ending.smk"
 
 
 wildcard_constraints:
-    model="|".join(map(re.escape, CONFIG["models"])),
-    corpus="|".join(map(re.escape, [*CONFIG["corpora"], DUMP])),
+    model=MODELS_BEFORE_CORPORA,
+    corpus=f"{TEXT_CORPORA}|{DUMP}",
     chunk=r"\d+-\d+",
 
 
@@ -32,6 +32,7 @@ onstart:
 
 
 onsuccess:
+    put_back(Path(RESULTS))
     print_missing()
     print(outcome(), file=sys.stderr)
 
@@ -39,6 +40,7 @@ onsuccess:
 onerror:
     print_missing()
     end_with_failures()
+    put_back(Path(RESULTS))
 
 
 rule all:

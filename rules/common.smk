@@ -27,11 +27,20 @@ from outlier_features.run.config import (
     read_schema,
     require_files,
     resolve_config,
+    source_alone,
     turned_off,
 )
 from outlier_features.run.config_files import require_config_file
+from outlier_features.run.former_outputs import keep_outputs, put_back
 from outlier_features.run.local_models import LocalModels
 from outlier_features.run.recovery import begin_run, require_working_directory
+from outlier_features.run.run_places import (
+    corpus_of,
+    earlier_runs,
+    with_places,
+    write_record,
+)
+from outlier_features.run.stages import STAGES
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
 from outlier_features.scan.counted_at import serving, serving_scales
@@ -58,6 +67,7 @@ try:
         read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
     )
     require_files(CONFIG)
+    CONFIG = with_places(CONFIG)
     MODELS = CONFIG["catalog"]["models"]
     LOCAL = LocalModels.of(MODELS)
     DUMPS = LOCAL.dumps
@@ -78,7 +88,8 @@ RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
     {*CONFIG["sites"], *(site for dump in DUMPS.values() for site in dump.sites)}
 )
-TEXT_CORPORA = "|".join(map(re.escape, CONFIG["corpora"]))
+# By the labels of the runs.
+TEXT_CORPORA = "|".join(map(re.escape, CONFIG["catalog"]["corpora"]))
 # Text corpora of which activations are kept, and those of which they are counted as they leave the model: all or none.
 KEPT_CORPORA, UNKEPT_CORPORA = (
     (TEXT_CORPORA, NOTHING)
@@ -277,22 +288,9 @@ def fetched_source(wildcards):
     return MODELS[model]
 
 
-# What says how a model is loaded is no reason to fetch it again.
-LOADING_KEYS = {
-    "dtype",
-    "attention",
-    "placement",
-    "part",
-    "first_token",
-    "labels",
-    "gains",
-}
-
-
 def what_is_fetched(wildcards):
     """The keys of a model's catalog entry that say what is fetched."""
-    source = fetched_source(wildcards)
-    return {key: value for key, value in source.items() if key not in LOADING_KEYS}
+    return source_alone(fetched_source(wildcards))
 
 
 def downloads(source):
@@ -307,6 +305,15 @@ def fetched_record(model):
 
 def model_source(wildcards):
     return fetched_record(wildcards.model)
+
+
+def of_corpus(name):
+    """An input function: a file that the fetch of a run's corpus left; nothing for a dump."""
+    return lambda wildcards: (
+        []
+        if wildcards.model in DUMPS
+        else f"{RESOURCES}/corpora/{corpus_of(wildcards.corpus)}/{name}"
+    )
 
 
 def loading(wildcards):
@@ -334,10 +341,15 @@ UNREADABLE = [
 ]
 
 
+# Other runs that lie in the results, which report and comparison are of, too; in an order that is the same whichever of
+# them are the configuration's.
+EARLIER = earlier_runs(Path(RESULTS), frozenset(runs_of(CONFIG)))
+REPORTED = sorted([*RUNS, *EARLIER]) if EARLIER else RUNS
+
 # Models among them that are revisions of one.
 REVISIONS = [
     model
-    for model in dict.fromkeys(model for model, _ in RUNS)
+    for model in dict.fromkeys(model for model, _ in REPORTED)
     if split_name(model)[1] is not None
 ]
 
@@ -446,6 +458,38 @@ def of_runs(name):
     ]
 
 
+@cache
+def files_of(model, corpus):
+    """What report and comparison read of a run, by name."""
+    if (model, corpus) in EARLIER:
+        return EARLIER[model, corpus]["files"]
+    folder = f"{RESULTS}/{model}/{corpus}"
+    files = {
+        **tables_of(model, corpus),
+        "summary": f"{folder}/summary.json",
+        "tokens": f"{folder}/tokens.safetensors",
+        "texts": f"{folder}/texts.parquet",
+    }
+    if model not in DUMPS:
+        files["attention"] = f"{folder}/attention.safetensors"
+        if not off("gallery"):
+            files["gallery"] = f"{RESULTS}/gallery/{model}/{corpus}/manifest.json"
+    return files
+
+
+def of_reported(*names, runs=REPORTED):
+    """Of each run that is reported the files of these names that it has, or all; and what `of_runs` has of a dump."""
+    found = [files_of(*run) for run in runs]
+    return [
+        *(one[name] for one in found for name in names or one if name in one),
+        *UNREADABLE,
+    ]
+
+
+def places_of(runs):
+    return [f"{RESULTS}/{model}/{corpus}" for model, corpus in runs]
+
+
 # Templates, style and scripts of every page.
 PAGE = sorted(
     str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
@@ -460,7 +504,7 @@ COMPARISON = {
 }
 if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
-COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) > 1 else {}
+COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) + len(EARLIER) > 1 else {}
 
 # What else every page of a gallery has: style and scripts of the report, and its own.
 GALLERY_PAGE = PAGE + sorted(
@@ -477,12 +521,17 @@ SHOWN_IN_GALLERY = [
     "gains",
     "ablation",
 ]
-# The manifest of each run's gallery.
+# The manifest of the gallery of each run that has one.
 GALLERIES = [
-    f"{RESULTS}/gallery/{model}/{corpus}/manifest.json"
-    for model, corpus in RUNS
-    if model not in DUMPS and not off("gallery")
+    files_of(*run)["gallery"] for run in REPORTED if "gallery" in files_of(*run)
 ]
+
+# A model that stands before the label of a run of its own: another's lies there from an earlier configuration.
+MODELS_BEFORE_CORPORA = "|".join(
+    f"{re.escape(model)}(?=/(?:{'|'.join(map(re.escape, labels))})(?:[/.]|$))"
+    for model in CONFIG["models"]
+    for labels in [[label for one, label in runs_of(CONFIG) if one == model]]
+)
 
 # What papers and repositories printed.
 PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
@@ -535,6 +584,11 @@ def of_model_runs(pattern):
 def begin():
     try:
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
+        keep_outputs(Path(RESULTS), former_outputs())
+        begun = {run_of(job) for job in workflow.dag.needrun_jobs()}
+        for run in RUNS:
+            if "/".join(run) in begun:
+                write_record(CONFIG, run, files_of(*run), fetched_record(run[0]))
         if LOCATION and LOCATION["sites"] and not CONFIG["extract"]["keep_activations"]:
             print(
                 "locations are counted in dumps alone, since extract.keep_activations is false",
@@ -544,6 +598,18 @@ def begin():
             fetch_evicted()
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def former_outputs():
+    """Outputs in the results that jobs are to make again; not those on the way, which may be large."""
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name not in STAGES or STAGES[job.rule.name].kept:
+            temporary = {*job.temp_output}
+            yield from (
+                Path(path)
+                for path in job.output
+                if path not in temporary and Path(path).is_relative_to(RESULTS)
+            )
 
 
 def fetch_evicted():

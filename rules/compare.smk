@@ -1,11 +1,6 @@
 rule compare_runs:
     input:
-        tables=[
-            table
-            for run in RUNS
-            for name, table in tables_of(*run).items()
-            if name in ("dims", "locations")
-        ],
+        tables=of_reported("dims", "locations"),
     output:
         comparison=f"{RESULTS}/comparison/dims.parquet",
         common_dims=f"{RESULTS}/comparison/common_dims.parquet",
@@ -17,7 +12,7 @@ rule compare_runs:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        runs=places_of(REPORTED),
         code=code_version("compare_runs"),
     message:
         "Compare the runs"
@@ -27,24 +22,18 @@ rule compare_runs:
 
 rule compare_models:
     input:
-        of_runs("summary.json"),
-        of_runs("tokens.safetensors"),
-        of_runs("texts.parquet"),
-        [
-            table
-            for run in RUNS
-            for name, table in tables_of(*run).items()
-            if name
-            in (
-                "layers",
-                "pairs",
-                "positions",
-                "massive",
-                "loss",
-                "sinks",
-                "ablation_sequences",
-            )
-        ],
+        of_reported(
+            "summary",
+            "tokens",
+            "texts",
+            "layers",
+            "pairs",
+            "positions",
+            "massive",
+            "loss",
+            "sinks",
+            "ablation_sequences",
+        ),
         published=PUBLISHED,
         sources=[fetched_record(model) for model in REVISIONS],
     output:
@@ -58,7 +47,7 @@ rule compare_models:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        runs=places_of(REPORTED),
         revisions=REVISIONS,
         failed=FAILED,
         code=code_version("compare_models"),
@@ -71,13 +60,11 @@ rule compare_models:
 rule compare_revisions:
     input:
         models=f"{RESULTS}/comparison/models.parquet",
-        tables=[
-            table
-            for model, corpus in RUNS
-            if model in REVISIONS
-            for name, table in tables_of(model, corpus).items()
-            if name in ("dims", "locations")
-        ],
+        tables=of_reported(
+            "dims",
+            "locations",
+            runs=[run for run in REPORTED if run[0] in REVISIONS],
+        ),
     output:
         first_steps=f"{RESULTS}/comparison/first_steps.parquet",
     log:
@@ -88,11 +75,7 @@ rule compare_revisions:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=[
-            f"{RESULTS}/{model}/{corpus}"
-            for model, corpus in RUNS
-            if model in REVISIONS
-        ],
+        runs=places_of(run for run in REPORTED if run[0] in REVISIONS),
         code=code_version("compare_revisions"),
     message:
         "Compare the revisions of each model"

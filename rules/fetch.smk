@@ -32,6 +32,8 @@ rule fetch_corpus:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch_corpus/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus="|".join(map(re.escape, CONFIG["corpora"])),
     resources:
         downloads=lambda wildcards: downloads(
             CONFIG["catalog"]["corpora"][wildcards.corpus]

@@ -33,8 +33,7 @@ rule draw_figures:
 
 rule draw_comparison:
     input:
-        of_runs("summary.json"),
-        of_runs("layers.parquet"),
+        of_reported("summary", "layers"),
         page=PAGE,
         models=f"{RESULTS}/comparison/models.parquet",
         published=PUBLISHED,
@@ -54,7 +53,7 @@ rule draw_comparison:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        runs=places_of(REPORTED),
         formats=CONFIG["figures"]["formats"],
         width_mm=CONFIG["figures"]["width_mm"],
         code=code_version("draw_comparison"),

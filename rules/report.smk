@@ -3,7 +3,7 @@ rule summarize_run:
         unpack(run_tables),
         tokens=f"{RUN}/tokens.safetensors",
         model_source=model_source,
-        corpus_source=of_model_runs(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
+        corpus_source=of_corpus("source.json"),
     output:
         summary=report(
             f"{RUN}/summary.json",
@@ -31,14 +31,7 @@ rule render_report:
     input:
         page=PAGE,
         definitions=f"{workflow.basedir}/docs/definitions.md",
-        tables=TABLES,
-        tokens=of_runs("tokens.safetensors"),
-        texts=of_runs("texts.parquet"),
-        attention=[
-            f"{RESULTS}/{model}/{corpus}/attention.safetensors"
-            for model, corpus in RUNS
-            if model not in DUMPS
-        ],
+        runs=of_reported(),
         comparison=[*COMPARISON.values()],
         galleries=GALLERIES,
         published=PUBLISHED,
@@ -57,7 +50,7 @@ rule render_report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=[f"{RESULTS}/{model}/{corpus}" for model, corpus in RUNS],
+        runs=places_of(REPORTED),
         benchmarks=f"{RESULTS}/benchmarks",
         outputs=lambda wildcards: output_patterns(),
         code=code_version("render_report"),

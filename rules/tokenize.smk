@@ -1,8 +1,8 @@
 rule tokenize_corpus:
     input:
         model=model_source,
-        corpus=f"{RESOURCES}/corpora/{{corpus}}/source.json",
-        documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
+        corpus=of_corpus("source.json"),
+        documents=of_corpus("documents.parquet"),
     output:
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",

@@ -1,5 +1,5 @@
 """A Snakemake logger plugin that logs nothing of a run: it looks at the configuration before Snakemake reads it, and at
-what Snakemake says when it cannot go on.
+what Snakemake says when it cannot go on; and it tells `outlier-features run` how far the run is.
 
 `profiles/default` turns it on. Snakemake makes its log handlers first, so this is where a file that Snakemake would
 meet with a traceback, or would run code from, can be refused in one line.
@@ -15,6 +15,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 from outlier_features.errors import InputError, fault_sentence
 from outlier_features.run.config_files import require_arguments
+from outlier_features.run.events import tell
 from outlier_features.run.recovery import require_nothing_left
 
 
@@ -26,7 +27,11 @@ class LogHandler(LogHandlerBase):
             sys.exit(f"error: {error}")
 
     def emit(self, record: LogRecord) -> None:
-        """Of an unknown target, a lock and a fault of the rules say in one line what Snakemake says in several."""
+        """Of an unknown target, a lock and a fault of the rules say in one line what Snakemake says in several.
+
+        `outlier-features run` is told of jobs.
+        """
+        tell(record)
         raised = getattr(record, "exception", None)
         if raised == "MissingRuleException":
             found = re.search(r"No rule to produce (.*?) \(if ", record.getMessage())

@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 
+from outlier_features import __version__
 from outlier_features.cores import wait_without_spinning
 from outlier_features.errors import InputError, error_in_short, fault_sentence
 from outlier_features.machine_limits import refusal
@@ -14,6 +15,8 @@ from outlier_features.machine_limits import refusal
 BAD_DATA, INTERRUPTED = 1, 130
 # Each has a module <name> beside this one, with a function add_<name>; there a hyphen is an underscore.
 COMMANDS = {
+    "run": "run the workflow on a model of your own, from its name or its files to the report",
+    "open": "open the report in a browser",
     "plan": "say what the runs of a configuration will take, before anything is fetched but configs",
     "status": "say which runs of a configuration are done, running, failed or missing",
     "count": "count the outliers of an activation dump",
@@ -26,6 +29,7 @@ COMMANDS = {
     "recover": "end what a killed run has left at work, so that another can go on",
     "verify": "read every artifact of a run and compare checksums and provenance",
     "attention": "draw a layer's attention as heatmaps, from a model, a run or a dump",
+    "completion": "print what completes these commands in a shell",
 }
 
 
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     wait_without_spinning()
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parser = _parser(given[0] if given else "")
+    parser = parser_of(given[:1])
     options = parser.parse_args(given)
     try:
         options.run(options, parser)
@@ -58,17 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser(wanted: str) -> argparse.ArgumentParser:
-    """Only the wanted subcommand is imported, since what it needs can take a second."""
+def parser_of(wanted: Collection[str]) -> argparse.ArgumentParser:
+    """Only the wanted subcommands are imported, since what one needs can take a second."""
     parser = argparse.ArgumentParser(
         prog="outlier-features",
         description="Outlier features of transformer language models.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"outlier-features {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, allow_abbrev=False)
-        if name == wanted:
+        if name in wanted:
             module = name.replace("-", "_")
             getattr(import_module(f"outlier_features.command.{module}"), f"add_{module}")(command)
     return parser

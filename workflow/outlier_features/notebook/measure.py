@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from outlier_features.command.configuration import MASK_SCHEMA, resolved_config
+from outlier_features.command.configuration import MASK_SCHEMA, resolved
 from outlier_features.cores import usable_cores
 from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.summarize_layers import summarize_layers
@@ -77,7 +77,7 @@ def measure(
     known = config or {}
     if unknown := sorted(set(known) - {*_SECTIONS}):
         raise InputError(f"config: found {unknown[0]!r}, expected keys among {', '.join(_SECTIONS)}")
-    settings = resolved_config([known])
+    settings = resolved([known])
     place, keep = _place(directory)
     shown = sys.stderr
     with in_evaluation(model), (place / LOG).open("a", encoding="utf-8") as log, redirect_stderr(log):

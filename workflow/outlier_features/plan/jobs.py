@@ -8,16 +8,17 @@ from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.model_name import split_name
 from outlier_features.rules.configured import the_rule
 from outlier_features.run.config import fetched_name, turned_off
+from outlier_features.run.run_places import corpus_of
 from outlier_features.run.stages import STAGES
 
 GALLERY = "render_gallery"  # whose files lie beside the runs
 
 
 def runs_of(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each model on each corpus; a dump has one of its own."""
-    models = config["catalog"]["models"]
+    """Each model on each corpus, by its label where it has one (`run_places`); a dump has a corpus of its own."""
+    models, labels = config["catalog"]["models"], config.get("labels", {})
     return [
-        (model, corpus)
+        (model, labels.get(f"{model}/{corpus}", corpus))
         for model in config["models"]
         for corpus in ([CORPUS] if "dump" in models[model] else config["corpora"])
     ]
@@ -58,7 +59,7 @@ def jobs_beside(config: Mapping[str, Any]) -> Counter[str]:
     jobs = Counter(
         {
             "fetch_model": len(fetched),
-            "fetch_corpus": len({corpus for _, corpus in runs} - {CORPUS}),
+            "fetch_corpus": len({corpus_of(corpus) for _, corpus in runs} - {CORPUS}),
             "evict_weights": len(evicted),
             "compare_models": int(len(runs) > 1),
             "compare_runs": int(len(runs) > 1),

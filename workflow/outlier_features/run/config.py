@@ -34,6 +34,8 @@ MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
 _LARGEST = 2**53  # of a number: beyond it not every integer is a float
 _SHOWN = 100  # characters of a value in a message
 _PLACES = ("results", "resources")
+# Keys of a model's catalog entry that say how it is loaded, or read: no reason to fetch it again.
+_LOADING = {"dtype", "attention", "placement", "part", "first_token", "labels", "gains"}
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -84,6 +86,11 @@ def _with_rules(schema: Schema, rules: Schema) -> Schema:
 def fetched_name(model: str, source: Mapping[str, Any]) -> str:
     """The name that a model is fetched under: that of the whole model."""
     return model.removesuffix(f".{source['part']}") if "part" in source else model
+
+
+def source_alone(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model's catalog entry that say what is fetched."""
+    return {key: value for key, value in source.items() if key not in _LOADING}
 
 
 def _with_halves(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,8 @@ from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.model_name import split_name
 from outlier_features.plan.jobs import GALLERY, chunk_ranges, has_gallery, jobs_of_run
 from outlier_features.run.config import fetched_name
+from outlier_features.run.former_outputs import FORMER
+from outlier_features.run.run_places import corpus_of
 from outlier_features.run.stages import STAGES
 
 # What leaves only files on the way, which may be removed once the run is done.
@@ -47,7 +49,8 @@ class PlannedJob:
 
     @property
     def is_done(self) -> bool:
-        return all(file.exists() for file in self.files)
+        """Whether its files are there, of this run: what stays of one whose successor failed is of a former one."""
+        return all(file.exists() and file.stat().st_mtime != FORMER for file in self.files)
 
     @property
     def _place(self) -> Path:
@@ -59,7 +62,7 @@ def jobs_of(config: Mapping[str, Any], model: str, corpus: str, dumps: Mapping[s
     results, models = Path(config["results"]), config["catalog"]["models"]
     yield fetch_job(config, "fetch_model", fetched_name(model, models[model]))
     if corpus != CORPUS:
-        yield fetch_job(config, "fetch_corpus", corpus)
+        yield fetch_job(config, "fetch_corpus", corpus_of(corpus))
     dump = dumps.get(model)
     if corpus == CORPUS and dump is None:
         files = tuple(results / model / corpus / name for name in STAGES["describe_dump"].files)
