@@ -222,5 +222,5 @@ def test_a_population_without_positions_and_one_layer(tmp_path):
     ]
     for drawing in drawings:
         notes = [note.text for note in drawing.views["without_first"].layout.annotations]
-        assert notes.count("no positions in this population") == 3
-        assert "no positions in this population" not in [note.text for note in drawing.views["all"].layout.annotations]
+        assert notes.count("no such tokens in this run") == 3
+        assert "no such tokens in this run" not in [note.text for note in drawing.views["all"].layout.annotations]

@@ -105,7 +105,7 @@ def test_zeros_one_token_and_an_empty_population():
         for drawing in surface_figures(table(x, parts), POPULATIONS):
             assert list(drawing.views) == list(POPULATIONS)
             notes = [note.text for note in drawing.views["without_first"].layout.annotations]
-            assert "no positions in this population" in notes
+            assert "no such tokens in this run" in notes
 
 
 def rows(*found):

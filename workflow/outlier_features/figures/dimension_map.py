@@ -17,6 +17,7 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.largest import largest_of_each
+from outlier_features.populations import population_title
 from outlier_features.wording import listing, number
 
 MAX_ROWS = 30
@@ -76,7 +77,7 @@ def _figure(
     sites: Sequence[str],
     population: str,
 ) -> go.Figure:
-    figure = panels([max(110, 15 * len(shown))] * len(sites), [f"population {population}"])
+    figure = panels([max(110, 15 * len(shown))] * len(sites), [population_title(population)])
     figure.update_layout(plot_bgcolor=PALE, margin_r=100)
     layers = sorted(emergence["layer"].unique().to_list())
     for row, site in enumerate(sites, start=1):

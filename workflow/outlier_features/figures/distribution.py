@@ -18,6 +18,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.summary.run_rules import applied_sites, run_rules
 from outlier_features.wording import listing, number, percent
 
@@ -89,7 +90,7 @@ def with_shares(bins: pl.DataFrame) -> pl.DataFrame:
 def _figure(
     bins: pl.DataFrame, sites: Sequence[str], blocks: int, thresholds: Thresholds, population: str
 ) -> go.Figure:
-    figure = panels([240] * len(sites), [f"population {population}"])
+    figure = panels([240] * len(sites), [population_title(population)])
     figure.update_layout(height=figure.layout.height + _BAR, margin={"t": figure.layout.margin.t + _BAR, "r": 36})
     darkest, brightest = (math.log10(float(share)) for share in (bins["share"].min(), bins["share"].max()))  # type: ignore[arg-type]
     for row, site in enumerate(sites, start=1):
@@ -98,7 +99,7 @@ def _figure(
         edges = _edges(here, lines)
         cells = here.filter(population=population)
         if cells.is_empty():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         else:
             figure.add_trace(_heat(cells, edges, blocks), row=row, col=1)
         _set_axis(figure, edges, bool((here["low"] == 0).any()), row)

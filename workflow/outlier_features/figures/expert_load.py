@@ -114,7 +114,7 @@ def _add_lines(figure: go.Figure, balance: pl.DataFrame, blocks: int) -> None:
         values = [by_layer[layer][name] if layer in by_layer else None for layer in range(blocks)]
         figure.update_yaxes(title_text=title, rangemode="tozero", row=2, col=column)
         if not any(value is not None for value in values):
-            say_nothing_here(figure, "no positions in this population", 2, column)
+            say_nothing_here(figure, "no such tokens in this run", 2, column)
             continue
         figure.add_scatter(
             x=list(range(blocks)),

@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     power,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.rules.rule import Rule
 from outlier_features.wording import count, listing, number, percent
 
@@ -62,7 +63,7 @@ def _map(experts: pl.DataFrame, blocks: int) -> go.Figure:
     total = int(experts["expert"].max()) + 1  # type: ignore[arg-type]
     rows = [_SHARED, -1] if (experts["part"] == "shared").any() else []  # an empty row between
     rows += range(total)
-    figure = panels([min(720, max(200, 8 * len(rows)))], ["population all"])
+    figure = panels([min(720, max(200, 8 * len(rows)))], [population_title("all")])
     placed = experts.with_columns(row=pl.when(pl.col("part") == "shared").then(_SHARED).otherwise(pl.col("expert")))
     cells = {(row, layer): value for row, layer, value in placed.select("row", "layer", "max_abs").rows()}
     logs = [[_log(cells.get((row, layer))) for layer in range(blocks)] for row in rows]
@@ -139,7 +140,7 @@ def routed_parts(routing: pl.DataFrame, rules: Collection[str]) -> Drawing:
 
 
 def _bars(forming: pl.DataFrame, shown: Sequence[tuple[int, int]]) -> go.Figure:
-    figure = panels([max(90, 30 * len(shown) + 20)], ["population all"])
+    figure = panels([max(90, 30 * len(shown) + 20)], [population_title("all")])
     bars: dict[str, list[dict[str, Any]]] = {}
     ends = [0.0, 1.0]
     for at, (dim, layer) in enumerate(shown):

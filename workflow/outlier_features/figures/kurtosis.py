@@ -20,6 +20,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.wording import count, listing, number
 
 # Column, title of its axis, and its value for a normal distribution, or for dims of equal RMS.
@@ -59,11 +60,11 @@ def kurtosis(layers: pl.DataFrame, blocks: int, populations: Sequence[str]) -> D
 
 
 def _figure(layers: pl.DataFrame, sites: Sequence[str], blocks: int, population: str) -> go.Figure:
-    figure = panels([180] * len(_KURTOSES), [f"population {population}"])
+    figure = panels([180] * len(_KURTOSES), [population_title(population)])
     for row, (name, title, plain, meaning) in enumerate(_KURTOSES, start=1):
         here = layers.filter(population=population).drop_nulls(name)
         if here.is_empty():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         for index, site in enumerate(sites):
             _add_line(figure, here.filter(site=site), site, name, index, blocks, row)
         _set_scale(figure, [plain, *layers[name].drop_nulls().to_list()], row)

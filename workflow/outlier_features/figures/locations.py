@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import BLUE, LAYER_AXIS, ORANGE, SKY, Drawing, add_legend_entry, label, panels
+from outlier_features.populations import population_title
 from outlier_features.wording import listing, number, percent
 
 _SERIES = (
@@ -57,7 +58,7 @@ def _drawn(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pl.DataFrame:
 
 
 def _figure(found: Mapping[str, Mapping[str, Any]], population: str) -> go.Figure:
-    titles = [f"by layer, population {population}", f"by position, population {population}"]
+    titles = [f"by layer, {population_title(population)}", f"by position, {population_title(population)}"]
     figure = panels([190] * len(found), titles, shared_xaxes=False, shared_yaxes=False)
     figure.update_layout(barmode="overlay", bargap=0.15)
     for row, (site, counts) in enumerate(found.items(), start=1):

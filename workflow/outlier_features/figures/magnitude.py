@@ -20,6 +20,7 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.model.bases import NO_OTHER_MIXER
+from outlier_features.populations import population_title
 from outlier_features.wording import count, listing
 
 _SERIES = (
@@ -53,14 +54,14 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populati
 
 
 def _figure(layers: pl.DataFrame, sites: Sequence[str], population: str) -> go.Figure:
-    figure = panels([190] * len(sites), [f"population {population}"])
+    figure = panels([190] * len(sites), [population_title(population)])
     figure.update_layout(hovermode="x unified")
     last = max(layers["layer"].to_list())
     for row, site in enumerate(sites, start=1):
         values = layers.filter(site=site)
         here = values.filter(population=population).sort("layer")
         if here["top1"].is_null().all():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         _add_series(figure, here, last, row)
         _set_scale(figure, values, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>|x| (activation)", row=row, col=1)

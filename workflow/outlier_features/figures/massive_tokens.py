@@ -16,6 +16,7 @@ from outlier_features.figures.style import (
     quoted_label,
     say_nothing_here,
 )
+from outlier_features.populations import population_title
 from outlier_features.wording import listing
 
 MOST = 20
@@ -82,7 +83,7 @@ def tokens_of(massive: pl.DataFrame, population: str) -> pl.DataFrame:
 def _figure(rows: pl.DataFrame, population: str, size: float, activations: int) -> go.Figure:
     """`size`, `activations`: the largest of both views, for one scale."""
     height = max(90, 20 * len(rows))
-    figure = panels([height], [f"population {population}", ""], horizontal_spacing=0.04)
+    figure = panels([height], [population_title(population), ""], horizontal_spacing=0.04)
     figure.update_layout(margin_l=150, bargap=0.25)
     if rows.is_empty():
         say_nothing_here(figure, "no massive activations in this population", 1, 1)

@@ -17,6 +17,7 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.populations import population_title
 from outlier_features.rules.rule import HitRule
 from outlier_features.wording import listing, number
 
@@ -63,7 +64,7 @@ def _without_hit(whole: pl.DataFrame) -> list[str]:
 
 
 def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]], population: str) -> go.Figure:
-    figure = panels([110, 150] * len(sites), [f"population {population}"])
+    figure = panels([110, 150] * len(sites), [population_title(population)])
     length = int(profile["token"].max()) + 1  # type: ignore[arg-type]
     for index, (site, rule, threshold) in enumerate(sites):
         of_site = profile.filter(pl.col("rule").eq_missing(pl.lit(rule, pl.String)), site=site)
@@ -72,7 +73,7 @@ def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]
         _add_line(figure, here, "sequences_hit", length, upper)
         _add_line(figure, here, "max_abs", length, lower)
         if here.is_empty():
-            say_nothing_here(figure, "no positions in this population", upper, 1)
+            say_nothing_here(figure, "no such tokens in this run", upper, 1)
         elif here["max_abs"].is_null().all():
             say_nothing_here(figure, "no |x| reaches the floor", lower, 1)
         _set_counts(figure, int(of_site["sequences"].max()), upper)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.wording import listing
 
 # Seven that stay apart when pale, too: no pale one looks like another in full colour.
@@ -75,7 +76,7 @@ def _bars(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str]) -> pl.
 
 
 def _figure(bars: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, population: str) -> go.Figure:
-    figure = panels([max(90, (4 + 12 * max(2, len(rules))) * len(shown) + 30)], [f"population {population}"])
+    figure = panels([max(90, (4 + 12 * max(2, len(rules))) * len(shown) + 30)], [population_title(population)])
     if bars.is_empty():
         say_nothing_here(figure, "no dimension is selected", 1, 1)
     for index, rule in enumerate(rules):

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import INK, VERMILLION, Drawing, above, panels
+from outlier_features.populations import population_title
 from outlier_features.rules.rule import GAIN, LAYER_RMS, SCALES, TOKEN_RMS
 from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS, Systematic
 from outlier_features.wording import listing, number, percent
@@ -155,7 +156,7 @@ def _label_axes(figure: go.Figure, cells: Cells, population: str) -> None:
         showgrid=False,
     )
     figure.update_xaxes(title_text="position share, at least (%)")
-    figure.update_yaxes(showgrid=False, title_text=f"population {population}")
+    figure.update_yaxes(showgrid=False, title_text=population_title(population))
 
 
 def _label_groups(figure: go.Figure, cells: Cells) -> None:

@@ -21,6 +21,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.files.columns import READINGS
+from outlier_features.populations import population_title
 from outlier_features.rules.systematic import Systematic
 from outlier_features.wording import count, listing, percent
 
@@ -87,7 +88,7 @@ def _undrawn(found: pl.DataFrame) -> str:
 def _figure(
     found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Systematic], population: str
 ) -> go.Figure:
-    figure = panels([340] * len(rules), [f"population {population}"])
+    figure = panels([340] * len(rules), [population_title(population)])
     up = [share for rule in rules for share in found.filter(rule=rule)[_axes(criteria[rule])[1]].to_list()]
     low, _ = decades([*up, *(criteria[rule].position_share or 1.0 for rule in rules)])
     for row, rule in enumerate(rules, start=1):

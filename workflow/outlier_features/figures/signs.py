@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.largest import largest_of_each
+from outlier_features.populations import population_title
 from outlier_features.wording import count, listing, number, percent
 
 _SIGNS = (
@@ -101,7 +102,7 @@ def _figure(
 ) -> go.Figure:
     """`bars` and `ranges` by rule, of all populations, whose axes are alike."""
     heights = [max(76, 22 * len(part.shown) + 16) for part in parts for _ in (None, *part.sites)]
-    figure = panels(heights, [f"population {population}"], gap=58, shared_xaxes=False)
+    figure = panels(heights, [population_title(population)], gap=58, shared_xaxes=False)
     row = 0
     for part in parts:
         row += 1
@@ -175,7 +176,7 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
 def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) -> None:
     _set_dims(figure, part, row)
     if ranges.is_empty():
-        say_nothing_here(figure, "no positions in this population", row, 1)
+        say_nothing_here(figure, "no such tokens in this run", row, 1)
         return
     lines = [(part.shown.index(dim), dim, low, high) for dim, low, high in ranges.select("dim", "low", "high").rows()]
     both = [(at, -low, high) for at, _, low, high in lines if low < 0 < high]

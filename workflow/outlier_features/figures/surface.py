@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     quoted_label,
     say_nothing_here,
 )
+from outlier_features.populations import population_title
 from outlier_features.surface.pooling import largest_indices
 from outlier_features.surface.surface_grid import SurfaceGrid
 from outlier_features.wording import listing, number
@@ -35,7 +36,7 @@ _TEXT = 14  # characters of a token
 _SLANT, _DEPTH = 0.25, 0.7  # how far right and up the last token lies, in widths and in heights of the tallest
 _FLAT = 1e-3  # points lower than this share of the tallest are drawn on the ground
 _NO_SITE = "Nothing is drawn: this run has no site."
-_NO_ROWS = "no positions in this population"
+_NO_ROWS = "no such tokens in this run"
 
 
 def surface_figures(surface: pl.DataFrame, populations: Sequence[str]) -> list[Drawing]:
@@ -139,7 +140,7 @@ def _drawn(size: Array) -> Array:
 
 
 def _surface(grid: SurfaceGrid, population: str) -> go.Figure:
-    figure = panels([400], [f"population {population}"])
+    figure = panels([400], [population_title(population)])
     figure.update_xaxes(title_text="dimension (of the first line)", showgrid=False, mirror=False, showline=False)
     figure.update_yaxes(title_text="|x| (activation)", showgrid=False, mirror=False, showline=False)
     if not grid.value.size:
@@ -293,7 +294,7 @@ def _span(sizes: Sequence[Array]) -> tuple[int, int]:
 
 def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span: tuple[int, int]) -> go.Figure:
     figure = panels(
-        [90, 440], [f"population {population}", ""], gap=14, column_widths=[0.8, 0.2], horizontal_spacing=0.06
+        [90, 440], [population_title(population), ""], gap=14, column_widths=[0.8, 0.2], horizontal_spacing=0.06
     )
     figure.update_layout(margin={"l": 128, "b": 136}, height=figure.layout.height + 82)
     if not grid.value.size:
