@@ -68,7 +68,30 @@ def distribution(bins: pl.DataFrame, blocks: int, thresholds: Thresholds, popula
         return drawing.empty("Nothing is drawn: this run has no site, or no position in any population.")
     drawn = with_shares(bins)
     views = {population: _figure(drawn, sites, blocks, thresholds, population) for population in populations}
-    return replace(drawing, views=views, data=drawn)
+    return replace(drawing, views=views, data=drawn, finding=_finding(bins.filter(population=populations[0])))
+
+
+def _finding(bins: pl.DataFrame) -> str:
+    """The layer whose largest values are furthest above its middle ones."""
+    by_layer = bins.filter(pl.col("low") > 0).group_by("site", "layer", maintain_order=True)
+    layers = [(*layer, *_middle_and_top(rows)) for layer, rows in by_layer]
+    if not layers:
+        return ""
+    site, layer, middle, low, values, total = max(layers, key=lambda one: one[3] / one[2])
+    return (
+        f"On {site} in layer {layer}, half of the values other than 0 have |x| below {number(middle)}, and "
+        f"{number(values)} of {number(total)} {'has' if values == 1 else 'have'} at least {number(low)}."
+    )
+
+
+def _middle_and_top(rows: pl.DataFrame) -> tuple[float, float, int, int]:
+    """Of a layer's bins above 0: the upper edge of the one that has the median, the lower edge of the last, and how
+    many values it and all of them hold."""
+    rows = rows.sort("low")
+    total = int(rows["values"].sum())
+    half = rows.filter(2 * pl.col("values").cum_sum() >= total)
+    low, values = rows.select("low", "values").row(-1)
+    return half["high"][0], low, values, total
 
 
 def with_shares(bins: pl.DataFrame) -> pl.DataFrame:
