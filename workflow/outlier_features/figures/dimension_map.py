@@ -63,18 +63,18 @@ def _finding(emergence: pl.DataFrame, dims: pl.DataFrame, rules: Collection[str]
         if cells.is_empty():
             continue
         largest, dims_in_all = cells.sort("max_abs").row(-1, named=True), selected["dim"].n_unique()
-        select = "select" if len(rules) > 1 else "selects"
-        text = (
-            f"Of {count(dims_in_all, 'dimension')} that {' or '.join(rules)} {select} {over_population(population)}, "
-            f"{largest['dim']} has the largest |x|: {number(largest['max_abs'])} on {largest['site']} in layer "
-            f"{largest['layer']}"
-        )
+        at = f"on {largest['site']} in layer {largest['layer']}"
+        select = f"{' or '.join(rules)} {'select' if len(rules) > 1 else 'selects'} {over_population(population)}"
         steps = selected.drop_nulls("step_up").unique("dim").group_by("step_up").len().sort("len", "step_up")
-        if steps.is_empty():
-            return f"{text}."
-        layer, those = steps.row(-1)
-        verb = "step" if dims_in_all > 1 else "steps"
-        return f"{text}; {number(those)} of {number(dims_in_all)} {verb} up in layer {layer}."
+        layer, those = (None, 0) if steps.is_empty() else steps.row(-1)
+        if dims_in_all == 1:
+            text = f"Dimension {largest['dim']}, the one that {select}, reaches |x| {number(largest['max_abs'])} {at}"
+            return text + ("." if layer is None else f" and steps up in layer {layer}.")
+        text = (
+            f"Of {count(dims_in_all, 'dimension')} that {select}, {largest['dim']} has the largest |x|: "
+            f"{number(largest['max_abs'])} {at}"
+        )
+        return text + ("." if layer is None else f"; {number(those)} of them step up in layer {layer}.")
     return ""
 
 

@@ -88,12 +88,11 @@ def signs(
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         listing(applied) if applied else "none",
         listing(populations),
-        "For each dimension that a rule selects in a population, the largest |x| first. Bars: the shares of its hits "
-        "by that rule that are negative (left) and positive (right); a star marks a one-sided dimension, where one "
-        "sign holds at least 95 % of the hits; a bar is pale in a population in which the rule does not select the "
-        "dimension. Triangles, for each site: the smallest and the largest x over all sequences, positions and "
-        "layers, a hit or not, on an axis that is linear about 0 and logarithmic beyond (inverse hyperbolic sine); "
-        "where one lies further from 0, a symmetric quantization wastes the difference."
+        "For each dimension that a rule selects, the largest |x| first. Bars: the shares of its hits by that rule that "
+        "are negative (left) and positive (right). Star: one-sided, one sign holds at least 95 % of the hits. Pale: the "
+        "rule does not select it among these tokens. Triangles, for each site: the smallest and the largest x over all "
+        "sequences, positions and layers, a hit or not, on an axis that is linear about 0 and logarithmic beyond "
+        "(inverse hyperbolic sine); where one lies further from 0, a symmetric quantization wastes the difference."
         + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts),
     )
     if not parts:
