@@ -4,6 +4,7 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.figures.run_figures import run_figures
+from outlier_features.populations import population_title
 from outlier_features.report.draw_figures import draw_figures
 from outlier_features.summary.report_run import Run
 from reading import MARK, SCRIPT, Reader
@@ -37,7 +38,7 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
                 f'.plot[data-state="drawn"][data-view="{population}"] .main-svg', state="attached"
             )
             titles = reader.page.locator(".plot .annotation-text").all_text_contents()
-            assert not {f"population {other}" for other in drawing.views if other != population} & {*titles}
+            assert not {population_title(other) for other in drawing.views if other != population} & {*titles}
         assert reader.page.evaluate("document.documentElement.dataset.hostile") is None
     assert sum(len(drawing.views) for drawing in drawings) > len(drawings) > 10
 

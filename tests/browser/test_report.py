@@ -13,6 +13,7 @@ from fake_run import FIGURES, FakeRun
 from outlier_features.compare.compare_models import compare_models
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.figures.run_figures import run_figures
+from outlier_features.populations import population_title
 from outlier_features.report.render_report import render_report
 from outlier_features.summary.report_run import OF_THE_GALLERY, Run
 from reading import MARK, SCRIPT, Reader
@@ -132,7 +133,7 @@ def test_a_view_shows_its_population(reader, results):
         ys = figure.locator(".plot").evaluate("box => box.data.map((trace) => [...(trace.y ?? [])])")
         assert expected in ys
         titles = figure.locator(".plot .annotation-text").all_text_contents()
-        assert f"population {population}" in titles
+        assert population_title(population) in titles
 
 
 def test_one_switch_for_all_figures(reader, drawings):
@@ -203,7 +204,7 @@ def test_a_figure_is_saved_as_an_image(reader):
     reader.choose("without_first")
     name, content = reader.download(figure.get_by_role("button", name="as SVG"))
     assert name == "tiny-text-shares-without_first.svg"
-    assert content.startswith(b"<svg") and b"population without_first" in content
+    assert content.startswith(b"<svg") and b"without first tokens" in content
     name, content = reader.download(figure.get_by_role("button", name="as PNG"))
     assert (name, content[:4]) == ("tiny-text-shares-without_first.png", b"\x89PNG")
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from html import unescape
 
 import plotly.graph_objects as go
 import polars as pl
@@ -10,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 from fake_run import FIGURES, FakeRun
 from outlier_features.errors import InputError
-from outlier_features.figures.images import for_paper, paper_pixels, write_images
+from outlier_features.figures.images import for_paper, paper_pixels, titled, write_images
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.files.artifacts import require_page
 from outlier_features.report.draw_figures import draw_figures
@@ -126,8 +127,29 @@ def test_images_stand_beside_the_pages(run, tmp_path):
     draw_figures(run, tmp_path / "figures", formats=["svg"], width_mm=85)
     expected = {f"{d.name}.{population}.svg" for d in run_figures(Run.read(run)) for population in d.views}
     assert {path.name for path in (tmp_path / "figures").glob("*.svg")} == expected
+    for drawing in run_figures(Run.read(run)):  # an image without its page says what it is of
+        for population in drawing.views:
+            svg = (tmp_path / f"figures/{drawing.name}.{population}.svg").read_text()
+            title = unescape(
+                " ".join(re.findall(r"<tspan[^>]*>([^<]*)", re.search(r'class="gtitle".*?</text>', svg, re.S)[0]))
+            )
+            assert title.split() == [*drawing.title.split(), *["tiny", "on", "text"]]
     page = (tmp_path / "figures/rules.html").read_text()
     assert re.findall(r'<a href="([^"]+\.svg)">', page) == ["rules.all.svg", "rules.without_first.svg"]
+
+
+def test_a_title_takes_nothing_from_the_figure():
+    bar = {"yref": "container", "y": 0.75}
+    layout = {"height": 200, "margin": {"t": 50}, "coloraxis": {"colorbar": bar}}
+    figure = go.Figure(go.Heatmap(z=[[1]], colorbar={"yref": "container", "y": 0.0}), layout=layout)
+    whole = titled(figure, "A title of more than one line", "model on <corpus>", 120)
+    more = whole.layout.height - 200
+    assert more == whole.layout.margin.t - 50 > 0
+    assert 0 < (1 - whole.layout.title.y) * whole.layout.height < more
+    assert "model on" in whole.layout.title.text and "<corpus>" not in whole.layout.title.text
+    # Bars that are placed in the whole image stay where they were, from its lower end.
+    assert whole.layout.coloraxis.colorbar.y * whole.layout.height == pytest.approx(0.75 * 200)
+    assert whole.data[0].colorbar.y == 0 and figure.layout.height == 200
 
 
 def test_without_a_chrome_one_sentence_says_how_to_get_one(run, tmp_path, monkeypatch):

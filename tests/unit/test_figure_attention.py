@@ -48,15 +48,21 @@ def test_sink_rates_and_magnitudes_are_those_of_the_tables(run):
 
 
 def test_the_caption_of_the_sinks_is_computed(run):
-    text = attention_sinks(*tables(run)[:3], ["massive"], tables(run)[3]).text
+    drawing = attention_sinks(*tables(run)[:3], ["massive"], tables(run)[3])
     for sentence in (
-        "Position 0 is a sink (alpha > 0.3) in 56.2 % of (sequence, layer, head), over the first 6 positions of 2 "
-        "sequences.",
-        "Its sink rate, the mean over heads, is largest in layer 1 (75 %), and at least half of that in layers 1 to 3.",
+        "over the first 6 positions of 2 sequences",
+        "The sink rate of position 0, the mean over heads, is largest in layer 1 (75 %), and at least half of that in "
+        "layers 1 to 3.",
         "Dimension 7, the largest by rule massive, reaches half of its largest |x| on resid_post in layer 1; the "
-        "attention of layer 2 is the first to read that. Sink rate of position 0: 75 % in layer 1, 75 % in layer 2.",
+        "attention of layer 2 is the first to read that.",
     ):
-        assert sentence in text
+        assert sentence in drawing.text
+    assert drawing.finding == (
+        "Position 0 is a sink (alpha > 0.3) in 56.2 % of (sequence, layer, head): 75 % in layer 1, where dimension 7 "
+        "steps up, 75 % in layer 2, whose attention first reads it."
+    )
+    none = attention_sinks(*tables(run)[:3], [], tables(run)[3])
+    assert none.finding.endswith("in 56.2 % of (sequence, layer, head), most often in layer 1 (75 %).")
 
 
 def test_what_is_absent_is_said(run):
@@ -68,7 +74,7 @@ def test_what_is_absent_is_said(run):
     sample = replace(sample, layers_without_patterns=[2], short_sequences=1)
     drawing = attention_sinks(sinks, emergence, dims.filter(rule="dettmers"), ["massive"], sample)
     for sentence in (
-        "The learned sink, which has no position, is one in 25 % of them.",
+        "The learned sink, which has no position, is one in 25 % of (sequence, layer, head).",
         "Grey, without attention patterns: layer 2.",
         "Of these, 1 sequence with fewer positions",
         "By rule massive, no dimension has massive activations",
@@ -97,6 +103,8 @@ def test_kept_patterns_are_drawn_as_they_are(run):
             assert list(line) == expected
         assert list(heat.x) == ["0 a", "1 b", "2 c", "3 d", "4 e", "5 f"] == list(heat.y)
     assert "Layer 1: chosen." in drawing.text
+    # Each later query gives half to position 0, in both layers.
+    assert drawing.finding == "The later positions of sequence 0 give position 0 50 % of their attention in layer 1."
 
 
 def test_at_most_64_positions_and_the_learned_sink_are_drawn(run):

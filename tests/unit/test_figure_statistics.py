@@ -15,6 +15,7 @@ from outlier_features.figures.positions import positions
 from outlier_features.figures.signs import signs
 from outlier_features.files.artifacts import read_json
 from outlier_features.rules.kinds import hit_rules
+from outlier_features.wording import number
 from test_render_report import SITES, read, traces
 
 LAYERS = 4
@@ -170,13 +171,21 @@ def test_signs_equal_the_tables(run):
     view = drawing.views["all"]
     assert [axis.ticktext for axis in view.select_yaxes()] == [("5",)] * 3 + [("7", "5")] * 2
     ends = {
-        (trace.yaxis, trace.marker.symbol): dict(zip(trace.y, trace.x, strict=True))
+        (trace.yaxis, trace.marker.symbol): dict(zip(trace.y, zip(trace.x, trace.customdata, strict=True), strict=True))
         for trace in traces(drawing, "scatter") if str(trace.marker.symbol).startswith("triangle")
     }  # fmt: skip
+    for site, dim, row, axis in (("resid_post", 7, 0, "5"), ("resid_post", 5, 1, "5"), ("mlp_norm", 5, 0, "3")):
+        ticks = view.layout[f"xaxis{axis}"]
+        values = [float(text.replace("−", "-").replace(",", "")) for text in ticks.ticktext]
+        for side, x in zip(("left-open", "right"), plan.reach(site, dim, 3), strict=True):
+            place, said = ends[f"y{axis}", f"triangle-{side}"][row]
+            assert list(said) == [dim, number(x)]
+            # Left of 0 lies left of it, and every tick is on the right side of the mark.
+            assert (place > 0) - (place < 0) == (x > 0) - (x < 0)
+            known = zip(ticks.tickvals, values, strict=True)
+            assert all((place > at) == (x > value) for at, value in known if value != pytest.approx(x))
+        assert ticks.range[0] == -ticks.range[1]
     low, high = plan.reach("resid_post", 7, 3)
-    assert ends["y5", "triangle-left-open"] == {0: -low, 1: -plan.reach("resid_post", 5, 3)[0]}
-    assert ends["y5", "triangle-right"] == {0: high}  # dim 5 is never positive
-    assert ends["y3", "triangle-left-open"] == {0: -plan.reach("mlp_norm", 5, 3)[0]}
     assert axes(drawing)[0] == axes(drawing)[1]
     without = [note.text for note in drawing.views["without_first"].layout.annotations]
     assert "no such dimension has a hit" in without  # the massive ones are at the first position
@@ -222,5 +231,5 @@ def test_a_population_without_positions_and_one_layer(tmp_path):
     ]
     for drawing in drawings:
         notes = [note.text for note in drawing.views["without_first"].layout.annotations]
-        assert notes.count("no positions in this population") == 3
-        assert "no positions in this population" not in [note.text for note in drawing.views["all"].layout.annotations]
+        assert notes.count("no such tokens in this run") == 3
+        assert "no such tokens in this run" not in [note.text for note in drawing.views["all"].layout.annotations]

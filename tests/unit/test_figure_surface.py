@@ -53,6 +53,10 @@ def test_the_surface_draws_extremes_at_their_place_and_height(planted):
     _, surface = planted
     drawing = surface_figures(surface, POPULATIONS)[0]
     assert drawing.sites == "resid_post, layer 3, sequence 2"
+    assert drawing.finding == (
+        "On resid_post of layer 3, x is 2,000 in dimension 507 at position 0 of sequence 2 (“a”); "
+        "at the other positions |x| is at most 40."
+    )
     figure = drawing.views["all"]
     peaks = [(trace.x[0], trace.y[0]) for trace in figure.data if trace.mode == "markers"]
     assert peaks[0] == (507, 2000) and len(peaks) <= PEAKS  # the first line is not moved
@@ -80,11 +84,19 @@ def test_the_map_shows_every_row_and_column(planted):
         heat = figure.data[0]
         grid = SurfaceGrid.of(surface, population).coarser(96, 192)
         np.testing.assert_allclose(10 ** np.array(heat.z, float), grid.size, rtol=0.0116)  # two decimals
+        where = [*grid.dims[:, 0]].index(507), int(np.flatnonzero(grid.tokens[:, 0] == 150)[0])
+        assert heat.customdata[where[1]][where[0]] == ["“a” 150", 507, "-40"]  # what is under a hover, by name
+        last = grid.dims.tolist().index([600, 600])
+        assert heat.customdata[-1][last] == ["“a” 299", 600, "30"]
         by_dim = next(trace for trace in figure.data if trace.yaxis == "y" and trace.mode == "lines")
         assert max(by_dim.y) == np.abs(x[first:]).max()
         assert "507" in figure.layout.xaxis3.ticktext
         assert figure.layout.yaxis.range == drawing.views["all"].layout.yaxis.range
     assert "“a” 0" in drawing.views["all"].layout.yaxis3.ticktext
+    assert drawing.finding == (
+        "A tenth of the largest |x|, 200, is reached in 2 of 700 dimensions and at 1 of 300 positions "
+        "(resid_post, layer 3, sequence 2)."
+    )
     marginal = drawing.data.filter(population="all").group_by("dim").agg(pl.col("value").abs().max())
     assert marginal.filter(dim=507)["value"].to_list() == [2000]
 
@@ -105,7 +117,7 @@ def test_zeros_one_token_and_an_empty_population():
         for drawing in surface_figures(table(x, parts), POPULATIONS):
             assert list(drawing.views) == list(POPULATIONS)
             notes = [note.text for note in drawing.views["without_first"].layout.annotations]
-            assert "no positions in this population" in notes
+            assert "no such tokens in this run" in notes
 
 
 def rows(*found):
@@ -146,6 +158,38 @@ def test_tokens_are_counted_by_text_and_part():
     assert list(without.layout.yaxis.ticktext) == ["“a”", "position 6"]
     assert without.layout.xaxis2.range == figure.layout.xaxis2.range
     assert drawing.data.filter(population="all")["activations"].sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([(n, 1, 0, 500, text) for n, text in enumerate("abca")],
+         "All 4 massive activations (rule massive, resid_post) lie at position 0, in 4 sequences, whatever its token "
+         "(3 texts)."),
+        ([(0, 1, 0, 500, "<s>")],
+         "The 1 massive activation (rule massive, resid_post) lies at position 0, in 1 sequence."),
+        ([(0, 1, 0, 500, "<s>"), (0, 1, 4, 300, "."), (0, 2, 4, 300, "."), (0, 1, 6, 900, "a")],
+         "Of 4 massive activations (rule massive, resid_post), 25 % lie at first positions or special tokens; of the "
+         "other 3, most at “.” (2)."),
+        ([(0, 1, 4, 300, None)],
+         "Of 1 massive activation (rule massive, resid_post) none lies at a first position or special token; most at "
+         "position 4 (1)."),
+    ],
+)  # fmt: skip
+def test_whether_the_position_or_the_token_matters_is_said(found, said):
+    drawing = massive_tokens(rows(*found), MASSIVE_SITES, ["all"])
+    assert drawing.finding == said
+
+
+def test_position_0_is_one_bar_whatever_its_token():
+    massive = rows(*((n, 1, 0, 500 + n, f"w{n}") for n in range(16)), (0, 1, 7, 300, "w3"))
+    [first, other] = massive_tokens(massive, MASSIVE_SITES, ["all"]).data.to_dicts()
+    assert (first["token_text"], first["position"], first["texts"], first["activations"]) == (None, 0, 16, 16)
+    assert (other["token_text"], other["position"], other["max_abs"]) == ("w3", None, 300)
+    figure = massive_tokens(massive, MASSIVE_SITES, ["all"]).views["all"]
+    assert list(figure.layout.yaxis.ticktext) == ["position 0, 16 texts", "“w3”"]
+    hovers = {hover for trace in figure.data if trace.customdata is not None for hover in map(tuple, trace.customdata)}
+    assert ("1", "1 position", "1 dimension") in hovers and ("16", "16 positions", "1 dimension") in hovers
 
 
 def test_many_tokens_are_capped_and_hostile_ones_escaped():

@@ -510,7 +510,7 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
     notes = [
         note["text"] for note in parsed.figures["tiny/text/magnitude-by-layer/without_first"]["layout"]["annotations"]
     ]
-    assert notes.count("no positions in this population") == 2
+    assert notes.count("no such tokens in this run") == 2
 
 
 @pytest.mark.parametrize(

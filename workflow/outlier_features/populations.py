@@ -10,6 +10,7 @@ import numpy as np
 
 EXCLUDED, REST, PADDING = 0, 1, 2
 POPULATIONS = {"all": (EXCLUDED, REST), "without_first": (REST,)}
+_TITLES = {"all": "all tokens", "without_first": "without first tokens"}
 
 
 def position_parts(
@@ -29,6 +30,17 @@ def position_parts(
 def populations_of(parts: np.ndarray[Any, Any]) -> list[str]:
     """The populations that a run has: where no position is excluded, both would be the same."""
     return list(POPULATIONS) if (parts == EXCLUDED).any() else ["all"]
+
+
+def population_title(population: str) -> str:
+    """A population as readers know it: `all tokens`."""
+    return _TITLES.get(population, f"population {population}")
+
+
+def over_population(population: str) -> str:
+    """Of whose tokens a sentence is: `over all tokens`, `without first tokens`."""
+    title = population_title(population)
+    return title if title.startswith("without ") else f"over {title}"
 
 
 def population_sizes(parts: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:

@@ -14,6 +14,14 @@ def number(value: float | int | None) -> str:
     return f"{value:.4g}"
 
 
+def in_words(value: float) -> str:
+    """As `number`, but from a million on as `21.9 million`, to three significant digits."""
+    for unit, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if unit <= abs(value) < 1e15:
+            return f"{float(f'{value / unit:.3g}'):g} {name}"
+    return number(value)
+
+
 def percent(share: float | None) -> str:
     """A share to three significant digits, as in `25 %`."""
     return DASH if share is None else f"{float(f'{100 * share:.3g}'):g} %"

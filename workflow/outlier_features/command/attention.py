@@ -237,8 +237,12 @@ def _draw(shown: Sequence["Shown"], kv_heads: "KvHeads", options: argparse.Names
                 write_figures(temporary, "Attention patterns", drawings)
             print(path)
             return
+        source = " on ".join(str(one) for one in (options.model, options.run_directory or options.input) if one)
         images = [
-            (options.output_dir / f"{stem}-sequence-{sequence}.{options.format}", titled(title, figure))
+            (
+                options.output_dir / f"{stem}-sequence-{sequence}.{options.format}",
+                titled(figure, f"Attention patterns: {title[0].lower()}{title[1:]}", source, figure.layout.width),
+            )
             for sequence, title, figure in figures
         ]
         write_images([(path, figure, figure.layout.width) for path, figure in images], "--format")

@@ -23,8 +23,8 @@ from outlier_features.figures.style import (
     panels,
     power,
 )
-from outlier_features.summary.ablation_facts import nothing_to_ablate
-from outlier_features.wording import count, number, percent
+from outlier_features.summary.ablation_facts import harm, nothing_to_ablate
+from outlier_features.wording import count, in_words, number, percent, span
 
 Part = Mapping[str, Any]
 _POSITIONS = ("excluded", "rest", "all")
@@ -56,7 +56,8 @@ def ablation(results: Part) -> Drawing:
     if not effects:
         return drawing.empty(f"Nothing is drawn. {nothing_to_ablate(results)}.")
     figure = _figure(results["effects"][0], effects, results["only_first_excluded"])
-    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
+    finding = _finding(results["effects"][0], effects, results)
+    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]), finding=finding)
 
 
 def expert_ablation(results: Part) -> Drawing:
@@ -78,7 +79,38 @@ def expert_ablation(results: Part) -> Drawing:
         min_width=600,
     )
     figure = _figure(base, effects, results["only_first_excluded"])
-    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]))
+    finding = _finding(base, effects, results)
+    return replace(drawing, views={"all": figure}, data=_drawn(results["effects"]), finding=finding)
+
+
+def _finding(base: Part, effects: Sequence[Part], results: Part) -> str:
+    """The target whose zeros do most harm, beside its mean and as many random ones."""
+    worst = max((effect for effect in effects if effect["value"] == "zero"), key=harm, default=None)
+    if worst is None:
+        return ""
+    where = position_name(worst["positions"], results["only_first_excluded"])
+    same = ("target", "rule", "site", "layers", "dims", "positions")
+    said = [f"Zero in {_short(worst)} at {where} takes perplexity from {_rounded(base)} to {_rounded(worst)}"]
+    said += [
+        f"{'its' if worst['number'] == 1 else 'their'} mean there to {_rounded(effect)}"
+        for effect in effects
+        if effect["value"] == "mean" and all(effect[name] == worst[name] for name in same)
+    ]
+    if worst["random"]:
+        said.append(f"random ones to {span(draw['perplexity'] for draw in worst['random'])}")
+    sample = f"{count(results['tokens'], 'token')} of {count(results['sequences'], 'sequence')}"
+    return f"{'; '.join(said)} (the first {sample})."
+
+
+def _short(effect: Part) -> str:
+    """What was set to zero, in few words however much it is."""
+    if effect["target"] == "dims" and effect["number"] > 2:
+        return f"the {count(effect['number'], 'dimension')} of rule {effect['rule']}"
+    return target_name(effect)
+
+
+def _rounded(effect: Part) -> str:
+    return "a number that is not finite" if effect["perplexity"] is None else in_words(effect["perplexity"])
 
 
 def _drawn(effects: Sequence[Part]) -> pl.DataFrame:

@@ -9,6 +9,7 @@ import polars as pl
 from outlier_features.attention.kept_patterns import AttentionMaps, cropped
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, average, head_name
 from outlier_features.figures.style import Drawing
+from outlier_features.wording import percent
 
 MOST_POSITIONS = 64
 MOST_LAYERS = 4
@@ -38,7 +39,20 @@ def attention_maps(maps: AttentionMaps, sinks: pl.DataFrame, tokens: Sequence[st
         return drawing.empty("Nothing is drawn: this run kept no attention pattern.")
     panels = [panel for layer in layers for panel in _panels(maps, layer, sinks, size)]
     figure = attention_grid(panels, tokens[:size], columns=3, size=280, every=max(1, size // 8))
-    return replace(drawing, views={"all": figure.update_layout(width=None)}, data=_drawn(panels))
+    views = {"all": figure.update_layout(width=None)}
+    return replace(drawing, views=views, data=_drawn(panels), finding=_finding(maps, layers, size))
+
+
+def _finding(maps: AttentionMaps, layers: Sequence[int], size: int) -> str:
+    """How much of the drawn attention goes to position 0, in the layer where it is most and where it is least."""
+    # The first query may have nothing else to see.
+    to_first = {layer: float(cropped(maps.patterns[layer][0], size)[:, 1:, 0].mean()) for layer in layers}
+    if size < 2:
+        return ""
+    most, least = max(layers, key=to_first.__getitem__), min(layers, key=to_first.__getitem__)
+    text = f"The later positions of sequence {maps.sequences[0]} give position 0 {percent(to_first[most])} of their "
+    text += f"attention in layer {most}"
+    return f"{text}." if most == least else f"{text}, and {percent(to_first[least])} in layer {least}."
 
 
 def _drawn(panels: Sequence[Panel]) -> pl.DataFrame:

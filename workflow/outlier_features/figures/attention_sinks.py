@@ -48,7 +48,29 @@ def attention_sinks(
         return drawing.empty("Nothing is drawn: no layer of this model has attention patterns.")
     massive = _massive(emergence, dims.filter(pl.col("rule").is_in([*rules])))
     figure = _figure(sinks, massive, sample)
-    return replace(drawing, text=" ".join(_sentences(sinks, massive, rules, sample)), views={"all": figure}, data=sinks)
+    text, finding = " ".join(_sentences(sinks, massive, rules, sample)), _finding(sinks, massive, sample)
+    return replace(drawing, text=text, views={"all": figure}, data=sinks, finding=finding)
+
+
+def _finding(sinks: pl.DataFrame, massive: "_Massive | None", sample: SinkSample) -> str:
+    """How often position 0 is a sink, and how that changes where the largest dim steps up."""
+    rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
+    text = (
+        f"Position 0 is a sink (alpha > {number(sample.threshold)}) in {percent(_overall(sinks.filter(token=0)))} of "
+        "(sequence, layer, head)"
+    )
+    if massive is not None and massive.step_up in rates and (after := _reading(rates, massive)) is not None:
+        return (
+            f"{text}: {percent(rates[massive.step_up])} in layer {massive.step_up}, where dimension {massive.dim} "
+            f"steps up, {percent(rates[after])} in layer {after}, whose attention first reads it."
+        )
+    layer = max(rates, key=rates.__getitem__)
+    return f"{text}, most often in layer {layer} ({percent(rates[layer])})."
+
+
+def _reading(rates: Mapping[int, float], massive: "_Massive") -> int | None:
+    """The first layer whose attention reads what the dim has after its step up."""
+    return min((layer for layer in rates if layer > massive.step_up), default=None)
 
 
 @dataclass(frozen=True)
@@ -75,31 +97,31 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
     length, limit = sample.positions, number(sample.threshold)
     said = [
-        "Alpha is the mean probability that a key gets from the queries that can see it, itself among them. Position 0 "
-        f"is a sink (alpha > {limit}) in {percent(_overall(sinks.filter(token=0)))} of (sequence, layer, head), over "
-        f"the first {length} positions of {count(sample.sequences, 'sequence')}"
-        + (f" in {layers([*rates])}, which alone have attention." if sample.layers_without_patterns else ".")
+        "Alpha is the mean probability that a key gets from the queries that can see it, itself among them, over the "
+        f"first {length} positions of {count(sample.sequences, 'sequence')}"
+        + (f" in {layers([*rates])}, which alone have attention" if sample.layers_without_patterns else "")
+        + f"; a key with alpha > {limit} is a sink."
     ]
     if highest := max(rates.values()):
         strong = [layer for layer, rate in rates.items() if rate >= highest / 2]
+        layer = max(rates, key=rates.__getitem__)
         said.append(
-            f"Its sink rate, the mean over heads, is largest in layer {max(rates, key=rates.__getitem__)} "
-            f"({percent(highest)}), and at least half of that in {layers(strong)}."
+            f"The sink rate of position 0, the mean over heads, is largest in layer {layer} ({percent(highest)}), and "
+            f"at least half of that in {layers(strong)}."
         )
     learned = sinks.filter("learned")
     if len(learned):
-        said.append(f"The learned sink, which has no position, is one in {percent(_overall(learned))} of them.")
+        share = percent(_overall(learned))
+        said.append(f"The learned sink, which has no position, is one in {share} of (sequence, layer, head).")
     if massive is not None:
         up = massive.step_up
-        after = min((layer for layer in rates if layer > up), default=None)
-        beside = [f"{percent(rates[layer])} in layer {layer}" for layer in (up, after) if layer in rates]
+        after = _reading(rates, massive)
         reads = (
             "no attention reads that" if after is None else f"the attention of layer {after} is the first to read that"
         )
         said.append(
             f"Dimension {massive.dim}, the largest by rule {massive.rule}, reaches half of its largest |x| on "
             f"resid_post in layer {up}; {reads}."
-            + (f" Sink rate of position 0: {', '.join(beside)}." if beside else "")
         )
     else:
         said.append(

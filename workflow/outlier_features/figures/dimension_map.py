@@ -17,7 +17,8 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.largest import largest_of_each
-from outlier_features.wording import listing, number
+from outlier_features.populations import over_population, population_title
+from outlier_features.wording import count, listing, number
 
 MAX_ROWS = 30
 _DECADES = 4  # that the colours reach over, at most
@@ -40,9 +41,9 @@ def dimension_map(
         listing(drawn) if drawn else "none",
         f"{choosing(sites)} the dimensions",
         listing(populations),
-        "Largest |x| over all sequences of each dimension that a rule selects in a population; triangles "
-        "mark its step-up and step-down layers on resid_post in a population where a rule selects it. A grey cell has "
-        "no value: the layer lacks the site, the population has no positions, or the value is 0. Values below "
+        "Largest |x| over all sequences of each dimension that a rule selects, over all tokens or without the first; "
+        "triangles mark its step-up and step-down layers on resid_post where a rule selects it. A grey cell has "
+        "no value: the layer lacks the site, there are no such tokens, or the value is 0. Values below "
         f"1/{10**_DECADES:,} of a panel's largest have the darkest colour."
         + capped(len(chosen), len(shown), "selected dimension"),
     )
@@ -51,7 +52,30 @@ def dimension_map(
     of_rules = dims.filter(pl.col("rule").is_in([*sites]))
     views = {population: _figure(emergence, of_rules, shown, drawn, population) for population in populations}
     cells = emergence.filter(pl.col("dim").is_in(shown)).select("population", "site", "dim", "layer", "max_abs")
-    return replace(drawing, views=views, data=cells)
+    return replace(drawing, views=views, data=cells, finding=_finding(emergence, of_rules, sites, populations))
+
+
+def _finding(emergence: pl.DataFrame, dims: pl.DataFrame, rules: Collection[str], populations: Sequence[str]) -> str:
+    """The largest selected dim, of the first population that has one, and in which layer most step up."""
+    for population in populations:
+        selected = dims.filter("selected", population=population)
+        cells = emergence.filter(pl.col("dim").is_in(selected["dim"].implode()), population=population)
+        if cells.is_empty():
+            continue
+        largest, dims_in_all = cells.sort("max_abs").row(-1, named=True), selected["dim"].n_unique()
+        at = f"on {largest['site']} in layer {largest['layer']}"
+        select = f"{' or '.join(rules)} {'select' if len(rules) > 1 else 'selects'} {over_population(population)}"
+        steps = selected.drop_nulls("step_up").unique("dim").group_by("step_up").len().sort("len", "step_up")
+        layer, those = (None, 0) if steps.is_empty() else steps.row(-1)
+        if dims_in_all == 1:
+            text = f"Dimension {largest['dim']}, the one that {select}, reaches |x| {number(largest['max_abs'])} {at}"
+            return text + ("." if layer is None else f" and steps up in layer {layer}.")
+        text = (
+            f"Of {count(dims_in_all, 'dimension')} that {select}, {largest['dim']} has the largest |x|: "
+            f"{number(largest['max_abs'])} {at}"
+        )
+        return text + ("." if layer is None else f"; {number(those)} of them step up in layer {layer}.")
+    return ""
 
 
 def choosing(rules: Collection[str]) -> str:
@@ -76,7 +100,7 @@ def _figure(
     sites: Sequence[str],
     population: str,
 ) -> go.Figure:
-    figure = panels([max(110, 15 * len(shown))] * len(sites), [f"population {population}"])
+    figure = panels([max(110, 15 * len(shown))] * len(sites), [population_title(population)])
     figure.update_layout(plot_bgcolor=PALE, margin_r=100)
     layers = sorted(emergence["layer"].unique().to_list())
     for row, site in enumerate(sites, start=1):

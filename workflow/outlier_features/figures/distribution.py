@@ -18,6 +18,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.summary.run_rules import applied_sites, run_rules
 from outlier_features.wording import listing, number, percent
 
@@ -67,7 +68,30 @@ def distribution(bins: pl.DataFrame, blocks: int, thresholds: Thresholds, popula
         return drawing.empty("Nothing is drawn: this run has no site, or no position in any population.")
     drawn = with_shares(bins)
     views = {population: _figure(drawn, sites, blocks, thresholds, population) for population in populations}
-    return replace(drawing, views=views, data=drawn)
+    return replace(drawing, views=views, data=drawn, finding=_finding(bins.filter(population=populations[0])))
+
+
+def _finding(bins: pl.DataFrame) -> str:
+    """The layer whose largest values are furthest above its middle ones."""
+    by_layer = bins.filter(pl.col("low") > 0).group_by("site", "layer", maintain_order=True)
+    layers = [(*layer, *_middle_and_top(rows)) for layer, rows in by_layer]
+    if not layers:
+        return ""
+    site, layer, middle, low, values, total = max(layers, key=lambda one: one[3] / one[2])
+    return (
+        f"On {site} in layer {layer}, half of the values other than 0 have |x| below {number(middle)}, and "
+        f"{number(values)} of {number(total)} {'has' if values == 1 else 'have'} at least {number(low)}."
+    )
+
+
+def _middle_and_top(rows: pl.DataFrame) -> tuple[float, float, int, int]:
+    """Of a layer's bins above 0: the upper edge of the one that has the median, the lower edge of the last, and how
+    many values it and all of them hold."""
+    rows = rows.sort("low")
+    total = int(rows["values"].sum())
+    half = rows.filter(2 * pl.col("values").cum_sum() >= total)
+    low, values = rows.select("low", "values").row(-1)
+    return half["high"][0], low, values, total
 
 
 def with_shares(bins: pl.DataFrame) -> pl.DataFrame:
@@ -89,7 +113,7 @@ def with_shares(bins: pl.DataFrame) -> pl.DataFrame:
 def _figure(
     bins: pl.DataFrame, sites: Sequence[str], blocks: int, thresholds: Thresholds, population: str
 ) -> go.Figure:
-    figure = panels([240] * len(sites), [f"population {population}"])
+    figure = panels([240] * len(sites), [population_title(population)])
     figure.update_layout(height=figure.layout.height + _BAR, margin={"t": figure.layout.margin.t + _BAR, "r": 36})
     darkest, brightest = (math.log10(float(share)) for share in (bins["share"].min(), bins["share"].max()))  # type: ignore[arg-type]
     for row, site in enumerate(sites, start=1):
@@ -98,7 +122,7 @@ def _figure(
         edges = _edges(here, lines)
         cells = here.filter(population=population)
         if cells.is_empty():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         else:
             figure.add_trace(_heat(cells, edges, blocks), row=row, col=1)
         _set_axis(figure, edges, bool((here["low"] == 0).any()), row)

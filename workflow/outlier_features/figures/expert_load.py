@@ -15,7 +15,8 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.wording import listing, number, percent
+from outlier_features.populations import over_population
+from outlier_features.wording import capital, count, listing, number, percent
 
 _NOBODY = "#B4B4B4"  # darker than the middle of the colours, which is nearly white
 _FURTHEST = 3  # of the colours, in powers of two from an even share
@@ -39,7 +40,23 @@ def expert_load(load: pl.DataFrame, balance: pl.DataFrame, blocks: int, populati
     )
     views = {name: _figure(load.filter(population=name), balance.filter(population=name), blocks)
              for name in populations}  # fmt: skip
-    return replace(drawing, views=views, data=load)
+    finding = _finding(balance.filter(population=populations[0]), populations[0])
+    return replace(drawing, views=views, data=load, finding=finding)
+
+
+def _finding(balance: pl.DataFrame, population: str) -> str:
+    """The least even layer, the expert with the largest load, and how many experts nobody chose."""
+    uneven = balance.drop_nulls("entropy").sort("entropy")
+    if uneven.is_empty():
+        return ""
+    least, most = uneven.row(0, named=True), uneven.sort("largest_load").row(-1, named=True)
+    never = int(balance["never_chosen"].sum())
+    return (
+        f"{capital(over_population(population))}, choices are least even in layer {least['layer']} (entropy "
+        f"{number(least['entropy'])}); expert {most['largest_expert']} of layer {most['layer']} has "
+        f"{number(most['largest_load'])} times an even share; {number(never)} of "
+        f"{count(int(balance['experts'].sum()), 'expert')} {'is' if never == 1 else 'are'} never chosen."
+    )
 
 
 def _figure(load: pl.DataFrame, balance: pl.DataFrame, blocks: int) -> go.Figure:
@@ -81,13 +98,13 @@ def _add_map(
         z=[[row and (math.log2(row[name]) if is_load else row[name]) for row in line] for line in cells],
         customdata=[
             [
-                [number(row["chosen"]), percent(row["share"]), number(row["load"]), number(row["mean_weight"]),
-                 percent(row["weight_share"])] if row else [""] * 5
+                [count(row["chosen"], "position"), percent(row["share"]), number(row["load"]),
+                 number(row["mean_weight"]), percent(row["weight_share"])] if row else [""] * 5
                 for row in line
             ]
             for line in cells
         ],
-        hovertemplate="expert %{y}, layer %{x}<br>chosen by %{customdata[0]} positions (%{customdata[1]}), "
+        hovertemplate="expert %{y}, layer %{x}<br>chosen by %{customdata[0]} (%{customdata[1]}), "
         "%{customdata[2]} times an even share<br>mean weight %{customdata[3]}, %{customdata[4]} of all weights"
         "<extra></extra>",
         hoverongaps=False,
@@ -114,7 +131,7 @@ def _add_lines(figure: go.Figure, balance: pl.DataFrame, blocks: int) -> None:
         values = [by_layer[layer][name] if layer in by_layer else None for layer in range(blocks)]
         figure.update_yaxes(title_text=title, rangemode="tozero", row=2, col=column)
         if not any(value is not None for value in values):
-            say_nothing_here(figure, "no positions in this population", 2, column)
+            say_nothing_here(figure, "no such tokens in this run", 2, column)
             continue
         figure.add_scatter(
             x=list(range(blocks)),

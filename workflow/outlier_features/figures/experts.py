@@ -22,8 +22,9 @@ from outlier_features.figures.style import (
     power,
     set_layer_axis,
 )
+from outlier_features.populations import population_title
 from outlier_features.rules.rule import Rule
-from outlier_features.wording import count, listing, number, percent
+from outlier_features.wording import capital, count, listing, number, percent
 
 MAX_ROWS = 24
 _SHARED = -2  # row of the shared expert, above the others
@@ -55,14 +56,28 @@ def expert_map(experts: pl.DataFrame, blocks: int, rule: Rule) -> Drawing:
     if experts["published"].any():
         text += f" Diamonds: published as {rule.noun}s of this model ({rule.source})."
     drawing = Drawing("experts", "What each expert writes", "expert_out", rule.name, "all", text)
-    return replace(drawing, views={"all": _map(experts, blocks)}, data=experts)
+    return replace(drawing, views={"all": _map(experts, blocks)}, data=experts, finding=_largest_expert(experts, rule))
+
+
+def _largest_expert(experts: pl.DataFrame, rule: Rule) -> str:
+    """The expert that writes most, beside the middle one, and how many the rule selects."""
+    known = experts.drop_nulls("max_abs").sort("max_abs")
+    if known.is_empty():
+        return ""
+    most, chosen = known.row(-1, named=True), experts.filter("super_expert")
+    name = "the shared expert" if most["part"] == "shared" else f"expert {most['expert']}"
+    middle = float(known["max_abs"].median())  # type: ignore[arg-type]
+    return (
+        f"{capital(name)} of layer {most['layer']} writes the largest |x|, {number(most['max_abs'])} (the median over "
+        f"experts is {number(middle)}); {count(len(chosen), rule.noun)} by rule {rule.name}."
+    )
 
 
 def _map(experts: pl.DataFrame, blocks: int) -> go.Figure:
     total = int(experts["expert"].max()) + 1  # type: ignore[arg-type]
     rows = [_SHARED, -1] if (experts["part"] == "shared").any() else []  # an empty row between
     rows += range(total)
-    figure = panels([min(720, max(200, 8 * len(rows)))], ["population all"])
+    figure = panels([min(720, max(200, 8 * len(rows)))], [population_title("all")])
     placed = experts.with_columns(row=pl.when(pl.col("part") == "shared").then(_SHARED).otherwise(pl.col("expert")))
     cells = {(row, layer): value for row, layer, value in placed.select("row", "layer", "max_abs").rows()}
     logs = [[_log(cells.get((row, layer))) for layer in range(blocks)] for row in rows]
@@ -135,11 +150,25 @@ def routed_parts(routing: pl.DataFrame, rules: Collection[str]) -> Drawing:
     drawing = Drawing("routing", "Experts that make massive activations", "expert_out", listing(rules), "all", text)
     if not shown:
         return drawing.empty("Nothing is drawn: no layer with experts forms a massive activation.")
-    return replace(drawing, views={"all": _bars(forming, shown)}, data=forming)
+    return replace(drawing, views={"all": _bars(forming, shown)}, data=forming, finding=_largest_part(forming))
+
+
+def _largest_part(forming: pl.DataFrame) -> str:
+    """What writes most of the MLP's output at the largest massive activation, and of how many it is one expert."""
+    by_place = forming.sort("share").unique(["dim", "layer"], keep="last", maintain_order=True)
+    first = forming.row(0, named=True)
+    most = by_place.filter(dim=first["dim"], layer=first["layer"]).row(0, named=True)
+    name = "the shared expert" if most["part"] == "shared" else f"expert {most['expert']}"
+    half = int((by_place["share"] >= 0.5).sum())
+    return (
+        f"{capital(name)} writes {percent(most['share'])} of what the MLP of layer {most['layer']} adds to dimension "
+        f"{most['dim']} at its largest massive activation; one of them writes at least half in {number(half)} of "
+        f"{count(len(by_place), 'bar')}."
+    )
 
 
 def _bars(forming: pl.DataFrame, shown: Sequence[tuple[int, int]]) -> go.Figure:
-    figure = panels([max(90, 30 * len(shown) + 20)], ["population all"])
+    figure = panels([max(90, 30 * len(shown) + 20)], [population_title("all")])
     bars: dict[str, list[dict[str, Any]]] = {}
     ends = [0.0, 1.0]
     for at, (dim, layer) in enumerate(shown):

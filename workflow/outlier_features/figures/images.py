@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
 
 from outlier_features.errors import InputError
+from outlier_features.figures.style import label
 from outlier_features.files.artifacts import replacing
 from outlier_features.progress import item_bar
 
@@ -15,6 +17,8 @@ PAGE_MM = 178  # the width of a paper's page, of two columns
 _PIXEL = 25.4 / 96  # mm
 _FONT = 8 / 9  # a figure's 12 pixels, which are 9 points, become 8 points; ticks 7.3, titles of panels 8.7
 _SHARPNESS = 3  # of png: 324 pixels to the inch
+_LEFT, _ABOVE, _LINE = 12, 10, 19  # pixels beside and above a title, and of a line of it
+_TITLE_LETTER, _LETTER = 8.0, 6.4  # pixels of a letter, on average
 
 
 def paper_pixels(width_mm: float, min_width: int) -> int:
@@ -83,10 +87,28 @@ async def _draw(kaleido: Any, images: list[tuple[Path, go.Figure, int]]) -> list
     return drawn
 
 
-def titled(title: str, figure: go.Figure) -> go.Figure:
-    """The figure with its title above it, for an image."""
-    return go.Figure(figure).update_layout(
-        title={"text": title, "x": 0.02, "font": {"size": 15}},
-        height=figure.layout.height + 30,
-        margin={"t": figure.layout.margin.t + 30},
+def titled(figure: go.Figure, title: str, subject: str, width: int) -> go.Figure:
+    """The figure, to be laid out `width` pixels wide, with its title above it, and below that what it is of: what
+    stands beside a figure in a page, and is lost where an image is all that a reader has."""
+    first, second = (
+        [label(line) for line in wrap(text, max(12, int((width - 2 * _LEFT) / letter)))]
+        for text, letter in ((title, _TITLE_LETTER), (subject, _LETTER))
     )
+    lines = [
+        *(f"<b>{line}</b>" for line in first),
+        *(f'<span style="font-size: 12px">{line}</span>' for line in second),
+    ]
+    tall, short = _ABOVE + _LINE * len(lines), figure.layout.height
+    height = short + tall
+    whole = go.Figure(figure).update_layout(height=height, margin={"t": (figure.layout.margin.t or 0) + tall})
+    whole.update_layout(
+        title={
+            "text": "<br>".join(lines), "font": {"size": 14}, "x": 0, "xanchor": "left", "pad": {"l": _LEFT},
+            "y": 1 - (_ABOVE + _LINE) / height, "yanchor": "bottom", "yref": "container",  # of the first line
+        }
+    )  # fmt: skip
+    holders = [whole.layout.coloraxis, *(trace for trace in whole.data if getattr(trace, "colorbar", None))]
+    for bar in (holder.colorbar for holder in holders):
+        if bar.yref == "container":  # as far from the bottom as before
+            bar.y = bar.y * short / height
+    return whole

@@ -25,7 +25,7 @@ from outlier_features.figures.style import (
     panels,
     set_layer_axis,
 )
-from outlier_features.wording import number, percent
+from outlier_features.wording import capital, number, percent
 
 Part = Mapping[str, Any]
 MAX_DIMS = 3
@@ -105,7 +105,26 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -
             figure.add_hline(y=value, line={"color": INK, "dash": "dash", "width": 1}, row=at + 1, col=1)
     figure.update_layout(legend={"y": above(figure)}, margin_l=112)
     set_layer_axis(figure, max(layer for row in rows for layer in blocks_of(row)), last + 1)
-    return replace(drawing, views={"all": figure}, data=_flat([base, *rows]))
+    return replace(drawing, views={"all": figure}, data=_flat([base, *rows]), finding=_needed(single, base))
+
+
+def _needed(single: Sequence[Part], base: Part) -> str:
+    """The sublayer of one layer that the largest dim needs most, and the one that the loss needs most."""
+    said = []
+    left = [row for row in single if row["massive"] and row["massive"][0]["share"] is not None]
+    if left:
+        row = min(left, key=lambda row: abs(row["massive"][0]["share"]))
+        dim = row["massive"][0]
+        left_over = f"{percent(dim['share'])} of dimension {dim['dim']} is left at its massive tokens"
+        said.append(f"without {knocked_out(row)}, {left_over}")
+    finite = [row for row in single if row["perplexity"] is not None]
+    if finite:
+        row = max(finite, key=lambda row: row["perplexity"])
+        said.append(
+            f"without {knocked_out(row)}, perplexity is {number(row['perplexity'])} instead of "
+            f"{number(base['perplexity'])}, the most of any one layer"
+        )
+    return f"{capital('; '.join(said))}." if said else ""
 
 
 def _add_line(figure: go.Figure, effect: Part, at: int, value: float | None, top: float | None) -> None:
@@ -115,7 +134,7 @@ def _add_line(figure: go.Figure, effect: Part, at: int, value: float | None, top
     anchor, x = {"attention": ("right", 0.99), "mixer": ("center", 0.5), "mlp": ("left", 0.01)}[effect["target"]]
     place: dict[str, Any] = {"row": at + 1, "col": 1}
     text: dict[str, Any] = {
-        "x": x, "xref": "x domain", "xanchor": anchor, "showarrow": False, "font": {"size": 10, "color": colour},
+        "x": x, "xref": "x domain", "xanchor": anchor, "showarrow": False, "font": {"size": 10},
     }  # fmt: skip
     if value is None or (top and value > top / 2):
         found = "not finite" if value is None else number(value)
@@ -185,7 +204,26 @@ def _heads(effects: Sequence[Part], results: Part, rules: str) -> Drawing:
     figure.update_yaxes(title_text="layer (block, from 0)", autorange="reversed", row=1, col=1)
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(margin_r=70)
-    return replace(drawing, text=f"{text}.", views={"all": figure}, data=_flat(effects), min_width=700)
+    drawn = replace(drawing, text=f"{text}.", views={"all": figure}, data=_flat(effects), min_width=700)
+    return replace(drawn, finding=_needed_head(effects))
+
+
+def _needed_head(effects: Sequence[Part]) -> str:
+    """The head without which the loss changes most, and the one without which the largest dim does."""
+    said = []
+    finite = [row for row in effects if row["nll_change"] is not None]
+    if finite:
+        row = max(finite, key=lambda row: abs(row["nll_change"]))
+        said.append(f"the loss changes most without {knocked_out(row)}, by {row['nll_change']:+.3g} nats per token")
+    moved = [row for row in effects if row["massive"] and row["massive"][0]["share"] is not None]
+    if moved:
+        row = max(moved, key=lambda row: abs(row["massive"][0]["share"] - 1))
+        dim = row["massive"][0]
+        said.append(
+            f"dimension {dim['dim']} without {knocked_out(row)}, which leaves {percent(dim['share'])} of its value at "
+            "its massive tokens"
+        )
+    return f"{capital('; '.join(said))}." if said else ""
 
 
 def _scales(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
@@ -226,7 +264,27 @@ def _scales(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
     figure.update_yaxes(title_text="perplexity")
     figure.update_xaxes(title_text="times the weight", range=[-0.12, 3.12], dtick=0.5)
     figure.update_layout(legend={"y": above(figure)}, margin_t=64 + 18 * len(sets))
-    return replace(drawing, views={"all": figure}, data=_flat([base, *effects]))
+    return replace(drawing, views={"all": figure}, data=_flat([base, *effects]), finding=_worth(effects, base))
+
+
+def _worth(effects: Sequence[Part], base: Part) -> str:
+    """What the first weight is worth: at zero, with its value put back, and where perplexity is lowest."""
+    first = effects[0]
+    own = [row for row in effects if all(row[key] == first[key] for key in ("layers", "dims", "cols"))]
+    zero = [row for row in own if row["value"] == "scaled" and row["scale"] == 0]
+    back = [row for row in own if row["value"] == "restored"]
+    finite = [row for row in own if row["value"] == "scaled" and row["perplexity"] is not None]
+    text = f"With {knocked_out(first)} at zero, perplexity is " + " ".join(_perplexity(row) for row in zero)
+    text += f" instead of {_perplexity(base)}"
+    text += "".join(f", and {_perplexity(row)} with its value put back" for row in back)
+    if finite:
+        best = min(finite, key=lambda row: row["perplexity"])
+        text += f"; it is lowest, {_perplexity(best)}, at {number(best['scale'])} times the weight"
+    return f"{text}."
+
+
+def _perplexity(row: Part) -> str:
+    return "not finite" if row["perplexity"] is None else number(row["perplexity"])
 
 
 def _flat(effects: Sequence[Part]) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
+from outlier_features.populations import over_population, population_title
 from outlier_features.wording import count, listing, number
 
 # Column, title of its axis, and its value for a normal distribution, or for dims of equal RMS.
@@ -44,26 +45,43 @@ def kurtosis(layers: pl.DataFrame, blocks: int, populations: Sequence[str]) -> D
         listing(sites) if sites else "none",
         "none, every value counts",
         listing(populations),
-        "Three measures go by this name, and they differ. kurtosis_flat_excess: Fisher's, m4 / m2² - 3 of all values "
-        "of the site and layer about their common mean; 0 for a normal distribution. kurtosis_token: Pearson's, m4 / "
-        "m2² over the dimensions of one position, averaged over positions; 3 for a normal distribution. "
-        "kurtosis_channel_rms: mean(s⁴) / mean(s²)², s the root mean square of a dimension over the positions; 1 if "
-        "all dimensions have the same, and the number of dimensions if one has all. The axes are logarithmic, that of "
-        "the first through 0 (inverse hyperbolic sine). The dashed lines are the values named."
+        "Three measures go by this name. kurtosis_flat_excess: Fisher's, m4 / m2² - 3 of all values of the site and "
+        "layer. kurtosis_token: Pearson's, m4 / m2² over the dimensions of one position, averaged over positions. "
+        "kurtosis_channel_rms: mean(s⁴) / mean(s²)², s the root mean square of a dimension over the positions; the "
+        "number of dimensions if one has all. The axes are logarithmic, that of the first through 0 (inverse "
+        "hyperbolic sine). The dashed lines are the values named."
         + (f" {count(sum(missing), 'value')} of a constant tensor are not defined." if any(missing) else ""),
     )
     if not sites:
         return drawing.empty("Nothing is drawn: this run has no site.")
     views = {population: _figure(layers, sites, blocks, population) for population in populations}
-    return replace(drawing, views=views, data=layers.select("population", "site", "layer", *_COLUMNS))
+    data = layers.select("population", "site", "layer", *_COLUMNS)
+    return replace(drawing, views=views, data=data, finding=_finding(data, populations))
+
+
+def _finding(data: pl.DataFrame, populations: Sequence[str]) -> str:
+    """The layer with the heaviest tail of all values, and how heavy the site's are without first tokens."""
+    name, _, _, meaning = _KURTOSES[0]
+    known = data.drop_nulls(name).sort(name, descending=True)
+    found = known.filter(population=populations[0]).head(1).to_dicts()
+    if not found:
+        return ""
+    [most] = found
+    text = f"{name} ({meaning}) is largest on {most['site']} in layer {most['layer']}: {number(most[name])}"
+    for population in populations[1:]:
+        here = known.filter(population=population, site=most["site"])
+        if not here.is_empty():
+            value, layer = here.select(name, "layer").row(0)
+            text += f"; {over_population(population)} it is at most {number(value)} there (layer {layer})"
+    return f"{text}."
 
 
 def _figure(layers: pl.DataFrame, sites: Sequence[str], blocks: int, population: str) -> go.Figure:
-    figure = panels([180] * len(_KURTOSES), [f"population {population}"])
+    figure = panels([180] * len(_KURTOSES), [population_title(population)])
     for row, (name, title, plain, meaning) in enumerate(_KURTOSES, start=1):
         here = layers.filter(population=population).drop_nulls(name)
         if here.is_empty():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         for index, site in enumerate(sites):
             _add_line(figure, here.filter(site=site), site, name, index, blocks, row)
         _set_scale(figure, [plain, *layers[name].drop_nulls().to_list()], row)

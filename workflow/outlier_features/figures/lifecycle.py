@@ -1,7 +1,9 @@
 """The figure of what makes and what removes a dim, layer by layer."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import plotly.graph_objects as go
 import polars as pl
@@ -21,12 +23,14 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.origin.origin_findings import (
+    PARTS,
+    TENTH,
     traced_population,
     traced_rule,
     whole_blocks,
 )
-from outlier_features.origin.shares_of_parts import ROUTED, SHARED
-from outlier_features.wording import count
+from outlier_features.origin.shares_of_parts import ROUTED, SHARED, largest_layer
+from outlier_features.wording import count, number
 
 MAX_DIMS = 6
 _PARTS = {
@@ -61,7 +65,37 @@ def lifecycle(rows: pl.DataFrame, rules: Collection[str]) -> Drawing:
     )
     if not dims:
         return drawing.empty("Nothing is drawn: no dimension was traced.")
-    return replace(drawing, views={"all": _figure(rows, dims[:MAX_DIMS])}, data=rows)
+    views = {"all": _figure(rows, dims[:MAX_DIMS])}
+    return replace(drawing, views=views, data=rows, finding=_finding(rows.filter(target_dim=dims[0])))
+
+
+def _finding(life: pl.DataFrame) -> str:
+    """What writes most into the first dim up to where it is largest, and what takes most of it off after that."""
+    last = largest_layer(life)
+    peak = float(life.filter(part="resid_post", layer=last)["value"].item())
+    sign = math.copysign(1.0, peak)
+    added = life.filter(~pl.col("part").is_in(["resid_pre", "resid_post"])).with_columns(with_it=pl.col("value") * sign)
+    first = life.row(0, named=True)
+    text = (
+        f"Dimension {first['target_dim']} is {number(peak)} after layer {last} at position {first['traced_token']} of "
+        f"sequence {first['sequence']}"
+    )
+    makers = added.filter(pl.col("with_it") > 0, pl.col("layer") <= last).sort("with_it")
+    if makers.is_empty():
+        text += "; no part adds to it before"
+    else:
+        most = makers.row(-1, named=True)
+        text += f": {_part(most)} {'write' if most['part'] == ROUTED else 'writes'} {number(most['value'])}, the most"
+    takers = added.filter(pl.col("with_it") < -TENTH * abs(peak), pl.col("layer") > last).sort("with_it")
+    if takers.is_empty():
+        return f"{text}; no later part takes off a tenth of it."
+    most = takers.row(0, named=True)
+    verb = "take" if most["part"] == ROUTED else "takes"
+    return f"{text}; later {_part(most)} {verb} off {number(abs(most['value']))}."
+
+
+def _part(row: Mapping[str, Any]) -> str:
+    return f"{PARTS[row['part']]} of layer {row['layer']}"
 
 
 def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:

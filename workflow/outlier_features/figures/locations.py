@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import BLUE, LAYER_AXIS, ORANGE, SKY, Drawing, add_legend_entry, label, panels
-from outlier_features.wording import listing, number, percent
+from outlier_features.populations import over_population, population_title
+from outlier_features.wording import capital, count, listing, number, percent
 
 _SERIES = (
     ("layers", 1, "occurrences in a layer", BLUE),
@@ -40,7 +41,24 @@ def locations_by_layer(document: Mapping[str, Any]) -> Drawing:
         return drawing.empty(drawing.text + " So nothing is drawn.")
     kept = {population: {site: part[site] for site in sites} for population, part in found.items()}
     views = {population: _figure(part, population) for population, part in kept.items()}
-    return replace(drawing, views=views, data=_drawn(kept), min_width=640)
+    finding = _finding(next(iter(kept.values())), next(iter(kept)))
+    return replace(drawing, views=views, data=_drawn(kept), min_width=640, finding=finding)
+
+
+def _finding(sites: Mapping[str, Mapping[str, Any]], population: str) -> str:
+    """The site with most kept occurrences, and the layer and position that have most of them."""
+    site, found = max(sites.items(), key=lambda item: item[1]["occurrences"])
+    if not found["occurrences"]:
+        return ""
+    (layer, in_layer), (token, at_token) = (
+        max(((line[key], line["count"]) for line in found[f"{key}s"]), key=lambda one: one[1])
+        for key in ("layer", "token")
+    )
+    return (
+        f"{capital(over_population(population))}, {count(found['occurrences'], 'occurrence')} at "
+        f"{count(found['locations'], 'location')} are kept on {site}, most in layer {layer} ({number(in_layer)}) and "
+        f"at position {token} ({number(at_token)})."
+    )
 
 
 def _drawn(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pl.DataFrame:
@@ -57,7 +75,7 @@ def _drawn(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pl.DataFrame:
 
 
 def _figure(found: Mapping[str, Mapping[str, Any]], population: str) -> go.Figure:
-    titles = [f"by layer, population {population}", f"by position, population {population}"]
+    titles = [f"by layer, {population_title(population)}", f"by position, {population_title(population)}"]
     figure = panels([190] * len(found), titles, shared_xaxes=False, shared_yaxes=False)
     figure.update_layout(barmode="overlay", bargap=0.15)
     for row, (site, counts) in enumerate(found.items(), start=1):

@@ -20,7 +20,8 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.model.bases import NO_OTHER_MIXER
-from outlier_features.wording import count, listing
+from outlier_features.populations import over_population, population_title
+from outlier_features.wording import count, listing, number
 
 _SERIES = (
     ("top1", "top-1 |x|", VERMILLION, "solid", "circle"),
@@ -49,18 +50,38 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populati
     if not sites:
         return drawing.empty("Nothing is drawn: this run has no site.")
     views = {population: _figure(layers, sites, population) for population in populations}
-    return replace(drawing, views=views, data=layers.select("population", "site", "layer", *_COLUMNS))
+    data = layers.select("population", "site", "layer", *_COLUMNS)
+    return replace(drawing, views=views, data=data, finding=_finding(data, populations))
+
+
+def _finding(data: pl.DataFrame, populations: Sequence[str]) -> str:
+    """Where the largest |x| is furthest above the median, and how far the same site gets in the other populations."""
+    ratios = data.filter(pl.col("median") > 0).with_columns(ratio=pl.col("top1") / pl.col("median"))
+    found = ratios.filter(population=populations[0]).sort("ratio", descending=True, nulls_last=True).head(1).to_dicts()
+    if not found or found[0]["ratio"] is None:
+        return ""
+    [most] = found
+    text = (
+        f"On {most['site']}, the largest |x| of a sequence is furthest above the median in layer {most['layer']}: "
+        f"{number(most['top1'])} against {number(most['median'])}, {number(most['ratio'])} times"
+    )
+    for population in populations[1:]:
+        here = ratios.filter(population=population, site=most["site"]).drop_nulls("ratio").sort("ratio")
+        if not here.is_empty():
+            last = here.row(-1, named=True)
+            text += f"; {over_population(population)} at most {number(last['ratio'])} times (layer {last['layer']})"
+    return f"{text}."
 
 
 def _figure(layers: pl.DataFrame, sites: Sequence[str], population: str) -> go.Figure:
-    figure = panels([190] * len(sites), [f"population {population}"])
+    figure = panels([190] * len(sites), [population_title(population)])
     figure.update_layout(hovermode="x unified")
     last = max(layers["layer"].to_list())
     for row, site in enumerate(sites, start=1):
         values = layers.filter(site=site)
         here = values.filter(population=population).sort("layer")
         if here["top1"].is_null().all():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         _add_series(figure, here, last, row)
         _set_scale(figure, values, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>|x| (activation)", row=row, col=1)

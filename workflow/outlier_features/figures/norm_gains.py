@@ -85,7 +85,22 @@ def norm_gains(
         return drawing.empty(f"{why} {ones_sentence(summary)}")
     gains_of_dims = at.select("module", "dim", "gain", "rank", "ratio")
     drawn = placed.select("module", "site", "layer", *OTHERS).join(gains_of_dims, on="module", how="left")
-    return replace(drawing, views={"all": _figure(placed, at, shown, spans)}, data=drawn)
+    views = {"all": _figure(placed, at, shown, spans)}
+    return replace(drawing, views=views, data=drawn, finding=_finding(at, shown))
+
+
+def _finding(at: pl.DataFrame, shown: Sequence[int]) -> str:
+    """Of the largest selected dim, where its gain differs most from those of other dims, to either side."""
+    for dim in shown:
+        known = at.filter(pl.col("ratio").is_not_null(), pl.col("layer").is_not_null(), dim=dim).sort("ratio")
+        if not known.is_empty():
+            ends = known.select("ratio", "site", "layer")
+            (least, site, layer), (most, other, later) = ends.row(0), ends.row(-1)
+            return (
+                f"The |gain| of dimension {dim} is between {number(least)} times the median of the dimensions not "
+                f"selected ({site}, layer {layer}) and {number(most)} times ({other}, layer {later})."
+            )
+    return ""
 
 
 def _figure(

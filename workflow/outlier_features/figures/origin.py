@@ -22,12 +22,13 @@ from outlier_features.figures.style import (
 )
 from outlier_features.origin.origin_findings import (
     STEPS,
+    explosion_sentence,
     ladders,
     traced_population,
     traced_rule,
     where_the_ladder_stops,
 )
-from outlier_features.wording import count, listing
+from outlier_features.wording import count, listing, number, percent
 
 MAX_LADDERS = 8
 NEURONS = 8
@@ -68,7 +69,25 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) ->
     if not known:
         why = dict.fromkeys(where_the_ladder_stops(layer, ladder) for _, layer, _, ladder in every)
         return drawing.empty(" ".join(["Nothing is drawn.", *filter(None, why)]))
-    return replace(drawing, views={"all": _figure(known[:MAX_LADDERS], neurons)}, data=rows, min_width=800)
+    views = {"all": _figure(known[:MAX_LADDERS], neurons)}
+    return replace(drawing, views=views, data=rows, min_width=800, finding=_finding(known[0], neurons))
+
+
+def _finding(ladder: Ladder, neurons: pl.DataFrame) -> str:
+    """Which two neurons write most into the first dim where it first steps; else where in the MLP the largest |x|
+    grows."""
+    dim, layer, _, rows = ladder
+    parts = neurons.filter(target_dim=dim, layer=layer)
+    ranked = parts.drop_nulls("neuron").sort("rank")
+    total = float(parts["contribution"].sum())
+    if ranked.is_empty() or not total:
+        return explosion_sentence(layer, rows)
+    named = listing(
+        f"{percent(share)} from neuron {neuron}"
+        for neuron, share in ranked.head(2).select("neuron", "share").iter_rows()
+    )
+    written = f"Of the {number(total)} that the MLP of layer {layer} writes into dimension {dim} at its traced token"
+    return f"{written}: {named}."
 
 
 def _figure(shown: Sequence[Ladder], neurons: pl.DataFrame) -> go.Figure:

@@ -52,7 +52,23 @@ def origin_shares(rows: pl.DataFrame, rules: Collection[str]) -> Drawing:
     if known.is_empty():
         return drawing.empty("Nothing is drawn: no dimension was traced.")
     shown = known["target_dim"].unique(maintain_order=True).to_list()[:MAX_DIMS]
-    return replace(drawing, views={"all": _figure(known, shown)}, data=rows)
+    return replace(drawing, views={"all": _figure(known, shown)}, data=rows, finding=_finding(known))
+
+
+def _finding(known: pl.DataFrame) -> str:
+    """What makes most of the first dim, and of how many of the others."""
+    most = known.sort("share").unique("target_dim", keep="last", maintain_order=True)
+    makers = dict(most.select("target_dim", "part").iter_rows())
+    first = known["target_dim"][0]
+    row = most.filter(target_dim=first).row(0, named=True)
+    value = row["value"] / row["share"]
+    text = f"Of the {number(value)} in dimension {first} after layer {row['layer']}, {SUMS[row['part']]} wrote "
+    # What other parts take off again is not a part of the value.
+    text += percent(row["share"]) if row["share"] <= 2 else f"{number(row['value'])}, of which others took most off"
+    if len(makers) == 1:
+        return f"{text}."
+    alike = sum(part == row["part"] for part in makers.values())
+    return f"{text}; in {number(alike)} of {count(len(makers), 'traced dimension')} that is the largest part."
 
 
 def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:

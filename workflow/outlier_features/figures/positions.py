@@ -17,10 +17,12 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
+from outlier_features.populations import over_population, population_title
 from outlier_features.rules.rule import HitRule
-from outlier_features.wording import listing, number
+from outlier_features.wording import count, listing, number
 
 _POSITION_AXIS = "position (token, from 0)"
+_SAID = 4  # sites in a sentence
 _FIRST = {"symbol": "star-diamond", "size": 12, "color": VERMILLION, "line": {"color": "black", "width": 1}}
 
 
@@ -46,7 +48,25 @@ def positions(profile: pl.DataFrame, rules: Mapping[str, HitRule], populations: 
     )
     if not sites:
         return drawing.empty("Nothing is drawn: this run has no site, or no position in any population.")
-    return replace(drawing, views={name: _figure(profile, sites, name) for name in populations}, data=profile)
+    views = {name: _figure(profile, sites, name) for name in populations}
+    return replace(drawing, views=views, data=profile, finding=_finding(profile, sites, populations))
+
+
+def _finding(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]], populations: Sequence[str]) -> str:
+    """Of each site with a rule, at how many positions there are hits."""
+    said = []
+    for site, rule, _ in sites:
+        here = profile.filter(site=site, rule=rule, population=populations[0])
+        if rule is None or here.is_empty():
+            continue
+        hit = here.filter(pl.col("sequences_hit") > 0).sort("token")
+        if len(hit) == 1:
+            token, sequences, of = hit.select("token", "sequences_hit", "sequences").row(0)
+            where = f"only at position {token} ({number(sequences)} of {count(of, 'sequence')})"
+        else:
+            where = f"at {number(len(hit)) if len(hit) else 'none'} of {count(len(here), 'position')}"
+        said.append(f"{site} ({rule}) {where}")
+    return f"Hits {over_population(populations[0])}: {'; '.join(said[:_SAID])}." if said else ""
 
 
 def _rule(rule: str | None, threshold: float, rules: Mapping[str, HitRule], site: str) -> str:
@@ -63,7 +83,7 @@ def _without_hit(whole: pl.DataFrame) -> list[str]:
 
 
 def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]], population: str) -> go.Figure:
-    figure = panels([110, 150] * len(sites), [f"population {population}"])
+    figure = panels([110, 150] * len(sites), [population_title(population)])
     length = int(profile["token"].max()) + 1  # type: ignore[arg-type]
     for index, (site, rule, threshold) in enumerate(sites):
         of_site = profile.filter(pl.col("rule").eq_missing(pl.lit(rule, pl.String)), site=site)
@@ -72,7 +92,7 @@ def _figure(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float]
         _add_line(figure, here, "sequences_hit", length, upper)
         _add_line(figure, here, "max_abs", length, lower)
         if here.is_empty():
-            say_nothing_here(figure, "no positions in this population", upper, 1)
+            say_nothing_here(figure, "no such tokens in this run", upper, 1)
         elif here["max_abs"].is_null().all():
             say_nothing_here(figure, "no |x| reaches the floor", lower, 1)
         _set_counts(figure, int(of_site["sequences"].max()), upper)  # type: ignore[arg-type]
@@ -98,9 +118,9 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, name: str, length: int, row
     figure.add_scatter(
         x=list(range(length)),
         y=[_place(value) if counts and value is not None else value for value in over],
-        customdata=[(number(value), of.get(position)) for position, value in enumerate(over)],
+        customdata=[(number(value), count(of.get(position, 0), "sequence")) for position, value in enumerate(over)],
         hovertemplate="position %{x}: %{customdata[0]}"
-        + (" of %{customdata[1]} sequences" if counts else "")
+        + (" of %{customdata[1]}" if counts else "")
         + "<extra></extra>",
         mode="lines" if counts else "lines+markers",
         line={"color": BLUE, "width": 1.4, **({"shape": "hvh"} if counts else {})},
@@ -116,7 +136,7 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, name: str, length: int, row
         )  # fmt: skip
         figure.add_annotation(
             text=number(over[0]), x=0, y=_place(over[0]) if counts else math.log10(over[0]), xanchor="left", xshift=9,
-            showarrow=False, bgcolor="rgba(255,255,255,0.8)", borderpad=1, font={"size": 11}, row=row, col=1,
+            showarrow=False, bgcolor="white", borderpad=1, font={"size": 11}, row=row, col=1,
         )  # fmt: skip
 
 

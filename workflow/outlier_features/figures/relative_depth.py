@@ -23,6 +23,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.model.bases import RESID_POST
+from outlier_features.populations import population_title
 from outlier_features.wording import listing, percent
 
 _COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK)
@@ -68,12 +69,12 @@ def line_of(index: int) -> dict[str, Any]:
 
 
 def _figure(compared: Compared, data: pl.DataFrame, population: str) -> go.Figure:
-    figure = panels([_HEIGHT] * len(_PANELS), [f"population {population}"])
+    figure = panels([_HEIGHT] * len(_PANELS), [population_title(population)])
     runs = data["run"].unique(maintain_order=True).to_list()
     for row, (name, title) in enumerate(_PANELS, start=1):
         drawn = data.filter(pl.col(name) > 0, population=population)
         if drawn.is_empty():
-            say_nothing_here(figure, "no positions in this population", row, 1)
+            say_nothing_here(figure, "no such tokens in this run", row, 1)
         for index, run in enumerate(runs):
             here, name_here = drawn.filter(run=run).sort("layer"), label(compared.name(run))
             figure.add_scatter(

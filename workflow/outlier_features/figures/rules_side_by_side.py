@@ -28,7 +28,8 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.wording import listing
+from outlier_features.populations import over_population, population_title
+from outlier_features.wording import capital, count, listing, number, rules_named, some
 
 # Seven that stay apart when pale, too: no pale one looks like another in full colour.
 _COLOURS = (VERMILLION, BLUE, ORANGE, GREEN, INK, PURPLE, SKY)
@@ -65,7 +66,28 @@ def rules_side_by_side(
         population: _figure(bars.filter(population=population), shown, list(applied), blocks, population)
         for population in populations
     }
-    return replace(drawing, views=views, data=bars.select(columns))
+    finding = _finding(dims.filter(pl.col("rule").is_in([*applied])), list(applied), populations)
+    return replace(drawing, views=views, data=bars.select(columns), finding=finding)
+
+
+def _finding(dims: pl.DataFrame, rules: Sequence[str], populations: Sequence[str]) -> str:
+    """How far the rules agree, in the first population in which one selects a dim."""
+    for population in populations:
+        selected = dims.filter("selected", population=population)
+        if selected.is_empty():
+            continue
+        by_dim = selected.group_by("dim").agg(pl.col("rule").n_unique())
+        found, over = count(len(by_dim), "dimension"), over_population(population)
+        if len(rules) == 1:
+            return f"{capital(rules_named(rules, 'select'))} {found} {over}."
+        alike = sorted(by_dim.filter(rule=len(rules))["dim"])
+        agreed = f"all agree on {number(len(alike))} ({some(alike, 3)})" if alike else "they all agree on none"
+        rule, most = selected.group_by("rule").len().sort("len", "rule").row(-1)
+        return (
+            f"{capital(over)}, {len(rules)} rules together select {found}, {rule} the most ({number(most)}); {agreed}; "
+            f"one rule alone selects {number(by_dim.filter(rule=1).height)}."
+        )
+    return ""
 
 
 def _bars(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str]) -> pl.DataFrame:
@@ -75,7 +97,7 @@ def _bars(dims: pl.DataFrame, shown: Sequence[int], rules: Sequence[str]) -> pl.
 
 
 def _figure(bars: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], blocks: int, population: str) -> go.Figure:
-    figure = panels([max(90, (4 + 12 * max(2, len(rules))) * len(shown) + 30)], [f"population {population}"])
+    figure = panels([max(90, (4 + 12 * max(2, len(rules))) * len(shown) + 30)], [population_title(population)])
     if bars.is_empty():
         say_nothing_here(figure, "no dimension is selected", 1, 1)
     for index, rule in enumerate(rules):

@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import INK, VERMILLION, Drawing, above, panels
+from outlier_features.populations import over_population, population_title
 from outlier_features.rules.rule import GAIN, LAYER_RMS, SCALES, TOKEN_RMS
 from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS, Systematic
-from outlier_features.wording import listing, number, percent
+from outlier_features.wording import capital, count, listing, number, percent
 
 _SHARES = ("layer_share", "position_share")
 # So pale that black numbers can be read on every cell.
@@ -43,7 +44,24 @@ def sensitivity(table: pl.DataFrame, rules: Mapping[str, Systematic], population
     if not varied:
         return drawing.empty("Nothing is drawn: no such rule was applied, as their sites are not in this run.")
     views = {population: _figure(table, varied, population) for population in populations}
-    return replace(drawing, views=views, data=table, min_width=110 + 34 * len(_cells(table)))
+    finding = _finding(table.filter(population=populations[0]), varied, populations[0])
+    return replace(drawing, views=views, data=table, min_width=110 + 34 * len(_cells(table)), finding=finding)
+
+
+def _finding(table: pl.DataFrame, rules: Mapping[str, Systematic], population: str) -> str:
+    """How much the first rule's answer hangs on its threshold and shares, and on how layers are counted."""
+    rule = next(iter(rules.values()))
+    mine = table.filter(rule=rule.name)
+    grid = mine.filter(layer_reading=rule.layer_reading, position_reading=rule.position_reading)
+    text = f"{capital(over_population(population))}, rule {rule.name}"
+    if _on_grid(table, rule):
+        own = mine.filter(position_reading=rule.position_reading, threshold=rule.threshold,
+                          **{name: getattr(rule, name) for name in _SHARES})  # fmt: skip
+        by_reading = dict(own.select("layer_reading", "dims").iter_rows())
+        text += f" selects {count(by_reading.pop(rule.layer_reading), 'dimension')} by its own criteria"
+        text += "".join(f", {number(dims)} with layers counted as {name}" for name, dims in by_reading.items()) + ";"
+    low, high = grid.select(pl.col("dims").min(), pl.col("dims").max().alias("most")).row(0)
+    return f"{text} on the grid of thresholds and shares, from {number(low)} to {number(high)}."
 
 
 def _on_grid(table: pl.DataFrame, rule: Systematic) -> bool:
@@ -103,12 +121,12 @@ def _heat(part: pl.DataFrame, rule: Systematic, thresholds: Sequence[float], cel
         texttemplate="%{text}",
         textfont={"size": 11, "color": INK},
         customdata=[
-            [[threshold, percent(cell[0]), percent(cell[1]), *(found or ("", ""))] for threshold, cell, found in line]
+            [[number(threshold), *map(percent, cell), _counted(found)] for threshold, cell, found in line]
             for line in grid
         ],
         hovertemplate=f"{SCALES[rule.scale]} ≥ %{{customdata[0]}}<br>"
         "layer share ≥ %{customdata[1]}<br>position share ≥ "
-        "%{customdata[2]}<br>%{customdata[3]} dims, %{customdata[4]} pairs<extra></extra>",
+        "%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
         colorscale=_COLOURS,
         zmin=0,
         zmax=most,
@@ -116,6 +134,10 @@ def _heat(part: pl.DataFrame, rule: Systematic, thresholds: Sequence[float], cel
         ygap=1,
         showscale=False,
     )
+
+
+def _counted(found: tuple[int, int] | None) -> str:
+    return "" if found is None else f"{count(found[0], 'dim')}, {count(found[1], 'pair')}"
 
 
 def _text(found: tuple[int, int] | None) -> str:
@@ -155,7 +177,7 @@ def _label_axes(figure: go.Figure, cells: Cells, population: str) -> None:
         showgrid=False,
     )
     figure.update_xaxes(title_text="position share, at least (%)")
-    figure.update_yaxes(showgrid=False, title_text=f"population {population}")
+    figure.update_yaxes(showgrid=False, title_text=population_title(population))
 
 
 def _label_groups(figure: go.Figure, cells: Cells) -> None:

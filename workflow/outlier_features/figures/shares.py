@@ -21,8 +21,9 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.files.columns import READINGS
+from outlier_features.populations import over_population, population_title
 from outlier_features.rules.systematic import Systematic
-from outlier_features.wording import count, listing, percent
+from outlier_features.wording import capital, count, listing, number, percent
 
 MAX_POINTS = 2000
 MAX_LABELS = 12
@@ -50,17 +51,17 @@ def shares(
     applied = {rule: sites[rule] for rule in criteria if sites[rule]}
     rules = [rule for rule in applied if (found["rule"] == rule).any()]
     readings = dict.fromkeys(name for rule in criteria.values() for name in (rule.layer_reading, rule.position_reading))
+    meant = "; ".join(f"{name}: {READINGS[name]}" for name in readings)
     drawing = Drawing(
         "shares",
         "Layer share and position share",
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
         "; ".join(f"{rule}, {criteria[rule].reaches}" for rule in applied) or "none",
         listing(populations),
-        "Each point is a dimension with a hit. Across: its layer share; up: its position share, each by the reading "
-        f"that the axis names ({'; '.join(f'{name}: {READINGS[name]}' for name in readings)}); both are means over the "
-        "sequences with a hit. The dashed "
-        "lines are the criteria. They are applied to each sequence by itself, so the means of a selected dimension can "
-        f"lie outside the shaded region, and a point inside it need not be selected.{_undrawn(found)}",
+        "Each point is a dimension with a hit; its layer share (across) and position share (up) are means over the "
+        f"sequences with a hit, by the reading that the axis names ({meant}). Dashed: the criteria. They are applied "
+        "to each sequence by itself, so a selected dimension can lie outside the "
+        f"shaded region, and one inside it need not be selected.{_undrawn(found)}",
     )
     if not applied:
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
@@ -69,7 +70,22 @@ def shares(
     views = {population: _figure(found, rules, criteria, population) for population in populations}
     columns = ("population", "rule", "sites", "dim", *(f"{name}_mean" for name in readings), "selected",
                "sequences_passing", "sequences", "max_abs")  # fmt: skip
-    return replace(drawing, views=views, data=found.select(columns))
+    finding = _finding(found, rules, criteria, populations[0])
+    return replace(drawing, views=views, data=found.select(columns), finding=finding)
+
+
+def _finding(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Systematic], population: str) -> str:
+    """Of the dims with a hit how many pass, and the shares of the largest that does."""
+    said = []
+    for rule in rules:
+        here = found.filter(rule=rule, population=population)
+        chosen = here.filter("selected").sort("max_abs", "dim")
+        text = f"{rule} selects {number(len(chosen))} of {count(len(here), 'dimension')} with a hit"
+        if len(chosen):
+            row, (x, y) = chosen.row(-1, named=True), _axes(criteria[rule])
+            text += f"; {row['dim']} has them in {percent(row[x])} of the layers, at {percent(row[y])} of the positions"
+        said.append(text)
+    return f"{capital(over_population(population))}, {'; '.join(said)}."
 
 
 def _axes(rule: Systematic) -> tuple[str, str]:
@@ -87,7 +103,7 @@ def _undrawn(found: pl.DataFrame) -> str:
 def _figure(
     found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, Systematic], population: str
 ) -> go.Figure:
-    figure = panels([340] * len(rules), [f"population {population}"])
+    figure = panels([340] * len(rules), [population_title(population)])
     up = [share for rule in rules for share in found.filter(rule=rule)[_axes(criteria[rule])[1]].to_list()]
     low, _ = decades([*up, *(criteria[rule].position_share or 1.0 for rule in rules)])
     for row, rule in enumerate(rules, start=1):
@@ -141,9 +157,14 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int)
         figure.add_scatter(
             x=part[x].to_list(),
             y=part[y].to_list(),
-            customdata=part.select("dim", "sequences_passing", "sequences", "max_abs").rows(),
-            hovertemplate="dimension %{customdata[0]}<br>layer share %{x:.3p}, position share %{y:.3p}<br>passes in "
-            "%{customdata[1]} of %{customdata[2]} sequences with a hit<br>max |x| %{customdata[3]:.4g}<extra></extra>",
+            customdata=[
+                (dim, number(passing), count(sequences, "sequence"), percent(across), percent(up), number(size))
+                for dim, passing, sequences, across, up, size in part.select(
+                    "dim", "sequences_passing", "sequences", x, y, "max_abs"
+                ).rows()
+            ],
+            hovertemplate="dimension %{customdata[0]}<br>layer share %{customdata[3]}, position share %{customdata[4]}"
+            "<br>passes in %{customdata[1]} of %{customdata[2]} with a hit<br>max |x| %{customdata[5]}<extra></extra>",
             name=title,
             showlegend=False,
             mode="markers",

@@ -1,6 +1,7 @@
 """The figure of the signs of selected dims: how many hits are positive, and from where to where x reaches."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
@@ -17,17 +18,19 @@ from outlier_features.figures.style import (
     capped,
     decades,
     label,
-    log_axis,
     panels,
     say_nothing_here,
 )
 from outlier_features.largest import largest_of_each
+from outlier_features.populations import over_population, population_title
 from outlier_features.wording import count, listing, number, percent
 
 _SIGNS = (
     ("negative", -1, ORANGE, "/", "triangle-left-open"),
     ("positive", 1, BLUE, "", "triangle-right"),
 )
+_ENDS = ("smallest", "largest")
+_DECADES = 4  # at most, to each side of 0
 _ONE_SIDED = {"symbol": "star", "size": 11, "color": INK}
 
 
@@ -39,6 +42,35 @@ class _Part:
     shown: list[int]
     selected: int
     sites: list[str]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A signed axis: linear within `unit` of 0, logarithmic beyond, and as long to both sides."""
+
+    unit: float
+    furthest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "_Scale":
+        low, high = decades([abs(value) for value in values if value] or [1.0])
+        return cls(10.0 ** max(low, high - _DECADES), max(map(abs, values), default=1.0) or 1.0)
+
+    def place(self, value: float) -> float:
+        return math.asinh(value / self.unit)
+
+    def put(self, figure: go.Figure, row: int) -> None:
+        steps = (1, 2, 5) if self.furthest < 30 * self.unit else (1,)
+        sizes = [step * self.unit * 10**k for k in range(_DECADES + 1) for step in steps]
+        sizes = [size for size in sizes if size <= 1.01 * self.furthest]
+        ticks = [*(-size for size in reversed(sizes)), 0.0, *sizes]
+        end = 1.14 * self.place(self.furthest)
+        figure.update_xaxes(
+            range=[-end, end], tickvals=[*map(self.place, ticks)],
+            ticktext=[number(int(tick) if tick.is_integer() else tick).replace("-", "−") for tick in ticks],
+            title_text="smallest and largest x (activation)", row=row, col=1,
+        )  # fmt: skip
+        figure.add_vline(x=0, line={"color": INK, "width": 1}, row=row, col=1)
 
 
 def signs(
@@ -56,11 +88,11 @@ def signs(
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         listing(applied) if applied else "none",
         listing(populations),
-        "For each dimension that a rule selects in a population, the largest |x| first. Bars: the shares of its hits "
-        "by that rule that are negative (left) and positive (right); a star marks a one-sided dimension, where one "
-        "sign holds at least 95 % of the hits; a bar is pale in a population in which the rule does not select the "
-        "dimension. Triangles, for each site: how far x reaches below and above 0 over all sequences, positions and "
-        "layers, a hit or not; where they lie apart, a symmetric quantization wastes the difference."
+        "For each dimension that a rule selects, the largest |x| first. Bars: the shares of its hits by that rule that "
+        "are negative (left) and positive (right). Star: one-sided, one sign holds at least 95 % of the hits. Pale: the "
+        "rule does not select it among these tokens. Triangles, for each site: the smallest and the largest x over all "
+        "sequences, positions and layers, a hit or not, on an axis that is linear about 0 and logarithmic beyond "
+        "(inverse hyperbolic sine); where one lies further from 0, a symmetric quantization wastes the difference."
         + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts),
     )
     if not parts:
@@ -69,7 +101,33 @@ def signs(
     ranges = {part.rule: _ranges(emergence, part) for part in parts}
     views = {population: _figure(parts, rows, ranges, population) for population in populations}
     data = [rows[rule].join(ranges[rule], on=("population", "dim"), how="left") for rule in rows]
-    return replace(drawing, views=views, data=pl.concat(data))
+    finding = _finding(dims, ranges, applied, populations)
+    return replace(drawing, views=views, data=pl.concat(data), finding=finding)
+
+
+def _finding(
+    dims: pl.DataFrame, ranges: Mapping[str, pl.DataFrame], rules: Iterable[str], populations: Sequence[str]
+) -> str:
+    """How many of each rule's dims are one-sided, and the dim that reaches furthest, of the first population that has
+    a selected one."""
+    for population in populations:
+        selected = dims.filter(pl.col("selected"), pl.col("rule").is_in([*rules]), population=population)
+        if selected.is_empty():
+            continue
+        by_rule = selected.group_by("rule", maintain_order=True).agg("one_sided")
+        sided = listing(
+            f"{sum(flags)} of {count(len(flags), 'dimension')} by {rule}" for rule, flags in by_rule.iter_rows()
+        )
+        text = f"One-sided {over_population(population)}: {sided}"
+        reach = pl.max_horizontal(pl.col("low").abs(), pl.col("high").abs())
+        known = pl.concat([ranges[rule] for rule in by_rule["rule"]]).filter(population=population)
+        known = known.filter(pl.col("dim").is_in(selected["dim"].implode())).sort(reach)
+        if known.is_empty():
+            return f"{text}."
+        row = known.row(-1, named=True)
+        low, high = number(row["low"]), number(row["high"])
+        return f"{text}; dimension {row['dim']} reaches from {low} to {high} on {row['site']}."
+    return ""
 
 
 def _part(rule: str, sites: Sequence[str], dims: pl.DataFrame, emergence: pl.DataFrame) -> _Part:
@@ -101,7 +159,7 @@ def _figure(
 ) -> go.Figure:
     """`bars` and `ranges` by rule, of all populations, whose axes are alike."""
     heights = [max(76, 22 * len(part.shown) + 16) for part in parts for _ in (None, *part.sites)]
-    figure = panels(heights, [f"population {population}"], gap=58, shared_xaxes=False)
+    figure = panels(heights, [population_title(population)], gap=58, shared_xaxes=False)
     row = 0
     for part in parts:
         row += 1
@@ -109,12 +167,13 @@ def _figure(
         for site in part.sites:
             row += 1
             here = ranges[part.rule].filter(site=site)
-            _add_ranges(figure, here.filter(population=population), part, row)
-            _set_magnitudes(figure, [x for x in [*-here["low"], *here["high"]] if x > 0], row)
+            scale = _Scale.of([*here["low"], *here["high"]])
+            _add_ranges(figure, here.filter(population=population), part, scale, row)
+            scale.put(figure, row)
             figure.update_yaxes(title_text=f"{label(site)}<br>dimension", row=row, col=1)
     figure.update_layout(barmode="overlay", bargap=0.25)
-    for name, _, colour, _, symbol in _SIGNS:
-        add_legend_entry(figure, f"{name} x", marker={"symbol": symbol, "size": 11, "color": colour})
+    for end, (*_, colour, _, symbol) in zip(_ENDS, _SIGNS, strict=True):
+        add_legend_entry(figure, f"{end} x", marker={"symbol": symbol, "size": 11, "color": colour})
     add_legend_entry(figure, "one-sided", marker=_ONE_SIDED)
     return figure
 
@@ -172,33 +231,27 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
     )  # fmt: skip
 
 
-def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, row: int) -> None:
+def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, scale: _Scale, row: int) -> None:
     _set_dims(figure, part, row)
     if ranges.is_empty():
-        say_nothing_here(figure, "no positions in this population", row, 1)
+        say_nothing_here(figure, "no such tokens in this run", row, 1)
         return
     lines = [(part.shown.index(dim), dim, low, high) for dim, low, high in ranges.select("dim", "low", "high").rows()]
-    both = [(at, -low, high) for at, _, low, high in lines if low < 0 < high]
     figure.add_scatter(
-        x=[x for _, low, high in both for x in (low, high, None)], y=[y for at, *_ in both for y in (at, at, None)],
+        x=[x for *_, low, high in lines for x in (scale.place(low), scale.place(high), None)],
+        y=[y for at, *_ in lines for y in (at, at, None)],
         mode="lines", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=False, row=row, col=1,
     )  # fmt: skip
-    for name, side, colour, _, symbol in _SIGNS:
-        reach = [(at, dim, high if side > 0 else low) for at, dim, low, high in lines]
-        drawn = [(at, dim, x) for at, dim, x in reach if side * x > 0]
+    for (_, side, colour, _, symbol), end in zip(_SIGNS, _ENDS, strict=True):
+        drawn = [(at, dim, high if side > 0 else low) for at, dim, low, high in lines]
         figure.add_scatter(
-            x=[abs(x) for _, _, x in drawn],
+            x=[scale.place(x) for _, _, x in drawn],
             y=[at for at, *_ in drawn],
             customdata=[(dim, number(x)) for _, dim, x in drawn],
-            hovertemplate=f"dimension %{{customdata[0]}}: the {name} extreme is %{{customdata[1]}}<extra></extra>",
+            hovertemplate=f"dimension %{{customdata[0]}}<br>{end} x:  %{{customdata[1]}}<extra></extra>",
             mode="markers",
             marker={"symbol": symbol, "size": 11, "color": colour, "line": {"width": 1.8, "color": colour}},
             showlegend=False,
             row=row,
             col=1,
         )
-
-
-def _set_magnitudes(figure: go.Figure, values: Sequence[float], row: int) -> None:
-    low, high = decades(values or [1.0])
-    figure.update_xaxes(**log_axis(low, high), title_text="how far x reaches from 0 (activation)", row=row)

@@ -34,7 +34,7 @@ STYLE = go.layout.Template(
         "hoverlabel": {"font": {"size": 12}, "align": "left"},
         "hovermode": "closest",
         "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "yaxis": {**_AXIS, "automargin": "left"},  # or a long label is cut at the figure's edge
     }
 )
 
@@ -44,7 +44,8 @@ class Drawing:
     """A figure and its caption; without a view where there is nothing to draw, and `text` says why.
 
     sites, rule, population   where the numbers come from
-    text                      what is drawn
+    text                      what is drawn, and how it is read
+    finding                   what this figure of this run says, computed from its data, in a sentence
     views                     by population, each a whole figure; one that does not depend on it has one view, `all`
     data                      what is drawn, exact, its columns named as in the public tables
     min_width                 pixels below which the figure cannot be read

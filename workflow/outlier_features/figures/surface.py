@@ -22,9 +22,11 @@ from outlier_features.figures.style import (
     quoted_label,
     say_nothing_here,
 )
+from outlier_features.populations import population_title
 from outlier_features.surface.pooling import largest_indices
 from outlier_features.surface.surface_grid import SurfaceGrid
-from outlier_features.wording import listing, number
+from outlier_features.visible_text import quoted
+from outlier_features.wording import count, listing, number
 
 Array = np.ndarray[Any, Any]
 
@@ -35,29 +37,28 @@ _TEXT = 14  # characters of a token
 _SLANT, _DEPTH = 0.25, 0.7  # how far right and up the last token lies, in widths and in heights of the tallest
 _FLAT = 1e-3  # points lower than this share of the tallest are drawn on the ground
 _NO_SITE = "Nothing is drawn: this run has no site."
-_NO_ROWS = "no positions in this population"
+_CELL_HOVER = "%{customdata[0]}<br>dimension %{customdata[1]}: x = %{customdata[2]}<extra></extra>"
+_NO_ROWS = "no such tokens in this run"
 
 
 def surface_figures(surface: pl.DataFrame, populations: Sequence[str]) -> list[Drawing]:
     """The surface and the map of the table `surface`."""
     drawings = [
         _drawing(surface, populations, "surface", "Surface of the largest value",
-                 "|x| over dimensions (to the right) and tokens (into the depth, the first in front), a line for each "
-                 "token, in the manner of Sun et al. 2024, figure 1. Heights are |x| from a line's own ground; both "
-                 "axes are those of the first line, from where grey lines lead labelled dimensions into the depth. The "
-                 "largest values are labelled with token, position, dimension and signed value. Population "
-                 "without_first leaves out the first position and special tokens and has a scale of its own."),
+                 "A line for each token, the first in front, over the dimensions, in the manner of Sun et al. 2024, "
+                 "figure 1. Heights are |x| from a line's own ground; both axes are those of the first line. The "
+                 "largest values bear token, position, dimension and signed value. Without first tokens the scale is "
+                 "another."),
         _drawing(surface, populations, "surface-map", "Map of the largest value",
-                 "|x| over tokens (downward) and dimensions (to the right). Above: the largest |x| of each dimension; "
-                 "right: that of each token. Both axes count rows and columns of the map, which may stand for several "
-                 "tokens or dimensions; labelled are the tokens with the largest |x|, with text and position, and of "
-                 "the dimensions those that a followed rule selects and the largest. The darkest colour is "
-                 "also that of the 1 % smallest values."),
+                 "|x| over tokens (downward) and dimensions (to the right), with the largest of each beside it. "
+                 "Labelled are the tokens with the largest |x|, and of the dimensions those that a followed rule "
+                 "selects and the largest. The darkest colour is also that of the 1 % smallest values."),
     ]  # fmt: skip
     if surface.is_empty():
         return [drawing.empty(_NO_SITE) for drawing in drawings]
-    lines = {name: SurfaceGrid.of(surface, name).coarser(LINES, POINTS) for name in populations}
-    cells = {name: SurfaceGrid.of(surface, name).coarser(ROWS, COLUMNS) for name in populations}
+    grids = {name: SurfaceGrid.of(surface, name) for name in populations}
+    lines = {name: grid.coarser(LINES, POINTS) for name, grid in grids.items()}
+    cells = {name: grid.coarser(ROWS, COLUMNS) for name, grid in grids.items()}
     colours = _colour_range([grid.size for grid in cells.values()])
     span = _span([grid.size for grid in cells.values()])
     return [
@@ -65,17 +66,19 @@ def surface_figures(surface: pl.DataFrame, populations: Sequence[str]) -> list[D
             drawings[0],
             views={name: _surface(grid, name) for name, grid in lines.items()},
             data=_data(lines, lambda grid: _drawn(grid.size)),
+            finding=_largest(grids[populations[0]], surface),
         ),
         replace(
             drawings[1],
             views={name: _map(grid, name, colours, span) for name, grid in cells.items()},
             data=_data(cells, _marginal),
+            finding=_how_many(grids[populations[0]], surface),
         ),
     ]
 
 
 def _drawing(surface: pl.DataFrame, populations: Sequence[str], name: str, title: str, text: str) -> Drawing:
-    where = surface.select("site", "layer", "sequence").head(1).to_dicts()
+    where = _place(surface)
     pooled = surface.filter((pl.col("token_first") < pl.col("token_last")) | (pl.col("dim_first") < pl.col("dim_last")))
     return Drawing(
         name,
@@ -83,10 +86,44 @@ def _drawing(surface: pl.DataFrame, populations: Sequence[str], name: str, title
         f"{where[0]['site']}, layer {where[0]['layer']}, sequence {where[0]['sequence']}" if where else "none",
         f"none; layer and sequence are those of the largest |x| on {where[0]['site']}" if where else "none",
         listing(populations),
-        text
-        + " Where there are more tokens or dimensions than can be drawn, neighbours are put together and the largest "
-        "|x| is drawn; the selected dimensions and the largest tokens and dimensions stand alone."
+        text + " Where there are more tokens or dimensions than can be drawn, neighbours are put together, except the "
+        "selected and the largest ones, and their largest |x| is drawn."
         + (" They are put together in surface.parquet too." if len(pooled) else ""),
+    )
+
+
+def _place(surface: pl.DataFrame) -> list[dict[str, Any]]:
+    return surface.select("site", "layer", "sequence").head(1).to_dicts()
+
+
+def _largest(grid: SurfaceGrid, surface: pl.DataFrame) -> str:
+    """Where the largest value is, and how far the other tokens are below it."""
+    [place] = _place(surface)
+    row, column = divmod(int(grid.size.argmax()), grid.size.shape[1])
+    token, dim = int(grid.token[row, column]), int(grid.dim[row, column])
+    text = grid.texts.get(token)
+    named = "" if text is None else f" ({quoted(text)})"
+    rest = np.delete(grid.by_token, row)
+    value = number(float(grid.value[row, column]))
+    return (
+        f"On {place['site']} of layer {place['layer']}, x is {value} in dimension {dim} at position {token} of "
+        f"sequence {place['sequence']}{named}"
+        + (f"; at the other positions |x| is at most {number(float(rest.max()))}." if len(rest) else ".")
+    )
+
+
+def _how_many(grid: SurfaceGrid, surface: pl.DataFrame) -> str:
+    """How many dims and tokens come near the largest value."""
+    [place] = _place(surface)
+    near = 0.1 * grid.size.max()
+    dims, tokens = (
+        f"{'at least ' if (ends[largest >= near, 0] < ends[largest >= near, 1]).any() else ''}"
+        f"{number(int((largest >= near).sum()))} of {count(int(ends.max()) + 1, noun)}"
+        for largest, ends, noun in ((grid.by_dim, grid.dims, "dimension"), (grid.by_token, grid.tokens, "position"))
+    )
+    return (
+        f"A tenth of the largest |x|, {number(float(near))}, is reached in {dims} and at {tokens} "
+        f"({place['site']}, layer {place['layer']}, sequence {place['sequence']})."
     )
 
 
@@ -139,7 +176,7 @@ def _drawn(size: Array) -> Array:
 
 
 def _surface(grid: SurfaceGrid, population: str) -> go.Figure:
-    figure = panels([400], [f"population {population}"])
+    figure = panels([400], [population_title(population)])
     figure.update_xaxes(title_text="dimension (of the first line)", showgrid=False, mirror=False, showline=False)
     figure.update_yaxes(title_text="|x| (activation)", showgrid=False, mirror=False, showline=False)
     if not grid.value.size:
@@ -293,7 +330,7 @@ def _span(sizes: Sequence[Array]) -> tuple[int, int]:
 
 def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span: tuple[int, int]) -> go.Figure:
     figure = panels(
-        [90, 440], [f"population {population}", ""], gap=14, column_widths=[0.8, 0.2], horizontal_spacing=0.06
+        [90, 440], [population_title(population), ""], gap=14, column_widths=[0.8, 0.2], horizontal_spacing=0.06
     )
     figure.update_layout(margin={"l": 128, "b": 136}, height=figure.layout.height + 82)
     if not grid.value.size:
@@ -343,7 +380,8 @@ def _heat(grid: SurfaceGrid, colours: tuple[float, float]) -> go.Heatmap:
         colorscale="Viridis",
         zmin=low,
         zmax=high,
-        hovertemplate="log10 |x| = %{z}<extra></extra>",
+        customdata=_cells(grid),
+        hovertemplate=_CELL_HOVER,
         hoverongaps=False,
         colorbar={
             "orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom", "ypad": 4,
@@ -354,11 +392,23 @@ def _heat(grid: SurfaceGrid, colours: tuple[float, float]) -> go.Heatmap:
     )  # fmt: skip
 
 
+def _cells(grid: SurfaceGrid) -> list[list[tuple[str, int, str]]]:
+    """Of each cell its largest |x|: the token, the dim, and x as text."""
+    rows, columns = grid.value.shape
+    return [[_cell(grid, row, column) for column in range(columns)] for row in range(rows)]
+
+
+def _cell(grid: SurfaceGrid, row: int, column: int) -> tuple[str, int, str]:
+    token, dim = int(grid.token[row, column]), int(grid.dim[row, column])
+    return token_label(grid.texts, token), dim, number(float(grid.value[row, column]))
+
+
 def _add_marginals(figure: go.Figure, grid: SurfaceGrid) -> None:
     rows, columns = np.arange(len(grid.tokens)), np.arange(len(grid.dims))
+    tallest, widest = grid.size.argmax(axis=0), grid.size.argmax(axis=1)
     figure.add_scatter(
         x=columns.tolist(), y=grid.by_dim.tolist(), mode="lines", line={"color": GREY, "width": 1}, showlegend=False,
-        customdata=[_range(ends) for ends in grid.dims], hovertemplate="dimension %{customdata}: %{y}<extra></extra>",
+        customdata=[_cell(grid, int(tallest[column]), column) for column in columns], hovertemplate=_CELL_HOVER,
         row=1, col=1,
     )  # fmt: skip
     chosen = np.flatnonzero(grid.selected)
@@ -369,7 +419,7 @@ def _add_marginals(figure: go.Figure, grid: SurfaceGrid) -> None:
     )  # fmt: skip
     figure.add_scatter(
         x=grid.by_token.tolist(), y=rows.tolist(), mode="lines", line={"color": GREY, "width": 1}, showlegend=False,
-        customdata=[_range(ends) for ends in grid.tokens], hovertemplate="position %{customdata}: %{x}<extra></extra>",
+        customdata=[_cell(grid, row, int(widest[row])) for row in rows], hovertemplate=_CELL_HOVER,
         row=2, col=2,
     )  # fmt: skip
     apart = np.flatnonzero(grid.excluded)

@@ -13,6 +13,7 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.relative_depth import line_of
 from outlier_features.figures.style import Drawing, decades, label, log_axis, panels, power
 from outlier_features.model.bases import RESID_POST
+from outlier_features.populations import population_title
 from outlier_features.wording import listing, number, percent, rules_named
 
 _HEIGHT, _RULE_HEIGHT, _LAYERS_HEIGHT = 230, 120, 260
@@ -54,7 +55,7 @@ def _curves(compared: Compared) -> Drawing:
 def _curves_of(compared: Compared, rules: Sequence[tuple[str, str]], population: str) -> go.Figure:
     rows = compared.training.filter(population=population)
     heights = [_HEIGHT] * len(_CURVES) + [_RULE_HEIGHT] * len(rules)
-    figure = panels(heights, [f"population {population}"])
+    figure = panels(heights, [population_title(population)])
     axis = _StepAxis.of(compared.training["step"])
     for row, (name, title) in enumerate(_CURVES, start=1):
         each = rows.unique("run", keep="first", maintain_order=True)
@@ -134,7 +135,7 @@ def _layers(compared: Compared) -> Drawing:
 
 def _layers_of(compared: Compared, data: pl.DataFrame, population: str) -> go.Figure:
     trained = compared.training.select("model", "corpus").unique(maintain_order=True).rows()
-    figure = panels([_LAYERS_HEIGHT] * len(trained), [f"population {population}"])
+    figure = panels([_LAYERS_HEIGHT] * len(trained), [population_title(population)])
     axis = _StepAxis.of(compared.training["step"])
     for row, (model, corpus) in enumerate(trained, start=1):
         here = data.filter(population=population, model=model, corpus=corpus)

@@ -13,6 +13,7 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import read_table
 from outlier_features.report.draw_figures import write_directory
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
+from outlier_features.wording import some
 
 
 def draw_comparison(
@@ -33,8 +34,9 @@ def draw_comparison(
     layers = {name_of(run): read_table(run / "layers.parquet", LAYERS)[0] for run in runs}
     compared = Compared.of(rows, [*summaries.values()], layers, published_numbers(published))
     write_directory(
-        "Figures that compare the runs", comparison_figures(compared), directory, formats=formats, width_mm=width_mm
-    )
+        "Figures that compare the runs", some([*summaries]), comparison_figures(compared), directory, formats=formats,
+        width_mm=width_mm,
+    )  # fmt: skip
 
 
 def name_of(run: Path) -> str:

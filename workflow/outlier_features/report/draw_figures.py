@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from outlier_features.figures.images import for_paper, paper_pixels, write_images
+from outlier_features.figures.images import for_paper, paper_pixels, titled, write_images
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import replacing_directory, write_page
@@ -19,17 +19,18 @@ def draw_figures(run: Path, directory: Path, *, formats: Sequence[str], width_mm
     """Write into `directory` the figures that the report shows of a run, see `write_directory`."""
     read = Run.read(run)
     name = f"{read.summary['model']['name']} on {read.summary['corpus']['name']}"
-    write_directory(f"Figures of {name}", run_figures(read), directory, formats=formats, width_mm=width_mm)
+    write_directory(f"Figures of {name}", name, run_figures(read), directory, formats=formats, width_mm=width_mm)
 
 
 def write_directory(
-    title: str, drawings: Sequence[Drawing], directory: Path, *, formats: Sequence[str], width_mm: float
+    title: str, subject: str, drawings: Sequence[Drawing], directory: Path, *, formats: Sequence[str], width_mm: float
 ) -> None:
     """Write into `directory`, for each of `drawings`:
 
     <name>.html                   a page with its caption and a view for each population
     <name>.csv                    what is drawn, where that is a table
-    <name>.<population>.<format>  for each of `formats` (svg, pdf, png), to be read at `width_mm` or at a page's width
+    <name>.<population>.<format>  for each of `formats` (svg, pdf, png), to be read at `width_mm` or at a page's width,
+                                  under its title and `subject`, what it is of
 
     and `index.html`, a list of them, and `plotly-cartesian.min.js`, which the pages share. Raises `InputError` where an
     image is asked for and cannot be drawn.
@@ -37,7 +38,11 @@ def write_directory(
     with replacing_directory(directory) as temporary:
         write_images(
             (
-                (temporary / f"{drawing.name}.{population}.{form}", for_paper(view), width)
+                (
+                    temporary / f"{drawing.name}.{population}.{form}",
+                    titled(for_paper(view), drawing.title, subject, width),
+                    width,
+                )
                 for drawing in drawings
                 for width in [paper_pixels(width_mm, drawing.min_width)]
                 for population, view in drawing.views.items()

@@ -84,10 +84,10 @@ def ablation_facts(ablation: Part) -> Iterator[Fact]:
     targets: dict[tuple[str, str], list[Part]] = {}
     for effect in effects:
         targets.setdefault((target_name(effect), effect["rule"]), []).append(effect)
-    worst = {target: max(treated, key=_harm) for target, treated in targets.items()}
+    worst = {target: max(treated, key=harm) for target, treated in targets.items()}
     # Of the targets that are one dim, the one that does most harm to each.
     leading: dict[str, tuple[str, str]] = {}
-    for target in sorted(worst, key=lambda target: _harm(worst[target])):
+    for target in sorted(worst, key=lambda target: harm(worst[target])):
         if worst[target]["target"] == "dims" and worst[target]["number"] == 1:
             leading[worst[target]["dims"]] = target
     parts = (
@@ -122,7 +122,7 @@ def nothing_to_ablate(ablation: Part) -> str:
     return f"No dimension is selected by a rule whose dimensions are ablated in population all, and {weights}"
 
 
-def _harm(effect: Part) -> float:
+def harm(effect: Part) -> float:
     """How many times the perplexity grows; not to be finite is the worst. Means are told beside the worst zeros."""
     if effect["value"] != "zero":
         return -1.0
