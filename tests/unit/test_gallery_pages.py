@@ -17,12 +17,12 @@ from outlier_features.command.main import main
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_page, write_json
 from outlier_features.gallery.deciles import deciles
-from outlier_features.gallery.gallery_pages import data_script
 from outlier_features.gallery.list_galleries import list_galleries
 from outlier_features.gallery.names import Neuron
 from outlier_features.gallery.packed_values import halves
 from outlier_features.gallery.render_gallery import leave_out_gallery, render_gallery
 from outlier_features.gallery.windows import joined_windows, window
+from outlier_features.report.page_data import data_script
 from outlier_features.report.render_report import render_report
 from outlier_features.run.verify_artifacts import verify_artifacts
 from outlier_features.wording import number
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def read_data(folder: Path, name: str):
     """What a data script hands over."""
     text = (folder / "data" / f"{name}.js").read_text()
-    found = re.fullmatch(r'gallery\.take\("([^"]*)",(.*)\);\n// content_crc32 \w{8}\n', text)
+    found = re.fullmatch(r'beside\.take\("([^"]*)",(.*)\);\n// content_crc32 \w{8}\n', text)
     assert found and found[1] == name
     return json.loads(found[2])
 

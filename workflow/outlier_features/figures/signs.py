@@ -89,9 +89,9 @@ def signs(
         listing(applied) if applied else "none",
         listing(populations),
         "For each dimension that a rule selects, the largest |x| first. Bars: the shares of its hits by that rule that "
-        "are negative (left) and positive (right). Star: one-sided, one sign holds at least 95 % of the hits. Pale: the "
-        "rule does not select it among these tokens. Triangles, for each site: the smallest and the largest x over all "
-        "sequences, positions and layers, a hit or not, on an axis that is linear about 0 and logarithmic beyond "
+        "are negative (left) and positive (right). Star: one-sided, one sign holds at least 95 % of the hits. Pale: "
+        "the rule does not select it among these tokens. Triangles, for each site: the smallest and the largest x over "
+        "all sequences, positions and layers, a hit or not, on an axis that is linear about 0 and logarithmic beyond "
         "(inverse hyperbolic sine); where one lies further from 0, a symmetric quantization wastes the difference."
         + "".join(capped(part.selected, len(part.shown), f"{part.rule} dimension") for part in parts),
     )

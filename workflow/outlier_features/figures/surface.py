@@ -408,7 +408,7 @@ def _add_marginals(figure: go.Figure, grid: SurfaceGrid) -> None:
     tallest, widest = grid.size.argmax(axis=0), grid.size.argmax(axis=1)
     figure.add_scatter(
         x=columns.tolist(), y=grid.by_dim.tolist(), mode="lines", line={"color": GREY, "width": 1}, showlegend=False,
-        customdata=[_cell(grid, int(tallest[column]), column) for column in columns], hovertemplate=_CELL_HOVER,
+        customdata=[_cell(grid, int(row), column) for column, row in enumerate(tallest)], hovertemplate=_CELL_HOVER,
         row=1, col=1,
     )  # fmt: skip
     chosen = np.flatnonzero(grid.selected)
@@ -419,7 +419,7 @@ def _add_marginals(figure: go.Figure, grid: SurfaceGrid) -> None:
     )  # fmt: skip
     figure.add_scatter(
         x=grid.by_token.tolist(), y=rows.tolist(), mode="lines", line={"color": GREY, "width": 1}, showlegend=False,
-        customdata=[_cell(grid, row, int(widest[row])) for row in rows], hovertemplate=_CELL_HOVER,
+        customdata=[_cell(grid, row, int(column)) for row, column in enumerate(widest)], hovertemplate=_CELL_HOVER,
         row=2, col=2,
     )  # fmt: skip
     apart = np.flatnonzero(grid.excluded)
