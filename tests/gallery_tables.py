@@ -16,8 +16,8 @@ POPULATIONS = ("all", "without_first")
 
 
 def down_projections(model: Any) -> list[torch.nn.Module]:
-    """The last matrix of each block's dense MLP."""
-    names = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "output.dense", "fc2")
+    """The last matrix of each block's dense MLP, or of its shared expert."""
+    names = ("mlp.down_proj", "mlp.shared_expert.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "output.dense", "fc2")
     ends = tuple(f".{name}" for name in names)
     return [module for path, module in model.named_modules() if path.endswith(ends) and "attention" not in path]
 

@@ -64,9 +64,10 @@ def test_an_hour_is_what_its_parts_take():
     run = on_paper.Run(MODELS["Qwen3-8B"], on_paper.ONE)
     model = run.model
     seconds = (
-        4 * (model.weights / 3e9 + 6.5)
+        5 * (model.weights / 3e9 + 6.5)
         + model.passes * model.multiply_adds * 2 / (0.2 * 312e12)
         + model.values * 8.3e-9 / 16
+        + 36 * 12288 * 32768 * 2.5e-9 / 16
         + 2 * model.activations / 3e9
     )
     assert run.hours == pytest.approx(seconds / 3600)

@@ -31,7 +31,15 @@ DOWN = {
     "bert": "encoder.layer.{}.output.dense",
     "deepseek_v3": "model.layers.{}.mlp.down_proj",
 }
-EXPERTS = {"olmoe": "model.layers.{}.mlp.experts", "deepseek_v3": "model.layers.{}.mlp.experts"}
+SHARED = {
+    "deepseek_v3": "model.layers.{}.mlp.shared_experts.down_proj",
+    "qwen2_moe": "model.layers.{}.mlp.shared_expert.down_proj",
+}
+EXPERTS = {
+    "qwen2_moe": "model.layers.{}.mlp.experts",
+    "olmoe": "model.layers.{}.mlp.experts",
+    "deepseek_v3": "model.layers.{}.mlp.experts",
+}
 BLOCKS = {
     "llama": "model.layers.{}",
     "gpt_neox": "gpt_neox.layers.{}",
@@ -39,6 +47,7 @@ BLOCKS = {
     "bert": "encoder.layer.{}",
     "olmoe": "model.layers.{}",
     "deepseek_v3": "model.layers.{}",
+    "qwen2_moe": "model.layers.{}",
 }
 
 
@@ -76,7 +85,7 @@ def hooked_values(run):
             here["norm", layer] = (out[0] if isinstance(out, tuple) else out)[0].double().norm(dim=-1).numpy()
 
         def down(module, args, layer=layer):
-            here["neurons", layer] = args[0][0].numpy().copy()
+            here["neurons", layer] = args[0].reshape(-1, args[0].shape[-1]).numpy().copy()
 
         def experts(module, args, out, layer=layer):
             hidden, chosen = args[0], args[1]
@@ -90,8 +99,11 @@ def hooked_values(run):
         routed = EXPERTS.get(name, "").format(layer)
         if routed in dict(model.named_modules()) and routed:
             handles.append(model.get_submodule(routed).register_forward_hook(experts))
+            dense = SHARED.get(name, "").format(layer)
         else:
-            handles.append(model.get_submodule(DOWN[name].format(layer)).register_forward_pre_hook(down))
+            dense = DOWN[name].format(layer)
+        if dense:
+            handles.append(model.get_submodule(dense).register_forward_pre_hook(down))
     for ids, mask in zip(run.ids, run.mask, strict=True):
         here.clear()
         padded = (
@@ -119,7 +131,7 @@ def cells_of(run, seen, population, layer, expert):
             yield sequence, rows[own[rows]], values[own[rows]]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "bert", "olmoe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gpt2", "bert", "olmoe", "deepseek_v3", "qwen2_moe"])
 def test_against_hooks(name, tmp_path):
     run = Run(tmp_path, name, lengths=[24, 7, 24, 1, 13])
     found = Ranked(run, "ranked", cuts=(0, 2))
@@ -131,8 +143,10 @@ def test_against_hooks(name, tmp_path):
     high = 0
     for population in POPULATIONS:
         for layer in range(zoo.BLOCKS):
-            is_dense = ("neurons", layer) in seen[0]
-            for expert in [None] if is_dense else range(zoo.EXPERTS):
+            has_experts = any(key[:2] == ("expert", layer) for here in seen for key in here)
+            dense = [None] if ("neurons", layer) in seen[0] else []
+            for expert in [*dense, *(range(zoo.EXPERTS) if has_experts else [])]:
+                is_dense = expert is None
                 cells = list(cells_of(run, seen, population, layer, expert))
                 high += sum(len(tokens) for _, tokens, _ in cells) if population == "without_high_norm" else 0
                 width = seen[0]["neurons", layer].shape[1] if is_dense else 32
@@ -153,6 +167,9 @@ def test_against_hooks(name, tmp_path):
                     expected = statistics_by_hand(cells, neuron)
                     for column in ("tokens", "active_share", "mean", "std", "kurtosis"):
                         wanted = expected[column]
+                        if wanted is None:
+                            assert row[column] is None
+                            continue
                         precision = 1e-9 if is_dense else 1e-4
                         assert row[column] == pytest.approx(wanted, rel=precision, abs=precision * expected["std"]), (
                             column
@@ -161,7 +178,7 @@ def test_against_hooks(name, tmp_path):
                         assert {one: row[one] for one in expected if one[:1] in "h" or one in ("min", "max")} == {
                             one: expected[one] for one in expected if one[:1] in "h" or one in ("min", "max")
                         }
-    assert 0 < high < zoo.BLOCKS * run.mask.sum() * (2 if name in EXPERTS else 1)
+    assert 0 < high < zoo.BLOCKS * run.mask.sum() * (1 + 2 * (name in EXPERTS))
     assert not {key[1:4] for key in lists} & {(0, None, 0)} and len(statistics)
 
 

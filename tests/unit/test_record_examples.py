@@ -98,7 +98,9 @@ def written(model, key):
     if expert is not None:
         return weights[f"model.layers.{layer}.mlp.experts.down_proj"][expert, :, neuron].detach().double().numpy()
     for name, transposed in (
-        (f"model.layers.{layer}.mlp.down_proj.weight", False), (f"transformer.h.{layer}.mlp.c_proj.weight", True),
+        (f"model.layers.{layer}.mlp.down_proj.weight", False),
+        (f"model.layers.{layer}.mlp.shared_expert.down_proj.weight", False),
+        (f"transformer.h.{layer}.mlp.c_proj.weight", True),
         (f"gpt_neox.layers.{layer}.mlp.dense_4h_to_h.weight", False),
         (f"encoder.layer.{layer}.output.dense.weight", False),
     ):  # fmt: skip
@@ -113,12 +115,12 @@ def extreme(values):
     return max(flat.max(), flat.min(), key=abs)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "bert", "olmoe"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "bert", "olmoe", "qwen2_moe"])
 def test_values_are_those_of_plain_hooks(runs, name):
     run = runs(name)
     tables, provenance = run.written
     pages = [key_of(row) for row in tables["gallery_neurons"].rows(named=True)]
-    assert pages and pages == sorted(pages, key=lambda key: (key[0], key[1] or 0, key[2]))
+    assert pages and pages == sorted(pages, key=lambda key: (key[0], -1 if key[1] is None else key[1], key[2]))
     assert provenance["neurons_that_differ"] == 0
     ranked, _ = read_table(run.directory / "neurons.parquet", NEURONS)
     kept = {}
@@ -243,7 +245,7 @@ def logits_by_hand(name, model, key):
     return model.lm_head.weight.double() @ (column * model.model.norm.weight.double())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3_text", "olmo2", "olmoe"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "gemma3_text", "olmo2", "olmoe", "qwen2_moe"])
 def test_logits_are_moved_as_the_formula_of_the_architecture_says(runs, name):
     run = runs(name)
     tables, provenance = run.written
@@ -261,7 +263,7 @@ def test_an_encoder_moves_no_logits_and_the_table_says_why(runs):
     assert "no causal model" in provenance["no_logits"] and tables["gallery_neurons"]["writes"].null_count() == 0
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "olmoe"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmoe", "qwen2_moe"])
 def test_pages_are_of_what_feeds_the_dims_and_of_the_largest_kurtosis(runs, name):
     run = runs(name)
     tables, _ = run.written

@@ -49,7 +49,7 @@ def require_neuron(run: GalleryRun, neuron: Neuron) -> None:
     if of_block.is_empty():
         raise InputError(f"neuron: found {neuron}, but there are {_span('block', run.statistics['layer'])}")
     experts = of_block["expert"].drop_nulls()
-    if neuron.expert not in (experts if len(experts) else [None]):
+    if neuron.expert not in of_block["expert"].unique().to_list():
         raise InputError(f"neuron: found {neuron}, but block {neuron.layer} has {_span('expert', experts)}")
     of_one = of_block.filter(pl.col("expert").eq_missing(neuron.expert))
     if neuron.neuron not in of_one["neuron"]:

@@ -49,12 +49,13 @@ class ExpertCall:
 class MoeLayer:
     """A block with experts.
 
-    experts   the module that holds the routed ones, `count` of them
-    chosen    how many of these the router chooses for a token
-    whole     the sum of all parts, before a post-norm
-    shared    output of the shared expert, if there is one
-    gate      what the sigmoid is taken of that multiplies it, if there is one
-    mlp_out   what is added to the residual stream
+    experts      the module that holds the routed ones, `count` of them
+    chosen       how many of these the router chooses for a token
+    whole        the sum of all parts, before a post-norm
+    shared       output of the shared expert, if there is one
+    gate         what the sigmoid is taken of that multiplies it, if there is one
+    shared_act   what the linear layer reads that makes the shared expert's output, if one does: its neurons
+    mlp_out      what is added to the residual stream
     """
 
     layer: int
@@ -64,6 +65,7 @@ class MoeLayer:
     whole: Site
     shared: Site | None
     gate: Site | None
+    shared_act: Site | None
     mlp_out: Site
 
     @property
@@ -262,8 +264,20 @@ def _describe(block: Block, index: int, path: str, probe: _ProbedExperts) -> Moe
     count = int(next(p for p in experts.parameters(recurse=False) if p.ndim == 3).shape[0])
     find = probe.sites.get
     return MoeLayer(
-        index, experts, count, chosen.shape[1], probe.sites[holder], find(shared), find(gate), block.sites["mlp_out"]
-    )
+        index, experts, count, chosen.shape[1], probe.sites[holder], find(shared), find(gate),
+        _read_last(shared, probe) if shared else None, block.sites["mlp_out"],
+    )  # fmt: skip
+
+
+def _read_last(shared: str, probe: _ProbedExperts) -> Site | None:
+    """The input of the linear layer inside a module whose output is the module's, bit by bit."""
+    for name, site in probe.sites.items():
+        weight: Any = getattr(site.module, "weight", None)
+        if not name.startswith(f"{shared}.") or weight is None or weight.ndim != 2:
+            continue
+        if name in probe.outputs and torch.equal(probe.outputs[name], probe.outputs[shared]):
+            return Site(name, site.module, "in", weight.numel() // probe.outputs[name].shape[-1])
+    return None
 
 
 def _sum_of_parts(routed: Tensor, shared: str, gate: str, outputs: dict[str, Tensor]) -> Tensor:

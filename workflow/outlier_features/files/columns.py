@@ -16,7 +16,12 @@ TOKEN: Column = Column("token", pl.UInt32, "position in the sequence, from 0")
 DIM: Column = Column("dim", pl.UInt32, "hidden dimension, from 0")
 THE_NEURON = (
     LAYER,
-    Column("expert", pl.UInt16, "of a mixture of experts, the routed expert that the neuron is of; else null"),
+    Column(
+        "expert",
+        pl.UInt16,
+        "of a mixture of experts, the routed expert that the neuron is of; null in a dense "
+        "MLP, and in a shared expert, which every token goes through",
+    ),
     Column("neuron", pl.UInt32, "index in mlp_act of the block or of the expert, from 0"),
 )
 

@@ -30,7 +30,7 @@ def describe_pages(
         _add(found, len(rows), _dims_written(written, extreme, dims))
         directions = None
         if written is not None and effects is not None:
-            directions = effects.directions(bank.layer, written, routed=bank.expert is not None)
+            directions = effects.directions(bank.layer, written)
         tokens: dict[str, list[Any]] = {}
         if directions is not None and effects is not None:
             for side, moved in zip(("top", "bottom"), effects.largest(directions), strict=True):

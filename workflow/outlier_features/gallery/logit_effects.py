@@ -43,16 +43,14 @@ class LogitEffects:
                 raise InputError("it is not known what the norm before its unembedding does")
             self._end = Scaling(scaling.centres, scaling.gain * found.factor)
 
-    def directions(self, layer: int, written: Array, *, routed: bool) -> Tensor | None:
+    def directions(self, layer: int, written: Array) -> Tensor | None:
         """What the unembedding reads of columns of W_down, float64 (H, n), as (n, H); None where norms stand between
         the block and the end, or it is not known what one does.
-
-        routed   they are of a routed expert
         """
         if any(block.closing_norm is not None for block in self._blocks[layer:]):
             return None
         found = torch.from_numpy(written.T.copy())
-        if routed:
+        if layer in self._experts:
             out, down = self._experts[layer].mlp_out, self._experts[layer].whole
         else:
             sites = self._blocks[layer].sites

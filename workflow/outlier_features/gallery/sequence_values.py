@@ -16,7 +16,7 @@ import torch
 from outlier_features.errors import InputError
 from outlier_features.experts.moe_layers import MoeLayer, find_moe_layers, neuron_hook
 from outlier_features.gallery.choose_pages import banks_of
-from outlier_features.gallery.written_weights import Bank
+from outlier_features.gallery.written_weights import Bank, dense_neurons
 from outlier_features.model.forward_pass import run_blocks
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel
@@ -91,7 +91,9 @@ class SequenceValues:
                 values[at[at >= 0], where] = _array(read[:, which.to(read.device)])[at >= 0]
 
         sites = {
-            (layer, ACTIVATION): self.blocks[layer].sites[ACTIVATION] for layer, expert in columns if expert is None
+            (layer, ACTIVATION): site
+            for layer, expert in columns
+            if expert is None and (site := dense_neurons(self.blocks, self.experts, layer))
         }
         if stream:
             known = {n: block.sites[STREAM] for n, block in enumerate(self.blocks) if STREAM in block.sites}
@@ -105,8 +107,8 @@ class SequenceValues:
         return values, streams
 
     def _require(self, layer: int, expert: int | None) -> None:
-        known = layer in self.experts if expert is not None else ACTIVATION in self.blocks[layer].sites
-        if not known:
+        dense = dense_neurons(self.blocks, self.experts, layer)
+        if not (layer in self.experts if expert is not None else dense):
             raise InputError(
                 f"neurons.parquet: has neurons of layer {layer}, but the model, loaded again, has none there that are "
                 "known; delete the run's tables to have them made again"

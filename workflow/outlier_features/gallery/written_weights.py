@@ -9,17 +9,22 @@ import torch
 from outlier_features.experts.moe_layers import MoeLayer
 from outlier_features.model.models import LoadedModel
 from outlier_features.model.on_demand import require_weights
-from outlier_features.model.sites import Block
+from outlier_features.model.sites import Block, Site
 from outlier_features.origin.mlp_weights import weight_of
 
 Array = np.ndarray[Any, Any]
 
 
 class Bank(NamedTuple):
-    """The neurons of a block's dense MLP or, of a mixture of experts, of one routed expert."""
+    """The neurons of a block's dense MLP or, of a mixture of experts, of one routed expert or the shared one (None)."""
 
     layer: int
     expert: int | None
+
+
+def dense_neurons(blocks: list[Block], experts: Mapping[int, MoeLayer], layer: int) -> Site | None:
+    """What the down projection reads of a block's dense MLP, or of the shared expert of one with experts."""
+    return experts[layer].shared_act if layer in experts else blocks[layer].sites.get("mlp_act")
 
 
 class WrittenWeights:
@@ -44,7 +49,7 @@ class WrittenWeights:
 
     def _matrix(self, bank: Bank) -> torch.Tensor | None:
         if bank.expert is None:
-            site = self._blocks[bank.layer].sites.get("mlp_act")
+            site = dense_neurons(self._blocks, self._experts, bank.layer)
             return None if site is None or not hasattr(site.module, "weight") else weight_of(site.module)
         if bank.layer not in self._experts:
             return None

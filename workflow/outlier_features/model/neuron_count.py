@@ -36,9 +36,11 @@ def neurons_of_blocks(shapes: Mapping[str, Sequence[int]], width: int) -> list[i
 
 def _mlps(counts: Counter[tuple[int, int]], m: int, width: int) -> int:
     """MLPs, or experts, of m neurons; weights lie as (out, in), or as (in, out) where the type has it so."""
-    if m == width:  # two or three of one shape
-        fused = min(counts[m, m], counts[2 * m, m] + counts[m, 2 * m])
-        return fused + (counts[m, m] - fused) // 2
+    if m == width:  # two or three of one shape, but for what goes to two halves at once
+        halves = max(counts[m, m // 2], counts[m // 2, m]) if m % 2 == 0 else 0
+        square = counts[m, m] - min(counts[m, m], halves)
+        fused = min(square, counts[2 * m, m] + counts[m, 2 * m])
+        return fused + (square - fused) // 2
     as_out_in = _pairs(counts[width, m], counts[m, width], counts[2 * m, width])
     return max(as_out_in, _pairs(counts[m, width], counts[width, m], counts[width, 2 * m]))
 

@@ -23,7 +23,8 @@ _ACTIVATION, _STREAM = "mlp_act", "resid_post"
 
 
 class NeuronRecorder:
-    """The neurons of the blocks whose `mlp_act`, or whose experts, are known.
+    """The neurons of the blocks whose `mlp_act`, or whose experts, are known. Routed experts are a bank, a shared one
+    beside them is another.
 
     sites    by name `{site}.{block}`, whose tensors `receive` wants
     absent   by block, why its neurons are not known
@@ -55,14 +56,15 @@ class NeuronRecorder:
         self._pool = ThreadPoolExecutor(threads)
         self._experts: dict[int, MoeLayer] = {}
         self.sites: dict[str, Site] = {}
-        self._shapes: dict[int, BankShape] = {}
+        self._shapes: dict[int, list[BankShape]] = {}
         self.absent: dict[int, str] = {}
         self.failed: Exception | None = None
         self._find(loaded, blocks)
         if not self._shapes:
             raise InputError(next(iter(self.absent.values())))
-        self._banks: dict[int, Bank] = {}
-        self._waiting: dict[int, list[tuple[int, Array, Array]]] = {}  # by block: expert, values, rows of the batch
+        self._banks: dict[int, list[Bank]] = {}
+        # By block: whether of routed experts, the expert, values, rows of the batch.
+        self._waiting: dict[int, list[tuple[bool, int, Array, Array]]] = {}
         self._first, self._shape = 0, tuple[int, ...]()
 
     def _find(self, loaded: LoadedModel, blocks: Sequence[Block]) -> None:
@@ -73,19 +75,24 @@ class NeuronRecorder:
                 self.absent[index] = f"{_STREAM} is absent: {block.absent[_STREAM]}"
                 continue
             if _ACTIVATION in block.sites:
-                shape = BankShape(f"{index}", index, 0, block.sites[_ACTIVATION].width)
-                self.sites[f"{_ACTIVATION}.{index}"] = block.sites[_ACTIVATION]
+                shapes = [self._dense(f"{index}", index, block.sites[_ACTIVATION])]
             elif index in layers:
                 self._experts[index] = layers[index]
                 experts: Any = layers[index].experts
                 width = experts.down_proj.shape[1 if experts.is_transposed else 2]
-                shape = BankShape(f"{index}.experts", index, layers[index].count, width)
+                shapes = [BankShape(f"{index}.experts", index, layers[index].count, width)]
+                if shared := layers[index].shared_act:
+                    shapes.insert(0, self._dense(f"{index}.shared", index, shared))
             else:
                 known = routed.absent if routed and block.routed else None
                 self.absent[index] = known or block.absent[_ACTIVATION]
                 continue
             self.sites[f"{_STREAM}.{index}"] = block.sites[_STREAM]
-            self._shapes[index] = shape
+            self._shapes[index] = shapes
+
+    def _dense(self, name: str, index: int, site: Site) -> BankShape:
+        self.sites[f"{_ACTIVATION}.{index}"] = site
+        return BankShape(name, index, 0, site.width)
 
     @property
     def blocks(self) -> list[int]:
@@ -94,7 +101,8 @@ class NeuronRecorder:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        there = {one.name: [one.experts, one.neurons] for i, one in self._shapes.items() if i not in self.absent}
+        known = [one for i, shapes in self._shapes.items() if i not in self.absent for one in shapes]
+        there = {one.name: [one.experts, one.neurons] for one in known}
         return {BANKS: there, ABSENT: {str(i): reason for i, reason in sorted(self.absent.items())}}
 
     @contextmanager
@@ -107,7 +115,7 @@ class NeuronRecorder:
             yield
 
     def _of_experts(self, index: int) -> Callable[[nn.Module, Any, Any, Any], None]:
-        take = neuron_hook(lambda expert, rows, values: self._wait(index, expert, values, rows.cpu().numpy()))
+        take = neuron_hook(lambda expert, rows, values: self._wait(index, True, expert, values, rows.cpu().numpy()))
 
         def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             with self._going_on():
@@ -132,14 +140,14 @@ class NeuronRecorder:
         with self._going_on():
             if site == _ACTIVATION:
                 flat = value.detach().reshape(-1, value.shape[-1])
-                self._wait(int(layer), 0, flat, np.arange(len(flat)))
+                self._wait(int(layer), False, 0, flat, np.arange(len(flat)))
             else:
                 self._take(int(layer), value)
 
-    def _wait(self, index: int, expert: int, values: torch.Tensor, rows: Array) -> None:
+    def _wait(self, index: int, routed: bool, expert: int, values: torch.Tensor, rows: Array) -> None:
         # A copy: the model may go on to change its own tensor in place.
         own = values.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
-        self._waiting.setdefault(index, []).append((expert, own, rows))
+        self._waiting.setdefault(index, []).append((routed, expert, own, rows))
 
     def _take(self, index: int, output: torch.Tensor) -> None:
         """Take a block's neurons, now that the norms of its positions are known."""
@@ -148,15 +156,16 @@ class NeuronRecorder:
             return
         batch, tokens = self._shape
         stream = output.detach().reshape(batch, tokens, -1).to("cpu", torch.float32).numpy()
-        shape = self._shapes[index]
-        bank = self._banks.setdefault(index, Bank(shape, self._examples, self._threads))
+        banks = self._banks.setdefault(
+            index, [Bank(shape, self._examples, self._threads) for shape in self._shapes[index]]
+        )
         for b in range(batch):
             sequence = self._first + b
             classes = position_classes(self._parts[sequence], norms_of(stream[b]), self._high_norm)
             jobs: list[Job] = []
-            for expert, values, rows in waiting:
+            for routed, expert, values, rows in waiting:
                 own = slice(*np.searchsorted(rows, (b * tokens, (b + 1) * tokens)))
-                jobs += bank.jobs(expert, values[own], rows[own] - b * tokens, classes, sequence)
+                jobs += banks[-1 if routed else 0].jobs(expert, values[own], rows[own] - b * tokens, classes, sequence)
             if not all(self._pool.map(lambda job: job(), jobs)):
                 self.absent[index] = f"{_ACTIVATION} has values that are NaN or infinite"
                 del self._banks[index]
@@ -164,10 +173,10 @@ class NeuronRecorder:
 
     def arrays(self, index: int) -> dict[str, Array]:
         """What was recorded of a block, as it is named in a file; it is forgotten here."""
-        bank = self._banks.pop(index, None)
         found: dict[str, Array] = {}
-        for of_class, kept in bank.kept() if bank else ():
-            found |= kept.arrays(self._shapes[index].name, of_class)
+        for shape, bank in zip(self._shapes[index], self._banks.pop(index, []), strict=False):
+            for of_class, kept in bank.kept():
+                found |= kept.arrays(shape.name, of_class)
         return found
 
     def close(self) -> None:

@@ -33,7 +33,17 @@ if TYPE_CHECKING:
 
 LOG = "measure.log"
 _SECTIONS = ("sites", "rules", "detect", "sensitivity")
-_TABLES = ("layers", "distribution", "pairs", "dims", "sensitivity", "massive", "positions", "emergence")
+_TABLES = (
+    "layers",
+    "distribution",
+    "site_positions",
+    "pairs",
+    "dims",
+    "sensitivity",
+    "massive",
+    "positions",
+    "emergence",
+)
 
 
 def measure(
@@ -146,7 +156,8 @@ def _run_stages(subject: "Subject", place: Path, settings: Mapping[str, Any], to
     )  # fmt: skip
     subject.count(run, place, files, wanted, usable_cores(os.cpu_count() or 1), told)
     table = {name: place / f"{name}.parquet" for name in _TABLES}
-    summarize_layers([files.statistics], statistics, table["layers"], table["distribution"])
+    of_layers = (table[name] for name in ("layers", "distribution", "site_positions"))
+    summarize_layers([files.statistics], statistics, *of_layers)
     filter_systematic(
         {site: [path] for site, path in files.hits.items()},
         [files.scaled_hits], [files.counted_pairs], [files.counted_positions], statistics, tokens, texts,
