@@ -79,26 +79,34 @@ def test_a_job_asks_for_what_the_placement_of_its_model_needs(tmp_path):
     (tmp_path / "text.txt").touch()
     tensors = {"embed": [1000, 8], "h.0.w": [80_000, 80_000], "h.1.w": [80_000, 80_000]}
     models = {"one": "one", "layers": "layerwise", "spread": "spread", "auto": "auto", "absent": "spread"}
-    for name in models:
+    with_neurons = {"blocks": "one", "block": "layerwise"}  # 6 million in two blocks, of one's they are 4 million
+    mlps = {f"h.{n}.mlp.{way}": shape for n, m in enumerate((2 * 10**6, 4 * 10**6))
+            for way, shape in (("up", [m, 8]), ("down", [8, m]))}  # fmt: skip
+    for name in models | with_neurons:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         if name != "absent":
             folder = tmp_path / "resources" / "models" / name
             folder.mkdir(parents=True)
             (folder / "source.json").write_text(json.dumps({"location": "."}))
-            (folder / "config.json").write_text("{}")
-            hollow(folder / "model.safetensors", tensors)
+            (folder / "config.json").write_text('{"hidden_size": 8}')
+            hollow(folder / "model.safetensors", mlps if name in with_neurons else tensors)
     config = {
-        "models": [*models],
+        "models": [*models, *with_neurons],
         "corpora": ["text"],
-        "extract": {"dtype": "float32", "device": "cuda"},
+        "extract": {"dtype": "float32", "device": "cuda", "chunk_sequences": 10},
         "catalog": {
-            "models": {name: {"path": name, "placement": placement} for name, placement in models.items()},
+            "models": {name: {"path": name, "placement": one} for name, one in (models | with_neurons).items()},
             "corpora": {"text": {"files": ["text.txt"]}},
         },
     }
     [planned] = plans({tmp_path: config})
     asked = {job.snakemake.wildcards.model: job.resources for job in planned if job.rule == "extract_activations"}
+    of_mlps = Weights(total=384 * 10**6, largest_block=256 * 10**6, outside=0)
+    for name, neurons in (("blocks", 6 * 10**6), ("block", 4 * 10**6)):
+        memory = need_of(with_neurons[name], of_mlps).memory + 4 * neurons * (24 * 10 + 584)
+        for attempt, found in enumerate(asked.pop(name), 1):
+            assert abs(found["mem_mb"] * 10**6 - memory * attempt) <= 2 * attempt * 10**6
     weights = Weights(total=51_200_032_000, largest_block=25_600_000_000, outside=32_000)
     for name, placement in models.items():
         memory = need_of(placement, weights).memory if name != "absent" else 4 * 10**9
