@@ -86,6 +86,7 @@ def summary():
                   "gains_exactly_one": 0, "dims": []},
         "location": None,
         "experts": None,
+        "tables": ["super_weights", "loss", "ablation"],
         "missing": {},
         "loss": {"tokens": 4080, "bytes": 17139, "nats_per_token": 2.943896, "perplexity": 18.989696,
                  "bits_per_byte": 1.011047},
@@ -474,6 +475,7 @@ def test_without_kept_activations_rule_location_is_said_not_to_be_applied(summar
 
 
 def test_a_dump_has_no_loss_to_speak_of(summary):
+    summary["tables"] = []
     summary["model"]["kind"], summary["loss"], summary["norms"] = "dump", None, None
     assert not [fact for fact in facts_in(summary) if "loss" in fact.text or "predict" in fact.text]
 

@@ -175,7 +175,7 @@ def test_half_of_an_encoder_decoder_model():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"inputs": [[3, 4], []]}, "expected token ids"),
+        ({"inputs": [[3, 4], []]}, "inputs: found other than rows, expected token ids"),
         ({"inputs": torch.zeros(2, 3, 64)}, "LlamaForCausalLM does not run on the inputs, found "),
         ({"inputs": [[3, 400]]}, "found token id 400, expected ids below 128"),
         ({"inputs": np.full((1, 3), -100)}, "found token id -100, expected ids from 0 on"),

@@ -56,12 +56,12 @@ def test_a_model_in_hand_gives_what_the_workflow_gives(project, one_chunk, name,
     run = of.open(one_chunk / name / "docs")
     found = of.measure(model_of(project, model, run), run, config={"detect": {"max_density": 0.2}})
     for table in TABLES:
-        assert len(run.tables[table]), table
+        assert len(run.tables[table]) or model == "bert", table  # in which nothing is planted
         assert differing(found.tables[table], run.tables[table], (), 0) == [], table
     for site in run.statistics:
         ours, theirs = found.statistics[site], run.statistics[site]
         assert all(np.array_equal(getattr(ours, key), getattr(theirs, key), equal_nan=True) for key in vars(ours))
-        assert found.hits(site).equals(run.hits(site)) and len(run.hits(site))
+        assert found.hits(site).equals(run.hits(site)) and (len(run.hits(site)) or model == "bert")
     of_checkpoint = {"tensor", "dtype"}  # which a model in hand has none of
     assert set(differing(found.tables.norms, run.tables.norms, (), 0)) <= of_checkpoint
     assert found.tables.gains.equals(run.tables.gains)
@@ -100,12 +100,13 @@ def test_several_chunks_differ_from_it_in_rounding_alone(project):
 
 def test_the_page_on_the_library_does_what_it_says(project, tmp_path, monkeypatch):
     """Every block of Python in docs/library.md, one after the other, on the project's run and model."""
-    place = tmp_path / "results/smollm2-135m/python-docs"
+    place = tmp_path / "results/tiny/text"  # files say whose they are
     place.parent.mkdir(parents=True)
     place.symlink_to(project.first / "results/tiny/text")
     shutil.copytree(project.folder / "llama", tmp_path / "my-llama")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "library.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (DOCS / "library.md").read_text(encoding="utf-8").replace("smollm2-135m/python-docs", "tiny/text")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/library.md", "exec"), names)

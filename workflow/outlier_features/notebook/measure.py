@@ -136,7 +136,7 @@ def _record(model: "nn.Module", name: str | None) -> dict[str, Any]:
 
 def _run_stages(subject: "Subject", place: Path, settings: Mapping[str, Any], told: Any) -> None:
     """What Snakemake runs, of one chunk that holds the whole run."""
-    rules, sites, floors = settings["rules"], settings["sites"], settings["detect"]["floors"]
+    rules, sites, floors = settings["rules"], sorted(settings["sites"]), settings["detect"]["floors"]
     tokens, texts, statistics = place / "tokens.safetensors", place / "texts.parquet", place / "statistics.safetensors"
     subject.tokens.write(tokens, texts, subject.texts)
     run = Tokens.read(tokens)

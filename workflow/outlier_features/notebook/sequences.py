@@ -31,7 +31,7 @@ def of_ids(ids: Any, mask: Any, special: Any, tokenizer: Any, facts: Mapping[str
 
     Raises `InputError` where these do not fit each other.
     """
-    ids, lengths = _rectangular(ids)
+    ids, lengths = _token_ids(ids)
     shape = ids.shape
     found = np.arange(shape[1]) < lengths[:, None] if mask is None else _flags("mask", mask, shape)
     names = _special_names(tokenizer)
@@ -65,33 +65,44 @@ def _provenance(shape: tuple[int, ...], facts: Mapping[str, Any], digest: str) -
     }
 
 
-def as_array(values: Any) -> Array:
+def _array(values: Any) -> Array:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _rectangular(ids: Any) -> tuple[Array, Array]:
-    """Ids int64 (N, T), padded with 0, and the length of each row."""
-    if isinstance(ids, Sequence) and ids and all(isinstance(row, Sequence | np.ndarray | torch.Tensor) for row in ids):
-        rows = [as_array(row) for row in ids]
-        lengths = np.array([len(row) if row.ndim == 1 else -1 for row in rows])
-        if lengths.min() >= 1 and all(np.issubdtype(row.dtype, np.integer) for row in rows):
-            whole = np.zeros((len(rows), int(lengths.max())), np.int64)
-            for row, values in zip(whole, rows, strict=True):
-                row[: len(values)] = values
-            ids = whole
-    else:
-        ids = as_array(ids)
-        lengths = np.full(len(ids) if ids.ndim else 0, ids.shape[1] if ids.ndim == 2 else 0)
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
-        found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
-        raise InputError(f"inputs: found {found}, expected token ids, (sequences, tokens), or a list of lists of them")
-    if ids.min() < 0:
-        raise InputError(f"inputs: found token id {ids.min()}, expected ids from 0 on, and padding named by `mask`")
-    return ids, lengths
+def _padded(values: Any) -> tuple[Array, Array]:
+    """Values of (N, T), of lists padded with 0, and the length of each row. Raises `ValueError` where they are not."""
+    if isinstance(values, Sequence) and values:
+        rows = [_array(row) for row in values]
+        if any(row.ndim != 1 or not len(row) for row in rows):
+            raise ValueError("other than rows")
+        whole = np.zeros((len(rows), max(map(len, rows))), np.result_type(*rows))
+        for place, row in zip(whole, rows, strict=True):
+            place[: len(row)] = row
+        return whole, np.array([len(row) for row in rows])
+    whole = _array(values)
+    if whole.ndim != 2 or not whole.size:
+        raise ValueError(f"{whole.dtype} {list(whole.shape)}")
+    return whole, np.full(len(whole), whole.shape[1])
+
+
+def _token_ids(ids: Any) -> tuple[Array, Array]:
+    """Ids (N, T), and the length of each row."""
+    try:
+        whole, lengths = _padded(ids)
+    except ValueError as error:
+        raise InputError(f"inputs: found {error}, expected token ids, a row of them for each sequence") from error
+    if not np.issubdtype(whole.dtype, np.integer):
+        raise InputError(f"inputs: found {whole.dtype}, expected token ids, which are integers")
+    if whole.min() < 0:
+        raise InputError(f"inputs: found token id {whole.min()}, expected ids from 0 on, and padding named by `mask`")
+    return whole, lengths
 
 
 def _flags(name: str, values: Any, shape: tuple[int, ...]) -> Array:
-    found = as_array(values)
+    try:
+        found, _ = _padded(values)
+    except ValueError as error:
+        raise InputError(f"{name}: found {error}, expected {list(shape)}, a value for each token") from error
     if found.shape != shape:
         raise InputError(f"{name}: found shape {list(found.shape)}, expected {list(shape)}, a value for each token")
     return found.astype(bool)
@@ -118,10 +129,16 @@ def _pieces(ids: Array, mask: Array, special: Array, tokenizer: Any) -> list[lis
 
 
 def _offsets(pieces: list[list[bytes]], shape: tuple[int, ...]) -> Array:
+    """The bytes (N, T, 2) that each token covers: whole characters, as the workflow's tokenizer counts them."""
     offsets = np.zeros((*shape, 2), np.int32)
     for spans, row in zip(offsets, pieces, strict=True):
         ends = np.cumsum([0, *map(len, row)])
-        spans[: len(row)] = np.stack([ends[:-1], ends[1:]], axis=1)
+        encoded = _text(b"".join(row)).encode()
+        characters = np.append(np.flatnonzero((np.frombuffer(encoded, np.uint8) & 0xC0) != 0x80), len(encoded))
+        first = characters[np.searchsorted(characters, ends[:-1], side="right") - 1]
+        last = characters[np.searchsorted(characters, ends[1:])]
+        empty = ends[:-1] == ends[1:]
+        spans[: len(row)] = np.stack([np.where(empty, ends[:-1], first), np.where(empty, ends[1:], last)], axis=1)
         spans[len(row) :] = ends[-1]
     return offsets
 
