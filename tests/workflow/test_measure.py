@@ -14,7 +14,17 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 import outlier_features as of
 
 DOCS = Path(__file__).parents[2] / "docs"
-TABLES = ("layers", "distribution", "pairs", "dims", "sensitivity", "massive", "positions", "emergence")
+TABLES = (
+    "layers",
+    "distribution",
+    "site_positions",
+    "pairs",
+    "dims",
+    "sensitivity",
+    "massive",
+    "positions",
+    "emergence",
+)
 THREADS = 2  # those of the project: of these the last bits of a product may depend
 
 
