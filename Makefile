@@ -3,8 +3,9 @@ PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := .venv-docs
 
-.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format docs docs-types bench clean
+.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format docs docs-site docs-types bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -38,8 +39,8 @@ soak: $(VENV)/installed
 test-slurm: $(VENV)/installed
 	$(BIN)/python -m pytest -s tests/slurm
 
-# Four parts that run beside each other: make -j lint
-lint: lint-code lint-types lint-workflow lint-lock
+# Five parts that run beside each other: make -j lint
+lint: lint-code lint-types lint-workflow lint-lock docs-site
 
 lint-code: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -54,6 +55,7 @@ lint-workflow: $(VENV)/installed
 
 lint-lock: $(VENV)/installed
 	$(BIN)/python tests/audit_lock.py
+	$(BIN)/python tests/audit_lock.py docs/requirements.lock
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -63,6 +65,10 @@ format: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py
 	$(BIN)/python benchmarks/on_paper.py --write
+
+# The pages of docs/ as a site, build/docs/index.html; a broken link fails. It has an environment of its own.
+docs-site: $(DOCS_VENV)/installed
+	$(DOCS_VENV)/bin/sphinx-build -q -W --keep-going -b html docs build/docs
 
 # docs/architectures.md: a run on every type of model that transformers has; half an hour of two cores.
 docs-types: $(VENV)/installed
@@ -85,5 +91,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
+$(DOCS_VENV)/installed: docs/requirements.lock
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet -r docs/requirements.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) .snakemake results build
+	rm -rf $(VENV) $(DOCS_VENV) .snakemake results build

@@ -1,6 +1,7 @@
 """The generated pages and the shipped config say what the schema and the tables say."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def test_shipped_config_states_the_defaults():
     shipped = with_catalog(yaml.safe_load((ROOT / "config.yaml").read_text()), catalog)
     bare = {key: shipped[key] for key in ("models", "corpora", "catalog")}
     assert resolve_config(shipped, schema) == resolve_config(bare, schema)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_a_page_beside_the_docs_links_to_is_there(name):
+    """Of the pages in docs/ themselves, `make docs-site` says it."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert links or name == "CHANGELOG.md"
