@@ -241,7 +241,7 @@ def test_runs_cover_every_position_once():
     np.testing.assert_array_equal(rebuilt, parts)
 
 
-@pytest.mark.parametrize("dims", [1, 7, 32, 33, 100, 576])
+@pytest.mark.parametrize("dims", [1, 7, 16, 33, 100, 576])
 @pytest.mark.parametrize("rows", [1, 8, 13, 16])
 def test_every_sum_has_the_order_that_the_source_gives_it(rows, dims):
     """Compiled or interpreted, bit for bit: so no compiler, CPU or cache of compiled code changes a number."""
@@ -253,11 +253,11 @@ def test_every_sum_has_the_order_that_the_source_gives_it(rows, dims):
     for sum_tile, sum_row, sum_powers, describe_rows in (kernels, [kernel.py_func for kernel in kernels]):
         scratch = scan_kernel.new_scratch(rows, dims)
         sums, low, high = np.zeros((4, dims)), np.zeros(dims, np.float32), np.zeros(dims, np.float32)
-        kurtosis, at, row_sums = np.zeros(2), np.zeros((rows, 2)), np.zeros((rows, 4, scan_kernel._LANES))
+        kurtosis, at, row_sums = np.zeros(2), np.zeros((rows, 2)), np.zeros((rows, 2, 2 * scan_kernel._LANES))
         infinite = sum_tile(x, rows, pilot, sums, low, high, scratch)
-        for row, (one, two, three, four) in zip(x.reshape(rows, dims), row_sums, strict=True):
-            sum_row(row, one, two)
-            sum_powers(row, np.float64(one.sum() / dims), three, four)
+        for row, (sums_of_row, powers) in zip(x.reshape(rows, dims), row_sums, strict=True):
+            sum_row(row, sums_of_row)
+            sum_powers(row, np.float64(sums_of_row[: scan_kernel._LANES].sum() / dims), powers)
         totals = np.array(describe_rows(x, rows, dims, kurtosis, at, scratch.totals, scratch.lanes))
         arrays = (sums, low, high, kurtosis, at, row_sums, totals)
         found.append([bool(infinite), *(array.tobytes() for array in arrays)])
