@@ -26,7 +26,8 @@ def draw_page(run: of.Run) -> None:
         "# Figures\n\n"
         f"Made by `docs/draw_figures_page.py` from a run of {model['name']} on {corpus['name']} "
         f"({corpus['sequences']} x {corpus['sample']['tokens']} tokens); do not edit. In the report they can be "
-        "zoomed, name what the pointer is at, and have a view for each population. `snakemake figures` leaves each as a file, "
+        "zoomed, name what the pointer is at, and have a view for each population. `snakemake figures` leaves each as "
+        "a file, "
         "`run.figure(name)` gives it in a [notebook](library.md).\n"
     ]
     parts += [

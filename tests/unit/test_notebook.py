@@ -101,7 +101,7 @@ def test_a_vision_transformer():
     assert model.training and all(module.training for module in model.modules())
     stream = seen_by_hooks(model, model.vit.layers if hasattr(model.vit, "layers") else model.vit.encoder.layer,
                            lambda it: [it(images[n : n + 1]) for n in range(4)])  # fmt: skip
-    assert run.summary["sites"]["present"] == ["resid_post", "attn_norm", "mlp_norm"]
+    assert run.summary["sites"]["present"] == ["attn_norm", "mlp_norm", "resid_post"]
     for population, first in (("all", 0), ("without_first", 1)):
         expected = np.abs(stream[:, :, first:]).max(axis=(1, 2))
         assert np.array_equal(run.statistics.resid_post.max_abs(population), expected.astype(np.float64))
@@ -160,6 +160,19 @@ def test_the_model_is_left_as_it_was(monkeypatch):
     assert place.is_dir()
     del run
     assert not place.exists()
+
+
+def test_what_a_tokenizer_returns_beside_the_ids():
+    """Types of one text are what a model takes by itself; those of two make it a module that is called with them."""
+    model, ids = zoo.build("bert"), [[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]]
+    plain = of.measure(model, ids)
+    types = torch.zeros(2, 5, dtype=torch.int64)
+    same = of.measure(model, {"input_ids": ids, "token_type_ids": types.tolist()})
+    assert same.tables.layers.equals(plain.tables.layers)
+    types[:, 3:] = 1
+    other = of.measure(model, {"input_ids": torch.tensor(ids), "token_type_ids": types})
+    first, without = (run.statistics.resid_post.max_abs("all") for run in (other, plain))
+    assert first.shape == without.shape and not np.array_equal(first, without)
 
 
 def test_half_of_an_encoder_decoder_model():

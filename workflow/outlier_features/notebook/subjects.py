@@ -32,6 +32,7 @@ from outlier_features.tokens.tokens import Tokens
 
 # What a tokenizer returns that is used, or says nothing that the model would not do by itself.
 _OF_A_TOKENIZER = {"input_ids", "attention_mask", "special_tokens_mask", "offset_mapping"}
+_TYPES = "token_type_ids"
 Progress = Callable[[int], object]
 
 
@@ -77,12 +78,18 @@ def subject_of(
 
 def _are_ids(inputs: Any) -> bool:
     if isinstance(inputs, Mapping):
-        return "input_ids" in inputs and not set(inputs) - _OF_A_TOKENIZER
+        beside = set(inputs) - _OF_A_TOKENIZER
+        return "input_ids" in inputs and (not beside or (beside == {_TYPES} and _of_one_text(inputs[_TYPES])))
     if isinstance(inputs, torch.Tensor):
         return not inputs.is_floating_point() and inputs.ndim == 2
     if isinstance(inputs, np.ndarray):
         return np.issubdtype(inputs.dtype, np.integer) and inputs.ndim == 2
     return isinstance(inputs, Run | list)
+
+
+def _of_one_text(types: Any) -> bool:
+    """Whether token types are all 0, which is what a model takes by itself."""
+    return not any(int(one) for row in types for one in row)
 
 
 class _OfTokenIds:
