@@ -3,6 +3,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from outlier_features.code_version import PACKAGE
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
 from outlier_features.cores import wait_without_spinning
@@ -30,7 +31,7 @@ from outlier_features.run.config import (
     source_alone,
     turned_off,
 )
-from outlier_features.run.config_files import require_config_file
+from outlier_features.run.config_files import overlaid, read_config_file
 from outlier_features.run.former_outputs import keep_outputs, put_back
 from outlier_features.run.local_models import LocalModels
 from outlier_features.run.recovery import begin_run, require_working_directory
@@ -44,27 +45,36 @@ from outlier_features.run.stages import STAGES
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
 from outlier_features.scan.counted_at import serving, serving_scales
-
-ROOT = Path(workflow.basedir)
+from outlier_features.workflow_files import CATALOG, CONFIG_SCHEMA, ROOT
+from outlier_features.workflow_files import CONFIG as DEFAULTS
 
 workflow.global_resources.setdefault("downloads", 2)
 
 wait_without_spinning()  # what jobs inherit
 
+paths = workflow.modifier.path_modifier
+if (
+    paths.prefix or paths.modifies_prefixes
+):  # files are parameters, too, which Snakemake leaves as they are
+    sys.exit(
+        "error: found `prefix` or `replace_prefix` of a module, expected `results` and `resources` in its config"
+    )
+
 try:
     require_working_directory(Path.cwd())
-    require_config_file(ROOT / "config.yaml")
+    BASE = read_config_file(DEFAULTS)
 except InputError as error:
     sys.exit(f"error: {error}")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
+# Of a module, whose configuration stands in the workflow that uses it, Snakemake reads none.
+configfile: str(DEFAULTS)
 
 
 try:
     CONFIG = resolve_config(
-        with_catalog(config, read_catalog(ROOT / "workflow/catalog.yaml")),
-        read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
+        with_catalog(overlaid(BASE, config), read_catalog(CATALOG)),
+        read_schema(CONFIG_SCHEMA),
     )
     require_files(CONFIG)
     CONFIG = with_places(CONFIG)
@@ -125,7 +135,25 @@ FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
 
 
 def code_version(script):
-    return version_of(ROOT / "scripts" / f"{script}.py")
+    """The version of what a rule runs: of the installed package, so the rules must be of the same."""
+    own = ROOT / "scripts" / f"{script}.py"
+    used = Path(workflow.source_path(f"../scripts/{script}.py"))
+    # What Snakemake fetches from a repository has lost its last newline.
+    if used.read_text().rstrip() != own.read_text().rstrip():
+        sys.exit(
+            f"error: found rules of another version than the installed package, whose {own} differs; expected the "
+            "package outlier-features of the rules' version"
+        )
+    return version_of(own)
+
+
+def own_rules():
+    """The rules of this workflow by their own names, also where another workflow uses it, under other names perhaps."""
+    return {
+        Path(one.script).stem: one
+        for one in workflow.rules
+        if one.module_globals is globals() and one.script
+    }
 
 
 def off(analysis):
@@ -491,9 +519,7 @@ def places_of(runs):
 
 
 # Templates, style and scripts of every page.
-PAGE = sorted(
-    str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
-)
+PAGE = sorted(str(path) for path in (PACKAGE / "report/page").iterdir())
 
 # By name; two runs or more have something to compare, also where all but one failed.
 COMPARISON = {
@@ -507,9 +533,7 @@ if REVISIONS:
 COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) + len(EARLIER) > 1 else {}
 
 # What else every page of a gallery has: style and scripts of the report, and its own.
-GALLERY_PAGE = PAGE + sorted(
-    str(path) for path in (ROOT / "workflow/outlier_features/gallery/page").iterdir()
-)
+GALLERY_PAGE = PAGE + sorted(str(path) for path in (PACKAGE / "gallery/page").iterdir())
 # What a gallery's pages show, beside the tables that are recorded for it.
 SHOWN_IN_GALLERY = [
     *NEURON_TABLES,
@@ -570,9 +594,8 @@ def exported_tables(wildcards):
 def output_patterns():
     """Per rule the paths of its outputs, with `*` for what varies."""
     return {
-        one.name: sorted({re.sub(r"{.*?}", "*", str(path)) for path in one.output})
-        for one in workflow.rules
-        if len(one.output)
+        name: sorted({re.sub(r"{.*?}", "*", str(path)) for path in one.output})
+        for name, one in own_rules().items()
     }
 
 

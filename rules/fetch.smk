@@ -1,3 +1,4 @@
+# Compute nodes may have no network: what fetches runs where snakemake does.
 rule fetch_model:
     input:
         lambda wildcards: local_files(fetched_source(wildcards)),
@@ -9,6 +10,7 @@ rule fetch_model:
         f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, FETCHED.values())),
+    localrule: True
     threads: fetch_threads
     resources:
         downloads=lambda wildcards: downloads(fetched_source(wildcards)),
@@ -34,6 +36,7 @@ rule fetch_corpus:
         f"{RESULTS}/benchmarks/fetch_corpus/{{corpus}}.tsv"
     wildcard_constraints:
         corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    localrule: True
     resources:
         downloads=lambda wildcards: downloads(
             CONFIG["catalog"]["corpora"][wildcards.corpus]
@@ -64,6 +67,7 @@ rule evict_weights:
         f"{RESULTS}/benchmarks/evict_weights/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, FETCHED.values())),
+    localrule: True
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,

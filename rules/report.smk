@@ -30,7 +30,7 @@ rule summarize_run:
 rule render_report:
     input:
         page=PAGE,
-        definitions=f"{workflow.basedir}/docs/definitions.md",
+        definitions=f"{ROOT}/docs/definitions.md",
         runs=of_reported(),
         comparison=[*COMPARISON.values()],
         galleries=GALLERIES,
