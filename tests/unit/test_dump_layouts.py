@@ -111,8 +111,17 @@ def write(folder, layout, x, dtype=torch.float32):
         for n, one in enumerate(x):
             put(f"req_{n}.safetensors", **{f"h{k}_out": torch.from_numpy(one[i]) for i, k in enumerate(LAYERS)})
         entry = {"keys": "h{layer}_out"}
+    elif layout == "numpy's, stacked":
+        put("a.npz", acts=padded(x), n=lengths)
+        entry = {"lengths": "n", "layers": list(LAYERS)}
+    elif layout == "numpy's, an array a layer":  # which begin where the lengths of their names have it
+        put("a.npz", n=lengths, **{f"blocks.{k}.hook": padded(x)[:, i] for i, k in enumerate(LAYERS)})
+        entry = {"keys": "blocks.{layer}.hook", "lengths": "n"}
     for name, tensors in files.items():
-        save_file(tensors, name)
+        if name.endswith(".npz"):
+            np.savez(name, **{key: tensor.numpy() for key, tensor in tensors.items()})
+        else:
+            save_file(tensors, name)
     key = entry.pop("keys", "acts")
     return {"dump": list(files), "keys": {"attn_norm": key}, **entry}
 
@@ -120,7 +129,8 @@ def write(folder, layout, x, dtype=torch.float32):
 LAYOUTS = [
     "padded, stacked", "padded, two files, tokens before layers", "padded, a tensor a layer", "padded, tokens first",
     "packed, a tensor a layer", "packed, layers first", "a file a layer", "a file a layer, named in the keys",
-    "a file a layer and batch", "a file a request", "a file a request, a tensor a layer",
+    "a file a layer and batch", "a file a request", "a file a request, a tensor a layer", "numpy's, stacked",
+    "numpy's, an array a layer",
 ]  # fmt: skip
 
 
@@ -278,6 +288,40 @@ def test_tokens_of_requests_are_labels(tmp_path):
         list(range(100 * n, 100 * n + length)) for n, length in enumerate(LENGTHS)
     ]
     assert run.provenance["blocks"] == 12
+
+
+def test_an_archive_of_numpys_that_cannot_be_read_where_it_lies(tmp_path):
+    x = np.zeros((2, 3, 4, 8), np.float32)
+    path = tmp_path / "a.npz"
+
+    def error(**arrays):
+        np.savez(path, **{"acts": x} | arrays)
+        with pytest.raises(InputError) as raised:
+            Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+        return str(raised.value)
+
+    class Harmful:
+        def __reduce__(self):
+            return (path.with_name("harm").touch, ())
+
+    assert "acts has Python objects" in error(acts=np.array([Harmful()], object))
+    assert not path.with_name("harm").exists()
+    assert "acts is in Fortran order" in error(acts=np.asfortranarray(x))
+    assert "acts is >f4" in error(acts=x.astype(">f4"))
+    assert "acts is I64" in error(acts=x.astype(np.int64))
+    np.savez_compressed(path, acts=x)
+    with pytest.raises(InputError, match=r"acts is compressed, expected an array as `numpy.savez` writes it"):
+        Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+    np.savez(path, acts=x)
+    for size in (0, 40, path.stat().st_size - 1):
+        with path.open("r+b") as file:
+            file.truncate(size)
+        with pytest.raises(InputError, match=r"a.npz: expected a whole .npz file"):
+            Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+        np.savez(path, acts=x)
+    other = {"mine": np.array([Harmful()], object), "text": np.array(["a"])}  # what is not asked for does not matter
+    np.savez(path, acts=x, **other)
+    assert Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}}).sites["attn_norm"].full_shape == x.shape
 
 
 def test_many_files_leave_few_open(tmp_path):
