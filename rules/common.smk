@@ -93,6 +93,8 @@ except InputError as error:
 
 NOTHING = "(?!)"  # matches no wildcard
 RESULTS = CONFIG["results"]
+# Whether results are objects in a store instead of files in that directory.
+STORED = workflow.storage_settings.default_storage_provider is not None
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
@@ -135,7 +137,7 @@ FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
 
 
 def code_version(script):
-    """The version of what a rule runs: of the installed package, so the rules must be of the same."""
+    """The version of what a script runs, which is the installed package: the rules must be of the same version."""
     own = ROOT / "scripts" / f"{script}.py"
     used = Path(workflow.source_path(f"../scripts/{script}.py"))
     # What Snakemake fetches from a repository has lost its last newline.
@@ -158,6 +160,8 @@ def own_rules():
 
 def off(analysis):
     """Why an analysis is left out, or None."""
+    if analysis == "gallery" and STORED:
+        return "a gallery is a folder of pages, and results go to a storage of single files"
     return turned_off(CONFIG, analysis)
 
 
@@ -217,14 +221,16 @@ def activations(wildcards):
     """The file, or of a dump the files, that hold a chunk's activations."""
     found = dump_range(wildcards)
     if found:
-        return DUMPS[wildcards.model].files_of(found["start"], found["stop"])
+        return [
+            *map(local, DUMPS[wildcards.model].files_of(found["start"], found["stop"]))
+        ]
     return f"{RUN}/activations/{{chunk}}.safetensors"
 
 
 def all_activations(wildcards):
     """The files that hold a run's activations."""
     if wildcards.model in DUMPS:
-        return DUMPS[wildcards.model].files
+        return [*map(local, DUMPS[wildcards.model].files)]
     return of_chunks(f"{RUN}/activations/{{chunk}}.safetensors")(wildcards)
 
 
@@ -240,7 +246,7 @@ def surface_activations(wildcards):
 def first_activations(wildcards):
     """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
-        return DUMPS[wildcards.model].files_of(0, 1)
+        return [*map(local, DUMPS[wildcards.model].files_of(0, 1))]
     return f"{RUN}/activations/{first_chunk(wildcards)}.safetensors"
 
 
@@ -328,7 +334,7 @@ def downloads(source):
 
 def fetched_record(model):
     """What a model's fetch left."""
-    return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
+    return local(f"{RESOURCES}/models/{FETCHED[model]}/source.json")
 
 
 def model_source(wildcards):
@@ -340,7 +346,7 @@ def of_corpus(name):
     return lambda wildcards: (
         []
         if wildcards.model in DUMPS
-        else f"{RESOURCES}/corpora/{corpus_of(wildcards.corpus)}/{name}"
+        else local(f"{RESOURCES}/corpora/{corpus_of(wildcards.corpus)}/{name}")
     )
 
 
@@ -371,7 +377,7 @@ UNREADABLE = [
 
 # Other runs that lie in the results, which report and comparison are of, too; in an order that is the same whichever of
 # them are the configuration's.
-EARLIER = earlier_runs(Path(RESULTS), frozenset(runs_of(CONFIG)))
+EARLIER = {} if STORED else earlier_runs(Path(RESULTS), frozenset(runs_of(CONFIG)))
 REPORTED = sorted([*RUNS, *EARLIER]) if EARLIER else RUNS
 
 # Models among them that are revisions of one.
@@ -514,12 +520,8 @@ def of_reported(*names, runs=REPORTED):
     ]
 
 
-def places_of(runs):
-    return [f"{RESULTS}/{model}/{corpus}" for model, corpus in runs]
-
-
 # Templates, style and scripts of every page.
-PAGE = sorted(str(path) for path in (PACKAGE / "report/page").iterdir())
+PAGE = sorted(local(str(path)) for path in (PACKAGE / "report/page").iterdir())
 
 # By name; two runs or more have something to compare, also where all but one failed.
 COMPARISON = {
@@ -533,7 +535,9 @@ if REVISIONS:
 COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) + len(EARLIER) > 1 else {}
 
 # What else every page of a gallery has: style and scripts of the report, and its own.
-GALLERY_PAGE = PAGE + sorted(str(path) for path in (PACKAGE / "gallery/page").iterdir())
+GALLERY_PAGE = PAGE + sorted(
+    local(str(path)) for path in (PACKAGE / "gallery/page").iterdir()
+)
 # What a gallery's pages show, beside the tables that are recorded for it.
 SHOWN_IN_GALLERY = [
     *NEURON_TABLES,
@@ -558,7 +562,9 @@ MODELS_BEFORE_CORPORA = "|".join(
 )
 
 # What papers and repositories printed.
-PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
+PUBLISHED = sorted(
+    local(str(path)) for path in (ROOT / "workflow/published").glob("*.csv")
+)
 
 TABLES = [
     *(file for run in RUNS for file in tables_of(*run).values()),
@@ -618,6 +624,7 @@ def begin():
                 file=sys.stderr,
             )
         if not workflow.local_exec:
+            require_shared_files()
             fetch_evicted()
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -633,6 +640,16 @@ def former_outputs():
                 for path in job.output
                 if path not in temporary and Path(path).is_relative_to(RESULTS)
             )
+
+
+def require_shared_files():
+    """Raise `InputError` where Snakemake would run every job of a model here, though jobs are sent elsewhere."""
+    shared = {one.name for one in workflow.storage_settings.shared_fs_usage}
+    if "INPUT_OUTPUT" not in shared:
+        raise InputError(
+            "found an executor whose jobs share no file system with this machine, expected one where `resources` can "
+            "be read, since weights are read where they lie (docs/cloud.md)"
+        )
 
 
 def fetch_evicted():

@@ -1,9 +1,9 @@
 # Compute nodes may have no network: what fetches runs where snakemake does.
 rule fetch_model:
     input:
-        lambda wildcards: local_files(fetched_source(wildcards)),
+        lambda wildcards: [*map(local, local_files(fetched_source(wildcards)))],
     output:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=local(f"{RESOURCES}/models/{{model}}/source.json"),
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
@@ -26,10 +26,12 @@ rule fetch_model:
 
 rule fetch_corpus:
     input:
-        lambda wildcards: local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]),
+        lambda wildcards: [
+            *map(local, local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]))
+        ],
     output:
-        source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
-        documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
+        source=local(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
+        documents=local(f"{RESOURCES}/corpora/{{corpus}}/documents.parquet"),
     log:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
     benchmark:
@@ -58,7 +60,7 @@ rule fetch_corpus:
 rule evict_weights:
     input:
         tables_of_fetched,
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=local(f"{RESOURCES}/models/{{model}}/source.json"),
     output:
         evicted=f"{RESULTS}/evicted/{{model}}.json",
     log:
