@@ -10,6 +10,7 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from outlier_features.command.main import main
 from outlier_features.detect.detect_outliers import detect_outliers
@@ -24,6 +25,7 @@ from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.gains_in_file import gains_in_file, named_gains
 from outlier_features.scan import site_tensors as module
+from outlier_features.tokens.token_text import read_texts, token_text
 from test_count_locations import brute
 from test_dumps import described
 
@@ -288,6 +290,33 @@ def test_tokens_of_requests_are_labels(tmp_path):
         list(range(100 * n, 100 * n + length)) for n, length in enumerate(LENGTHS)
     ]
     assert run.provenance["blocks"] == 12
+
+
+def test_the_text_of_a_requests_tokens(tmp_path):
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate([*names, "caf"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer/tokenizer.json"))
+    of_byte = {byte: tokenizer.encode(chr(byte)).ids[0] for byte in b"a bz"}
+    first, second = tokenizer.encode("é").ids  # which two tokens share
+    texts = {0: ([256, first, second, of_byte[32], of_byte[97]], "café a"), 1: ([of_byte[98], second], "b\ufffd")}
+    for n, (ids, _) in texts.items():  # as vLLM's extract_hidden_states
+        hidden = torch.zeros(len(ids), 3, 8, dtype=torch.bfloat16)
+        save_file({"hidden_states": hidden, "token_ids": torch.tensor(ids)}, tmp_path / f"r{n}.safetensors")
+    files, how = (
+        [tmp_path / "r0.safetensors", tmp_path / "r1.safetensors"],
+        {"labels": "token_ids", "layers": [2, 5, 9]},
+    )
+    run = described(tmp_path, files, {"resid_pre": "hidden_states"}, tokenizer=tmp_path / "tokenizer", **how)
+    shown = read_texts(tmp_path / "texts.parquet", run)
+    assert [text.decode() for text in shown] == [text for _, text in texts.values()]
+    pieces = [[token_text(shown, run, n, t) for t in range(len(ids))] for n, (ids, _) in texts.items()]
+    assert pieces == [["caf", "\ufffd", "\ufffd", " ", "a"], ["b", "\ufffd"]]
+    assert run.tokens[1].tolist()[:2] == texts[1][0] and run.mask[1].tolist() == [True, True, False, False, False]
+    save_file({"hidden_states": hidden, "token_ids": torch.tensor([0, 999])}, files[1])
+    with pytest.raises(InputError, match="has no token 999"):
+        described(tmp_path, files, {"resid_pre": "hidden_states"}, tokenizer=tmp_path / "tokenizer", **how)
 
 
 def test_an_archive_of_numpys_that_cannot_be_read_where_it_lies(tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 
-from outlier_features.gallery.vocabulary import Vocabulary
+from outlier_features.tokens.vocabulary import Vocabulary
 from outlier_features.tokens.tokens import Tokens
 from outlier_features.visible_text import visible
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from outlier_features.errors import InputError
-from outlier_features.gallery.vocabulary import Vocabulary
+from outlier_features.tokens.vocabulary import Vocabulary
 from outlier_features.notebook.run import Run
 from outlier_features.tokens.tokens import UNKNOWN, Tokens, tokens_digest
 
