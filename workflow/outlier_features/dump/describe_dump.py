@@ -1,6 +1,6 @@
 """Rule describe_dump: what stands for the tokens and texts of a run whose activations come from a dump."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
+from outlier_features.tokens.decoded import spans, text
 from outlier_features.tokens.tokens import UNKNOWN, Tokens
 from outlier_features.tokens.vocabulary import Vocabulary
 
@@ -46,14 +47,14 @@ def describe_dump(
     shape = (len(dump.lengths), dump.tokens)
     ids, names = _labels(dump, labels)
     if tokenizer is None:
-        spans, shown = _in_a_row(names or [[]] * shape[0], shape[1])
+        offsets, shown = _in_a_row(names or [[]] * shape[0], shape[1])
     else:
-        spans, shown = _decoded(ids, dump.lengths, tokenizer)
+        offsets, shown = _decoded(ids, dump.lengths, tokenizer)
     arrays = {
         "tokens": ids,
         "special": np.zeros(shape, bool),
         "mask": np.arange(shape[1]) < dump.lengths[:, None],
-        "offsets": spans,
+        "offsets": offsets,
     }
     arrays["special"][:, 0] = first_token == "special"
     provenance = {
@@ -95,39 +96,29 @@ def _width(dump: Dump, keys: Mapping[str, str]) -> int | None:
 
 def _in_a_row(labels: Labels, tokens: int) -> tuple[Array, list[str]]:
     """UTF-8 bytes int32 (N, T, 2) of each label, and of each sequence its labels; a space stands after each."""
-    texts = ["".join(f"{label} " for label in row) for row in labels]
-    spans = [_spans([len(label.encode()) + 1 for label in row], tokens, 1) for row in labels]
-    return np.stack(spans), texts
+    pieces = [[f"{label} " for label in row] + [""] * (tokens - len(row)) for row in labels]
+    return np.stack([_offsets(row) for row in pieces]), ["".join(row) for row in pieces]
+
+
+def _offsets(pieces: list[str]) -> Array:
+    """UTF-8 bytes (T, 2) of each label; the space after it belongs to none."""
+    ends = np.cumsum([0, *(len(piece.encode()) for piece in pieces)])
+    spans = np.stack([ends[:-1], np.maximum(ends[1:] - 1, ends[:-1])], axis=1)
+    return spans.astype(np.int32)
 
 
 def _decoded(ids: Array, lengths: Array, tokenizer: Path) -> tuple[Array, list[str]]:
-    """The same of tokens: their text, without anything between, and where each lies in it.
-
-    A token that is part of a character has its bytes, where the sequence is text as a whole; else U+FFFD.
-    """
-    vocabulary, spans, texts = Vocabulary.read(tokenizer), [], []
+    """The same of tokens, whose text has nothing between."""
+    vocabulary = Vocabulary.read(tokenizer)
+    pieces = []
     for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
-        pieces = [vocabulary.bytes_of(token) for token in row[:length]]
-        if None in pieces:
-            unknown = row[pieces.index(None)]
-            raise InputError(f"{tokenizer}: has no token {unknown}, expected the tokenizer of the model of the dump")
-        known = [piece for piece in pieces if piece is not None]
-        try:
-            text = b"".join(known).decode()
-        except UnicodeDecodeError:
-            known = [piece.decode(errors="replace").encode() for piece in known]
-            text = b"".join(known).decode()
-        spans.append(_spans([len(piece) for piece in known], ids.shape[1], 0))
-        texts.append(text)
-    return np.stack(spans), texts
-
-
-def _spans(sizes: Sequence[int], tokens: int, after: int) -> Array:
-    """Bytes int32 (T, 2) of pieces of these sizes, without so many bytes at the end of each; none of padding."""
-    ends = np.cumsum([0, *sizes])
-    last = np.full(tokens - len(sizes), ends[-1])
-    begins, stops = np.append(ends[:-1], last), np.append(ends[1:] - after, last)
-    return np.stack([begins, stops], axis=1).astype(np.int32)
+        found = [vocabulary.bytes_of(token) for token in row[:length]]
+        if None in found:
+            raise InputError(
+                f"{tokenizer}: has no token {row[found.index(None)]}, expected the tokenizer of the dump's model"
+            )
+        pieces.append([piece for piece in found if piece is not None])
+    return spans(pieces, (ids.shape[0], ids.shape[1])), [text(row) for row in pieces]
 
 
 def _labels(dump: Dump, labels: str | None) -> tuple[Array, Labels]:
