@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DOCS_VENV := .venv-docs
 
-.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format docs docs-site docs-types bench clean
+.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format envs docs docs-site docs-types bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -50,17 +50,21 @@ lint-types: $(VENV)/installed
 	$(BIN)/mypy
 
 lint-workflow: $(VENV)/installed
-	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakefmt --check Snakefile workflow/Snakefile rules
 	$(BIN)/python tests/lint_workflow.py
 
 lint-lock: $(VENV)/installed
 	$(BIN)/python tests/audit_lock.py
 	$(BIN)/python tests/audit_lock.py docs/requirements.lock
+	$(BIN)/python envs/generate.py --check
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/snakefmt Snakefile rules
+	$(BIN)/snakefmt Snakefile workflow/Snakefile rules
+
+envs: $(VENV)/installed
+	$(BIN)/python envs/generate.py
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/generate.py

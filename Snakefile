@@ -13,19 +13,6 @@ wildcard_constraints:
     chunk=r"\d+-\d+",
 
 
-# Compute nodes may have no network: what fetches runs where snakemake does.
-localrules:
-    all,
-    tables,
-    report,
-    figures,
-    export,
-    gallery,
-    fetch_model,
-    fetch_corpus,
-    evict_weights,
-
-
 onstart:
     begin()
     tell_jobs_when_it_began()
@@ -115,5 +102,5 @@ include: "rules/export.smk"
 
 if EVICTED:
     # A model's weights are made use of before those of another are fetched.
-    for one in workflow.rules:
-        one.priority = int(one.name != "fetch_model")
+    for name, one in own_rules().items():
+        one.priority = int(name != "fetch_model")

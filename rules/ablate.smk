@@ -3,7 +3,7 @@ rule ablate_dims:
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         dims=f"{RUN}/dims.parquet",
-        published=f"{workflow.basedir}/workflow/published/super_weights.csv",
+        published=local(f"{ROOT}/workflow/published/super_weights.csv"),
     output:
         super_weights=f"{RUN}/super_weights.parquet",
         ablation=f"{RUN}/ablation.parquet",

@@ -3,6 +3,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from outlier_features.code_version import PACKAGE
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
 from outlier_features.cores import wait_without_spinning
@@ -30,7 +31,7 @@ from outlier_features.run.config import (
     source_alone,
     turned_off,
 )
-from outlier_features.run.config_files import require_config_file
+from outlier_features.run.config_files import overlaid, read_config_file
 from outlier_features.run.former_outputs import keep_outputs, put_back
 from outlier_features.run.local_models import LocalModels
 from outlier_features.run.recovery import begin_run, require_working_directory
@@ -44,27 +45,36 @@ from outlier_features.run.stages import STAGES
 from outlier_features.rules.configured import counted_at, scaled_at, the_rule
 from outlier_features.rules.kinds import rules_of, sources_of
 from outlier_features.scan.counted_at import serving, serving_scales
-
-ROOT = Path(workflow.basedir)
+from outlier_features.workflow_files import CATALOG, CONFIG_SCHEMA, ROOT
+from outlier_features.workflow_files import CONFIG as DEFAULTS
 
 workflow.global_resources.setdefault("downloads", 2)
 
 wait_without_spinning()  # what jobs inherit
 
+paths = workflow.modifier.path_modifier
+if (
+    paths.prefix or paths.modifies_prefixes
+):  # files are parameters, too, which Snakemake leaves as they are
+    sys.exit(
+        "error: found `prefix` or `replace_prefix` of a module, expected `results` and `resources` in its config"
+    )
+
 try:
     require_working_directory(Path.cwd())
-    require_config_file(ROOT / "config.yaml")
+    BASE = read_config_file(DEFAULTS)
 except InputError as error:
     sys.exit(f"error: {error}")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
+# Of a module, whose configuration stands in the workflow that uses it, Snakemake reads none.
+configfile: str(DEFAULTS)
 
 
 try:
     CONFIG = resolve_config(
-        with_catalog(config, read_catalog(ROOT / "workflow/catalog.yaml")),
-        read_schema(ROOT / "workflow/schemas/config.schema.yaml"),
+        with_catalog(overlaid(BASE, config), read_catalog(CATALOG)),
+        read_schema(CONFIG_SCHEMA),
     )
     require_files(CONFIG)
     CONFIG = with_places(CONFIG)
@@ -83,6 +93,8 @@ except InputError as error:
 
 NOTHING = "(?!)"  # matches no wildcard
 RESULTS = CONFIG["results"]
+# Whether results are objects in a store instead of files in that directory.
+STORED = workflow.storage_settings.default_storage_provider is not None
 RESOURCES = CONFIG["resources"]
 RUN = f"{RESULTS}/{{model}}/{{corpus}}"
 SITES = sorted(
@@ -125,11 +137,31 @@ FETCHED = {name: fetched_name(name, source) for name, source in MODELS.items()}
 
 
 def code_version(script):
-    return version_of(ROOT / "scripts" / f"{script}.py")
+    """The version of what a script runs, which is the installed package: the rules must be of the same version."""
+    own = ROOT / "scripts" / f"{script}.py"
+    used = Path(workflow.source_path(f"../scripts/{script}.py"))
+    # What Snakemake fetches from a repository has lost its last newline.
+    if used.read_text().rstrip() != own.read_text().rstrip():
+        sys.exit(
+            f"error: found rules of another version than the installed package, whose {own} differs; expected the "
+            "package outlier-features of the rules' version"
+        )
+    return version_of(own)
+
+
+def own_rules():
+    """The rules of this workflow by their own names, also where another workflow uses it, under other names perhaps."""
+    return {
+        Path(one.script).stem: one
+        for one in workflow.rules
+        if one.module_globals is globals() and one.script
+    }
 
 
 def off(analysis):
     """Why an analysis is left out, or None."""
+    if analysis == "gallery" and STORED:
+        return "a gallery is a folder of pages, and results go to a storage of single files"
     return turned_off(CONFIG, analysis)
 
 
@@ -189,14 +221,16 @@ def activations(wildcards):
     """The file, or of a dump the files, that hold a chunk's activations."""
     found = dump_range(wildcards)
     if found:
-        return DUMPS[wildcards.model].files_of(found["start"], found["stop"])
+        return [
+            *map(local, DUMPS[wildcards.model].files_of(found["start"], found["stop"]))
+        ]
     return f"{RUN}/activations/{{chunk}}.safetensors"
 
 
 def all_activations(wildcards):
     """The files that hold a run's activations."""
     if wildcards.model in DUMPS:
-        return DUMPS[wildcards.model].files
+        return [*map(local, DUMPS[wildcards.model].files)]
     return of_chunks(f"{RUN}/activations/{{chunk}}.safetensors")(wildcards)
 
 
@@ -212,7 +246,7 @@ def surface_activations(wildcards):
 def first_activations(wildcards):
     """The file, or of a dump the files, that hold the first sequence of a run."""
     if wildcards.model in DUMPS:
-        return DUMPS[wildcards.model].files_of(0, 1)
+        return [*map(local, DUMPS[wildcards.model].files_of(0, 1))]
     return f"{RUN}/activations/{first_chunk(wildcards)}.safetensors"
 
 
@@ -300,7 +334,7 @@ def downloads(source):
 
 def fetched_record(model):
     """What a model's fetch left."""
-    return f"{RESOURCES}/models/{FETCHED[model]}/source.json"
+    return local(f"{RESOURCES}/models/{FETCHED[model]}/source.json")
 
 
 def model_source(wildcards):
@@ -312,7 +346,7 @@ def of_corpus(name):
     return lambda wildcards: (
         []
         if wildcards.model in DUMPS
-        else f"{RESOURCES}/corpora/{corpus_of(wildcards.corpus)}/{name}"
+        else local(f"{RESOURCES}/corpora/{corpus_of(wildcards.corpus)}/{name}")
     )
 
 
@@ -343,7 +377,7 @@ UNREADABLE = [
 
 # Other runs that lie in the results, which report and comparison are of, too; in an order that is the same whichever of
 # them are the configuration's.
-EARLIER = earlier_runs(Path(RESULTS), frozenset(runs_of(CONFIG)))
+EARLIER = {} if STORED else earlier_runs(Path(RESULTS), frozenset(runs_of(CONFIG)))
 REPORTED = sorted([*RUNS, *EARLIER]) if EARLIER else RUNS
 
 # Models among them that are revisions of one.
@@ -486,14 +520,8 @@ def of_reported(*names, runs=REPORTED):
     ]
 
 
-def places_of(runs):
-    return [f"{RESULTS}/{model}/{corpus}" for model, corpus in runs]
-
-
 # Templates, style and scripts of every page.
-PAGE = sorted(
-    str(path) for path in (ROOT / "workflow/outlier_features/report/page").iterdir()
-)
+PAGE = sorted(local(str(path)) for path in (PACKAGE / "report/page").iterdir())
 
 # By name; two runs or more have something to compare, also where all but one failed.
 COMPARISON = {
@@ -508,7 +536,7 @@ COMPARISON = COMPARISON if len(ALL_RUNS) + len(FAILED) + len(EARLIER) > 1 else {
 
 # What else every page of a gallery has: style and scripts of the report, and its own.
 GALLERY_PAGE = PAGE + sorted(
-    str(path) for path in (ROOT / "workflow/outlier_features/gallery/page").iterdir()
+    local(str(path)) for path in (PACKAGE / "gallery/page").iterdir()
 )
 # What a gallery's pages show, beside the tables that are recorded for it.
 SHOWN_IN_GALLERY = [
@@ -534,7 +562,9 @@ MODELS_BEFORE_CORPORA = "|".join(
 )
 
 # What papers and repositories printed.
-PUBLISHED = sorted(str(path) for path in (ROOT / "workflow/published").glob("*.csv"))
+PUBLISHED = sorted(
+    local(str(path)) for path in (ROOT / "workflow/published").glob("*.csv")
+)
 
 TABLES = [
     *(file for run in RUNS for file in tables_of(*run).values()),
@@ -570,9 +600,8 @@ def exported_tables(wildcards):
 def output_patterns():
     """Per rule the paths of its outputs, with `*` for what varies."""
     return {
-        one.name: sorted({re.sub(r"{.*?}", "*", str(path)) for path in one.output})
-        for one in workflow.rules
-        if len(one.output)
+        name: sorted({re.sub(r"{.*?}", "*", str(path)) for path in one.output})
+        for name, one in own_rules().items()
     }
 
 
@@ -595,6 +624,7 @@ def begin():
                 file=sys.stderr,
             )
         if not workflow.local_exec:
+            require_shared_files()
             fetch_evicted()
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -610,6 +640,16 @@ def former_outputs():
                 for path in job.output
                 if path not in temporary and Path(path).is_relative_to(RESULTS)
             )
+
+
+def require_shared_files():
+    """Raise `InputError` where Snakemake would run every job of a model here, though jobs are sent elsewhere."""
+    shared = {one.name for one in workflow.storage_settings.shared_fs_usage}
+    if "INPUT_OUTPUT" not in shared:
+        raise InputError(
+            "found an executor whose jobs share no file system with this machine, expected one where `resources` can "
+            "be read, since weights are read where they lie (docs/cloud.md)"
+        )
 
 
 def fetch_evicted():

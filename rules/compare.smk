@@ -12,7 +12,6 @@ rule compare_runs:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=places_of(REPORTED),
         code=code_version("compare_runs"),
     message:
         "Compare the runs"
@@ -23,7 +22,6 @@ rule compare_runs:
 rule compare_models:
     input:
         of_reported(
-            "summary",
             "tokens",
             "texts",
             "layers",
@@ -34,6 +32,7 @@ rule compare_models:
             "sinks",
             "ablation_sequences",
         ),
+        summaries=of_reported("summary"),
         published=PUBLISHED,
         sources=[fetched_record(model) for model in REVISIONS],
     output:
@@ -47,7 +46,6 @@ rule compare_models:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        runs=places_of(REPORTED),
         revisions=REVISIONS,
         failed=FAILED,
         code=code_version("compare_models"),
@@ -75,7 +73,6 @@ rule compare_revisions:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=places_of(run for run in REPORTED if run[0] in REVISIONS),
         code=code_version("compare_revisions"),
     message:
         "Compare the revisions of each model"

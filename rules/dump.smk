@@ -20,6 +20,7 @@ rule describe_dump:
         source=lambda wildcards: dump_source(MODELS[wildcards.model]),
         first_token=lambda wildcards: MODELS[wildcards.model]["first_token"],
         labels=lambda wildcards: MODELS[wildcards.model].get("labels"),
+        tokenizer=lambda wildcards: MODELS[wildcards.model].get("tokenizer"),
         code=code_version("describe_dump"),
     message:
         "Describe the dump {wildcards.model}"

@@ -4,7 +4,7 @@ rule rank_experts:
         tokens=f"{RUN}/tokens.safetensors",
         massive=f"{RUN}/massive.parquet",
         dims=f"{RUN}/dims.parquet",
-        published=f"{workflow.basedir}/workflow/published/super_experts.csv",
+        published=local(f"{ROOT}/workflow/published/super_experts.csv"),
     output:
         experts=f"{RUN}/experts.parquet",
         routing=f"{RUN}/routing.parquet",

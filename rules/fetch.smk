@@ -1,14 +1,16 @@
+# Compute nodes may have no network: what fetches runs where snakemake does.
 rule fetch_model:
     input:
-        lambda wildcards: local_files(fetched_source(wildcards)),
+        lambda wildcards: [*map(local, local_files(fetched_source(wildcards)))],
     output:
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=local(f"{RESOURCES}/models/{{model}}/source.json"),
     log:
         f"{RESULTS}/logs/fetch_model/{{model}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, FETCHED.values())),
+    localrule: True
     threads: fetch_threads
     resources:
         downloads=lambda wildcards: downloads(fetched_source(wildcards)),
@@ -24,16 +26,19 @@ rule fetch_model:
 
 rule fetch_corpus:
     input:
-        lambda wildcards: local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]),
+        lambda wildcards: [
+            *map(local, local_files(CONFIG["catalog"]["corpora"][wildcards.corpus]))
+        ],
     output:
-        source=f"{RESOURCES}/corpora/{{corpus}}/source.json",
-        documents=f"{RESOURCES}/corpora/{{corpus}}/documents.parquet",
+        source=local(f"{RESOURCES}/corpora/{{corpus}}/source.json"),
+        documents=local(f"{RESOURCES}/corpora/{{corpus}}/documents.parquet"),
     log:
         f"{RESULTS}/logs/fetch_corpus/{{corpus}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fetch_corpus/{{corpus}}.tsv"
     wildcard_constraints:
         corpus="|".join(map(re.escape, CONFIG["corpora"])),
+    localrule: True
     resources:
         downloads=lambda wildcards: downloads(
             CONFIG["catalog"]["corpora"][wildcards.corpus]
@@ -55,7 +60,7 @@ rule fetch_corpus:
 rule evict_weights:
     input:
         tables_of_fetched,
-        source=f"{RESOURCES}/models/{{model}}/source.json",
+        source=local(f"{RESOURCES}/models/{{model}}/source.json"),
     output:
         evicted=f"{RESULTS}/evicted/{{model}}.json",
     log:
@@ -64,6 +69,7 @@ rule evict_weights:
         f"{RESULTS}/benchmarks/evict_weights/{{model}}.tsv"
     wildcard_constraints:
         model="|".join(map(re.escape, FETCHED.values())),
+    localrule: True
     resources:
         mem_mb=lambda wildcards, attempt: 1000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,

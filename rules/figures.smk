@@ -33,8 +33,9 @@ rule draw_figures:
 
 rule draw_comparison:
     input:
-        of_reported("summary", "layers"),
+        of_reported("layers"),
         page=PAGE,
+        summaries=of_reported("summary"),
         models=f"{RESULTS}/comparison/models.parquet",
         published=PUBLISHED,
     output:
@@ -53,7 +54,6 @@ rule draw_comparison:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
-        runs=places_of(REPORTED),
         formats=CONFIG["figures"]["formats"],
         width_mm=CONFIG["figures"]["width_mm"],
         code=code_version("draw_comparison"),

@@ -43,7 +43,7 @@ rule render_gallery:
         source=model_source,
         tokens=f"{RUN}/tokens.safetensors",
         texts=f"{RUN}/texts.parquet",
-        published=f"{workflow.basedir}/workflow/published/gelu1l_neuron424.csv",
+        published=local(f"{ROOT}/workflow/published/gelu1l_neuron424.csv"),
     output:
         manifest=f"{RESULTS}/gallery/{{model}}/{{corpus}}/manifest.json",
     log:

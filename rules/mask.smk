@@ -4,7 +4,7 @@ rule write_mask:
         dims=f"{RUN}/dims.parquet",
         massive=f"{RUN}/massive.parquet",
         super_weights=of_model_runs(f"{RUN}/super_weights.parquet"),
-        schema=f"{workflow.basedir}/workflow/schemas/mask.schema.json",
+        schema=local(f"{ROOT}/workflow/schemas/mask.schema.json"),
     output:
         mask=report(
             f"{RUN}/mask.json",

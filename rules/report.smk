@@ -30,8 +30,9 @@ rule summarize_run:
 rule render_report:
     input:
         page=PAGE,
-        definitions=f"{workflow.basedir}/docs/definitions.md",
-        runs=of_reported(),
+        definitions=local(f"{ROOT}/docs/definitions.md"),
+        tables=of_reported(),
+        tokens=of_reported("tokens"),
         comparison=[*COMPARISON.values()],
         galleries=GALLERIES,
         published=PUBLISHED,
@@ -50,7 +51,6 @@ rule render_report:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 15 * attempt,
     params:
-        runs=places_of(REPORTED),
         benchmarks=f"{RESULTS}/benchmarks",
         outputs=lambda wildcards: output_patterns(),
         code=code_version("render_report"),

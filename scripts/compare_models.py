@@ -6,7 +6,7 @@ from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
     compare_models(
-        runs=[Path(run) for run in snakemake.params.runs],
+        runs=[Path(summary).parent for summary in snakemake.input.summaries],
         published=Path(snakemake.input.published[0]).parent,
         models=Path(snakemake.output.models),
         sources=dict(zip(snakemake.params.revisions, map(Path, snakemake.input.sources), strict=True)),

@@ -5,7 +5,7 @@ from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
     compare_revisions(
-        runs=[Path(run) for run in snakemake.params.runs],
+        runs=[*dict.fromkeys(Path(table).parent for table in snakemake.input.tables)],
         models=Path(snakemake.input.models),
         first_steps=Path(snakemake.output.first_steps),
     )

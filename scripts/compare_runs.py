@@ -5,7 +5,7 @@ from outlier_features.errors import stage
 
 with stage(snakemake.log[0]):
     compare_runs(
-        runs=[Path(run) for run in snakemake.params.runs],
+        runs=[*dict.fromkeys(Path(table).parent for table in snakemake.input.tables)],
         comparison=Path(snakemake.output.comparison),
         common_dims=Path(snakemake.output.common_dims),
     )

@@ -13,4 +13,5 @@ with stage(snakemake.log[0]):
         source=params.source,
         first_token=params.first_token,
         labels=params.labels,
+        tokenizer=Path(params.tokenizer) if params.tokenizer else None,
     )

@@ -5,7 +5,7 @@ from outlier_features.report.draw_comparison import draw_comparison
 
 with stage(snakemake.log[0]):
     draw_comparison(
-        runs=[Path(run) for run in snakemake.params.runs],
+        runs=[Path(summary).parent for summary in snakemake.input.summaries],
         models=Path(snakemake.input.models),
         published=Path(snakemake.input.published[0]).parent,
         directory=Path(snakemake.output.directory),

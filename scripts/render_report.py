@@ -6,7 +6,7 @@ from outlier_features.run.summarize_costs import read_costs
 
 with stage(snakemake.log[0]):
     render_report(
-        runs=[Path(run) for run in snakemake.params.runs],
+        runs=[Path(tokens).parent for tokens in snakemake.input.tokens],
         comparison=Path(snakemake.input.comparison[0]).parent if snakemake.input.comparison else None,
         published=Path(snakemake.input.published[0]).parent,
         definitions=Path(snakemake.input.definitions),

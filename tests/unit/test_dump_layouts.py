@@ -10,6 +10,7 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from outlier_features.command.main import main
 from outlier_features.detect.detect_outliers import detect_outliers
@@ -24,6 +25,7 @@ from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.gains_in_file import gains_in_file, named_gains
 from outlier_features.scan import site_tensors as module
+from outlier_features.tokens.token_text import read_texts, token_text
 from test_count_locations import brute
 from test_dumps import described
 
@@ -111,8 +113,17 @@ def write(folder, layout, x, dtype=torch.float32):
         for n, one in enumerate(x):
             put(f"req_{n}.safetensors", **{f"h{k}_out": torch.from_numpy(one[i]) for i, k in enumerate(LAYERS)})
         entry = {"keys": "h{layer}_out"}
+    elif layout == "numpy's, stacked":
+        put("a.npz", acts=padded(x), n=lengths)
+        entry = {"lengths": "n", "layers": list(LAYERS)}
+    elif layout == "numpy's, an array a layer":  # which begin where the lengths of their names have it
+        put("a.npz", n=lengths, **{f"blocks.{k}.hook": padded(x)[:, i] for i, k in enumerate(LAYERS)})
+        entry = {"keys": "blocks.{layer}.hook", "lengths": "n"}
     for name, tensors in files.items():
-        save_file(tensors, name)
+        if name.endswith(".npz"):
+            np.savez(name, **{key: tensor.numpy() for key, tensor in tensors.items()})
+        else:
+            save_file(tensors, name)
     key = entry.pop("keys", "acts")
     return {"dump": list(files), "keys": {"attn_norm": key}, **entry}
 
@@ -120,7 +131,8 @@ def write(folder, layout, x, dtype=torch.float32):
 LAYOUTS = [
     "padded, stacked", "padded, two files, tokens before layers", "padded, a tensor a layer", "padded, tokens first",
     "packed, a tensor a layer", "packed, layers first", "a file a layer", "a file a layer, named in the keys",
-    "a file a layer and batch", "a file a request", "a file a request, a tensor a layer",
+    "a file a layer and batch", "a file a request", "a file a request, a tensor a layer", "numpy's, stacked",
+    "numpy's, an array a layer",
 ]  # fmt: skip
 
 
@@ -278,6 +290,67 @@ def test_tokens_of_requests_are_labels(tmp_path):
         list(range(100 * n, 100 * n + length)) for n, length in enumerate(LENGTHS)
     ]
     assert run.provenance["blocks"] == 12
+
+
+def test_the_text_of_a_requests_tokens(tmp_path):
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate([*names, "caf"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer/tokenizer.json"))
+    of_byte = {byte: tokenizer.encode(chr(byte)).ids[0] for byte in b"a bz"}
+    first, second = tokenizer.encode("é").ids  # which two tokens share
+    texts = {0: ([256, first, second, of_byte[32], of_byte[97]], "café a"), 1: ([of_byte[98], second], "b?")}
+    for n, (ids, _) in texts.items():  # as vLLM's extract_hidden_states
+        hidden = torch.zeros(len(ids), 3, 8, dtype=torch.bfloat16)
+        save_file({"hidden_states": hidden, "token_ids": torch.tensor(ids)}, tmp_path / f"r{n}.safetensors")
+    files, how = (
+        [tmp_path / "r0.safetensors", tmp_path / "r1.safetensors"],
+        {"labels": "token_ids", "layers": [2, 5, 9]},
+    )
+    run = described(tmp_path, files, {"resid_pre": "hidden_states"}, tokenizer=tmp_path / "tokenizer", **how)
+    shown = read_texts(tmp_path / "texts.parquet", run)
+    assert [text.decode() for text in shown] == [text for _, text in texts.values()]
+    pieces = [[token_text(shown, run, n, t) for t in range(len(ids))] for n, (ids, _) in texts.items()]
+    assert pieces == [["caf", "é", "é", " ", "a"], ["b", "?"]]
+    assert run.tokens[1].tolist()[:2] == texts[1][0] and run.mask[1].tolist() == [True, True, False, False, False]
+    save_file({"hidden_states": hidden, "token_ids": torch.tensor([0, 999])}, files[1])
+    with pytest.raises(InputError, match="has no token 999"):
+        described(tmp_path, files, {"resid_pre": "hidden_states"}, tokenizer=tmp_path / "tokenizer", **how)
+
+
+def test_an_archive_of_numpys_that_cannot_be_read_where_it_lies(tmp_path):
+    x = np.zeros((2, 3, 4, 8), np.float32)
+    path = tmp_path / "a.npz"
+
+    def error(**arrays):
+        np.savez(path, **{"acts": x} | arrays)
+        with pytest.raises(InputError) as raised:
+            Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+        return str(raised.value)
+
+    class Harmful:
+        def __reduce__(self):
+            return (path.with_name("harm").touch, ())
+
+    assert "acts has Python objects" in error(acts=np.array([Harmful()], object))
+    assert not path.with_name("harm").exists()
+    assert "acts is in Fortran order" in error(acts=np.asfortranarray(x))
+    assert "acts is >f4" in error(acts=x.astype(">f4"))
+    assert "acts is I64" in error(acts=x.astype(np.int64))
+    np.savez_compressed(path, acts=x)
+    with pytest.raises(InputError, match=r"acts is compressed, expected an array as `numpy.savez` writes it"):
+        Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+    np.savez(path, acts=x)
+    for size in (0, 40, path.stat().st_size - 1):
+        with path.open("r+b") as file:
+            file.truncate(size)
+        with pytest.raises(InputError, match=r"a.npz: expected a whole .npz file"):
+            Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}})
+        np.savez(path, acts=x)
+    other = {"mine": np.array([Harmful()], object), "text": np.array(["a"])}  # what is not asked for does not matter
+    np.savez(path, acts=x, **other)
+    assert Dump.open({"dump": str(path), "keys": {"attn_norm": "acts"}}).sites["attn_norm"].full_shape == x.shape
 
 
 def test_many_files_leave_few_open(tmp_path):

@@ -46,12 +46,12 @@ def save(path, layout="stacked", dtype=torch.float32, **tensors):
     return path
 
 
-def described(folder, files, keys, first_token="ordinary", labels=None, **how):
+def described(folder, files, keys, first_token="ordinary", labels=None, tokenizer=None, **how):
     source = {"dump": [str(file) for file in files], "keys": keys, **how}
     fetch_model(source, folder / "model")
     describe_dump(
         "mine", folder / "model/source.json", folder / "tokens.safetensors", folder / "texts.parquet",
-        source=source, first_token=first_token, labels=labels,
+        source=source, first_token=first_token, labels=labels, tokenizer=tokenizer,
     )  # fmt: skip
     return Tokens.read(folder / "tokens.safetensors")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import replacing
 from outlier_features.files.model_source import SOURCE_FILE, source_of
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.numpy_archive import open_tensors
 
 if TYPE_CHECKING:
     from outlier_features.attention.attention_sources import Array, KvHeads, Shown
@@ -185,11 +185,11 @@ def _read(options: argparse.Namespace) -> tuple[list["Shown"], "KvHeads"]:
         return sources.from_tokens(model, options.run_directory, wanted)
     if options.run_directory is not None:
         return sources.from_run(options.run_directory, wanted)
-    file = TensorFile(options.input)
+    file = open_tensors(options.input)
     if options.patterns is not None:
         groups = options.n_kv_heads, options.head_groups
         return sources.from_patterns(file, options.patterns, *groups, options.labels, wanted)
-    weights = file if options.weights is None else TensorFile(options.weights)
+    weights = file if options.weights is None else open_tensors(options.weights)
     named = {name: getattr(options, name) for name in ("q", "k", "q_bias", "k_bias", "q_norm", "k_norm", "sinks")}
     stated = ("n_heads", "n_kv_heads", "head_groups", "scale", "causal", "rotary_base")
     facts = {name: getattr(options, name) for name in stated}

@@ -26,7 +26,7 @@ def add_count(count: argparse.ArgumentParser) -> None:
     add = count.add_argument_group("activations").add_argument
     add(
         "--input", required=True, nargs="+", metavar="FILE",
-        help="safetensors file; several, if each holds other sequences or layers; `{layer}` in a path is their number",
+        help="safetensors or .npz file; several, if each has other sequences or layers; `{layer}` in a path is theirs",
     )  # fmt: skip
     add(
         "--key", required=True,

@@ -11,7 +11,7 @@ from outlier_features.command.output import make_table, write_found
 from outlier_features.errors import InputError
 from outlier_features.files.layer_keys import DUMPED_GAINS
 from outlier_features.files.model_source import SOURCE_FILE, source_of
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.numpy_archive import open_tensors
 from outlier_features.norms.describe_gains import all_exactly_one, describe_gains, gains_at
 from outlier_features.norms.gains_in_file import gains_in_file
 from outlier_features.norms.norm import Gain
@@ -71,7 +71,7 @@ def _gains(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _of_file(options: argparse.Namespace) -> Norms:
-    gains = gains_in_file(TensorFile(options.input), options.keys)
+    gains = gains_in_file(open_tensors(options.input), options.keys)
     described = describe_gains(gains)
     widest = max(gain.stored.size for gain in gains.values())
     residual = {module: gain for module, gain in gains.items() if gain.stored.size == widest}

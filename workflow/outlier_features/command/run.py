@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from outlier_features.command.configuration import SNAKEFILE, resolved, shipped_catalog
+from outlier_features.command.configuration import resolved, shipped_catalog
 from outlier_features.command.plan_tables import in_bytes
 from outlier_features.command.run_snakemake import Ended, run_quietly, run_verbosely
 from outlier_features.errors import InputError
@@ -23,6 +23,7 @@ from outlier_features.summary.facts import facts_in
 from outlier_features.summary.in_short import in_short
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
 from outlier_features.wording import capital, count
+from outlier_features.workflow_files import SNAKEFILE
 
 _PROFILES = SNAKEFILE.parent / "workflow/profiles"
 _LINES = 5  # of findings

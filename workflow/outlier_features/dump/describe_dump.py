@@ -12,7 +12,9 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import source_of
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
+from outlier_features.tokens.decoded import spans, text
 from outlier_features.tokens.tokens import UNKNOWN, Tokens
+from outlier_features.tokens.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
 Labels = list[list[str]]
@@ -27,6 +29,7 @@ def describe_dump(
     source: Mapping[str, Any],
     first_token: str,
     labels: str | None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write `tokens` and `texts` as `tokenize_corpus` does, with the facts of the dump as provenance.
 
@@ -34,6 +37,7 @@ def describe_dump(
     first_token   special: position 0 is left out of population `without_first`; ordinary: there is only `all`
     labels        a key of integers, one for each position, in every file, or a JSON file: a list of T texts, or N lists
                   of a text for each position
+    tokenizer     the directory of a tokenizer, whose text of the integers is shown in their place
 
     Tokens are -1 (unknown), or the labels where these are integers; positions after the end of a sequence are padding.
     Raises `InputError`.
@@ -42,12 +46,15 @@ def describe_dump(
     keys: dict[str, str] = dict(source["keys"])
     shape = (len(dump.lengths), dump.tokens)
     ids, names = _labels(dump, labels)
-    pieces = [[f"{name} " for name in row] + [""] * (shape[1] - len(row)) for row in names or [[]] * shape[0]]
+    if tokenizer is None:
+        offsets, shown = _in_a_row(names or [[]] * shape[0], shape[1])
+    else:
+        offsets, shown = _decoded(ids, dump.lengths, tokenizer)
     arrays = {
         "tokens": ids,
         "special": np.zeros(shape, bool),
         "mask": np.arange(shape[1]) < dump.lengths[:, None],
-        "offsets": np.stack([_offsets(row) for row in pieces]),
+        "offsets": offsets,
     }
     arrays["special"][:, 0] = first_token == "special"
     provenance = {
@@ -71,7 +78,7 @@ def describe_dump(
         "keys": dict(keys),
         "absent": {},
     }
-    Tokens(**arrays, provenance=provenance).write(tokens, texts, ["".join(row) for row in pieces])
+    Tokens(**arrays, provenance=provenance).write(tokens, texts, shown)
 
 
 def _width(dump: Dump, keys: Mapping[str, str]) -> int | None:
@@ -87,11 +94,31 @@ def _width(dump: Dump, keys: Mapping[str, str]) -> int | None:
     return next(iter(widths.values()), None)
 
 
+def _in_a_row(labels: Labels, tokens: int) -> tuple[Array, list[str]]:
+    """UTF-8 bytes int32 (N, T, 2) of each label, and of each sequence its labels; a space stands after each."""
+    pieces = [[f"{label} " for label in row] + [""] * (tokens - len(row)) for row in labels]
+    return np.stack([_offsets(row) for row in pieces]), ["".join(row) for row in pieces]
+
+
 def _offsets(pieces: list[str]) -> Array:
     """UTF-8 bytes (T, 2) of each label; the space after it belongs to none."""
     ends = np.cumsum([0, *(len(piece.encode()) for piece in pieces)])
     spans = np.stack([ends[:-1], np.maximum(ends[1:] - 1, ends[:-1])], axis=1)
     return spans.astype(np.int32)
+
+
+def _decoded(ids: Array, lengths: Array, tokenizer: Path) -> tuple[Array, list[str]]:
+    """The same of tokens, whose text has nothing between."""
+    vocabulary = Vocabulary.read(tokenizer)
+    pieces = []
+    for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
+        found = [vocabulary.bytes_of(token) for token in row[:length]]
+        if None in found:
+            raise InputError(
+                f"{tokenizer}: has no token {row[found.index(None)]}, expected the tokenizer of the dump's model"
+            )
+        pieces.append([piece for piece in found if piece is not None])
+    return spans(pieces, (ids.shape[0], ids.shape[1])), [text(row) for row in pieces]
 
 
 def _labels(dump: Dump, labels: str | None) -> tuple[Array, Labels]:

@@ -19,6 +19,7 @@ from outlier_features.files.layer_keys import (
     layer_pattern,
     nearest_keys,
 )
+from outlier_features.files.numpy_archive import open_tensors
 from outlier_features.files.tensorfile import Entry, TensorFile
 from outlier_features.scan.site_tensors import FLOATS, SiteTensors
 
@@ -164,7 +165,7 @@ def _by_numbers(text: str) -> list[Any]:
 
 def find_sites(source: Mapping[str, Any]) -> dict[str, SiteTensors]:
     """The activations of each of the `keys` of a catalog entry. Raises `InputError`, also on a file without any."""
-    files = [DumpFile(TensorFile(path), layer) for path, layer in _paths(source["dump"])]
+    files = [DumpFile(open_tensors(path), layer) for path, layer in _paths(source["dump"])]
     how = {key: source.get(key) for key in ("layout", "lengths", "layers")}
     sites = {site: find_site(files, key, **how) for site, key in source["keys"].items()}
     used = {file.path for one in sites.values() for file in one.files}

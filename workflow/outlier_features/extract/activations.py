@@ -9,7 +9,7 @@ from outlier_features.dump.dumps import Dump, DumpRange
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.files.artifacts import holds_sequences
 from outlier_features.files.layer_keys import GAIN
-from outlier_features.files.tensorfile import TensorFile
+from outlier_features.files.numpy_archive import open_tensors
 from outlier_features.norms.gains_in_file import gains_of_site
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.scan.statistics import Array
@@ -52,7 +52,7 @@ class Activations:
 
 
 def _gains_of_dump(dump: Dump, keys: Mapping[str, str]) -> dict[str, Array | str]:
-    file = TensorFile(dump.files[0])
+    file = open_tensors(dump.files[0])
     gains: dict[str, Array | str] = {}
     for site, tensors in dump.sites.items():
         try:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -46,7 +46,7 @@ _BIT_WIDTHS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in STORAGE.ite
 _BIT_WIDTHS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # values that share bytes
 # Floats, as they are called.
 DTYPES: dict[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
+NUMPY_NAMES = {np.dtype(dtype): name for name, dtype in _NUMPY.items()}
 _MAX_HEADER = 100_000_000
 _CHECKSUMS, _NAME = "crc32", "written_as"
 _AT_ONCE = 1 << 22
@@ -89,6 +89,7 @@ class TensorFile:
     """
 
     _open_files: ClassVar["deque[weakref.ref[TensorFile]]"] = deque()
+    _kind: ClassVar[str] = "safetensors"
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -96,10 +97,13 @@ class TensorFile:
             with self.path.open("rb") as file:
                 self._identity = _identity(file.fileno())
                 self.size = os.fstat(file.fileno()).st_size
-                self.entries, self.metadata = _read_header(file.read, self.size)
+                self.entries, self.metadata = self._read_header(file)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedFile(path, f"expected a whole safetensors file, found {error}") from error
+            raise DamagedFile(path, f"expected a whole {self._kind} file, found {error}") from error
         self._opened: _Opened | None = None
+
+    def _read_header(self, file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
+        return _read_header(file.read, self.size)
 
     def _open(self) -> _Opened:
         """Who uses what this returns must hold on to it: this file may be closed for one that another thread opens."""
@@ -383,7 +387,7 @@ class TensorFileWriter:
 
 def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]], provenance: Mapping[str, Any]) -> None:
     """Write whole numpy arrays as one safetensors file."""
-    tensors = {name: (_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
+    tensors = {name: (NUMPY_NAMES[array.dtype], array.shape) for name, array in arrays.items()}
     with TensorFileWriter(path, tensors, provenance) as writer:
         for name, array in arrays.items():
             if array.size:

@@ -18,13 +18,13 @@ from outlier_features.files.tables import Table, provenance_of, read_batches
 from outlier_features.gallery.gallery_schema import GALLERY_DIMS, GALLERY_NEURONS, GALLERY_VALUES
 from outlier_features.gallery.names import THE_NEURON, Neuron
 from outlier_features.gallery.token_pieces import pieces_of
-from outlier_features.gallery.vocabulary import Vocabulary
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
 from outlier_features.norms.norms_schema import GAINS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN_NEURONS
 from outlier_features.published import published_examples
 from outlier_features.tokens.token_text import read_texts
 from outlier_features.tokens.tokens import Array, Tokens
+from outlier_features.tokens.vocabulary import Vocabulary
 
 LOSSES = "token_losses.safetensors"
 _PUBLISHED = {"layer": pl.Int64, "neuron": pl.Int64}

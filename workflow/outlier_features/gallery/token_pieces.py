@@ -2,8 +2,8 @@
 
 import re
 
-from outlier_features.gallery.vocabulary import Vocabulary
 from outlier_features.tokens.tokens import Tokens
+from outlier_features.tokens.vocabulary import Vocabulary
 from outlier_features.visible_text import visible
 
 # Spaces that cannot be told by what stands around them: beside another, at the end, or alone.

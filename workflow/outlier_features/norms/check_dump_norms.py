@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from outlier_features.dims.dims_schema import DIMS
+from outlier_features.files.numpy_archive import open_tensors
 from outlier_features.files.tables import read_table
-from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.bases import RESIDUAL_BASIS
 from outlier_features.norms.gains_in_file import named_gains
 from outlier_features.norms.norm import Gain, Norm
@@ -22,7 +22,7 @@ def check_dump_norms(file: Path, keys: Mapping[str, str], dims: Path, norms: Pat
     Raises `InputError` where a key is missing or does not hold gains.
     """
     rows, provenance = read_table(dims, DIMS)
-    found = [_norm(name, key, gain, provenance["d_model"]) for name, key, gain in named_gains(TensorFile(file), keys)]
+    found = [_norm(name, key, gain, provenance["d_model"]) for name, key, gain in named_gains(open_tensors(file), keys)]
     write_norms(found, rows, norms, gains, provenance)
 
 

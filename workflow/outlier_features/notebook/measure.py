@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from outlier_features.command.configuration import MASK_SCHEMA, resolved
+from outlier_features.command.configuration import resolved
 from outlier_features.cores import usable_cores
 from outlier_features.detect.detection import DetectionFiles, DetectionSettings
 from outlier_features.detect.summarize_layers import summarize_layers
@@ -25,6 +25,7 @@ from outlier_features.notebook.run import SUMMARY, Run
 from outlier_features.rules.configured import counted_at, scaled_at
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.tokens.tokens import Tokens
+from outlier_features.workflow_files import MASK_SCHEMA
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 
 from outlier_features.errors import InputError
-from outlier_features.gallery.vocabulary import Vocabulary
 from outlier_features.notebook.run import Run
+from outlier_features.tokens.decoded import spans, text
 from outlier_features.tokens.tokens import UNKNOWN, Tokens, tokens_digest
+from outlier_features.tokens.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
 CORPUS = "in hand"
@@ -41,7 +42,7 @@ def of_ids(ids: Any, mask: Any, special: Any, tokenizer: Any, facts: Mapping[str
     digest = tokens_digest(tokens, marked, found)
     used = {str(one): names[one] for one in {*ids[marked].tolist()} & names.keys()}
     provenance = {**_provenance(shape, facts, digest), "special_tokens": used}
-    return Tokens(tokens, marked, found, _offsets(pieces, shape), provenance), [_text(b"".join(row)) for row in pieces]
+    return Tokens(tokens, marked, found, spans(pieces, shape), provenance), [text(row) for row in pieces]
 
 
 def of_unknown(
@@ -126,24 +127,3 @@ def _pieces(ids: Array, mask: Array, special: Array, tokenizer: Any) -> list[lis
         [b"" if marked else vocabulary.bytes_of(one) or b"" for one, marked in zip(row[own], flags[own], strict=True)]
         for row, own, flags in zip(ids, mask, special, strict=True)
     ]
-
-
-def _offsets(pieces: list[list[bytes]], shape: tuple[int, ...]) -> Array:
-    """The bytes (N, T, 2) that each token covers: whole characters, as the workflow's tokenizer counts them."""
-    offsets = np.zeros((*shape, 2), np.int32)
-    for spans, row in zip(offsets, pieces, strict=True):
-        ends = np.cumsum([0, *map(len, row)])
-        encoded = _text(b"".join(row)).encode()
-        characters = np.append(np.flatnonzero((np.frombuffer(encoded, np.uint8) & 0xC0) != 0x80), len(encoded))
-        first = characters[np.searchsorted(characters, ends[:-1], side="right") - 1]
-        last = characters[np.searchsorted(characters, ends[1:])]
-        empty = ends[:-1] == ends[1:]
-        spans[: len(row)] = np.stack([np.where(empty, ends[:-1], first), np.where(empty, ends[1:], last)], axis=1)
-        spans[len(row) :] = ends[-1]
-    return offsets
-
-
-def _text(encoded: bytes) -> str:
-    """As many bytes of text: what is no character is a question mark each."""
-    characters = encoded.decode(errors="surrogateescape")
-    return "".join("?" if "\udc80" <= one <= "\udcff" else one for one in characters)

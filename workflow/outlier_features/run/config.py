@@ -35,7 +35,7 @@ _LARGEST = 2**53  # of a number: beyond it not every integer is a float
 _SHOWN = 100  # characters of a value in a message
 _PLACES = ("results", "resources")
 # Keys of a model's catalog entry that say how it is loaded, or read: no reason to fetch it again.
-_LOADING = {"dtype", "attention", "placement", "part", "first_token", "labels", "gains"}
+_LOADING = {"dtype", "attention", "placement", "part", "first_token", "labels", "tokenizer", "gains"}
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -152,6 +152,13 @@ def require_files(config: Mapping[str, Any]) -> None:
         _require_no_braces(f"catalog.models.{name}", model)
         if model.get("labels", "").endswith(".json") and not Path(model["labels"]).is_file():
             raise InputError(f"config: catalog.models.{name}.labels: {model['labels']} is not a file")
+        if "tokenizer" in model and not Path(model["tokenizer"]).is_dir():
+            raise InputError(f"config: catalog.models.{name}.tokenizer: {model['tokenizer']} is not a directory")
+        if "tokenizer" in model and model["labels"].endswith(".json"):
+            raise InputError(
+                f"config: catalog.models.{name}.labels: {model['labels']} has texts, expected a key of token ids, "
+                "whose text `tokenizer` says"
+            )
         if "path" in model and "hub" in model and Path(model["path"]).suffix != ".gguf":
             raise InputError(
                 f"config: catalog.models.{name}.path: {model['path']} is no .gguf file, expected one of the "
@@ -170,7 +177,7 @@ def require_files(config: Mapping[str, Any]) -> None:
 
 def _require_no_braces(key: str, source: Mapping[str, Any]) -> None:
     """Snakemake takes a brace in the path of an input for a wildcard, and has no way to write one that is none."""
-    for name in ("path", "files", "dump", "labels"):
+    for name in ("path", "files", "dump", "labels", "tokenizer"):
         paths = source.get(name, [])
         for path in [paths] if isinstance(paths, str) else paths:
             rest = path.replace(LAYER, "") if name == "dump" else path

@@ -57,6 +57,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def overlaid(config: Any, overlay: Any) -> Any:
+    """As Snakemake puts one configuration over another: mappings key by key, at every level."""
+    if not isinstance(config, dict) or not isinstance(overlay, dict):
+        return overlay
+    return {**config, **{key: overlaid(config.get(key), value) for key, value in overlay.items()}}
+
+
 def _parsed(text: str, path: str | Path) -> Any:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in found]

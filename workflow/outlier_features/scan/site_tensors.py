@@ -74,8 +74,6 @@ class SiteTensors:
                 )
             if entry.dtype not in FORMATS:
                 raise InputError(f"{file.path}: {name} is {entry.dtype}, expected one of {', '.join(FORMATS)}")
-            if entry.offset % itemsize(entry.dtype):
-                raise InputError(f"{file.path}: {name} does not start at a multiple of its item size")
             if 0 in entry.shape:
                 raise InputError(
                     f"{file.path}: {name} of shape {list(entry.shape)} is empty, expected a value at least"
@@ -199,8 +197,11 @@ class SiteTensors:
 
     @cached_property
     def in_place(self) -> bool:
-        """Whether a sequence can be read as it lies: its rows side by side, in a format that is handed out."""
-        return self.stored == self.dtype and bool(((self.strides == self.dims) | (self.lengths == 1)).all())
+        """Whether a sequence can be read as it lies: rows side by side, aligned, in a format that is handed out."""
+        side_by_side = ((self.strides == self.dims) | (self.lengths == 1)).all()
+        places = np.searchsorted(self._bases, self.starts, "right") - 1
+        aligned = not ((self.starts - self._bases[places]) % itemsize(self.stored)).any()
+        return self.stored == self.dtype and bool(side_by_side) and aligned
 
     def rows(self, first: int, last: int) -> "SiteTensors":
         """Sequences from `first` to before `last`."""
@@ -261,9 +262,10 @@ class SiteTensors:
         out = np.empty(len(cells), f"u{itemsize(self.dtype)}")
         for place in np.unique(places):
             file, chosen, size = self.files[place], places == place, itemsize(self.stored)
-            raw: Array = np.ndarray((file.size // size,), STORAGE[self.stored], file.map)
+            # A value at every byte, since an array in a file need not begin at a multiple of their size.
+            raw: Array = np.ndarray((file.size - size + 1,), STORAGE[self.stored], file.map, strides=(1,))
             found = np.empty((1, int(chosen.sum())), out.dtype)
-            _convert(raw[None, (addresses[chosen] - self._bases[place]) // size], self.stored, found)
+            _convert(raw[None, addresses[chosen] - self._bases[place]], self.stored, found)
             out[chosen] = found[0]
         return widened(out, self.dtype)
 
