@@ -55,7 +55,7 @@ ROWS_WITHOUT_SCRIPTS = 50
 DIM_ROWS = 20
 # Of the packed tables of a run; longer ones are cut, small ones whole.
 TABLE_BYTES = 8_000_000
-SCRIPTS = ("load.js", "state.js", "data.js", "figure.js", "table.js", "report.js")
+SCRIPTS = ("load.js", "state.js", "data.js", "figure.js", "filter.js", "table.js", "report.js")
 # What chapters are about, in words; those of figures have their titles in `figures.run_figures`.
 ABOUT = {
     "where": "In which layers, at which positions and at which tokens the large values are, and how large they are.",

@@ -1,4 +1,5 @@
-// Tables of any length: only the rows in view are in the document. Sorted by a header, searched over all columns.
+// Tables of any length: only the rows in view are in the document. Sorted by a header, filtered by the field below it,
+// searched over all columns.
 
 const SHOWN_CHARACTERS = 300;
 const SPARE_ROWS = 12;
@@ -17,15 +18,13 @@ function readable(value, column) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-const isNumeric = (column) => column.kind === "integer" || column.kind === "number";
-
 // Of the table that lies packed in the page, or of one that is given. A column may bring what is sorted by (`key`), what
 // finds a word (`finder`), and where a row leads (`href`).
 async function makeTable(box, given = null) {
   const table = given ?? (await unpackTable(box.dataset.table));
   const shown = table.columns.filter((column) => !column.hidden);
   const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
-  const state = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map() };
+  const state = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map(), filters: new Map() };
   const label = box.getAttribute("aria-label");
 
   // A choice of the rows that have one value in a column of few.
@@ -44,13 +43,33 @@ async function makeTable(box, given = null) {
   const bar = element("div", { className: "bar" });
   const search = element("input", { type: "search", placeholder: "Search", spellcheck: false });
   search.setAttribute("aria-label", `Search in ${label}`);
-  search.title = "Text anywhere in a cell, or the beginning of a number; of several words each must be found in the row";
+  search.title = "Text anywhere in a cell, or a number; of several words each must be found in the row";
   const count = element("output");
   const button = element("button", { type: "button", textContent: "CSV" });
   button.title = "All rows that the page holds, exact";
   button.setAttribute("aria-label", `Download ${label} as CSV`);
   button.addEventListener("click", () => save(csv(table), "text/csv", `${box.dataset.file}.csv`));
   bar.append(search, ...(table.filters ?? []).map((name) => chooser(name)), count, button);
+
+  const filterField = (column) => {
+    const field = element("input", { type: "text", placeholder: "filter", spellcheck: false, autocomplete: "off", title: filterSays(column) });
+    field.setAttribute("aria-label", `Filter by ${column.title ?? column.name}: ${label}`);
+    whenTyped(field, () => {
+      const test = columnFilter(column, field.value);
+      const unread = Boolean(field.value.trim()) && !test;
+      field.setAttribute("aria-invalid", unread);
+      if (test) state.filters.set(column, { test });
+      else if (unread) state.filters.set(column, { unread: `${column.title ?? column.name}: ${filterSays(column)}.` });
+      else state.filters.delete(column);
+      arrange();
+    });
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !field.value) return;
+      field.value = "";
+      field.dispatchEvent(new Event("input"));
+    });
+    return field;
+  };
 
   const view = element("div", { className: "window", tabIndex: 0 });
   view.setAttribute("role", "region");
@@ -73,7 +92,7 @@ async function makeTable(box, given = null) {
       cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
       arrange();
     });
-    cell.append(sorter);
+    cell.append(sorter, filterField(column));
     head.append(cell);
   }
   const body = element("tbody");
@@ -108,20 +127,19 @@ async function makeTable(box, given = null) {
   const arrange = () => {
     let found = state.query ? matching(table, state.query) : all;
     for (const [column, value] of state.chosen) if (value) found = found.filter((row) => column.get(row) === value);
+    const filters = [...state.filters.values()];
+    for (const { test } of filters) if (test) found = found.filter(test);
     state.order = state.column ? sorted(found, state.column, state.descending) : found;
-    count.textContent = found.length < table.rows || state.query
+    const rowsFound = found.length < table.rows || state.query
       ? `${found.length.toLocaleString("en")} of ${table.rows.toLocaleString("en")} rows`
       : `${table.rows.toLocaleString("en")} row${table.rows === 1 ? "" : "s"}`;
+    count.textContent = [rowsFound, ...filters.map(({ unread }) => unread).filter(Boolean)].join("; ");
     view.scrollTop = 0;
     draw();
   };
-  let pending = 0;
-  search.addEventListener("input", () => {
-    clearTimeout(pending);
-    pending = setTimeout(() => {
-      state.query = search.value.trim();
-      arrange();
-    }, 80);
+  whenTyped(search, () => {
+    state.query = search.value.trim();
+    arrange();
   });
   let waiting = false;
   view.addEventListener("scroll", () => {
@@ -133,6 +151,15 @@ async function makeTable(box, given = null) {
     });
   }, { passive: true });
   arrange();
+}
+
+// Once for what is typed in one go.
+function whenTyped(field, act) {
+  let pending = 0;
+  field.addEventListener("input", () => {
+    clearTimeout(pending);
+    pending = setTimeout(act, 80);
+  });
 }
 
 function element(name, properties = {}, ...children) {
@@ -221,23 +248,18 @@ function matching(table, query) {
   return rows;
 }
 
-// Whether a row's cell has the word: text anywhere in it, a number at its beginning, with or without its sign.
+// Whether a row's cell has the word: text anywhere in it; a number that is the word, with or without its sign.
 function finder(column, word) {
   if (column.finder) return column.finder(word);
-  if (column.levels) {
-    const has = column.levels.map((level) => level.toLowerCase().includes(word));
-    return has.some(Boolean) ? (row) => has[column.codes[row]] === true : null;
-  }
+  if (column.levels) return column.levels.some((level) => level.toLowerCase().includes(word)) ? textTest(column, word) : null;
   if (!isNumeric(column)) return (row) => readable(column.get(row), column).startsWith(word);
-  const wanted = word.replaceAll(",", "");
-  if (!/^[-+]?[\d.∞]/.test(wanted)) return null;
-  const start = wanted.replace(/^\+/, "");
-  column.texts ??= column.values.map((value) => (value === null ? "" : String(value)));
-  const texts = column.texts;
-  const whole = column.kind === "integer" && !column.unit; // an index
-  if (whole) return (row) => texts[row] === start;
-  if (start.startsWith("-")) return (row) => texts[row].startsWith(start);
-  return (row) => texts[row].startsWith(start) || (texts[row].startsWith(start, 1) && texts[row].startsWith("-"));
+  if (!ONE.test(word)) return null;
+  const wanted = equals(word);
+  const signless = !/^[-+]/.test(word);
+  return (row) => {
+    const value = column.get(row);
+    return value !== null && (wanted(value) || (signless && wanted(-value)));
+  };
 }
 
 // A short table that stands in the page whole: its headers sort its rows.
