@@ -125,7 +125,8 @@ def test_a_number_with_commas_is_one_where_it_is_written_so(opened):
             const test = columnFilter(column, text);
             return column.values.filter((_, row) => test(row));
           };
-          const real = { kind: "number", values: [0.1234, 0.12, 247.2, 24728, -Infinity, null], get: (row) => real.values[row] };
+          const values = [0.1234, 0.12, 247.2, 24728, -Infinity, null];
+          const real = { kind: "number", values, get: (row) => values[row] };
           return [
             rows(made("", [24, 728, 24728]), "24,728"), rows(made("tokens", [24, 728, 24728]), "24,728"),
             rows(made("tokens", [24, 728, 24728]), "24, 728"), rows(made("", [247, 24728, 2470]), "247"),
