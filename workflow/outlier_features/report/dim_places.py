@@ -1,14 +1,12 @@
 """Where the dims of a run lead in its report, and what the report's toolbox knows of them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
 from outlier_features.dim_marks import dim_name
 from outlier_features.model.bases import RESIDUAL, RESIDUAL_BASIS
-from outlier_features.report.page_template import script_json
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import run_rules, selected_dims
 
@@ -51,6 +49,5 @@ class DimPlaces:
         return f"{self.gallery}/{dim_name(dim)}.html" if dim in self.pages else f"#{self.run}/tables"
 
     @property
-    def json(self) -> Markup:
-        """`facts` for a script of type application/json."""
-        return script_json(self.facts)
+    def json(self) -> str:
+        return json.dumps(self.facts, separators=(",", ":"))

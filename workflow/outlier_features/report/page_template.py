@@ -128,13 +128,8 @@ def _text(path: Path) -> Markup:
 
 
 def json_script(figure: go.Figure) -> Markup:
-    """A figure as JSON in a page."""
-    return script_json(json.loads(figure.to_json(engine="json")))
-
-
-def script_json(value: Any) -> Markup:
-    """JSON that no parser of HTML or JavaScript can take for anything else."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    """A figure as JSON that no parser of HTML or JavaScript can take for anything else."""
+    text = json.dumps(json.loads(figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)

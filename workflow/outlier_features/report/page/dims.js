@@ -17,10 +17,9 @@ const dimFacts = (() => {
   const known = new Map();
   return (part = document.querySelector(".page:not([hidden])")) => {
     const run = part?.closest("[data-run]")?.dataset.run;
-    const script = run && document.getElementById(`${run}/dim-facts`);
-    if (!script) return null;
+    if (run === undefined) return null;
     if (!known.has(run)) {
-      const facts = JSON.parse(script.textContent);
+      const facts = JSON.parse(document.getElementById(run).dataset.dims);
       known.set(run, { ...facts, pages: new Set(facts.pages), sites: new Set(facts.sites), otherRules: new Set(facts.otherRules) });
     }
     return known.get(run);
