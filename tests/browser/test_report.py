@@ -327,6 +327,9 @@ def test_a_long_table_is_quick(long):
           timed("search for a word", () => matching(table, "massive"));
           timed("search for a number, the first", () => matching(table, "17"));
           timed("search for a number, later", () => matching(table, "1 7"));
+          timed("filter by text", () => all.filter(columnFilter(named.rule, "massive")));
+          timed("filter by a number", () => all.filter(columnFilter(named.dim, "17")));
+          timed("filter by a range", () => all.filter(columnFilter(named.max_abs, "5..10, 1e3..")));
           timed("write CSV", () => csv(table));
           return times;
         }"""

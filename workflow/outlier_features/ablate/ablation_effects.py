@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.wording import count, listing, some
 
 EXPERT_SITE = "expert_out"  # what is set to zero where an expert is pruned
@@ -45,20 +46,20 @@ def ablation_effects(ablation: pl.DataFrame, by_sequence: pl.DataFrame) -> list[
     ]
 
 
-def target_name(effect: Row) -> str:
+def target_name(effect: Row) -> Sentence:
     """What was changed, in words: dims, weights or experts, and where."""
     if effect["site"] == EXPERT_SITE:
-        return _experts(effect)
+        return Sentence(_experts(effect))
     layers, dims, cols = ((effect[name] or "").split("+") for name in ("layers", "dims", "cols"))
     if effect["target"] == "weight":
         if len(dims) == 1:
-            return f"weight W_down[{dims[0]}, {cols[0]}] of layer {layers[0]}"
-        return f"all {len(dims)} super weights"
+            return Sentence(f"weight W_down[{dim_mark(dims[0])}, {cols[0]}] of layer {layers[0]}")
+        return Sentence(f"all {len(dims)} super weights")
     noun = "dimension" if len(dims) == 1 else "dimensions"
-    named = some(dims, NAMED)
+    named = some([*map(dim_mark, dims)], NAMED)
     if not effect["layers"]:
-        return f"{noun} {named} in every {listing(effect['site'].split('+'))}"
-    return f"{noun} {named} on {effect['site']} of {_blocks(layers)}"
+        return Sentence(f"{noun} {named} in every {listing(effect['site'].split('+'))}")
+    return Sentence(f"{noun} {named} on {effect['site']} of {_blocks(layers)}")
 
 
 def ablation_sample(ablation: Row) -> str:

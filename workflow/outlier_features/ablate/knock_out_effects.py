@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.wording import count, some
 
 Row = Mapping[str, Any]
@@ -36,17 +37,18 @@ def blocks_of(effect: Row) -> list[int]:
     return [*map(int, (effect["layers"] or "").split("+"))] if effect["layers"] else []
 
 
-def knocked_out(effect: Row) -> str:
+def knocked_out(effect: Row) -> Sentence:
     """What was changed, in words."""
     blocks = blocks_of(effect)
     if effect["target"] in _NOUNS:
         noun = _NOUNS[effect["target"]]
-        return f"{noun} of layer {blocks[0]}" if len(blocks) == 1 else f"{noun} of all {count(len(blocks), 'layer')}"
+        where = f"layer {blocks[0]}" if len(blocks) == 1 else f"all {count(len(blocks), 'layer')}"
+        return Sentence(f"{noun} of {where}")
     if effect["target"] == "head":
-        return f"head {effect['head']} of layer {blocks[0]}"
+        return Sentence(f"head {effect['head']} of layer {blocks[0]}")
     dims = effect["dims"].split("+")
     if effect["target"] == "massive_tokens":
-        return f"{'dimension' if len(dims) == 1 else 'dimensions'} {some(dims, NAMED)}"
+        return Sentence(f"{'dimension' if len(dims) == 1 else 'dimensions'} {some([*map(dim_mark, dims)], NAMED)}")
     if len(dims) == 1:
-        return f"weight W_down[{dims[0]}, {effect['cols']}] of layer {blocks[0]}"
-    return f"all {len(dims)} super weights"
+        return Sentence(f"weight W_down[{dim_mark(dims[0])}, {effect['cols']}] of layer {blocks[0]}")
+    return Sentence(f"all {len(dims)} super weights")

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
+from outlier_features.dim_marks import marked_of
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -106,7 +107,7 @@ def _short(effect: Part) -> str:
     """What was set to zero, in few words however much it is."""
     if effect["target"] == "dims" and effect["number"] > 2:
         return f"the {count(effect['number'], 'dimension')} of rule {effect['rule']}"
-    return target_name(effect)
+    return marked_of(target_name(effect))
 
 
 def _rounded(effect: Part) -> str:

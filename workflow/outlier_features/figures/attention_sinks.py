@@ -8,6 +8,7 @@ import polars as pl
 
 from outlier_features.attention.kept_patterns import first_key_by_layer
 from outlier_features.attention.sinks_schema import SinkSample
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.dimension_map import choosing
 from outlier_features.figures.style import (
     PALE,
@@ -18,6 +19,7 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
     set_layer_axis,
+    set_panel_dim,
 )
 from outlier_features.largest import largest_of_each
 from outlier_features.wording import count, layers, number, percent, rules_named
@@ -61,8 +63,9 @@ def _finding(sinks: pl.DataFrame, massive: "_Massive | None", sample: SinkSample
     )
     if massive is not None and massive.step_up in rates and (after := _reading(rates, massive)) is not None:
         return (
-            f"{text}: {percent(rates[massive.step_up])} in layer {massive.step_up}, where dimension {massive.dim} "
-            f"steps up, {percent(rates[after])} in layer {after}, whose attention first reads it."
+            f"{text}: {percent(rates[massive.step_up])} in layer {massive.step_up}, where dimension "
+            f"{dim_mark(massive.dim)} steps up, {percent(rates[after])} in layer {after}, whose attention first reads "
+            "it."
         )
     layer = max(rates, key=rates.__getitem__)
     return f"{text}, most often in layer {layer} ({percent(rates[layer])})."
@@ -120,8 +123,8 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
             "no attention reads that" if after is None else f"the attention of layer {after} is the first to read that"
         )
         said.append(
-            f"Dimension {massive.dim}, the largest by rule {massive.rule}, reaches half of its largest |x| on "
-            f"resid_post in layer {up}; {reads}."
+            f"Dimension {dim_mark(massive.dim)}, the largest by rule {massive.rule}, reaches half of its largest |x| "
+            f"on resid_post in layer {up}; {reads}."
         )
     else:
         said.append(
@@ -213,6 +216,7 @@ def _add_magnitude(figure: go.Figure, massive: _Massive | None, last: int) -> No
     if massive is None:
         say_nothing_here(figure, "no dimension has massive activations", 3, 1)
         return
+    set_panel_dim(figure, massive.dim, 3)
     values = [massive.values.get(layer) for layer in range(last + 1)]
     low, high = decades([value for value in values if value] or [1.0])
     figure.add_scatter(

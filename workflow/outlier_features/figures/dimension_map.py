@@ -7,6 +7,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     PALE,
     Drawing,
@@ -14,6 +15,7 @@ from outlier_features.figures.style import (
     capped,
     label,
     panels,
+    set_dim_rows,
     set_layer_axis,
 )
 from outlier_features.largest import largest_of_each
@@ -68,7 +70,8 @@ def _finding(emergence: pl.DataFrame, dims: pl.DataFrame, rules: Collection[str]
         steps = selected.drop_nulls("step_up").unique("dim").group_by("step_up").len().sort("len", "step_up")
         layer, those = (None, 0) if steps.is_empty() else steps.row(-1)
         if dims_in_all == 1:
-            text = f"Dimension {largest['dim']}, the one that {select}, reaches |x| {number(largest['max_abs'])} {at}"
+            named, reached = dim_mark(largest["dim"]), number(largest["max_abs"])
+            text = f"Dimension {named}, the one that {select}, reaches |x| {reached} {at}"
             return text + ("." if layer is None else f" and steps up in layer {layer}.")
         text = (
             f"Of {count(dims_in_all, 'dimension')} that {select}, {largest['dim']} has the largest |x|: "
@@ -113,9 +116,8 @@ def _figure(
         if site == "resid_post":
             add_steps(figure, dims.filter(population=population), shown, row)
         figure.update_yaxes(title_text=f"{label(site)}<br>dimension", title_standoff=4, row=row, col=1)
-    figure.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5], showgrid=False
-    )
+    set_dim_rows(figure, shown)
+    figure.update_yaxes(showgrid=False)
     figure.update_xaxes(showgrid=False)
     set_layer_axis(figure, layers[-1], len(sites))
     if "resid_post" in sites:

@@ -20,6 +20,7 @@ from outlier_features.figures.style import (
     decades,
     panels,
     power,
+    set_dim_rows,
     set_layer_axis,
 )
 from outlier_features.populations import population_title
@@ -207,10 +208,8 @@ def _bars(forming: pl.DataFrame, shown: Sequence[tuple[int, int]]) -> go.Figure:
         if colour in bars:
             add_legend_entry(figure, title, marker={"symbol": "square", "size": 12, "color": colour})
     figure.update_layout(barmode="relative", uniformtext={"minsize": 10, "mode": "show"}, margin_l=150)
-    figure.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=[f"dim {dim}, layer {layer}" for dim, layer in shown],
-        range=[len(shown) - 0.5, -0.5], title_text="massive activation",
-    )  # fmt: skip
+    set_dim_rows(figure, [dim for dim, _ in shown], [f"dim {dim}, layer {layer}" for dim, layer in shown])
+    figure.update_yaxes(title_text="massive activation")
     figure.update_xaxes(title_text="share of the MLP's output, before a post-norm", tickformat=".0%",
                         range=[low - 0.03 * (high - low), high + 0.03 * (high - low)])  # fmt: skip
     return figure

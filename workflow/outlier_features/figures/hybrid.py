@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 
+from outlier_features.dim_marks import marked_of
 from outlier_features.figures.style import INK, LAYER_AXIS, Drawing
 from outlier_features.wording import layers
 
@@ -16,7 +17,7 @@ def with_attention_marked(drawing: Drawing, attention: Sequence[int]) -> Drawing
     marked = [_mark(view, attention) for view in drawing.views.values()]
     if not any(marked):
         return drawing
-    text = f"{drawing.text} Black under the axis: {layers(attention)}, which alone have softmax attention."
+    text = f"{marked_of(drawing.text)} Black under the axis: {layers(attention)}, which alone have softmax attention."
     return replace(drawing, text=text.strip())
 
 

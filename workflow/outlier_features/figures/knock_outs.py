@@ -10,6 +10,7 @@ import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample
 from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
+from outlier_features.dim_marks import dim_mark, marked_of
 from outlier_features.figures.style import (
     BLUE,
     GREEN,
@@ -24,6 +25,7 @@ from outlier_features.figures.style import (
     log_axis,
     panels,
     set_layer_axis,
+    set_panel_dim,
 )
 from outlier_features.wording import capital, number, percent
 
@@ -96,6 +98,7 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -
         for at in range(last + 1) if len(blocks_of(row)) > 1 else ():
             _add_line(figure, row, at, _value(row, at, dims), top if at == last else None)
     for at, dim in enumerate(dims):
+        set_panel_dim(figure, dim["dim"], at + 1)
         title = f"dim {dim['dim']} in layer {dim['layer']}<br>share of {number(dim['unchanged_mean'])}"
         figure.update_yaxes(title_text=title, tickformat=".0%", zeroline=True, zerolinecolor=GREY, row=at + 1, col=1)
     figure.update_yaxes(title_text="perplexity", row=last + 1, col=1, **log_axis(*decades([*perplexities, top])))
@@ -115,7 +118,7 @@ def _needed(single: Sequence[Part], base: Part) -> str:
     if left:
         row = min(left, key=lambda row: abs(row["massive"][0]["share"]))
         dim = row["massive"][0]
-        left_over = f"{percent(dim['share'])} of dimension {dim['dim']} is left at its massive tokens"
+        left_over = f"{percent(dim['share'])} of dimension {dim_mark(dim['dim'])} is left at its massive tokens"
         said.append(f"without {knocked_out(row)}, {left_over}")
     finite = [row for row in single if row["perplexity"] is not None]
     if finite:
@@ -175,8 +178,8 @@ def _heads(effects: Sequence[Part], results: Part, rules: str) -> Drawing:
     dims = effects[0]["massive"][:1]
     if dims:
         text += (
-            f", and by how much of its value dimension {dims[0]['dim']} changes at its massive tokens in layer "
-            f"{dims[0]['layer']}, where it is largest"
+            f", and by how much of its value dimension {dim_mark(dims[0]['dim'])} changes at its massive tokens in "
+            f"layer {dims[0]['layer']}, where it is largest"
         )
     layers = sorted({blocks_of(row)[0] for row in effects})
     heads = 1 + max(row["head"] for row in effects)
@@ -220,8 +223,8 @@ def _needed_head(effects: Sequence[Part]) -> str:
         row = max(moved, key=lambda row: abs(row["massive"][0]["share"] - 1))
         dim = row["massive"][0]
         said.append(
-            f"dimension {dim['dim']} without {knocked_out(row)}, which leaves {percent(dim['share'])} of its value at "
-            "its massive tokens"
+            f"dimension {dim_mark(dim['dim'])} without {marked_of(knocked_out(row))}, which leaves "
+            f"{percent(dim['share'])} of its value at its massive tokens"
         )
     return f"{capital('; '.join(said))}." if said else ""
 
@@ -274,7 +277,7 @@ def _worth(effects: Sequence[Part], base: Part) -> str:
     zero = [row for row in own if row["value"] == "scaled" and row["scale"] == 0]
     back = [row for row in own if row["value"] == "restored"]
     finite = [row for row in own if row["value"] == "scaled" and row["perplexity"] is not None]
-    text = f"With {knocked_out(first)} at zero, perplexity is " + " ".join(_perplexity(row) for row in zero)
+    text = f"With {marked_of(knocked_out(first))} at zero, perplexity is " + " ".join(_perplexity(row) for row in zero)
     text += f" instead of {_perplexity(base)}"
     text += "".join(f", and {_perplexity(row)} with its value put back" for row in back)
     if finite:

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREEN,
@@ -21,6 +22,7 @@ from outlier_features.figures.style import (
     above,
     panels,
     set_layer_axis,
+    set_panel_dim,
 )
 from outlier_features.origin.origin_findings import (
     PARTS,
@@ -77,8 +79,8 @@ def _finding(life: pl.DataFrame) -> str:
     added = life.filter(~pl.col("part").is_in(["resid_pre", "resid_post"])).with_columns(with_it=pl.col("value") * sign)
     first = life.row(0, named=True)
     text = (
-        f"Dimension {first['target_dim']} is {number(peak)} after layer {last} at position {first['traced_token']} of "
-        f"sequence {first['sequence']}"
+        f"Dimension {dim_mark(first['target_dim'])} is {number(peak)} after layer {last} at position "
+        f"{first['traced_token']} of sequence {first['sequence']}"
     )
     makers = added.filter(pl.col("with_it") > 0, pl.col("layer") <= last).sort("with_it")
     if makers.is_empty():
@@ -120,6 +122,7 @@ def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:
             legendgroup="resid_post", showlegend=row == 1, mode="lines+markers",
             line={"color": INK, "width": 1.8}, marker={"size": 5}, hovertemplate="%{y:.5g}", row=row, col=1,
         )  # fmt: skip
+        set_panel_dim(figure, dim, row)
         place = life.row(0, named=True)
         title = f"dim {dim}, sequence {place['sequence']},<br>position {place['traced_token']}<br>x (activation)"
         figure.update_yaxes(title_text=title, zeroline=True, zerolinecolor=GREY, tickformat=",", row=row, col=1)

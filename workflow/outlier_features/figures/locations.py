@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import marked_of
 from outlier_features.figures.style import BLUE, LAYER_AXIS, ORANGE, SKY, Drawing, add_legend_entry, label, panels
 from outlier_features.populations import over_population, population_title
 from outlier_features.wording import capital, count, listing, number, percent
@@ -38,7 +39,7 @@ def locations_by_layer(document: Mapping[str, Any]) -> Drawing:
     if not every:
         return drawing.empty("Nothing is drawn: the rule was not applied, as its sites are not in this run.")
     if not sites:
-        return drawing.empty(drawing.text + " So nothing is drawn.")
+        return drawing.empty(marked_of(drawing.text) + " So nothing is drawn.")
     kept = {population: {site: part[site] for site in sites} for population, part in found.items()}
     views = {population: _figure(part, population) for population, part in kept.items()}
     finding = _finding(next(iter(kept.values())), next(iter(kept)))

@@ -121,7 +121,8 @@ def _figure(rows: pl.DataFrame, population: str, size: float, activations: int) 
     figure = panels([height], [population_title(population), ""], horizontal_spacing=0.04)
     figure.update_layout(margin_l=150, bargap=0.25)
     if rows.is_empty():
-        say_nothing_here(figure, "no massive activations in this population", 1, 1)
+        for column in (1, 2):
+            say_nothing_here(figure, "no massive activations in this population", 1, column)
     for excluded, _, colour, pattern in _KINDS:
         here = rows.with_row_index("row").filter(excluded=excluded)
         for column, name in ((1, "activations"), (2, "max_abs")):

@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.dimension_map import choosing, chosen_dims
 from outlier_features.figures.style import (
     BLUE,
@@ -18,6 +19,7 @@ from outlier_features.figures.style import (
     decades,
     label,
     log_axis,
+    of_dims,
     panels,
     set_layer_axis,
 )
@@ -97,8 +99,8 @@ def _finding(at: pl.DataFrame, shown: Sequence[int]) -> str:
             ends = known.select("ratio", "site", "layer")
             (least, site, layer), (most, other, later) = ends.row(0), ends.row(-1)
             return (
-                f"The |gain| of dimension {dim} is between {number(least)} times the median of the dimensions not "
-                f"selected ({site}, layer {layer}) and {number(most)} times ({other}, layer {later})."
+                f"The |gain| of dimension {dim_mark(dim)} is between {number(least)} times the median of the "
+                f"dimensions not selected ({site}, layer {layer}) and {number(most)} times ({other}, layer {later})."
             )
     return ""
 
@@ -170,6 +172,7 @@ def _add_dim(
     ]
     figure.add_scatter(
         **_over_layers(here, "size_of_gain", last, floor) | {"customdata": details},
+        **of_dims(dim),
         name=f"dimension {dim}",
         legendgroup=f"{dim}",
         showlegend=row == 1,

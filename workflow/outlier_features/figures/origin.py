@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -19,6 +20,7 @@ from outlier_features.figures.style import (
     log_axis,
     panels,
     say_nothing_here,
+    set_panel_dim,
 )
 from outlier_features.origin.origin_findings import (
     STEPS,
@@ -86,8 +88,8 @@ def _finding(ladder: Ladder, neurons: pl.DataFrame) -> str:
         f"{percent(share)} from neuron {neuron}"
         for neuron, share in ranked.head(2).select("neuron", "share").iter_rows()
     )
-    written = f"Of the {number(total)} that the MLP of layer {layer} writes into dimension {dim} at its traced token"
-    return f"{written}: {named}."
+    written = f"Of the {number(total)} that the MLP of layer {layer} writes into dimension {dim_mark(dim)}"
+    return f"{written} at its traced token: {named}."
 
 
 def _figure(shown: Sequence[Ladder], neurons: pl.DataFrame) -> go.Figure:
@@ -100,6 +102,8 @@ def _figure(shown: Sequence[Ladder], neurons: pl.DataFrame) -> go.Figure:
         horizontal_spacing=0.13,
     )
     for row, (dim, layer, step, rows) in enumerate(shown, start=1):
+        for column in (1, 2):
+            set_panel_dim(figure, dim, row, column)
         _add_ladder(figure, rows, row)
         title = f"dim {dim}, layer {layer}<br>({STEPS[step]})<br>|x| (activation)"
         figure.update_yaxes(title_text=title, row=row, col=1)

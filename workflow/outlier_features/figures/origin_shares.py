@@ -6,6 +6,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREEN,
@@ -18,6 +19,7 @@ from outlier_features.figures.style import (
     VERMILLION,
     Drawing,
     panels,
+    set_dim_rows,
 )
 from outlier_features.origin.origin_findings import SUMS, traced_population, traced_rule
 from outlier_features.origin.shares_of_parts import BETWEEN, EMBEDDINGS, ROUNDING, ROUTED, SHARED
@@ -62,7 +64,9 @@ def _finding(known: pl.DataFrame) -> str:
     first = known["target_dim"][0]
     row = most.filter(target_dim=first).row(0, named=True)
     value = row["value"] / row["share"]
-    text = f"Of the {number(value)} in dimension {first} after layer {row['layer']}, {SUMS[row['part']]} wrote "
+    text = (
+        f"Of the {number(value)} in dimension {dim_mark(first)} after layer {row['layer']}, {SUMS[row['part']]} wrote "
+    )
     # What other parts take off again is not a part of the value.
     text += percent(row["share"]) if row["share"] <= 2 else f"{number(row['value'])}, of which others took most off"
     if len(makers) == 1:
@@ -100,10 +104,8 @@ def _figure(rows: pl.DataFrame, dims: list[int]) -> go.Figure:
     for dim, layer in rows.select("target_dim", "layer").unique(maintain_order=True).rows():
         labels[dim] = f"dim {dim}, after layer {layer}"
     figure.update_layout(barmode="relative", uniformtext={"minsize": 10, "mode": "show"}, margin_l=150, showlegend=True)
-    figure.update_yaxes(
-        tickvals=list(range(len(dims))), ticktext=[labels[dim] for dim in dims], range=[len(dims) - 0.5, -0.5],
-        title_text="traced dimension",
-    )  # fmt: skip
+    set_dim_rows(figure, dims, [labels[dim] for dim in dims])
+    figure.update_yaxes(title_text="traced dimension")
     figure.update_xaxes(title_text="share of the value on resid_post", tickformat=".0%",
                         range=[low - 0.03 * (high - low), high + 0.03 * (high - low)])  # fmt: skip
     return figure

@@ -6,6 +6,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.dimension_map import (
     MAX_ROWS,
     add_step_legend,
@@ -26,6 +27,7 @@ from outlier_features.figures.style import (
     capped,
     panels,
     say_nothing_here,
+    set_dim_rows,
     set_layer_axis,
 )
 from outlier_features.populations import over_population, population_title
@@ -81,7 +83,11 @@ def _finding(dims: pl.DataFrame, rules: Sequence[str], populations: Sequence[str
         if len(rules) == 1:
             return f"{capital(rules_named(rules, 'select'))} {found} {over}."
         alike = sorted(by_dim.filter(rule=len(rules))["dim"])
-        agreed = f"all agree on {number(len(alike))} ({some(alike, 3)})" if alike else "they all agree on none"
+        agreed = (
+            f"all agree on {number(len(alike))} ({some([*map(dim_mark, alike)], 3)})"
+            if alike
+            else "they all agree on none"
+        )
         rule, most = selected.group_by("rule").len().sort("len", "rule").row(-1)
         return (
             f"{capital(over)}, {len(rules)} rules together select {found}, {rule} the most ({number(most)}); {agreed}; "
@@ -103,7 +109,7 @@ def _figure(bars: pl.DataFrame, shown: Sequence[int], rules: Sequence[str], bloc
     for index, rule in enumerate(rules):
         _add_bars(figure, bars.filter(rule=rule), shown, rule, index, len(rules))
     add_steps(figure, bars, shown, 1)
-    figure.update_yaxes(tickvals=list(range(len(shown))), ticktext=[*map(str, shown)], range=[len(shown) - 0.5, -0.5])
+    set_dim_rows(figure, shown)
     figure.update_yaxes(title_text="dimension", row=1, col=1)
     figure.update_layout(barmode="overlay")
     set_layer_axis(figure, blocks - 1, 1)

@@ -17,6 +17,8 @@ from outlier_features.figures.style import (
     add_legend_entry,
     decades,
     label,
+    names_of_dims,
+    of_dims,
     panels,
     say_nothing_here,
 )
@@ -157,6 +159,7 @@ def _add_points(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int)
         figure.add_scatter(
             x=part[x].to_list(),
             y=part[y].to_list(),
+            **of_dims(part["dim"].to_list()),
             customdata=[
                 (dim, number(passing), count(sequences, "sequence"), percent(across), percent(up), number(size))
                 for dim, passing, sequences, across, up, size in part.select(
@@ -194,6 +197,7 @@ def _add_names(figure: go.Figure, here: pl.DataFrame, x: str, y: str, row: int, 
         taken.append(line)
         figure.add_annotation(
             text=text,
+            name=names_of_dims(dim for *_, dim in together),
             x=begin,
             y=math.log10(up),
             showarrow=False,

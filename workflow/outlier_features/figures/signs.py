@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.dimension_map import MAX_ROWS
 from outlier_features.figures.style import (
     BLUE,
@@ -20,6 +21,7 @@ from outlier_features.figures.style import (
     label,
     panels,
     say_nothing_here,
+    set_dim_rows,
 )
 from outlier_features.largest import largest_of_each
 from outlier_features.populations import over_population, population_title
@@ -126,7 +128,7 @@ def _finding(
             return f"{text}."
         row = known.row(-1, named=True)
         low, high = number(row["low"]), number(row["high"])
-        return f"{text}; dimension {row['dim']} reaches from {low} to {high} on {row['site']}."
+        return f"{text}; dimension {dim_mark(row['dim'])} reaches from {low} to {high} on {row['site']}."
     return ""
 
 
@@ -178,13 +180,6 @@ def _figure(
     return figure
 
 
-def _set_dims(figure: go.Figure, part: _Part, row: int) -> None:
-    last = len(part.shown) - 0.4
-    figure.update_yaxes(
-        tickvals=list(range(len(part.shown))), ticktext=[*map(str, part.shown)], range=[last, -0.6], row=row
-    )
-
-
 def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> None:
     shares = [-1.0, -0.5, 0.0, 0.5, 1.0]
     figure.update_xaxes(
@@ -193,7 +188,7 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
     )  # fmt: skip
     figure.add_vline(x=0, line={"color": INK, "width": 1}, row=row, col=1)
     figure.update_yaxes(title_text=f"rule {label(part.rule)}<br>dimension", row=row, col=1)
-    _set_dims(figure, part, row)
+    set_dim_rows(figure, part.shown, row=row)
     if rows.is_empty():
         say_nothing_here(figure, "no such dimension has a hit", row, 1)
         return
@@ -232,7 +227,7 @@ def _add_bars(figure: go.Figure, rows: pl.DataFrame, part: _Part, row: int) -> N
 
 
 def _add_ranges(figure: go.Figure, ranges: pl.DataFrame, part: _Part, scale: _Scale, row: int) -> None:
-    _set_dims(figure, part, row)
+    set_dim_rows(figure, part.shown, row=row)
     if ranges.is_empty():
         say_nothing_here(figure, "no such tokens in this run", row, 1)
         return

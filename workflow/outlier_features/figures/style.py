@@ -1,7 +1,7 @@
 """What the figures share: colours, fonts, the grid of panels, and captions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
+from outlier_features.dim_marks import Sentence
 from outlier_features.visible_text import quoted, visible, visible_start
 from outlier_features.wording import count, number
 
@@ -44,8 +45,7 @@ class Drawing:
     """A figure and its caption; without a view where there is nothing to draw, and `text` says why.
 
     sites, rule, population   where the numbers come from
-    text                      what is drawn, and how it is read
-    finding                   what this figure of this run says, computed from its data, in a sentence
+    text                      what is drawn, and how it is read; of it and of `finding` the drawing makes sentences
     views                     by population, each a whole figure; one that does not depend on it has one view, `all`
     data                      what is drawn, exact, its columns named as in the public tables
     min_width                 pixels below which the figure cannot be read
@@ -64,6 +64,10 @@ class Drawing:
     min_width: int = 340
     finding: str = ""
     chapter: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("finding", "text"):
+            object.__setattr__(self, name, Sentence(getattr(self, name)))
 
     def empty(self, why: str) -> "Drawing":
         return replace(self, text=why)
@@ -134,6 +138,38 @@ def set_layer_axis(figure: go.Figure, last: int, rows: int) -> None:
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if last <= 10 * step)
     figure.update_xaxes(range=[-0.5, last + 0.5], tick0=0, dtick=step)
     figure.update_xaxes(title_text=LAYER_AXIS, row=rows)
+
+
+def set_dim_rows(figure: go.Figure, dims: Sequence[int], names: Sequence[str] = (), row: int | None = None) -> None:
+    """A row for each dim along the y axes of all panels, or of those of one row, the first above."""
+    last = len(dims) - 0.5
+    ticks = {
+        "type": "linear", "tickvals": [*range(len(dims))], "ticktext": [*(names or map(str, dims))],
+        "range": [last, -0.5],
+    }  # fmt: skip
+    for axis in figure.select_yaxes(row=row):
+        axis.update(ticks)
+        _say_dims(figure, axis, [*dims])
+
+
+def set_panel_dim(figure: go.Figure, dim: int, row: int, column: int = 1) -> None:
+    """Say that all of a panel is about one dim."""
+    _say_dims(figure, figure.get_subplot(row, column).yaxis, dim)
+
+
+def _say_dims(figure: go.Figure, axis: Any, dims: int | list[int]) -> None:
+    said = dict(figure.layout.meta or {})
+    figure.layout.meta = {**said, "dims": {**said.get("dims", {}), axis.plotly_name: dims}}
+
+
+def of_dims(dims: int | Sequence[int]) -> dict[str, Any]:
+    """What says of a trace, as arguments to it, of which dim it is, or each of its points."""
+    return {"meta": {"dims": dims if isinstance(dims, int) else [*dims]}}
+
+
+def names_of_dims(dims: Iterable[int]) -> str:
+    """The `name` of an annotation that names these dims."""
+    return f"dims {' '.join(map(str, dims))}"
 
 
 def add_legend_entry(figure: go.Figure, name: str, **style: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -106,8 +107,8 @@ def _largest(grid: SurfaceGrid, surface: pl.DataFrame) -> str:
     rest = np.delete(grid.by_token, row)
     value = number(float(grid.value[row, column]))
     return (
-        f"On {place['site']} of layer {place['layer']}, x is {value} in dimension {dim} at position {token} of "
-        f"sequence {place['sequence']}{named}"
+        f"On {place['site']} of layer {place['layer']}, x is {value} in dimension {dim_mark(dim)} at position {token} "
+        f"of sequence {place['sequence']}{named}"
         + (f"; at the other positions |x| is at most {number(float(rest.max()))}." if len(rest) else ".")
     )
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import dim_name
 from outlier_features.gallery.gallery_run import GalleryRun
-from outlier_features.gallery.names import Neuron, dim_name, sequence_name
+from outlier_features.gallery.names import Neuron, sequence_name
 from outlier_features.gallery.packed_values import halves
 from outlier_features.origin.origin_findings import lifecycle_sentences
 from outlier_features.visible_text import visible

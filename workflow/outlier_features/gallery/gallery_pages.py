@@ -11,7 +11,7 @@ from outlier_features.report.page_template import FOLDER as REPORT
 from outlier_features.report.page_template import Pages
 
 FOLDER = Path(__file__).parent / "page"
-FROM_REPORT = ("theme.js", "load.js", "data.js", "table.js", "report.css")
+FROM_REPORT = ("theme.js", "load.js", "data.js", "filter.js", "table.js", "report.css")
 
 
 class GalleryPages:

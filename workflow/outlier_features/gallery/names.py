@@ -33,9 +33,5 @@ class Neuron(NamedTuple):
 THE_NEURON = Neuron._fields  # in the order of a table's columns
 
 
-def dim_name(dim: int) -> str:
-    return f"D{dim}"
-
-
 def sequence_name(sequence: int) -> str:
     return f"S{sequence}"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from outlier_features.dim_marks import dim_name
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.gallery.dim_page import dim_page, values_along_text, values_name
 from outlier_features.gallery.gallery_pages import GalleryPages
 from outlier_features.gallery.gallery_run import GalleryRun
-from outlier_features.gallery.names import Neuron, dim_name, sequence_name
+from outlier_features.gallery.names import Neuron, sequence_name
 from outlier_features.gallery.neuron_page import NeuronRows, neuron_page
 from outlier_features.gallery.render_gallery import MANIFEST, text_of
 

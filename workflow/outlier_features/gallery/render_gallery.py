@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import dim_name
 from outlier_features.files.artifacts import SAME_RUN, replacing_directory, write_json
 from outlier_features.files.missing import MISSING, missing_sentence
 from outlier_features.files.tables import provenance_of
@@ -14,7 +15,7 @@ from outlier_features.gallery.dim_page import NORM, dim_page, values_along_text,
 from outlier_features.gallery.gallery_pages import GalleryPages
 from outlier_features.gallery.gallery_run import GalleryRun
 from outlier_features.gallery.gallery_schema import GALLERY_NEURONS
-from outlier_features.gallery.names import THE_NEURON, Neuron, dim_name, sequence_name
+from outlier_features.gallery.names import THE_NEURON, Neuron, sequence_name
 from outlier_features.gallery.neuron_page import NeuronRows, neuron_page
 from outlier_features.gallery.packed_values import floats, halves, integers
 from outlier_features.progress import item_bar

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.norms.describe_gains import all_exactly_one
 from outlier_features.wording import count, number
 
@@ -62,14 +63,14 @@ def is_notable(row: Part) -> bool:
     return bool(row["smallest"]["ratio"] <= 1 / NOTABLE or row["largest"]["ratio"] >= NOTABLE)
 
 
-def dim_sentence(row: Part) -> str:
+def dim_sentence(row: Part) -> Sentence:
     """Where a dim's gain is smallest and where it is largest, against the others' median."""
     least, most = (
         f"{number(one['ratio'])} on {one['site'].replace('+', ' = ')} in layer {one['layer']} (rank {one['rank']:,} of "
         f"{one['size']:,})"
         for one in (row["smallest"], row["largest"])
     )
-    return (
-        f"Gain of dimension {row['dim']}, as |gain| / median |gain| of the unselected dimensions: smallest {least}, "
-        f"largest {most}."
+    return Sentence(
+        f"Gain of dimension {dim_mark(row['dim'])}, as |gain| / median |gain| of the unselected dimensions: "
+        f"smallest {least}, largest {most}."
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.model.bases import RESID_POST
 from outlier_features.origin.shares_of_parts import (
     BETWEEN,
@@ -105,10 +106,10 @@ def place(life: pl.DataFrame) -> str:
     return place_of(*life.select("sequence", "traced_token", "token_text").row(0))
 
 
-def lifecycle_sentences(life: pl.DataFrame) -> list[str]:
+def lifecycle_sentences(life: pl.DataFrame) -> list[Sentence]:
     """Which part of which layer makes the dim at the traced token, which change it most, and what it is made of; rows
     of one dim."""
-    return [_maker(life), _changes(life), _made_of(life)]
+    return [*map(Sentence, (_maker(life), _changes(life), _made_of(life)))]
 
 
 def _made_of(life: pl.DataFrame) -> str:
@@ -143,15 +144,15 @@ def _maker(life: pl.DataFrame) -> str:
     most = max(parts, key=lambda part: parts[part] * here)
     if most == "resid_pre" and layer == 0:
         return (
-            f"The embeddings give dim {dim} {number(parts[most])} at {place(life)}; after the first layer it has "
-            f"{number(here)}."
+            f"The embeddings give dim {dim_mark(dim)} {number(parts[most])} at {place(life)}; after the first layer "
+            f"it has {number(here)}."
         )
     if most == "resid_pre":
-        return f"Dim {dim} reaches {number(here)} after layer {layer} at {place(life)} in several steps."
+        return f"Dim {dim_mark(dim)} reaches {number(here)} after layer {layer} at {place(life)} in several steps."
     verb = "write" if most == ROUTED else "writes"
     return (
-        f"{capital(PARTS[most])} of layer {layer} {verb} {number(parts[most])} into dim {dim} at {place(life)}; after "
-        f"the layer it has {number(here)}."
+        f"{capital(PARTS[most])} of layer {layer} {verb} {number(parts[most])} into dim {dim_mark(dim)} at "
+        f"{place(life)}; after the layer it has {number(here)}."
     )
 
 
@@ -195,13 +196,13 @@ def activation_rows(ladder: Sequence[Row]) -> tuple[Row, Row] | None:
     return (rows["mlp_pre"], after) if "mlp_pre" in rows and after else None
 
 
-def neuron_sentence(neurons: pl.DataFrame) -> str:
+def neuron_sentence(neurons: pl.DataFrame) -> Sentence:
     """Which neurons feed the dim; rows of one dim and layer of origin_neurons.parquet."""
     total, dim, layer = float(neurons["contribution"].sum()), neurons["target_dim"][0], neurons["layer"][0]
     ranked = neurons.drop_nulls("neuron").sort("rank")
-    head = f"Of the {number(total)} that the last linear of layer {layer}'s MLP writes into dim {dim}"
+    head = f"Of the {number(total)} that the last linear of layer {layer}'s MLP writes into dim {dim_mark(dim)}"
     if not total:
-        return f"{head}, the contributions of its neurons cancel."
+        return Sentence(f"{head}, the contributions of its neurons cancel.")
     reach, given = _enough(ranked["share"].to_list())
     first = ranked.head(min(reach or NEURONS_NAMED, NEURONS_NAMED))
     named = listing(
@@ -210,7 +211,7 @@ def neuron_sentence(neurons: pl.DataFrame) -> str:
         for row in first.iter_rows(named=True)
     )
     many = f"; the first {count(reach, 'neuron')} by |contribution| give {percent(given)} together" if reach > 1 else ""
-    return f"{head}, {named}{many}."
+    return Sentence(f"{head}, {named}{many}.")
 
 
 def _enough(shares: Sequence[float]) -> tuple[int, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from outlier_features.dim_marks import dim_mark
+from outlier_features.model.bases import RESIDUAL, basis_of
 from outlier_features.wording import DASH, number, percent
 
 Part = Mapping[str, Any]
@@ -43,7 +45,7 @@ def location_dims(document: Part) -> list[dict[str, Any]]:
         {
             "population": population,
             "site": site,
-            "dim": row["dim"],
+            "dim": dim_mark(row["dim"]) if basis_of(site) == RESIDUAL else row["dim"],
             "count": number(row["count"]),
             "share": percent(row["share"]),
             "positive": percent(row["positive"] / row["count"]),
@@ -61,8 +63,9 @@ def location_comparisons(document: Part) -> Iterator[str]:
     for population, part in document["populations"].items():
         for found in part["comparisons"]:
             (one, other), (first, second) = found["keys"], found["dims"]
+            named = dim_mark if {basis_of(one), basis_of(other)} == {RESIDUAL} else str
             index = "none, as neither has any" if found["jaccard"] is None else number(float(found["jaccard"]))
-            top = ", ".join(f"{row['dim']} ({number(row['min_count'])})" for row in found["top_common"][:DIMS])
+            top = ", ".join(f"{named(row['dim'])} ({number(row['min_count'])})" for row in found["top_common"][:DIMS])
             yield (
                 f"Population {population}: {one} has {first} and {other} {second} dimensions with kept occurrences, "
                 f"{found['common']} in common, Jaccard index {index}."

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup, escape
 
+from outlier_features.dim_marks import dim_mark, has_marks, marked_of, replace_dims
 from outlier_features.figures.style import Drawing
 from outlier_features.report.page_data import gzipped, packed, write_data
 from outlier_features.visible_text import shortened, visible
@@ -38,9 +40,11 @@ class Pages:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            finalize=_with_links,
         )
         self.environment.filters |= {
-            "visible": visible, "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
+            "visible": lambda text: visible(marked_of(text)), "dim": dim_mark,
+            "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
             "script_hash": script_hash, "anchor": lambda rule: _anchor(rule, anchors or {}),
         }  # fmt: skip
 
@@ -104,6 +108,19 @@ class PlacedFigure:
         )
 
 
+@pass_context
+def _with_links(context: Context, value: Any) -> Any:
+    """What a template writes: of a text with dims each leads to the place that the part of the page has for it."""
+    if not isinstance(value, str) or isinstance(value, Markup) or not has_marks(marked_of(value)):
+        return value
+    places = (context.get("section") or {}).get("dim_places")
+
+    def linked(dim: int) -> str:
+        return f'<a class="dim" data-dim="{dim}" href="{escape(places.place(dim))}">{dim}</a>' if places else str(dim)
+
+    return Markup(replace_dims(str(escape(marked_of(value))), linked))
+
+
 @cache
 def _text(path: Path) -> Markup:
     """A script or style, read once for all pages."""
@@ -125,6 +142,7 @@ def script_hash(text: str) -> str:
 
 def unbroken(text: str) -> str:
     """A number and its unit on one line."""
+    text = marked_of(text)
     return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")
 
 

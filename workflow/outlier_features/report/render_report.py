@@ -26,6 +26,7 @@ from outlier_features.progress import item_bar
 from outlier_features.published import published_facts
 from outlier_features.report.compared_table import compared_table, first_steps_table
 from outlier_features.report.definitions_page import anchors, definitions_page
+from outlier_features.report.dim_places import DimPlaces
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed, write_data
 from outlier_features.report.page_template import FOLDER, PLOTLY, Pages, PlacedFigure
@@ -55,7 +56,18 @@ ROWS_WITHOUT_SCRIPTS = 50
 DIM_ROWS = 20
 # Of the packed tables of a run; longer ones are cut, small ones whole.
 TABLE_BYTES = 8_000_000
-SCRIPTS = ("load.js", "state.js", "data.js", "figure.js", "table.js", "report.js")
+SCRIPTS = (
+    "load.js",
+    "state.js",
+    "data.js",
+    "figure.js",
+    "filter.js",
+    "table.js",
+    "dim_figures.js",
+    "dims.js",
+    "dim_panel.js",
+    "report.js",
+)
 # What chapters are about, in words; those of figures have their titles in `figures.run_figures`.
 ABOUT = {
     "where": "In which layers, at which positions and at which tokens the large values are, and how large they are.",
@@ -107,6 +119,7 @@ def render_report(
         for run in item_bar(read, "render", "run"):
             part = section(run, published, data)
             part["gallery"] = _gallery(run, manifests.get(run.name), report)
+            part["dim_places"] = DimPlaces.of(run, part["gallery"])
             sections.append(part)
         page = pages.render(
             "report.html.j2",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
+from outlier_features.dim_marks import dim_mark, marked_of
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.super_weight import SuperWeight
 from outlier_features.summary.fact import Fact, Topic
@@ -46,9 +47,10 @@ def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
 
 def _weight(row: Part) -> str:
     return (
-        f"Round {row['round']}: layer {row['layer']}, W_down[{row['row']}, {row['col']}] = {number(row['value'])}; "
-        f"mlp_act {number(row['mlp_act'])} in neuron {row['col']} at position {row['mlp_act_token']}, mlp_down "
-        f"{number(row['mlp_down'])} in dimension {row['row']} at position {row['mlp_down_token']}."
+        f"Round {row['round']}: layer {row['layer']}, W_down[{dim_mark(row['row'])}, {row['col']}] = "
+        f"{number(row['value'])}; mlp_act {number(row['mlp_act'])} in neuron {row['col']} at position "
+        f"{row['mlp_act_token']}, mlp_down {number(row['mlp_down'])} in dimension {dim_mark(row['row'])} at position "
+        f"{row['mlp_down_token']}."
     )
 
 
@@ -130,7 +132,7 @@ def harm(effect: Part) -> float:
 
 
 def _fact(ablation: Part, target: tuple[str, str], treated: Sequence[Part], worst: Part, *, leading: bool) -> Fact:
-    name, rule = target
+    name, rule = marked_of(target[0]), target[1]
     alone = worst["target"] == "dims" and worst["number"] == 1
     text = _outcome(ablation, treated, worst)
     return Fact(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.rules.rule import Rule
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.summary.fact import Fact, Topic, rest
@@ -33,7 +34,7 @@ def expert_facts(experts: Part | None, rules: Part) -> Iterator[Fact]:
             f"The experts of {layers(experts['forming'])} form massive activations. The largest part of each, at the "
             "dimension's largest massive activation:"
         )
-        more = [f"{row['dim']} in layer {row['layer']}" for row in parts[IN_FULL:]]
+        more = [f"{dim_mark(row['dim'])} in layer {row['layer']}" for row in parts[IN_FULL:]]
         yield fact(parts, text, map(_formed, parts[:IN_FULL]), more)
     for population, layers_of in experts["balance"].items():
         if text := _balance(layers_of):
@@ -101,7 +102,7 @@ def _some(rows: Sequence[Part]) -> str:
 
 def _super_expert(row: Part) -> str:
     return (
-        f"{capital(_named(row))} writes up to |x| = {number(row['max_abs'])} in dimension {row['dim']} at "
+        f"{capital(_named(row))} writes up to |x| = {number(row['max_abs'])} in dimension {dim_mark(row['dim'])} at "
         f"{place(row['sequence'], row['token'], None)}, {number(row['max_abs_weighted'])} after its weight. "
         f"{count(row['tokens_routed'], 'position')} went through it, with mean weight {number(row['mean_weight'])}"
         + (
@@ -114,7 +115,7 @@ def _super_expert(row: Part) -> str:
 
 def _formed(row: Part) -> str:
     return (
-        f"Dimension {row['dim']} has x = {number(row['activation'])} at "
+        f"Dimension {dim_mark(row['dim'])} has x = {number(row['activation'])} at "
         f"{place(row['sequence'], row['token'], row['token_text'])}, to which layer {row['layer']} adds "
         f"{number(row['mlp_out'])}. {percent(row['share'])} of it is from {_named(row)} (weight "
         f"{number(row['weight'])}), the largest of {count(row['parts'], 'part')}."

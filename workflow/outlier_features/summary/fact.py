@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from outlier_features.dim_marks import Sentence, joined
 from outlier_features.wording import count, some
 
 Topic = Literal["found", "not found", "missing", "prediction", "effect"]
@@ -15,7 +16,7 @@ class Fact:
 
     what         its sort, such as `selected`, `dim`, `largest`
     topic        the list of findings that has it
-    short, full  its words: as the short form says it, and as the findings do
+    short, full  its words, of which it makes sentences: as the short form says it, and as the findings do
     rule, sites, population   what its numbers stand on; empty where there is no such thing
     dim          the dim that it is about, if it is about one alone
     values       its numbers by name
@@ -35,6 +36,10 @@ class Fact:
     leading: bool = False
     parts: tuple["Fact", ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("short", "full", "sites"):
+            object.__setattr__(self, name, Sentence(getattr(self, name)))
+
     @property
     def text(self) -> str:
         return self.full or self.short
@@ -42,8 +47,8 @@ class Fact:
     @property
     def where(self) -> str:
         """Site, rule and population, for the line under its short words."""
-        named = (self.sites, self.rule and f"rule {self.rule}", self.population and f"population {self.population}")
-        return "; ".join(filter(None, named))
+        rule, population = self.rule and f"rule {self.rule}", self.population and f"population {self.population}"
+        return joined(filter(None, (self.sites, rule, population)), "; ")
 
     @property
     def flat(self) -> Iterator["Fact"]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.dim_marks import joined
 from outlier_features.files.missing import missing_sentence
 from outlier_features.norms.gain_summary import NOTABLE, dim_sentence, is_notable, ones_sentence
 from outlier_features.origin.origin_findings import ladder_sentences, ladders, lifecycle_sentences
@@ -49,7 +50,8 @@ def _gains(norms: Part | None) -> Iterator[Fact]:
         return
     notable = [row for row in norms["dims"] if is_notable(row)]
     dims = [
-        Fact(what="gain of dim", topic="found", short=dim_sentence(row), values=row) for row in notable[:DIMS_IN_FULL]
+        Fact(what="gain of dim", topic="found", short=dim_sentence(row), values=row, dim=row["dim"])
+        for row in notable[:DIMS_IN_FULL]
     ]
     yield Fact(what="gains", topic="found", short=ones_sentence(norms), values=norms, parts=tuple(dims))
     if norms["dims"] and not notable:
@@ -66,11 +68,11 @@ def _origin(tables: Mapping[str, pl.DataFrame]) -> Iterator[Fact]:
         return
     where: Part = {"topic": "found", "rule": "trace_origin"}
     for dim in tables["lifecycle"]["target_dim"].unique(maintain_order=True):
-        text = " ".join(lifecycle_sentences(tables["lifecycle"].filter(target_dim=dim)))
+        text = joined(lifecycle_sentences(tables["lifecycle"].filter(target_dim=dim)))
         neurons = tables["origin_neurons"].filter(target_dim=dim)
         parts = (
             Fact(what="ladder", sites="checkpoints of the MLP", dim=dim, **where,
-                 short=" ".join(ladder_sentences(layer, rows, neurons.filter(layer=layer))))
+                 short=joined(ladder_sentences(layer, rows, neurons.filter(layer=layer))))
             for layer, _, rows in ladders(tables["origin"], dim)
         )  # fmt: skip
         yield Fact(what="origin", sites="resid_post and its parts", dim=dim, short=text, leading=True,

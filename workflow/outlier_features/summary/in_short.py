@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import followed
 from outlier_features.rules.rule import HitRule
@@ -61,7 +62,7 @@ def in_short(summary: Part, facts: Sequence[Fact]) -> InShort:
     leading = [fact for one in facts for fact in one.flat if fact.leading]
     return InShort(
         _lead(summary),
-        tuple(_answer(summary, rules, dims)),
+        tuple(map(Sentence, _answer(summary, rules, dims))),
         tuple(_headline(summary, rules)),
         tuple(_profile(dim, rules, leading) for dim in dims[:MAX_PROFILES]),
         len(dims[MAX_PROFILES:]),
@@ -100,7 +101,8 @@ def _answer(summary: Part, rules: Mapping[str, HitRule], dims: list[int]) -> Ite
     elif not dims:
         yield f"{text} no dimension of {width}, in any population."
     else:
-        yield f"{text} {count(len(dims), 'dimension')} of {width}, in one population or another: {some(dims)}."
+        named = some([*map(dim_mark, dims)])
+        yield f"{text} {count(len(dims), 'dimension')} of {width}, in one population or another: {named}."
     for name, rule in run_rules(summary).items():
         others = {dim for part in populations.values() for dim in selected_dims(part, name)}
         if others and rule.follow_up and rule.basis != RESIDUAL:

@@ -7,6 +7,7 @@ import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample
 from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
+from outlier_features.dim_marks import dim_mark, marked_of
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
 from outlier_features.wording import capital, layers, listing, number, percent
@@ -60,7 +61,7 @@ def _of(results: Part, *targets: str) -> list[Part]:
 
 
 def _whole(effect: Part) -> str:
-    return f"Without {knocked_out(effect)}: {_outcome(effect)}{_left(effect)}."
+    return f"Without {marked_of(knocked_out(effect))}: {_outcome(effect)}{_left(effect)}."
 
 
 def _outcome(effect: Part) -> str:
@@ -74,7 +75,9 @@ def _left(effect: Part) -> str:
     known = [dim for dim in effect["massive"] if dim["share"] is not None]
     if not known:
         return ""
-    each = [f"{percent(dim['share'])} of dimension {dim['dim']} (layer {dim['layer']})" for dim in known[:TOP]]
+    each = [
+        f"{percent(dim['share'])} of dimension {dim_mark(dim['dim'])} (layer {dim['layer']})" for dim in known[:TOP]
+    ]
     return f"; left at the massive tokens: {listing(each)}"
 
 
@@ -96,7 +99,7 @@ def _massive(effect: Part) -> str:
     whose = "their" if "+" in effect["dims"] else "its"
     where = _POSITIONS[effect["positions"]].format(whose)
     value = "zero" if effect["value"] == "zero" else f"{whose} mean there"
-    return f"{capital(knocked_out(effect))} {where} set to {value}: {_outcome(effect)}."
+    return f"{capital(marked_of(knocked_out(effect)))} {where} set to {value}: {_outcome(effect)}."
 
 
 def _weights(effects: Sequence[Part]) -> Iterator[str]:
@@ -109,7 +112,7 @@ def _weights(effects: Sequence[Part]) -> Iterator[str]:
         best = min(finite, key=lambda scale: finite[scale])
         (back,) = (row["perplexity"] for row in own if row["value"] == "restored")
         yield (
-            f"{capital(knocked_out(own[0]))} times 0, 1 and 3: perplexity {number(curve[0.0])}, "
+            f"{capital(marked_of(knocked_out(own[0])))} times 0, 1 and 3: perplexity {number(curve[0.0])}, "
             f"{number(curve[1.0])} and {number(curve[3.0])}, lowest at {number(best)} ({number(finite[best])}); zero, "
             f"with its largest value on mlp_down put back in each sequence: {number(back)}."
         )

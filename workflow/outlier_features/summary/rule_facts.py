@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
+from outlier_features.dim_marks import dim_mark
+from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL, basis_of
 from outlier_features.rules.kinds import followed, rules_of
 from outlier_features.rules.location import Location
 from outlier_features.rules.rule import GAIN, HitRule
@@ -42,9 +43,13 @@ def _of_population(summary: Part, population: str) -> Iterator[Fact]:
         fact = _Selection(summary, population, rule).fact()
         groups.setdefault((rule.basis, *dims) if dims else (None,), []).append(fact)
     for (_, *dims), facts in groups.items():
-        what = f"the same in population {population}: {_named(dims)}" if dims else f"nothing in population {population}"
+        what = (
+            f"the same in population {population}: {_named(dims, rules[facts[0].rule].basis)}"
+            if dims
+            else f"nothing in population {population}"
+        )
         yield from summed(facts, f"Rules {listing(fact.rule for fact in facts)} select {what}.")
-    yield from _overlaps(summary, population)
+    yield from _overlaps(summary, rules, population)
     yield from _scales(rules, part, population)
     if part["largest"]:
         yield _largest(part["largest"], population)
@@ -80,7 +85,10 @@ class _Selection:
             **self.where,
             values={key: value for key, value in self.result.items() if key != "dims"} | {"dims": dims},
             leading=self.rule.follow_up,
-            parts=(*map(self._dim, rows[:DIMS_IN_FULL]), *rest(dims[DIMS_IN_FULL:], "dimension", "found")),
+            parts=(
+                *map(self._dim, rows[:DIMS_IN_FULL]),
+                *rest(_numbers(dims[DIMS_IN_FULL:], self.rule.basis), "dimension", "found"),
+            ),
         )
 
     def _counts(self) -> str:
@@ -112,11 +120,12 @@ class _Selection:
         ]
         if lacking:
             short += f" In population {listing(lacking)} the rule does not select it."
+        (number_of,) = _numbers([row["dim"]], self.rule.basis)
         return Fact(
             what="dim",
             topic="found",
             short=short,
-            full=f"Dimension {row['dim']} ({row['kind']}): {short}{_steps(row)}",
+            full=f"Dimension {number_of} ({row['kind']}): {short}{_steps(row)}",
             **self.where,
             dim=row["dim"],
             values=row,
@@ -144,8 +153,13 @@ class _Selection:
         )
 
 
-def _named(dims: Sequence[int]) -> str:
-    return f"dimension{'s' if len(dims) > 1 else ''} {some(dims)}"
+def _numbers(dims: Sequence[int], basis: str) -> list[str]:
+    """Dims as sentences have them: those of other bases have numbers that are no dims of the residual stream."""
+    return [dim_mark(dim) if basis == RESIDUAL else str(dim) for dim in dims]
+
+
+def _named(dims: Sequence[int], basis: str) -> str:
+    return f"dimension{'s' if len(dims) > 1 else ''} {some(_numbers(dims, basis))}"
 
 
 def _extent(row: Part) -> str:
@@ -159,16 +173,17 @@ def _steps(row: Part) -> str:
     return f" On resid_post it steps up in layer {row['step_up']} and {down}."
 
 
-def _overlaps(summary: Part, population: str) -> Iterator[Fact]:
+def _overlaps(summary: Part, rules: Mapping[str, HitRule], population: str) -> Iterator[Fact]:
     """What every two of the followed rules have in common; the pairs that share nothing in one sentence."""
     shown = followed(summary["rules"]).keys()
     pairs = [pair for pair in summary["populations"][population]["overlaps"] if {*pair["rules"]} <= shown]
     apart = [pair for pair in pairs if pair["jaccard"] == 0]
     for pair in pairs:
         if pair["common"]:
+            common = _named(pair["common"], rules[pair["rules"][0]].basis)
             of_all = f"{len(pair['common'])} of {count(pair['union'], 'dimension')} that either selects"
             yield Fact(what="overlap", topic="found", population=population, values=pair,
-                       short=f"Rules {listing(pair['rules'])} both select {_named(pair['common'])} in population "
+                       short=f"Rules {listing(pair['rules'])} both select {common} in population "
                        f"{population}: {of_all}, Jaccard index {number(float(pair['jaccard']))}.")  # fmt: skip
     if apart:
         named = "; ".join(f"{listing(pair['rules'])} ({pair['union']:,} selected by either)" for pair in apart)
@@ -189,7 +204,10 @@ def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterat
         "by a fixed threshold alone": sorted(by_fixed - by_free),
         "by a scale-free rule alone": sorted(by_free - by_fixed),
     }
-    outcome = listing(f"{len(those):,} {which}{f' ({some(those)})' if those else ''}" for which, those in dims.items())
+    outcome = listing(
+        f"{len(those):,} {which}" + (f" ({some(_numbers(those, RESIDUAL))})" if those else "")
+        for which, those in dims.items()
+    )
     yield Fact(what="scales", topic="found", population=population,
                values={"fixed": sorted(by_fixed), "scale_free": sorted(by_free), "common": dims["by both"]},
                short=f"Dimensions selected in population {population}, fixed thresholds of |x| ({rules_named(fixed)}) "
@@ -228,7 +246,8 @@ def _located(summary: Part) -> Iterator[Fact]:
                 f"({percent(result['location_rate'])} of all) in {count(result['dims'], 'dimension')} {where}."
             )
             dims = (
-                Fact(what="location of dim", topic="found", values=row, short=f"Dimension {row['dim']} has "
+                Fact(what="location of dim", topic="found", values=row,
+                     short=f"Dimension {listing(_numbers([row['dim']], basis_of(site)))} has "
                      f"{percent(row['share'])} of them, {percent(row['positive'] / row['count'])} of these positive.")
                 for row in result["top"]
             )  # fmt: skip
@@ -284,7 +303,8 @@ def _hidden_dims(summary: Part) -> Iterator[Fact]:
     for site, by_layer in summary["sites"].get("gains_left_out", {}).items():
         users = [name for name in rules if site in applied_sites(summary, name)]
         dims = sorted({dim for those in by_layer.values() for dim in those})
-        where = [f"{dim} ({layers([int(layer) for layer, those in by_layer.items() if dim in those])})" for dim in dims]
+        hidden = {dim: [int(layer) for layer, those in by_layer.items() if dim in those] for dim in dims}
+        where = [f"{dim_mark(dim)} ({layers(indices)})" for dim, indices in hidden.items()]
         if users:
             yield Fact(what="hidden dims", topic="not found", sites=site, rule=listing(users), values=by_layer,
                        short=f"On {visible(site)}, {rules_named(users, 'leave')} out "

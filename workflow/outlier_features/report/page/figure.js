@@ -42,6 +42,9 @@ function darkened(value) {
   return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, darkened(entry)]));
 }
 
+// A page may change what is drawn, for what its reader chose.
+let beforeDrawing = (figure) => figure;
+
 // Draws the view that `box.dataset.view` names, at once; of the width of its box, or of `width` pixels.
 // views: a JSON object from their names to the ids of their data, which are in the page or beside it.
 async function drawFigure(box, width) {
@@ -53,11 +56,12 @@ async function drawFigure(box, width) {
       delete box.dataset.state;
       return;
     }
-    const { data, layout } = themed(viewOf(box));
+    const { data, layout } = themed(beforeDrawing(viewOf(box)));
     if (layout.height) box.style.height = `${layout.height}px`;
     await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
     if (box.dataset.view !== view) return await drawFigure(box, width); // another was chosen meanwhile
     box.dataset.state = "drawn";
+    box.dispatchEvent(new Event("drawn", { bubbles: true }));
   } catch (error) {
     box.dataset.state = "failed";
     box.textContent = `This figure could not be drawn: ${error}`;
@@ -114,7 +118,7 @@ async function saveFigure(figure, format) {
   }
   // As for print, whatever the theme.
   await prepare(box);
-  const { data, layout } = viewOf(box);
+  const { data, layout } = beforeDrawing(viewOf(box));
   const size = { width: Math.max(box.clientWidth, 640), height: layout.height ?? box.clientHeight };
   saveUrl(await Plotly.toImage({ data, layout, config: CONFIG }, { format, ...size, scale: format === "png" ? 2 : 1 }), name);
 }

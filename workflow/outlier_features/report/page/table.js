@@ -1,4 +1,5 @@
-// Tables of any length: only the rows in view are in the document. Sorted by a header, searched over all columns.
+// Tables of any length: only the rows in view are in the document. Sorted by a header, filtered by the field below it,
+// searched over all columns.
 
 const SHOWN_CHARACTERS = 300;
 const SPARE_ROWS = 12;
@@ -17,16 +18,16 @@ function readable(value, column) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-const isNumeric = (column) => column.kind === "integer" || column.kind === "number";
-
 // Of the table that lies packed in the page, or of one that is given. A column may bring what is sorted by (`key`), what
-// finds a word (`finder`), and where a row leads (`href`).
+// finds a word (`finder`), where a row leads (`href`), and what stands in its cell (`cell`). A `plain` table of a few rows
+// is not searched.
 async function makeTable(box, given = null) {
   const table = given ?? (await unpackTable(box.dataset.table));
   const shown = table.columns.filter((column) => !column.hidden);
   const all = Uint32Array.from({ length: table.rows }, (_, row) => row);
-  const state = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map() };
+  const now = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map(), filters: new Map() };
   const label = box.getAttribute("aria-label");
+  const marks = globalThis.marksOf?.(table, box); // what the page singles out
 
   // A choice of the rows that have one value in a column of few.
   const chooser = (name) => {
@@ -35,7 +36,7 @@ async function makeTable(box, given = null) {
     select.append(...column.levels.map((level) => element("option", { value: level, textContent: level })));
     select.setAttribute("aria-label", `${name} in ${label}`);
     select.addEventListener("change", () => {
-      state.chosen.set(column, select.value);
+      now.chosen.set(column, select.value);
       arrange();
     });
     return select;
@@ -44,13 +45,33 @@ async function makeTable(box, given = null) {
   const bar = element("div", { className: "bar" });
   const search = element("input", { type: "search", placeholder: "Search", spellcheck: false });
   search.setAttribute("aria-label", `Search in ${label}`);
-  search.title = "Text anywhere in a cell, or the beginning of a number; of several words each must be found in the row";
+  search.title = "Text anywhere in a cell, or a number; of several words each must be found in the row";
   const count = element("output");
   const button = element("button", { type: "button", textContent: "CSV" });
   button.title = "All rows that the page holds, exact";
   button.setAttribute("aria-label", `Download ${label} as CSV`);
   button.addEventListener("click", () => save(csv(table), "text/csv", `${box.dataset.file}.csv`));
-  bar.append(search, ...(table.filters ?? []).map((name) => chooser(name)), count, button);
+  bar.append(...(table.plain ? [] : [search]), ...(table.filters ?? []).map((name) => chooser(name)), count, button);
+
+  const filterField = (column) => {
+    const field = element("input", { type: "text", placeholder: "filter", spellcheck: false, autocomplete: "off", title: filterSays(column) });
+    field.setAttribute("aria-label", `Filter by ${column.title ?? column.name}: ${label}`);
+    whenTyped(field, () => {
+      const test = columnFilter(column, field.value);
+      const unread = Boolean(field.value.trim()) && !test;
+      field.setAttribute("aria-invalid", unread);
+      if (test) now.filters.set(column, { test });
+      else if (unread) now.filters.set(column, { unread: `${column.title ?? column.name}: ${filterSays(column)}.` });
+      else now.filters.delete(column);
+      arrange();
+    });
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !field.value) return;
+      field.value = "";
+      field.dispatchEvent(new Event("input"));
+    });
+    return field;
+  };
 
   const view = element("div", { className: "window", tabIndex: 0 });
   view.setAttribute("role", "region");
@@ -67,13 +88,13 @@ async function makeTable(box, given = null) {
     if (column.meaning) sorter.title = column.unit ? `${column.meaning} (${column.unit})` : column.meaning;
     if (sorter.title) sorter.setAttribute("aria-description", sorter.title);
     sorter.addEventListener("click", () => {
-      state.descending = state.column === column ? !state.descending : isNumeric(column);
-      state.column = column;
+      now.descending = now.column === column ? !now.descending : isNumeric(column);
+      now.column = column;
       for (const other of head.children) other.removeAttribute("aria-sort");
-      cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
+      cell.setAttribute("aria-sort", now.descending ? "descending" : "ascending");
       arrange();
     });
-    cell.append(sorter);
+    cell.append(sorter, ...(table.plain ? [] : [filterField(column)]));
     head.append(cell);
   }
   const body = element("tbody");
@@ -84,14 +105,15 @@ async function makeTable(box, given = null) {
 
   let height = 0;
   const draw = () => {
-    const total = state.order.length;
+    const total = now.order.length;
     const first = height ? Math.max(0, Math.floor(view.scrollTop / height) - SPARE_ROWS) : 0;
     const fit = height ? Math.ceil(view.clientHeight / height) + 2 * SPARE_ROWS : 2;
     const last = Math.min(total, first + fit);
     const rows = [];
     for (let place = first; place < last; place++) {
-      const row = element("tr", {}, ...shown.map((column) => cellOf(column, state.order[place], table)));
+      const row = element("tr", {}, ...shown.map((column) => cellOf(column, now.order[place], table)));
       row.setAttribute("aria-rowindex", place + 2);
+      if (now.marked?.(now.order[place])) row.className = "chosen";
       rows.push(row);
     }
     body.replaceChildren(spacer(first * height), ...rows, spacer((total - last) * height));
@@ -106,23 +128,25 @@ async function makeTable(box, given = null) {
     return row;
   };
   const arrange = () => {
-    let found = state.query ? matching(table, state.query) : all;
-    for (const [column, value] of state.chosen) if (value) found = found.filter((row) => column.get(row) === value);
-    state.order = state.column ? sorted(found, state.column, state.descending) : found;
-    count.textContent = found.length < table.rows || state.query
+    let found = now.query ? matching(table, now.query) : all;
+    for (const [column, value] of now.chosen) if (value) found = found.filter((row) => column.get(row) === value);
+    const filters = [...now.filters.values()];
+    for (const { test } of filters) if (test) found = found.filter(test);
+    now.marked = marks?.test() ?? null;
+    if (now.marked && marks.hides()) found = found.filter((row) => now.marked(row) || marks.isWithout(row));
+    now.order = now.column ? sorted(found, now.column, now.descending) : found;
+    const rowsFound = found.length < table.rows || now.query
       ? `${found.length.toLocaleString("en")} of ${table.rows.toLocaleString("en")} rows`
       : `${table.rows.toLocaleString("en")} row${table.rows === 1 ? "" : "s"}`;
+    count.textContent = [rowsFound, ...filters.map(({ unread }) => unread).filter(Boolean)].join("; ");
     view.scrollTop = 0;
     draw();
   };
-  let pending = 0;
-  search.addEventListener("input", () => {
-    clearTimeout(pending);
-    pending = setTimeout(() => {
-      state.query = search.value.trim();
-      arrange();
-    }, 80);
+  whenTyped(search, () => {
+    now.query = search.value.trim();
+    arrange();
   });
+  marks?.on(() => box.isConnected && arrange());
   let waiting = false;
   view.addEventListener("scroll", () => {
     if (waiting) return;
@@ -133,6 +157,15 @@ async function makeTable(box, given = null) {
     });
   }, { passive: true });
   arrange();
+}
+
+// Once for what is typed in one go.
+function whenTyped(field, act) {
+  let pending = 0;
+  field.addEventListener("input", () => {
+    clearTimeout(pending);
+    pending = setTimeout(act, 80);
+  });
 }
 
 function element(name, properties = {}, ...children) {
@@ -151,6 +184,11 @@ function cellOf(column, row, table) {
     const [before, after] = column.around.map((name) => table.columns.find((other) => other.name === name).get(row));
     const text = element("bdi", { dir: "auto" }, before, element("mark", { textContent: cut(value) }), after);
     cell.append(element("div", {}, text));
+    return cell;
+  }
+  const made = column.cell?.(row);
+  if (made) {
+    cell.append(made);
     return cell;
   }
   const text = readable(value, column);
@@ -221,23 +259,18 @@ function matching(table, query) {
   return rows;
 }
 
-// Whether a row's cell has the word: text anywhere in it, a number at its beginning, with or without its sign.
+// Whether a row's cell has the word: text anywhere in it; a number that is the word, with or without its sign.
 function finder(column, word) {
   if (column.finder) return column.finder(word);
-  if (column.levels) {
-    const has = column.levels.map((level) => level.toLowerCase().includes(word));
-    return has.some(Boolean) ? (row) => has[column.codes[row]] === true : null;
-  }
+  if (column.levels) return column.levels.some((level) => level.toLowerCase().includes(word)) ? textTest(column, word) : null;
   if (!isNumeric(column)) return (row) => readable(column.get(row), column).startsWith(word);
-  const wanted = word.replaceAll(",", "");
-  if (!/^[-+]?[\d.∞]/.test(wanted)) return null;
-  const start = wanted.replace(/^\+/, "");
-  column.texts ??= column.values.map((value) => (value === null ? "" : String(value)));
-  const texts = column.texts;
-  const whole = column.kind === "integer" && !column.unit; // an index
-  if (whole) return (row) => texts[row] === start;
-  if (start.startsWith("-")) return (row) => texts[row].startsWith(start);
-  return (row) => texts[row].startsWith(start) || (texts[row].startsWith(start, 1) && texts[row].startsWith("-"));
+  if (!ONE.test(word)) return null;
+  const wanted = equals(word);
+  const signless = !/^[-+]/.test(word);
+  return (row) => {
+    const value = column.get(row);
+    return value !== null && (wanted(value) || (signless && wanted(-value)));
+  };
 }
 
 // A short table that stands in the page whole: its headers sort its rows.
