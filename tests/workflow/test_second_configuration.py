@@ -62,21 +62,21 @@ def own_model(place):
     )  # fmt: skip
 
 
-def test_a_text_that_cannot_be_run_costs_no_table_and_once_mended_no_pass(place):
-    """Both jobs that read the text are made again, with the same bytes, and nothing that comes after them."""
-    before, text = files_of_run(place.folder), place.folder / "text.txt"
-    words = text.read_text()
-    text.write_text("\n")
+def test_a_broken_tokenizer_costs_no_table_and_once_mended_no_pass(place):
+    """The jobs that read it are run again, make the same bytes, and nothing that comes after them is run."""
+    before, tokenizer = files_of_run(place.folder), place.folder / "llama/tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
     failed = own_model(place)
     [error] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
-    assert failed.returncode == 1 and re.fullmatch(r"error: rule (fetch|tokenize)_corpus failed: .*; log: .*", error)
+    assert failed.returncode == 1 and re.fullmatch(r"error: rule tokenize_corpus failed: .*tokenizer.*; log: .*", error)
     assert (place.folder / error.rpartition("log: ")[2]).is_file() and "Building DAG" not in failed.stderr
     after = files_of_run(place.folder)
     assert {name: sha for name, (sha, _) in after.items()} == {name: sha for name, (sha, _) in before.items()}
     tokens = {f"{RUN}/tokens.safetensors", f"{RUN}/texts.parquet"}
     assert all(after[name] == before[name] or (name in tokens and after[name][1] == FORMER) for name in before)
 
-    text.write_text(words)
+    tokenizer.write_text(whole)
     mended = own_model(place)
     assert mended.returncode == 0, mended.stderr
     assert "tiny: 50,208 parameters, fetched before" in mended.stdout and "as before" in mended.stdout

@@ -107,7 +107,7 @@ def _plan(config: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:
         time = (
             "how long they take is not known before a run has left its times in these results"
             if expected is None
-            else f"about {_clock(3600 * expected['hours'])} one after the other, "
+            else f"{'more than' if expected['unknown'] else 'about'} {_clock(3600 * expected['hours'])} one after the other, "
             + (f"in proportion to {expected['measured']}" if expected["scaled"] else "as before")
         )
         text = corpus_of(one["run"].partition("/")[2])
