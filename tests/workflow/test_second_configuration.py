@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from outlier_features.files.digest import sha256_of
-from outlier_features.run.former_outputs import FORMER
+from outlier_features.former_outputs import FORMER
 from rule_jobs import plans
 
 RUN = "results/tiny/text"
+TAKEN = "nothing to make: its inputs are as they were"
 TWO = {"sample": {"sequences": 3, "tokens": 24}}
 
 
@@ -63,10 +64,11 @@ def own_model(place):
 
 
 def test_a_broken_tokenizer_costs_no_table_and_once_mended_no_pass(place):
-    """The jobs that read it are run again, make the same bytes, and nothing that comes after them is run."""
+    """The jobs that read it make the same bytes again, and all that come after them take what they had."""
     before, tokenizer = files_of_run(place.folder), place.folder / "llama/tokenizer.json"
     whole = tokenizer.read_text()
     tokenizer.write_text("{}")
+    broken = tokenizer.stat().st_mtime
     failed = own_model(place)
     [error] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
     assert failed.returncode == 1 and re.fullmatch(r"error: rule tokenize_corpus failed: .*tokenizer.*; log: .*", error)
@@ -83,8 +85,13 @@ def test_a_broken_tokenizer_costs_no_table_and_once_mended_no_pass(place):
     assert "rules massive and dettmers select" in mended.stdout
     assert mended.stdout.endswith("report: results/report.html\n")
     again = files_of_run(place.folder)
-    assert {name for name in again if again[name] != before[name]} <= tokens
-    assert all(again[name][0] == before[name][0] for name in before)
+    assert {name: sha for name, (sha, _) in again.items()} == {name: sha for name, (sha, _) in before.items()}
+    logs = [path for path in (place.folder / "results/logs").rglob("*.log") if path.stat().st_mtime > broken]
+    computed = {
+        path.relative_to(place.folder / "results/logs").parts[0] for path in logs if TAKEN not in path.read_text()
+    }
+    assert "extract_activations/tiny/text/0-3.log" in {"/".join(path.parts[-4:]) for path in logs}
+    assert computed == {"fetch_model", "tokenize_corpus", "snakemake.log"}
     assert place.run().nothing_to_do and not (place.folder / "results/.former").exists()
     [overlay] = place.folder.glob("tiny*.yaml")
     assert place.snakemake("--configfile", overlay.name).nothing_to_do
