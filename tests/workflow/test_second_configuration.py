@@ -85,7 +85,7 @@ def test_a_broken_tokenizer_costs_no_table_and_once_mended_no_pass(place):
         path.relative_to(place.folder / "results/logs").parts[0] for path in logs if TAKEN not in path.read_text()
     }
     assert "extract_activations/tiny/text/0-3.log" in {"/".join(path.parts[-4:]) for path in logs}
-    assert computed == {"fetch_model", "tokenize_corpus", "snakemake.log"}
+    assert computed == {"fetch_model", "tokenize_corpus"}  # snakemake.log has what all of them say
     assert place.run().nothing_to_do and not (place.folder / "results/.former").exists()
     [overlay] = place.folder.glob("tiny*.yaml")
     assert place.snakemake("--configfile", overlay.name).nothing_to_do
