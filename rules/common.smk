@@ -10,6 +10,7 @@ from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import DumpRange, dump_files, dump_source
 from outlier_features.errors import InputError
+from outlier_features.former_outputs import FormerJob, keep_outputs, put_back
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.model_name import split_name
 from outlier_features.model.memory import (
@@ -32,7 +33,6 @@ from outlier_features.run.config import (
     turned_off,
 )
 from outlier_features.run.config_files import overlaid, read_config_file
-from outlier_features.run.former_outputs import keep_outputs, put_back
 from outlier_features.run.local_models import LocalModels
 from outlier_features.run.recovery import begin_run, require_working_directory
 from outlier_features.run.run_places import (
@@ -613,7 +613,7 @@ def of_model_runs(pattern):
 def begin():
     try:
         begin_run(Path.cwd(), Path(RESULTS), Path(RESOURCES))
-        keep_outputs(Path(RESULTS), former_outputs())
+        keep_outputs(Path(RESULTS), former_jobs())
         begun = {run_of(job) for job in workflow.dag.needrun_jobs()}
         for run in RUNS:
             if "/".join(run) in begun:
@@ -630,15 +630,20 @@ def begin():
         sys.exit(f"error: {error}")
 
 
-def former_outputs():
-    """Outputs in the results that jobs are to make again; not those on the way, which may be large."""
+def former_jobs():
+    """Jobs that are to run and what they were made from before; not that which evicts: it does more than its output."""
     for job in workflow.dag.needrun_jobs():
-        if job.rule.name not in STAGES or STAGES[job.rule.name].kept:
-            temporary = {*job.temp_output}
-            yield from (
-                Path(path)
-                for path in job.output
-                if path not in temporary and Path(path).is_relative_to(RESULTS)
+        temporary = {*job.temp_output}
+        outputs = [Path(path) for path in job.output if path not in temporary]
+        inside = outputs and all(path.is_relative_to(RESULTS) for path in outputs)
+        if inside and job.rule.name != "evict_weights":
+            stage = STAGES.get(job.rule.name)
+            yield FormerJob(
+                log=Path(job.log[0]),
+                benchmark=Path(job.benchmark),
+                outputs=outputs,
+                checksums=None if temporary else former_checksums(job),
+                is_kept=stage is None or stage.kept,
             )
 
 
@@ -650,6 +655,27 @@ def require_shared_files():
             "found an executor whose jobs share no file system with this machine, expected one where `resources` can "
             "be read, since weights are read where they lie (docs/cloud.md)"
         )
+def former_checksums(job):
+    """SHA-256 of a job's inputs when it ran before; None where its parameters, inputs or code are others since."""
+    known = workflow.persistence
+    if (
+        workflow.dag.reason(job).forced
+        or not known.has_metadata(job)
+        or known.has_outdated_metadata(job)
+        or known.params_changed(job)
+        or any(known.input_changed(job))
+        or any(known.code_changed(job))
+    ):
+        return None
+    found = {str(path): known.input_checksums(job, path) for path in job.input}
+    return {
+        path: (
+            next(iter(sums)).removeprefix("sha256:")
+            if len(sums) == 1 and None not in sums
+            else None
+        )
+        for path, sums in found.items()
+    }
 
 
 def fetch_evicted():

@@ -1,14 +1,16 @@
 """Runs of different settings never share a directory, and a run finds its own again."""
 
 import copy
+import hashlib
+import os
 import shutil
 
 import pytest
 
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json, write_json
+from outlier_features.former_outputs import FORMER, FormerJob, keep_outputs, put_back, take_outputs
 from outlier_features.plan.jobs import jobs_beside, runs_of
-from outlier_features.run.former_outputs import FORMER, keep_outputs, put_back
 from outlier_features.run.run_places import RECORD, earlier_runs, with_places, write_record
 
 SAMPLE = {"sequences": 16, "tokens": 256, "pack": "windows", "bos": "auto"}
@@ -111,13 +113,20 @@ def test_other_runs_are_reported_while_they_are_whole(config, tmp_path):
     assert not earlier_runs(results, frozenset())
 
 
+def former_job(folder, *outputs, checksums=None, is_kept=True, name="job"):
+    return FormerJob(
+        folder / f"logs/{name}.log", folder / f"{name}.tsv", [folder / one for one in outputs], checksums, is_kept
+    )
+
+
 def test_what_was_there_is_put_back_where_nothing_took_its_place(tmp_path):
-    for name in ("run/lost.parquet", "run/new.parquet", "run/figures/one.html"):
+    for name in ("run/lost.parquet", "run/new.parquet", "run/figures/one.html", "run/large.safetensors"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("former")
-    outputs = [tmp_path / "run" / name for name in ("lost.parquet", "new.parquet", "figures", "never.parquet")]
-    keep_outputs(tmp_path, outputs)
-    (tmp_path / "run/lost.parquet").unlink(), (tmp_path / "run/new.parquet").unlink()
+    small = [f"run/{name}" for name in ("lost.parquet", "new.parquet", "figures", "never.parquet")]
+    keep_outputs(tmp_path, [former_job(tmp_path, *small), former_job(tmp_path, "run/large.safetensors", is_kept=False)])
+    for name in ("lost.parquet", "new.parquet", "large.safetensors"):
+        (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run/figures")
     (tmp_path / "run/new.parquet").write_text("successor")
     keep_outputs(tmp_path, [])  # another run begins after this one was killed
@@ -127,3 +136,51 @@ def test_what_was_there_is_put_back_where_nothing_took_its_place(tmp_path):
         "run/lost.parquet": "former", "run/new.parquet": "successor", "run/figures/one.html": "former"
     }  # fmt: skip
     assert found["run/lost.parquet"].stat().st_mtime == FORMER != found["run/new.parquet"].stat().st_mtime
+
+
+SAME, OTHER = "input", "another input"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A job's output and benchmark, and its two inputs: one that is hashed and one that is not, since it is large."""
+    for name, text in (("hashed", SAME), ("large", SAME), ("out", "made"), ("job.tsv", "100 s")):
+        (tmp_path / name).write_text(text)
+    for name in ("hashed", "large"):
+        os.utime(tmp_path / name, (1e9, 1e9))
+    sums = {str(tmp_path / "hashed"): hashlib.sha256(SAME.encode()).hexdigest(), str(tmp_path / "large"): None}
+    keep_outputs(tmp_path, [former_job(tmp_path, "out", checksums=sums, is_kept=False)])
+    (tmp_path / "out").unlink()
+    return tmp_path
+
+
+def test_a_job_whose_inputs_are_as_they_were_takes_its_outputs(made):
+    (made / "hashed").unlink()
+    (made / "hashed").write_text(SAME)  # made again, with the same bytes
+    assert take_outputs(made, made / "logs/job.log")
+    (made / "job.tsv").write_text("1 s")
+    assert put_back(made) == [] and (made / "out").read_text() == "made"
+    assert (made / "job.tsv").read_text() == "100 s" and not (made / ".former").exists()
+
+
+@pytest.mark.parametrize("name", ["hashed", "large"])
+def test_another_input_has_it_made_anew(made, name):
+    """Of the large one the same bytes in another file are not enough: nobody knows that they are."""
+    (made / name).replace(made / "kept")
+    (made / name).write_text(OTHER if name == "hashed" else SAME)
+    assert not take_outputs(made, made / "logs/job.log")
+    assert put_back(made) == []  # what is large was let go
+
+
+def test_other_parameters_have_it_made_anew(made):
+    keep_outputs(made, [former_job(made, "out", checksums=None)])
+    assert not take_outputs(made, made / "logs/job.log")
+    assert not take_outputs(None, made / "logs/job.log")
+
+
+def test_a_large_input_that_is_newer_than_the_output_is_not_the_one_it_was_made_from(tmp_path):
+    for name in ("out", "large", "job.tsv"):
+        (tmp_path / name).write_text(SAME)
+    os.utime(tmp_path / "out", (1e9, 1e9))
+    keep_outputs(tmp_path, [former_job(tmp_path, "out", checksums={str(tmp_path / "large"): None})])
+    assert not take_outputs(tmp_path, tmp_path / "logs/job.log")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from outlier_features.files.artifacts import read_json, write_json
+from outlier_features.files.digest import sha256_of
 from planted_experts import planted_moe
 from rule_jobs import plans, run_jobs
 from soak import copy_project
@@ -157,6 +158,12 @@ class Project:
     def planned(self, **changes: object) -> Run:
         return self.run("--dry-run", "--nocolor", **changes)
 
+    def copy_to(self, folder: Path) -> "Project":
+        """A copy of all of it, in which Snakemake knows what was run."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        move(self.folder, folder)
+        return replace(self, folder=folder)
+
     def edit(self, module: str, text: str = "\n# edited\n") -> Callable[[], None]:
         """Append to a module of the library, as `scan/scan`; call the result to take it back."""
         path = self.folder / "workflow/outlier_features" / f"{module}.py"
@@ -182,15 +189,21 @@ def project(tmp_path_factory) -> Project:
             shutil.copy(finished / "mine.yaml", place)
     folder, first = tmp_path_factory.mktemp("copy") / "project", tmp_path_factory.mktemp("first")
     shutil.copytree(finished, folder, symlinks=True)
-    for path in (folder / ".snakemake/metadata").iterdir():  # what jobs read of the workflow itself
-        path.write_text(path.read_text().replace(str(finished), str(folder)))
-    source = folder / "resources/models/tiny/source.json"  # names where the model lies
-    times = source.stat()
-    write_json(source, {**read_json(source), "location": str(folder / "llama")})
-    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    move(finished, folder)
     for name in ("results", "resources"):
         shutil.copytree(folder / name, first / name, copy_function=os.link)
     return Project(folder, yaml.safe_load((place / "mine.yaml").read_text()), first)
+
+
+def move(former: Path, folder: Path) -> None:
+    """Have the copy of a project that has run say, wherever it names its own place, where it lies now."""
+    source = folder / "resources/models/tiny/source.json"  # names where the model lies
+    times, sha256 = source.stat(), sha256_of(source)
+    write_json(source, {**read_json(source), "location": str(folder / "llama")})
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for path in (folder / ".snakemake/metadata").iterdir():  # what jobs read of the workflow itself, and checksums
+        text = path.read_text().replace(str(former), str(folder))
+        path.write_text(text.replace(sha256, sha256_of(source)))
 
 
 def complete_run(folder: Path) -> Project:

@@ -2,29 +2,24 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import yaml
 
 from outlier_features.files.digest import sha256_of
-from outlier_features.run.former_outputs import FORMER
+from outlier_features.former_outputs import FORMER
 from rule_jobs import plans
 
 RUN = "results/tiny/text"
+TAKEN = "nothing to make: its inputs are as they were"
 TWO = {"sample": {"sequences": 3, "tokens": 24}}
 
 
 @pytest.fixture(scope="module")
 def place(project, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("second") / "project"
-    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("another", "missing", "w"))
-    for path in (folder / ".snakemake/metadata").iterdir():
-        path.write_text(path.read_text().replace(str(project.folder), str(folder)))
-    return replace(project, folder=folder)
+    return project.copy_to(tmp_path_factory.mktemp("second") / "project")
 
 
 def files_of_run(folder):
@@ -62,29 +57,35 @@ def own_model(place):
     )  # fmt: skip
 
 
-def test_a_text_that_cannot_be_run_costs_no_table_and_once_mended_no_pass(place):
-    """Both jobs that read the text are made again, with the same bytes, and nothing that comes after them."""
-    before, text = files_of_run(place.folder), place.folder / "text.txt"
-    words = text.read_text()
-    text.write_text("\n")
+def test_a_broken_tokenizer_costs_no_table_and_once_mended_no_pass(place):
+    """The jobs that read it make the same bytes again, and all that come after them take what they had."""
+    before, tokenizer = files_of_run(place.folder), place.folder / "llama/tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
+    broken = tokenizer.stat().st_mtime
     failed = own_model(place)
     [error] = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
-    assert failed.returncode == 1 and re.fullmatch(r"error: rule (fetch|tokenize)_corpus failed: .*; log: .*", error)
+    assert failed.returncode == 1 and re.fullmatch(r"error: rule tokenize_corpus failed: .*tokenizer.*; log: .*", error)
     assert (place.folder / error.rpartition("log: ")[2]).is_file() and "Building DAG" not in failed.stderr
     after = files_of_run(place.folder)
     assert {name: sha for name, (sha, _) in after.items()} == {name: sha for name, (sha, _) in before.items()}
     tokens = {f"{RUN}/tokens.safetensors", f"{RUN}/texts.parquet"}
     assert all(after[name] == before[name] or (name in tokens and after[name][1] == FORMER) for name in before)
 
-    text.write_text(words)
+    tokenizer.write_text(whole)
     mended = own_model(place)
     assert mended.returncode == 0, mended.stderr
     assert "tiny: 50,208 parameters, fetched before" in mended.stdout and "as before" in mended.stdout
     assert "rules massive and dettmers select" in mended.stdout
     assert mended.stdout.endswith("report: results/report.html\n")
     again = files_of_run(place.folder)
-    assert {name for name in again if again[name] != before[name]} <= tokens
-    assert all(again[name][0] == before[name][0] for name in before)
+    assert {name: sha for name, (sha, _) in again.items()} == {name: sha for name, (sha, _) in before.items()}
+    logs = [path for path in (place.folder / "results/logs").rglob("*.log") if path.stat().st_mtime > broken]
+    computed = {
+        path.relative_to(place.folder / "results/logs").parts[0] for path in logs if TAKEN not in path.read_text()
+    }
+    assert "extract_activations/tiny/text/0-3.log" in {"/".join(path.parts[-4:]) for path in logs}
+    assert computed == {"fetch_model", "tokenize_corpus"}  # snakemake.log has what all of them say
     assert place.run().nothing_to_do and not (place.folder / "results/.former").exists()
     [overlay] = place.folder.glob("tiny*.yaml")
     assert place.snakemake("--configfile", overlay.name).nothing_to_do

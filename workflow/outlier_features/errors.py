@@ -12,6 +12,7 @@ from typing import Any
 
 from outlier_features import __version__
 from outlier_features.failed_chunk import failed_chunk
+from outlier_features.former_outputs import take_outputs
 from outlier_features.machine_limits import refusal
 from outlier_features.stage_log import ERROR, INTERRUPTED_LINE, NOT_RUN, TERMINATED_LINE, StderrCopy, logging_stderr
 
@@ -51,7 +52,8 @@ def stage(log: str | Path) -> Iterator[None]:
 
     The exit status is then 1. Any other error is a fault of this program, whose line says so under the traceback. What
     the body writes to stderr (progress, warnings), the line and the traceback go to `log` too.
-    Where another chunk of the same run failed before, the body is not run.
+    Where another chunk of the same run failed before, the body is not run, and neither where it would make what it made
+    from the same inputs before.
     SIGTERM and SIGINT end the body as an error would, so that nothing half-written is left.
     """
     log = Path(log)
@@ -59,6 +61,9 @@ def stage(log: str | Path) -> Iterator[None]:
         if other := failed_chunk(log):
             stderr.say(f"{NOT_RUN}another chunk failed, see {other}")
             sys.exit(1)
+        if take_outputs(results_of(log), log):
+            stderr.say("nothing to make: its inputs are as they were, and so are its outputs")
+            sys.exit(0)
         try:
             yield
         except KeyboardInterrupt:

