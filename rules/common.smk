@@ -500,7 +500,7 @@ COMPARISON = {
     "models": f"{RESULTS}/comparison/models.parquet",
     "failures": f"{RESULTS}/comparison/failures.parquet",
     "comparison": f"{RESULTS}/comparison/dims.parquet",
-    "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+    "compared_dims": f"{RESULTS}/comparison/compared_dims.parquet",
 }
 if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"

@@ -628,7 +628,7 @@ def test_the_comparison_has_a_page(tmp_path):
     paths = [FakeRun(model=name).write(tmp_path / name / "text") for name in ("one", "other")]
     (tmp_path / "comparison").mkdir()
     compare_models(paths, PUBLISHED, tmp_path / "comparison/models.parquet")
-    compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/compared_dims.parquet")
     report = tmp_path / "report.html"
     render_report(paths, report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
     parsed = Page(report)
@@ -652,7 +652,7 @@ def test_runs_that_failed_stand_among_all_runs(tmp_path):
     run = FakeRun().write(tmp_path / "tiny/text")
     (tmp_path / "comparison").mkdir()
     compare_models([run], PUBLISHED, tmp_path / "comparison/models.parquet")
-    compare_runs([run], tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    compare_runs([run], tmp_path / "comparison/dims.parquet", tmp_path / "comparison/compared_dims.parquet")
     why = {"rule": "fetch_model", "reason": "<b>closed</b>", "log": "logs/fetch_model/gated.log"}
     write_failures({"gated/text": why}, tmp_path / "comparison/failures.parquet")
     report = tmp_path / "report.html"

@@ -252,7 +252,7 @@ def comparison_of(paths, sources, place):
     folder.mkdir()
     compare_models(paths, PUBLISHED, folder / "models.parquet", sources)
     compare_revisions(paths, folder / "models.parquet", folder / "first_steps.parquet")
-    compare_runs(paths, folder / "dims.parquet", folder / "common_dims.parquet")
+    compare_runs(paths, folder / "dims.parquet", folder / "compared_dims.parquet")
     return folder
 
 
