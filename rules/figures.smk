@@ -33,7 +33,7 @@ rule draw_figures:
 
 rule draw_comparison:
     input:
-        of_reported("summary", "layers"),
+        of_reported("summary", "layers", "sinks"),
         page=PAGE,
         models=f"{RESULTS}/comparison/models.parquet",
         published=PUBLISHED,

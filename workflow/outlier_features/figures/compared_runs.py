@@ -26,6 +26,7 @@ class Compared:
     models       rows of the table `models`; of a model with revisions, those of the last one
     training     rows of the table `models` of each revision with a step that no other one stands for
     layers       by run, as `model/corpus`, its table `layers`
+    sinks        by run, its table `sinks`, of those that have attention patterns
     systematic   the rules with shares on the residual stream that were applied to a run
     like_published   those of them by the criteria of the published numbers
     numbers      what was published, columns of `published_numbers`
@@ -34,6 +35,7 @@ class Compared:
     models: pl.DataFrame
     training: pl.DataFrame
     layers: Mapping[str, pl.DataFrame]
+    sinks: Mapping[str, pl.DataFrame]
     systematic: Sequence[str]
     like_published: Sequence[str]
     numbers: pl.DataFrame
@@ -44,6 +46,7 @@ class Compared:
         models: pl.DataFrame,
         summaries: Sequence[Mapping[str, Any]],
         layers: Mapping[str, pl.DataFrame],
+        sinks: Mapping[str, pl.DataFrame],
         numbers: pl.DataFrame,
     ) -> "Compared":
         """`summaries`: of the runs, which say what their rules are."""
@@ -54,7 +57,7 @@ class Compared:
         residual = [name for name, rule in rules.items() if rule.basis == RESIDUAL]
         like_published = [name for name in residual if published_kind(rules[name]) == SYSTEMATIC]
         training = models.filter(pl.col("step").is_not_null(), pl.col("same_weights_as").is_null())
-        return cls(_of_last_revisions(models), training, layers, residual, like_published, numbers)
+        return cls(_of_last_revisions(models), training, layers, sinks, residual, like_published, numbers)
 
     @property
     def populations(self) -> list[str]:

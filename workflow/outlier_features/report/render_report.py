@@ -143,7 +143,8 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path, data: Path
         path = comparison / "models.parquet"
         raise DamagedFile(path, f"expected a comparison of {', '.join(names)}, found {', '.join(provenance['runs'])}")
     layers = {run.name: run.tables["layers"] for run in runs}
-    shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
+    sinks = {run.name: run.tables["sinks"] for run in runs if run.maps}
+    shown = Compared.of(models, [run.summary for run in runs], layers, sinks, published_numbers(published))
     drawings = comparison_figures(shown)
     steps = comparison / "first_steps.parquet"
     trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
