@@ -11,10 +11,11 @@ from outlier_features.compare.compare_models import published_kind
 from outlier_features.compare.published_numbers import SYSTEMATIC
 from outlier_features.figures.run_points import DENSE, MIXTURE, Point
 from outlier_features.model.bases import RESIDUAL
+from outlier_features.populations import over_population
 from outlier_features.rules.kinds import of_kind
 from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.run_rules import applied_sites, run_rules
-from outlier_features.wording import count, listing
+from outlier_features.wording import count, listing, number, percent
 
 _SWEEPS, _INT8 = ("moe_sweep", "qwen3_dense"), ("dettmers2022",)
 
@@ -148,6 +149,29 @@ class Compared:
                 f" Among the dense models {verb} {count(unknown, 'run')} whose experts, if any, were not looked into."
             )
         return said + self.of_revisions
+
+
+_COUNTED = {
+    "layer_share": ("layer share", percent), "position_share": ("position share", percent),
+    "magnitude": ("median magnitude", number), "dims": ("number of dims", number),
+}  # fmt: skip
+
+
+def range_of_runs(compared: Compared, columns: Sequence[str], rule: str) -> str:
+    """From which run to which numbers of a rule reach, in the first population."""
+    population = compared.populations[0]
+    said = []
+    for column in columns:
+        known = compared.models.filter(pl.col(column).is_not_null(), rule=rule, population=population).sort(column)
+        if known.is_empty():
+            continue
+        noun, words = next(value for key, value in _COUNTED.items() if key in column)
+        (low, least), (high, most) = (known.select(column, "run").row(n) for n in (0, -1))
+        if len(known) == 1:
+            said.append(f"{noun} {words(high)} ({compared.name(most)})")
+        else:
+            said.append(f"{noun} from {words(low)} ({compared.name(least)}) to {words(high)} ({compared.name(most)})")
+    return f"By rule {rule} {over_population(population)}: {'; '.join(said)}." if said else ""
 
 
 def _of_last_revisions(models: pl.DataFrame) -> pl.DataFrame:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figures.compared_runs import Compared
+from outlier_features.figures.compared_runs import Compared, range_of_runs
 from outlier_features.figures.run_points import (
     DENSE,
     MIXTURE,
@@ -68,7 +68,8 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
     names = ("run", "rule", "sites", "population", across, "routed_experts",
              *(f"{name}{end}" for name in columns for end in ("", "_low", "_high")),
              *(f"published_{name}" for name in columns))  # fmt: skip
-    return replace(drawing, views=views, data=compared.models.filter(pl.col("rule").is_in(rules)).select(names))
+    data = compared.models.filter(pl.col("rule").is_in(rules)).select(names)
+    return replace(drawing, views=views, data=data, finding=range_of_runs(compared, columns, rules[0]))
 
 
 def _figure(compared: Compared, across: str, columns: Sequence[str], population: str) -> go.Figure:

@@ -117,7 +117,10 @@ def _made_of(life: pl.DataFrame) -> str:
     peak = float(life.filter(part="resid_post", layer=last)["value"].item())
     parts = [row for row in shares_of_parts(life) if abs(row["share"] or 0) >= LEAST_SHARE]
     named = (f"{percent(row['share'])} by {SUMS[row['part']]}" for row in sorted(parts, key=lambda row: -row["share"]))
-    return f"It is largest after layer {last}, {number(peak)}, made up to there: {listing(named) or 'by nothing'}."
+    return (
+        f"At this token it is largest after layer {last}, {number(peak)}, a hit of a rule or not, made up to there: "
+        f"{listing(named) or 'by nothing'}."
+    )
 
 
 def whole_blocks(life: pl.DataFrame) -> str | None:

@@ -137,9 +137,10 @@ class _Selection:
     def _hits_of(self, row: Part) -> str:
         (largest,) = (one for one in self.hits["dims"] if one["dim"] == row["dim"])  # type: ignore[index]
         return (
-            f"x reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times the "
-            f"median |x| there ({number(largest['median'])}), at "
-            f"{place(largest['sequence'], largest['token'], largest['token_text'])}. It has {self.rule.noun}s in "
+            f"Its largest {self.rule.noun} is {number(largest['value'])} in layer {largest['layer']}, "
+            f"{number(largest['ratio'])} times the median |x| there ({number(largest['median'])}), at "
+            f"{place(largest['sequence'], largest['token'], largest['token_text'])}; a value without "
+            f"{self.rule.criteria()} may be larger. It has {self.rule.noun}s in "
             f"{self._passing(row)}, within {_extent(row)}."
         )
 
