@@ -64,8 +64,8 @@ def _change(compared: Compared) -> str:
     most = values.index(max(values))
     return (
         f"{compared.trained_name(model, corpus)}, {over_population(population)}: the largest |x| is "
-        f"{number(values[0])} medians at step {number(steps[0])} and {number(values[-1])} at step {number(steps[-1])}; the "
-        f"most is {number(values[most])}, at step {number(steps[most])}."
+        f"{number(values[0])} medians at step {number(steps[0])} and {number(values[-1])} at step {number(steps[-1])}; "
+        f"the most is {number(values[most])}, at step {number(steps[most])}."
     )
 
 
