@@ -638,8 +638,14 @@ def test_the_comparison_has_a_page(tmp_path):
     assert first["filters"] == ["rule", "population"] and first["columns"][0]["link"]
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(ids) == len(set(ids)) and set(first["columns"][0]["levels"]) <= set(ids)
+    # Both are of one model's weights: they are compared dim by dim, and what differs is the name alone.
+    dims = pl.read_parquet(tmp_path / "comparison/compared_dims.parquet")
+    assert parsed.packed["comparison/compared-dims/rows"]["rows"] == len(dims) > 0
+    differing = parsed.shown.partition("What differs")[2].partition("Settings that are not the same")[0]
+    assert "model" in differing and "dtype" not in differing
     places = [
-        ids.index(f"comparison/{name}") for name in ("models", "shares-by-parameters-mean", "relative-depth", "dims")
+        ids.index(f"comparison/{name}")
+        for name in ("models", "differences", "shares-by-parameters-mean", "relative-depth", "dims")
     ]
     assert places == sorted(places)
     with pytest.raises(InputError, match=r"expected a comparison of one/text, found one/text, other/text"):
