@@ -500,11 +500,10 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
                 rest=False, missing=HEADLESS)
     )  # fmt: skip
     for text in (
-        "Population without_first has no positions, so nothing is said about it.",
+        "Without first tokens there are no positions, so nothing is said of them.",
         "Site attn_norm is absent from this model: no norm of the block feeds attention.",
         "The loss cannot be had: it predicts nothing.",
-        "1 dimension of 64 in population all",
-        "Population without_first has no positions",
+        "1 dimension of 64 over all tokens",
     ):
         assert text in parsed.shown
     notes = [

@@ -66,11 +66,11 @@ def selection(
         return "Traced are the dims that `trace_origin.dims` names." if settings["dims"] else "No dim is traced."
     if "massive" in lifecycle["selection"]:
         return (
-            f"Traced are the dims that {rules_named(rules, 'select')} in population all, at most the "
+            f"Traced are the dims that {rules_named(rules, 'select')} over all tokens, at most the "
             f"{settings['max_dims']} largest."
         )
     why = (
-        f"By {rules_named(rules)} no dim of population all has massive activations"
+        f"By {rules_named(rules)} no dim has massive activations over all tokens"
         if rules and RESID_POST in sites
         else f"No rule of massive activations was applied to {RESID_POST}"
     )

@@ -20,7 +20,7 @@ _NOUNS = {"weight": "weight", "expert": "expert"}
 def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
     """The search, each of its first weights, what was not searched, and what was published of the model."""
     rule = rule_of(rules, SuperWeight)
-    weights, first = search["found"], f"the first {count(search['tokens'], 'token')} of sequence 0 (population all)"
+    weights, first = search["found"], f"the first {count(search['tokens'], 'token')} of sequence 0, all of them"
     topic: Topic = "found" if weights else "not found"
     text = f"Rule {rule.name} ({rule.criteria()}) finds no {rule.noun} over {first}: in no layer do both spike."
     if weights:
@@ -132,7 +132,7 @@ def pruning_facts(pruning: Part, rules: Part, loss: Part | None) -> Iterator[Fac
 def nothing_to_ablate(ablation: Part) -> str:
     """Why an ablation has the unchanged model alone."""
     weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
-    return f"No dimension is selected by a rule whose dimensions are ablated in population all, and {weights}"
+    return f"No dimension is selected by a rule whose dimensions are ablated over all tokens, and {weights}"
 
 
 def harm(effect: Part) -> float:

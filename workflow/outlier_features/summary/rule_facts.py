@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL
+from outlier_features.populations import over_population
 from outlier_features.rules.kinds import followed, rules_of
 from outlier_features.rules.location import Location
 from outlier_features.rules.rule import GAIN, HitRule
 from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
 from outlier_features.visible_text import place, visible
-from outlier_features.wording import count, layers, listing, number, percent, rules_named, some
+from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named, some
 
 Part = Mapping[str, Any]
 DIMS_IN_FULL = 4
@@ -30,10 +31,10 @@ def rule_facts(summary: Part) -> list[Fact]:
 
 def _of_population(summary: Part, population: str) -> Iterator[Fact]:
     if not summary["corpus"]["positions"][population]:
-        text = f"Population {population} has no positions, so nothing is said about it."
+        text = f"{capital(over_population(population))} there are no positions, so nothing is said of them."
         yield Fact(what="no positions", topic="not found", short=text, population=population)
         return
-    part = summary["populations"][population]
+    part, over = summary["populations"][population], over_population(population)
     rules = {name: rule for name, rule in run_rules(summary).items() if name in part["rules"]}
     groups: dict[tuple[Any, ...], list[Fact]] = {}
     for name, rule in rules.items():
@@ -42,7 +43,7 @@ def _of_population(summary: Part, population: str) -> Iterator[Fact]:
         fact = _Selection(summary, population, rule).fact()
         groups.setdefault((rule.basis, *dims) if dims else (None,), []).append(fact)
     for (_, *dims), facts in groups.items():
-        what = f"the same in population {population}: {_named(dims)}" if dims else f"nothing in population {population}"
+        what = f"the same {over}: {_named(dims)}" if dims else f"nothing {over}"
         yield from summed(facts, f"Rules {listing(fact.rule for fact in facts)} select {what}.")
     yield from _overlaps(summary, population)
     yield from _scales(rules, part, population)
@@ -67,10 +68,10 @@ class _Selection:
         width = f" of {self.summary['model']['d_model']:,}" if self.rule.basis == RESIDUAL else ""
         selected = f"{count(len(rows), 'dimension')}{width}" if rows else "no dimension"
         majority = f" ({self.result['dims_selected_majority']:,} in more than half of the sequences)" if rows else ""
-        text = f"selects {selected} in population {self.population}{majority}"
+        text = f"selects {selected} {over_population(self.population)}{majority}"
         if self.hits is not None:
             noun = count(self.hits["activations"], self.rule.noun) if rows else f"no {self.rule.noun}"
-            text = f"finds {noun} in population {self.population}{f', in {selected}{majority}' if rows else ''}"
+            text = f"finds {noun} {over_population(self.population)}{f', in {selected}{majority}' if rows else ''}"
         short = f"Rule {self.rule.name} on {listing(self.sites)} {text}."
         return Fact(
             what="selected" if rows else "none selected",
@@ -111,7 +112,7 @@ class _Selection:
             if self.summary["corpus"]["positions"][name] and row["dim"] not in selected_dims(part, self.rule.name)
         ]
         if lacking:
-            short += f" In population {listing(lacking)} the rule does not select it."
+            short += f" {capital(listing(map(over_population, lacking)))} the rule does not select it."
         return Fact(
             what="dim",
             topic="found",
@@ -168,13 +169,15 @@ def _overlaps(summary: Part, population: str) -> Iterator[Fact]:
     for pair in pairs:
         if pair["common"]:
             of_all = f"{len(pair['common'])} of {count(pair['union'], 'dimension')} that either selects"
+            both = f"{_named(pair['common'])} {over_population(population)}"
             yield Fact(what="overlap", topic="found", population=population, values=pair,
-                       short=f"Rules {listing(pair['rules'])} both select {_named(pair['common'])} in population "
-                       f"{population}: {of_all}, Jaccard index {number(float(pair['jaccard']))}.")  # fmt: skip
+                       short=f"Rules {listing(pair['rules'])} both select {both}: {of_all}, Jaccard index "
+                       f"{number(float(pair['jaccard']))}.")  # fmt: skip
     if apart:
         named = "; ".join(f"{listing(pair['rules'])} ({pair['union']:,} selected by either)" for pair in apart)
         yield Fact(what="overlap", topic="not found", population=population, values={"pairs": apart},
-                   short=f"Rules that select no dimension in common in population {population}: {named}.")  # fmt: skip
+                   short=f"Rules that select no dimension in common {over_population(population)}: "
+                   f"{named}.")  # fmt: skip
 
 
 def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterator[Fact]:
@@ -193,8 +196,8 @@ def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterat
     outcome = listing(f"{len(those):,} {which}{f' ({some(those)})' if those else ''}" for which, those in dims.items())
     yield Fact(what="scales", topic="found", population=population,
                values={"fixed": sorted(by_fixed), "scale_free": sorted(by_free), "common": dims["by both"]},
-               short=f"Dimensions selected in population {population}, fixed thresholds of |x| ({rules_named(fixed)}) "
-               f"beside scale-free ones ({rules_named(free)}): {outcome}.")  # fmt: skip
+               short=f"Dimensions selected {over_population(population)}, fixed thresholds of |x| "
+               f"({rules_named(fixed)}) beside scale-free ones ({rules_named(free)}): {outcome}.")  # fmt: skip
 
 
 def _largest(sites: Sequence[Part], population: str) -> Fact:
@@ -203,7 +206,7 @@ def _largest(sites: Sequence[Part], population: str) -> Fact:
         f"{number(row['max'])} on {visible(row['site'])} in layer {row['layer']} (median {number(row['median'])})"
         for row in ordered
     )
-    text = f"Largest |x| of each site in population {population}, beside the median |x| there: {values}."
+    text = f"Largest |x| of each site {over_population(population)}, beside the median |x| there: {values}."
     return Fact(what="largest", topic="found", short=text, population=population, values={"sites": ordered})
 
 
@@ -219,7 +222,7 @@ def _located(summary: Part) -> Iterator[Fact]:
     for population, sites in summary["location"]["populations"].items():
         none = []
         for site, result in sites.items():
-            where = f"on {visible(site)} in population {population}"
+            where = f"on {visible(site)} {over_population(population)}"
             if not result["occurrences"]:
                 none.append(Fact(what="location", topic="not found", rule=name, sites=site, population=population,
                                  values=result, short=f"{start} no location {where}."))  # fmt: skip
@@ -236,7 +239,7 @@ def _located(summary: Part) -> Iterator[Fact]:
             yield Fact(what="location", topic="found", rule=name, sites=site, population=population, values=result,
                        short=text, parts=tuple(dims))  # fmt: skip
         yield from summed(
-            none, f"{start} no location in population {population} on {listing(one.sites for one in none)}."
+            none, f"{start} no location {over_population(population)} on {listing(one.sites for one in none)}."
         )
 
 
