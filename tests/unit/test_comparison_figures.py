@@ -21,6 +21,7 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import read_table
 from outlier_features.report.draw_comparison import draw_comparison
 from outlier_features.run.verify_artifacts import verify_artifacts
+from outlier_features.wording import percent
 
 PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 RUNS = (
@@ -115,6 +116,10 @@ def test_shares_are_those_of_the_table(drawings, models, across, how):
         assert drawn.keys() == expected.keys() and {"small", "large", "moe"} <= drawn.keys()
         for model, numbers in drawn.items():
             assert numbers == pytest.approx(expected[model])
+    known = models.filter(pl.col(across) > 0, rule="dettmers", population="all").drop_nulls(f"sweep_layer_share_{how}")
+    least, most = (known.sort(f"sweep_layer_share_{how}")[f"sweep_layer_share_{how}"][end] for end in (0, -1))
+    assert f"layer share from {percent(least)} (" in drawing.finding and f" to {percent(most)} (" in drawing.finding
+    assert len(drawing.finding.split()) <= 40
     figure = drawing.views["all"]
     assert list(figure.layout.yaxis.range) == [-0.05, 1.05] and figure.layout.xaxis.type == "log"
     # Dense models and mixtures of experts are apart.

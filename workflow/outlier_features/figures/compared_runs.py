@@ -1,6 +1,6 @@
 """What figures of the comparison draw: the rows of the table `models`, and what was published, as points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -157,21 +157,35 @@ _COUNTED = {
 }  # fmt: skip
 
 
-def range_of_runs(compared: Compared, columns: Sequence[str], rule: str) -> str:
-    """From which run to which numbers of a rule reach, in the first population."""
+def range_of_runs(
+    compared: Compared, columns: Sequence[str], rule: str, across: tuple[str, str, Callable[[float], str]] | None = None
+) -> str:
+    """From which run to which numbers of a rule reach, in the first population.
+
+    across   the column that they are drawn over, what it is called and its words; of the runs that have it
+    """
     population = compared.populations[0]
+    rows = compared.models.filter(rule=rule, population=population)
+    over = f", against {across[1]}" if across else ""
+    if across:
+        rows = rows.filter(pl.col(across[0]) > 0)
+
+    def named(row: Mapping[str, Any]) -> str:
+        return compared.name(row["run"]) + (f", {across[2](row[across[0]])}" if across else "")
+
     said = []
     for column in columns:
-        known = compared.models.filter(pl.col(column).is_not_null(), rule=rule, population=population).sort(column)
+        known = rows.filter(pl.col(column).is_not_null()).sort(column)
         if known.is_empty():
             continue
         noun, words = next(value for key, value in _COUNTED.items() if key in column)
-        (low, least), (high, most) = (known.select(column, "run").row(n) for n in (0, -1))
+        least, most = known.row(0, named=True), known.row(-1, named=True)
         if len(known) == 1:
-            said.append(f"{noun} {words(high)} ({compared.name(most)})")
+            said.append(f"{noun} {words(most[column])} ({named(most)})")
         else:
-            said.append(f"{noun} from {words(low)} ({compared.name(least)}) to {words(high)} ({compared.name(most)})")
-    return f"By rule {rule} {over_population(population)}: {'; '.join(said)}." if said else ""
+            low, high = words(least[column]), words(most[column])
+            said.append(f"{noun} from {low} ({named(least)}) to {high} ({named(most)})")
+    return f"By rule {rule} {over_population(population)}{over}: {'; '.join(said)}." if said else ""
 
 
 def _of_last_revisions(models: pl.DataFrame) -> pl.DataFrame:
