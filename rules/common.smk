@@ -528,7 +528,7 @@ COMPARISON = {
     "models": f"{RESULTS}/comparison/models.parquet",
     "failures": f"{RESULTS}/comparison/failures.parquet",
     "comparison": f"{RESULTS}/comparison/dims.parquet",
-    "common_dims": f"{RESULTS}/comparison/common_dims.parquet",
+    "compared_dims": f"{RESULTS}/comparison/compared_dims.parquet",
 }
 if REVISIONS:
     COMPARISON["first_steps"] = f"{RESULTS}/comparison/first_steps.parquet"
@@ -655,6 +655,8 @@ def require_shared_files():
             "found an executor whose jobs share no file system with this machine, expected one where `resources` can "
             "be read, since weights are read where they lie (docs/cloud.md)"
         )
+
+
 def former_checksums(job):
     """SHA-256 of a job's inputs when it ran before; None where its parameters, inputs or code are others since."""
     known = workflow.persistence

@@ -1,9 +1,9 @@
 rule compare_runs:
     input:
-        tables=of_reported("dims", "locations"),
+        tables=of_reported("dims", "layers", "locations"),
     output:
         comparison=f"{RESULTS}/comparison/dims.parquet",
-        common_dims=f"{RESULTS}/comparison/common_dims.parquet",
+        compared_dims=f"{RESULTS}/comparison/compared_dims.parquet",
     log:
         f"{RESULTS}/logs/compare_runs.log",
     benchmark:
@@ -60,6 +60,7 @@ rule compare_revisions:
         models=f"{RESULTS}/comparison/models.parquet",
         tables=of_reported(
             "dims",
+            "layers",
             "locations",
             runs=[run for run in REPORTED if run[0] in REVISIONS],
         ),

@@ -33,7 +33,7 @@ rule draw_figures:
 
 rule draw_comparison:
     input:
-        of_reported("layers"),
+        of_reported("layers", "sinks"),
         page=PAGE,
         summaries=of_reported("summary"),
         models=f"{RESULTS}/comparison/models.parquet",

@@ -7,5 +7,5 @@ with stage(snakemake.log[0]):
     compare_runs(
         runs=[*dict.fromkeys(Path(table).parent for table in snakemake.input.tables)],
         comparison=Path(snakemake.output.comparison),
-        common_dims=Path(snakemake.output.common_dims),
+        compared_dims=Path(snakemake.output.compared_dims),
     )

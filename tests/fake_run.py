@@ -265,6 +265,8 @@ class FakeRun:
                     }
                     if not empty:
                         numbers |= {name: self.kurtosis(name, s, layer) for name in KURTOSES}
+                    positions = 0 if empty else self.sequences * (len(self.pieces) - p)
+                    numbers |= {"positions": positions, "positions_hit": min(positions, layer + s)}
                     rows.append({"population": population, "site": site, "layer": layer, **numbers})
         frame = (
             pl.DataFrame(rows, schema_overrides={"top1": pl.Float64}) if rows else pl.DataFrame(schema=LAYERS.schema)

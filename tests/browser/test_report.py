@@ -43,7 +43,7 @@ def results(tmp_path_factory):
     }  # fmt: skip
     paths = [run.write(folder / name) for name, run in runs.items()]
     (folder / "comparison").mkdir()
-    compare_runs(paths, folder / "comparison/dims.parquet", folder / "comparison/common_dims.parquet")
+    compare_runs(paths, folder / "comparison/dims.parquet", folder / "comparison/compared_dims.parquet")
     compare_models(paths, PUBLISHED, folder / "comparison/models.parquet")
     render_report(
         paths, folder / "report.html", published=PUBLISHED, definitions=DEFINITIONS,

@@ -101,6 +101,26 @@ def test_tables_in_order(dump, capsys):
     assert "Jaccard (dims) 50.00%" in words and "1 2 72 49.66% 0.00% 100.00% yes" in words
 
 
+def test_a_table_has_the_largest_and_everything_on_request(tmp_path, capsys):
+    """A dump of 40 layers and 300 tokens, in which the later ones have more outliers: hundreds of lines."""
+    x = torch.zeros(3, 40, 300, 4)
+    for token in range(300):
+        x[: 1 + token // 100, token % 40 :, token, 1] = 9.0
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    arguments = ("--input", tmp_path / "x.safetensors", "--key", "x", "--quiet", "--no-layer-fraction")
+    found = json.loads(run(capsys, *arguments, "--format", "json")[1])["x"]
+    assert len(found["tokens"]) == 300 and len(found["layers"]) == 40
+    _, short, _ = run(capsys, *arguments)
+    _, whole, _ = run(capsys, *arguments, "--all")
+    assert short.count("\n") < 110 and whole.count("\n") > 300 + 40
+    tokens = short.partition("Token Position Outliers (x)")[2].partition("Outlier Magnitudes")[0]
+    shown = [int(cells[1]) for line in tokens.splitlines() if (cells := line.split())[:1] == ["│"]]
+    least = sorted((row["count"] for row in found["tokens"]), reverse=True)[9]
+    assert len(shown) == 10 and shown == sorted(shown)
+    assert all(found["tokens"][token]["count"] >= least for token in shown)
+    assert "the 10 largest of 300; --all has every one" in " ".join(tokens.split())
+
+
 def test_csv_holds_the_numbers_of_the_json(dump, capsys):
     arguments = ("--input", dump, "--key", "attn_norm", "--compare-key", "mlp_input")
     found = json.loads(run(capsys, *arguments, "--format", "json")[1])

@@ -51,7 +51,7 @@ def test_every_run_is_shown_with_its_counts_dims_loss_and_what_was_not_found(res
     assert any(line.split("│")[1:2] == [" 7   "] and f"{row['max_abs']:,.0f}" in line for line in first.splitlines())
     assert "perplexity 7.389" in first  # exp(10 / 5)
     assert "perplexity" not in second and "\n- The loss cannot be had: it predicts nothing." in second
-    assert "finds no massive activation in population all" in second
+    assert "finds no massive activation over all tokens" in second
 
 
 def test_one_run_is_shown_by_its_directory(results, capsys):

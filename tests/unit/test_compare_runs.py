@@ -8,11 +8,12 @@ import pytest
 
 from fake_run import FakeRun
 from outlier_features.command.main import main
+from outlier_features.compare.differences import differences
 from outlier_features.dims.compare_runs import compare_runs
-from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
+from outlier_features.dims.comparison_schema import COMPARED_DIMS, COMPARISON
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
-from outlier_features.files.artifacts import write_json
+from outlier_features.files.artifacts import read_json, write_json
 from outlier_features.files.tables import read_table, write_table
 
 
@@ -46,14 +47,18 @@ def test_jaccard_and_smaller_counts(runs, tmp_path):
     assert at["jaccard"] == 2 / 5
     assert rows["all", "dettmers"]["jaccard"] == 1 / 3
     assert rows["all", "massive"]["common"] == 0
-    common = read_table(tmp_path / "common.parquet", COMMON_DIMS)[0].filter(rule="location")
-    assert common.select("dim", "min_count").rows() == [(4, 20), (3, 10)]
-    occurrences = [
-        pl.read_parquet(run / "dims.parquet").filter(population="all", rule="dettmers", dim=6)["occurrences"].item()
-        for run in runs
-    ]
-    found = read_table(tmp_path / "common.parquet", COMMON_DIMS)[0].filter(rule="dettmers", population="all")
-    assert found["min_count"].to_list() == [min(occurrences)]
+    compared = read_table(tmp_path / "common.parquet", COMPARED_DIMS)[0]
+    located = compared.filter(rule="location").select("dim", "occurrences_first", "occurrences_second")
+    assert located.rows() == [(4, 20, 30), (3, 50, 10), (1, 9, 0), (0, 0, 1), (2, 0, 1)]
+    # Every dim that either selects, with what each run has of it: also the hits of a run that does not select it.
+    found = compared.filter(rule="dettmers", population="all")
+    assert found["dim"].to_list()[0] == 6 and {*found["dim"]} == {5, 6, 8}
+    for which, run in zip(("first", "second"), runs, strict=True):
+        own = pl.read_parquet(run / "dims.parquet").filter(population="all", rule="dettmers")
+        for row in found.iter_rows(named=True):
+            mine = own.filter(dim=row["dim"]).to_dicts()
+            expected = (mine[0]["selected"], mine[0]["occurrences"], mine[0]["max_abs"]) if mine else (False, 0, None)
+            assert tuple(row[f"{name}_{which}"] for name in ("selected", "occurrences", "max_abs")) == expected
 
 
 def test_runs_that_select_nothing_have_no_index(tmp_path):
@@ -61,6 +66,50 @@ def test_runs_that_select_nothing_have_no_index(tmp_path):
     compare_runs(folders, tmp_path / "dims.parquet", tmp_path / "common.parquet")
     rows = read_table(tmp_path / "dims.parquet", COMPARISON)[0].filter(rule="dettmers")
     assert len(rows) and rows["jaccard"].null_count() == len(rows)
+
+
+def test_a_rule_that_selects_nothing_in_one_run_is_a_rule_in_common(tmp_path, capsys):
+    """Where a run has no hit by a rule, its tables do not name it."""
+    runs = [
+        FakeRun(model="m", outliers=(5,), massive=(7,)).write(tmp_path / "m/one"),
+        FakeRun(model="m", outliers=(5,), massive=(), hits=()).write(tmp_path / "m/two"),
+    ]
+    assert "massive" not in pl.read_parquet(runs[1] / "dims.parquet")["rule"]
+    compare_runs(runs, tmp_path / "dims.parquet", tmp_path / "dim_by_dim.parquet")
+    rows = read_table(tmp_path / "dims.parquet", COMPARISON)[0].filter(rule="massive", population="all").to_dicts()
+    assert [(row["sites"], row["dims_first"], row["dims_second"], row["common"]) for row in rows] == [
+        ("resid_post", 1, 0, 0)
+    ]
+    assert main(["compare", *map(str, runs), "--rule", "massive", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["massive resid_post all"]["dims"] == [1, 0]
+    [dim] = found["massive resid_post all"]["dims_of_either"]
+    assert (dim["dim"], dim["selected_first"], dim["selected_second"], dim["occurrences_second"]) == (7, True, False, 0)
+    assert found["massive resid_post without_first"]["dims"] == [0, 0]
+
+
+def test_what_differs_is_named_and_nothing_else(tmp_path, capsys):
+    one = FakeRun(model="m", sequences=2).write(tmp_path / "m/text")
+    other = FakeRun(model="m@late", sequences=3, parameters=7).write(tmp_path / "m@late/text")
+    table = differences([read_json(run / "summary.json") for run in (one, other)])
+    assert {name: table[name].to_list() for name in table.columns} == {
+        "run": ["m/text", "m@late/text"], "model": ["m", "m@late"], "parameters": [f"{FakeRun().parameters:,}", "7"],
+        "sequences": ["2", "3"],
+    }  # fmt: skip
+    assert differences([read_json(one / "summary.json")] * 2).columns == ["run"]
+    assert main(["compare", str(one), str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert "What differs" in shown and "sequences" in shown and "dtype" not in shown
+
+
+def test_the_terminal_shows_the_first_dims_and_all_on_request(tmp_path, capsys):
+    runs = [FakeRun(model="m", massive=tuple(range(20, 40))).write(tmp_path / f"m/{name}") for name in ("a", "b")]
+    for more, shown in (((), 10), (("--all",), 20)):
+        assert main(["compare", *map(str, runs), "--rule", "massive", *more]) == 0
+        out = capsys.readouterr().out
+        assert sum(f"\n│ {dim} " in out for dim in range(20, 40)) == shown
+        assert ("10 more dims: --all" in out) == (shown == 10)
+    assert "massive resid_post without_first" in out.partition("select no dim in either run")[2]
 
 
 def test_command(runs, tmp_path, capsys):

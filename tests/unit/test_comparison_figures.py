@@ -21,14 +21,21 @@ from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import read_table
 from outlier_features.report.draw_comparison import draw_comparison
 from outlier_features.run.verify_artifacts import verify_artifacts
+from outlier_features.wording import percent
 
 PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 RUNS = (
     FakeRun(model="small", parameters=10**8, sites_share=0.3, union=0.5, spread=0.02, sequences=4),
     FakeRun(model="large", parameters=10**9, sites_share=0.5, union=0.7, spread=0.05, nll=7.0, sequences=4, layers=8),
     FakeRun(model="moe", parameters=2 * 10**9, experts=4, sites_share=0.4, union=0.2, nll=8.0, sequences=4),
-    FakeRun(model="encoder", missing={"loss": "it has none"}, parameters=10**7, outliers=(), sites_share=0.1),
-)
+    FakeRun(
+        model="encoder",
+        missing={"loss": "it has none", "attention_maps": "so has it"},
+        parameters=10**7,
+        outliers=(),
+        sites_share=0.1,
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,11 @@ def drawings(results, models):
         f"{run.model}/text": pl.read_parquet(path / "layers.parquet") for run, path in zip(RUNS, paths, strict=True)
     }
     summaries = [read_json(path / "summary.json") for path in paths]
-    compared = Compared.of(models, summaries, layers, published_numbers(PUBLISHED))
+    sinks = {
+        f"{run.model}/text": pl.read_parquet(path / "sinks.parquet") for run, path in zip(RUNS, paths, strict=True)
+    }
+    del sinks["encoder/text"]
+    compared = Compared.of(models, summaries, layers, sinks, published_numbers(PUBLISHED))
     return {drawing.name: drawing for drawing in comparison_figures(compared)}
 
 
@@ -105,6 +116,10 @@ def test_shares_are_those_of_the_table(drawings, models, across, how):
         assert drawn.keys() == expected.keys() and {"small", "large", "moe"} <= drawn.keys()
         for model, numbers in drawn.items():
             assert numbers == pytest.approx(expected[model])
+    known = models.filter(pl.col(across) > 0, rule="dettmers", population="all").drop_nulls(f"sweep_layer_share_{how}")
+    least, most = (known.sort(f"sweep_layer_share_{how}")[f"sweep_layer_share_{how}"][end] for end in (0, -1))
+    assert f"layer share from {percent(least)} (" in drawing.finding and f" to {percent(most)} (" in drawing.finding
+    assert len(drawing.finding.split()) <= 40
     figure = drawing.views["all"]
     assert list(figure.layout.yaxis.range) == [-0.05, 1.05] and figure.layout.xaxis.type == "log"
     # Dense models and mixtures of experts are apart.
@@ -142,15 +157,38 @@ def test_figures_of_llm_int8_are_those_of_the_table(drawings, models):
     assert "Not drawn: 1 run without such a number." in drawings["llm-int8-figure-4"].text
 
 
-def test_magnitude_over_relative_depth_has_a_line_for_each_run(results, drawings):
+def test_runs_over_relative_depth_have_a_line_each(results, drawings):
+    """Magnitude, kurtosis, hits and sinks of every run, at the depth of its own model."""
+    drawing = drawings["relative-depth"]
     for population in ("all", "without_first"):
-        lines = [trace for trace in drawings["relative-depth"].views[population].data if trace.yaxis in (None, "y")]
-        assert [trace.name for trace in lines] == [run.model for run in RUNS]
-        for run, line in zip(RUNS, lines, strict=True):
-            layers = pl.read_parquet(results / run.model / "text/layers.parquet")
-            here = layers.filter(site="resid_post", population=population).sort("layer")
-            assert list(line.y) == here["top1"].to_list()
-            assert list(line.x) == [(layer + 1) / run.layers for layer in range(run.layers)]
+        lines = {(trace.yaxis or "y", trace.name): trace for trace in drawing.views[population].data if trace.mode}
+        for run in RUNS:
+            folder = results / run.model / "text"
+            layers = pl.read_parquet(folder / "layers.parquet").filter(population=population).sort("layer")
+            stream = layers.filter(site="resid_post")
+            depth = [(layer + 1) / run.layers for layer in range(run.layers)]
+            norms = layers.filter(pl.col("site").is_in(["attn_norm", "mlp_norm"]))
+            by_layer = norms.group_by("layer", maintain_order=True)
+            most = [max(here["positions_hit"] / here["positions"]) for _, here in by_layer]
+            expected = {
+                "y": stream["top1"].to_list(), "y2": (stream["top1"] / stream["median"]).to_list(),
+                "y3": np.arcsinh(stream["kurtosis_flat_excess"]).to_list(), "y4": most,
+            }  # fmt: skip
+            for axis, values in expected.items():
+                assert list(lines[axis, run.model].x) == depth
+                assert list(lines[axis, run.model].y) == pytest.approx(values)
+            if run.model == "encoder":
+                assert not lines["y5", "encoder"].x
+            else:
+                sinks = pl.read_parquet(folder / "sinks.parquet").filter(token=0)
+                rates = sinks.group_by("layer").agg(pl.col("sink_rate").mean()).sort("layer")
+                assert list(lines["y5", run.model].y) == pytest.approx(rates["sink_rate"].to_list())
+    ratios = {}
+    for run in RUNS:
+        here = pl.read_parquet(results / run.model / "text/layers.parquet").filter(site="resid_post", population="all")
+        ratios[run.model] = max(here["top1"] / here["median"])
+    best = max(ratios.values())
+    assert f"{best:,.4g} times at" in drawing.finding and "1 more below" in drawing.finding
 
 
 @pytest.mark.parametrize("count", [2, 12, 24])

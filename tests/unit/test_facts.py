@@ -158,8 +158,8 @@ def test_what_was_not_found_is_said(summary):
     facts = {(fact.what, fact.rule) for one in facts_in(summary) for fact in one.flat if fact.topic == "not found"}
     none = {("none selected by several", ""), ("none selected", "dettmers"), ("none selected", "massive")}
     assert {("overlap", ""), ("not applied", "dettmers_heads"), ("super weights", "super_weight"), *none} <= facts
-    holds(told(summary, "none selected", rule="dettmers").text, "without_first", "No value there has |x| >= 6")
-    holds(told(summary, "none selected by several").text, "without_first", "dettmers and massive")
+    holds(told(summary, "none selected", rule="dettmers").text, "without first tokens", "No value there has |x| >= 6")
+    holds(told(summary, "none selected by several").text, "without first tokens", "dettmers and massive")
 
 
 def test_dims_that_a_gain_hides_are_named(summary):
@@ -335,11 +335,20 @@ def test_a_rule_whose_sites_are_missing_is_not_applied(summary):
     assert not any("both rules" in line or "passes rule dettmers" in line for line in lines)
 
 
+def test_two_numbers_of_one_name_are_told_apart(summary):
+    """Perplexity of a sample beside that of all tokens; a dim's largest massive activation beside its largest value."""
+    sample = told(summary, "ablation").text
+    holds(sample, "the unchanged model has perplexity", f"it is {number(summary['loss']['perplexity'])}")
+    holds(sample, f"all of the run's {summary['loss']['tokens']:,} predicted tokens", "the sample is a part of them")
+    summary["loss"] = None
+    assert "predicted tokens it is" not in told(summary, "ablation").text
+
+
 def test_a_population_without_positions(summary):
     summary["corpus"]["positions"]["without_first"] = 0
     lines = said(summary, "not found")
-    assert "Population without_first has no positions, so nothing is said about it." in lines
-    assert not any("massive activation in population without_first" in line for line in lines)
+    assert "Without first tokens there are no positions, so nothing is said of them." in lines
+    assert not any("massive activation without first tokens" in line for line in lines)
 
 
 def test_many_dimensions_are_listed_by_number(summary):
@@ -353,8 +362,8 @@ def test_many_dimensions_are_listed_by_number(summary):
 
 @pytest.mark.parametrize(
     ("selected", "majority", "phrase"),
-    [(1, 0, "1 dimension of 576 in population all (0 in more than half of the sequences)"),
-     (2, 1, "2 dimensions of 576 in population all (1 in more than half of the sequences)")],
+    [(1, 0, "1 dimension of 576 over all tokens (0 in more than half of the sequences)"),
+     (2, 1, "2 dimensions of 576 over all tokens (1 in more than half of the sequences)")],
 )  # fmt: skip
 def test_how_many_sequences(summary, selected, majority, phrase):
     summary["populations"]["all"]["rules"]["dettmers"] = rule([OUTLIER] * selected, dims_selected_majority=majority)

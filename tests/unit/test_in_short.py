@@ -25,9 +25,10 @@ def test_the_largest_dims_come_with_what_every_rule_found(tmp_path):
     massive, outlier = told.profiles
     assert (massive.what, outlier.what) == ("massive activations", "massive activations and an outlier feature")
     largest = pl.read_parquet(tmp_path / "run/massive.parquet").sort(pl.col("value").abs()).row(-1, named=True)
-    start = f"x reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times"
+    start = f"Its largest massive activation is {number(largest['value'])} in layer {largest['layer']}, "
+    start += f"{number(largest['ratio'])} times"
     assert massive.facts[0].short.startswith(start)
-    assert "In population without_first the rule does not select it." in massive.facts[0].short
+    assert "Without first tokens the rule does not select it." in massive.facts[0].short
     assert massive.facts[0].where == "resid_post; rule massive; population all"
     row = dims.filter(dim=5, rule="dettmers", population="all").row(0, named=True)
     assert f"{row['sequences_passing']} of {summary['corpus']['sequences']} sequences pass" in outlier.facts[1].short

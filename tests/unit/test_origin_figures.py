@@ -102,7 +102,10 @@ def test_the_part_that_makes_a_dim_and_those_that_change_it():
     assert changes.endswith(
         "its largest |x|, 1,000: the MLP of layer 1 +990, the MLP of layer 3 -700 and attention of layer 4 -120."
     )
-    assert of_what.startswith("It is largest after layer 1, 1,000, made up to there: 99.3 % by the MLPs, ")
+    assert of_what.startswith(
+        "At this token it is largest after layer 1, 1,000, a hit of a rule or not, made up to there: "
+        "99.3 % by the MLPs, "
+    )
     assert of_what.endswith("0.6 % by attention and 0.1 % by the embeddings.")
 
 

@@ -129,7 +129,7 @@ def test_without_super_experts_nothing_is_run(name, tmp_path, monkeypatch):
     rows, each, facts = run.prune()
     assert rows.is_empty() and each.is_empty() and facts == {"has_experts": name == "mixtral", "super_experts": 0}
     rules = {"super_expert": {"kind": "super_expert"}}
-    said = [fact.text for fact in pruning_facts(facts | {"effects": []}, rules)]
+    said = [fact.text for fact in pruning_facts(facts | {"effects": []}, rules, None)]
     assert [*map(bool, said)] == [True] * (name == "mixtral") and all("no super expert to prune" in one for one in said)
 
 
@@ -149,7 +149,7 @@ def test_what_stands_in_the_way_is_said(tmp_path):
 
 def test_the_report_says_what_pruning_does(tmp_path):
     summary = read_json(FakeRun(experts=3).write(tmp_path / "run") / "summary.json")
-    (fact,) = pruning_facts(summary["expert_ablation"], summary["rules"])
+    (fact,) = pruning_facts(summary["expert_ablation"], summary["rules"], None)
     (part,) = fact.parts
     assert part.text.startswith(
         "Expert 1 of layer 1 (rule super_expert): perplexity goes from 10.49 to 30.5 (2.908 times)"

@@ -500,11 +500,10 @@ def test_an_encoder_with_one_population_and_an_absent_site(page):
                 rest=False, missing=HEADLESS)
     )  # fmt: skip
     for text in (
-        "Population without_first has no positions, so nothing is said about it.",
+        "Without first tokens there are no positions, so nothing is said of them.",
         "Site attn_norm is absent from this model: no norm of the block feeds attention.",
         "The loss cannot be had: it predicts nothing.",
-        "1 dimension of 64 in population all",
-        "Population without_first has no positions",
+        "1 dimension of 64 over all tokens",
     ):
         assert text in parsed.shown
     notes = [
@@ -628,7 +627,7 @@ def test_the_comparison_has_a_page(tmp_path):
     paths = [FakeRun(model=name).write(tmp_path / name / "text") for name in ("one", "other")]
     (tmp_path / "comparison").mkdir()
     compare_models(paths, PUBLISHED, tmp_path / "comparison/models.parquet")
-    compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    compare_runs(paths, tmp_path / "comparison/dims.parquet", tmp_path / "comparison/compared_dims.parquet")
     report = tmp_path / "report.html"
     render_report(paths, report, published=PUBLISHED, definitions=DEFINITIONS, comparison=tmp_path / "comparison")
     parsed = Page(report)
@@ -638,8 +637,14 @@ def test_the_comparison_has_a_page(tmp_path):
     assert first["filters"] == ["rule", "population"] and first["columns"][0]["link"]
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(ids) == len(set(ids)) and set(first["columns"][0]["levels"]) <= set(ids)
+    # Both are of one model's weights: they are compared dim by dim, and what differs is the name alone.
+    dims = pl.read_parquet(tmp_path / "comparison/compared_dims.parquet")
+    assert parsed.packed["comparison/compared-dims/rows"]["rows"] == len(dims) > 0
+    differing = parsed.shown.partition("What differs")[2].partition("Settings that are not the same")[0]
+    assert "model" in differing and "dtype" not in differing
     places = [
-        ids.index(f"comparison/{name}") for name in ("models", "shares-by-parameters-mean", "relative-depth", "dims")
+        ids.index(f"comparison/{name}")
+        for name in ("models", "differences", "shares-by-parameters-mean", "relative-depth", "dims")
     ]
     assert places == sorted(places)
     with pytest.raises(InputError, match=r"expected a comparison of one/text, found one/text, other/text"):
@@ -652,7 +657,7 @@ def test_runs_that_failed_stand_among_all_runs(tmp_path):
     run = FakeRun().write(tmp_path / "tiny/text")
     (tmp_path / "comparison").mkdir()
     compare_models([run], PUBLISHED, tmp_path / "comparison/models.parquet")
-    compare_runs([run], tmp_path / "comparison/dims.parquet", tmp_path / "comparison/common_dims.parquet")
+    compare_runs([run], tmp_path / "comparison/dims.parquet", tmp_path / "comparison/compared_dims.parquet")
     why = {"rule": "fetch_model", "reason": "<b>closed</b>", "log": "logs/fetch_model/gated.log"}
     write_failures({"gated/text": why}, tmp_path / "comparison/failures.parquet")
     report = tmp_path / "report.html"

@@ -206,7 +206,7 @@ def test_models_over_their_training_beside_one_another(tmp_path):
     models = read_table(folder / "models.parquet", MODELS)[0]
     layers = {f"{name}/text": pl.read_parquet(tmp_path / name / "text/layers.parquet") for name in runs}
     summaries = [read_json(path / "summary.json") for path in paths]
-    compared = Compared.of(models, summaries, layers, published_numbers(PUBLISHED))
+    compared = Compared.of(models, summaries, layers, {}, published_numbers(PUBLISHED))
     assert set(compared.models["run"]) == {"a@step2000/text", "b@step10/text", "plain/text"}
     curves, by_layer = training_figures(compared)
     first = [trace for trace in curves.views["all"].data if trace.yaxis in (None, "y")]
@@ -252,7 +252,7 @@ def comparison_of(paths, sources, place):
     folder.mkdir()
     compare_models(paths, PUBLISHED, folder / "models.parquet", sources)
     compare_revisions(paths, folder / "models.parquet", folder / "first_steps.parquet")
-    compare_runs(paths, folder / "dims.parquet", folder / "common_dims.parquet")
+    compare_runs(paths, folder / "dims.parquet", folder / "compared_dims.parquet")
     return folder
 
 
@@ -264,7 +264,7 @@ def test_without_revisions_there_are_no_curves(tmp_path):
         assert models[name].null_count() == len(models)
     layers = {f"{path.parent.name}/text": pl.read_parquet(path / "layers.parquet") for path in paths}
     summaries = [read_json(path / "summary.json") for path in paths]
-    assert not training_figures(Compared.of(models, summaries, layers, published_numbers(PUBLISHED)))
+    assert not training_figures(Compared.of(models, summaries, layers, {}, published_numbers(PUBLISHED)))
 
 
 @pytest.mark.slow

@@ -498,7 +498,7 @@ def test_a_planted_neuron_is_found(tmp_path):
     assert f"The MLP of layer 2 writes {number(part['value'])} into dim 9 at" in run.text
     assert f"after the layer it has {number(value)}." in run.text
     assert "neuron 17 gives" in run.text
-    assert "Traced are the dims that rule massive selects in population all, at most the 1 largest." in run.text
+    assert "Traced are the dims that rule massive selects over all tokens, at most the 1 largest." in run.text
 
 
 def test_without_massive_activations_the_dims_that_rise_most(tmp_path):
@@ -518,7 +518,7 @@ def test_without_massive_activations_the_dims_that_rise_most(tmp_path):
         assert where(tables["lifecycle"], int(dim)) == (n, t)
         assert tables["origin"].filter(target_dim=int(dim))["token"].max() < run.mask[n].sum()
     assert set(tables["lifecycle"]["selection"]) == {"largest_rise"}
-    assert "By rule massive no dim of population all has massive activations" in run.text
+    assert "By rule massive no dim has massive activations over all tokens" in run.text
 
 
 def test_padding_is_in_no_maximum_and_no_median(tmp_path):

@@ -16,15 +16,15 @@ import pytest
 from outlier_features.compare.failures_schema import FAILURES
 from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
-from outlier_features.dims.comparison_schema import COMMON_DIMS, COMPARISON
+from outlier_features.dims.comparison_schema import COMPARED_DIMS, COMPARISON
 from outlier_features.files.tables import public_tables
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.run.costs_schema import COSTS
 
 # Sums of floats, whose last bit depends on the order of additions.
 MOMENTS = {"mean", "rms", "std", "kurtosis", "kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms"}
-COMPARED = {"comparison/dims", "comparison/common_dims", "comparison/models"}
-COMPARISONS = {COMPARISON.name, COMMON_DIMS.name, MODELS.name, FAILURES.name, FIRST_STEPS.name}
+COMPARED = {"comparison/dims", "comparison/compared_dims", "comparison/models"}
+COMPARISONS = {COMPARISON.name, COMPARED_DIMS.name, MODELS.name, FAILURES.name, FIRST_STEPS.name}
 ON_REQUEST = {
     "knock_outs",
     "knock_out_dims",

@@ -24,7 +24,7 @@ def in_words(value: float) -> str:
 
 def percent(share: float | None) -> str:
     """A share to three significant digits, as in `25 %`."""
-    return DASH if share is None else f"{float(f'{100 * share:.3g}'):g} %"
+    return DASH if share is None else f"{float(f'{100 * share:.3g}'):,g} %"
 
 
 def count(items: int, noun: str) -> str:

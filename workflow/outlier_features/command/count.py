@@ -60,7 +60,9 @@ def add_count(count: argparse.ArgumentParser) -> None:
     add("--outlier-samples", type=_samples, default=0, metavar="exact|N", help="of the kept outliers (default: exact)")
 
     add = count.add_argument_group("output").add_argument
-    add("--format", choices=("table", "json", "csv"), default="table", help="table (default) has the first ten dims")
+    add("--format", choices=("table", "json", "csv"), default="table", help="json and csv have everything; table "
+        "(default) has of the dims, layers and tokens the ten with most outliers")  # fmt: skip
+    add("--all", action="store_true", help="table with every dim, layer and token")
     add("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
     add("--quiet", action="store_true", help="no progress on standard error")
 
@@ -134,7 +136,12 @@ def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
     from outlier_features.command.count_tables import count_tables
     from outlier_features.command.output import write_found
 
-    write_found(document, lambda: count_tables(document, _name(options.input)), options.format, options.output)
+    write_found(
+        document,
+        lambda: count_tables(document, _name(options.input), every=options.all),
+        options.format,
+        options.output,
+    )
 
 
 def _name(files: list[str]) -> str:

@@ -1,6 +1,6 @@
 """What was counted as tables to read."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,14 +10,20 @@ from outlier_features.locate.count_document import COMPARISON
 
 TOP = 10
 _NONE = "-"
+_BY = (
+    ("layers", "Layer Outlier Occurrences", "Layer", "outliers"),
+    ("first_layers", "First-Layer Appearance", "Layer", "locations"),
+    ("tokens", "Token Position Outliers", "Token", "outliers"),
+)
 
 
-def count_tables(document: Mapping[str, Any], source: str) -> Iterator[Table]:
+def count_tables(document: Mapping[str, Any], source: str, *, every: bool) -> Iterator[Table]:
+    """With `every` each dim, layer and token; without, of each table the rows with the largest counts."""
     for key, content in document.items():
-        yield from comparison_tables(content) if key == COMPARISON else key_tables(key, content, source)
+        yield from _compared(content, every) if key == COMPARISON else _of_key(key, content, source, every)
 
 
-def key_tables(key: str, found: Mapping[str, Any], source: str) -> Iterator[Table]:
+def _of_key(key: str, found: Mapping[str, Any], source: str, every: bool) -> Iterator[Table]:
     yield make_table(f"Activation Outliers ({key})", ("Metric", "Value"), _summary(key, found, source), _caption(found))
     top = found["dims"][:TOP]
     names = [
@@ -29,20 +35,28 @@ def key_tables(key: str, found: Mapping[str, Any], source: str) -> Iterator[Tabl
     yield make_table(f"Outlier Dimensions ({key})", ("Metric", "Value"), names)
     if top:
         columns = ("Rank", "Dim", "Count", "% of outliers", "Pos %", "Neg %", "One-sided")
-        yield make_table(f"Top {len(top)} Dimensions ({key})", columns, _dims(top))
-    yield make_table(
-        f"Layer Outlier Occurrences ({key})", ("Layer", "Count", "% of outliers"), _shares(found["layers"])
-    )
-    firsts = _shares(found["first_layers"])
-    yield make_table(f"First-Layer Appearance ({key})", ("Layer", "Count", "% of locations"), firsts)
-    yield make_table(f"Token Position Outliers ({key})", ("Token", "Count", "% of outliers"), _shares(found["tokens"]))
+        shown, rest = _largest(found["dims"], every)
+        yield make_table(f"Top {len(shown)} Dimensions ({key})", columns, _dims(shown), rest)
+    for name, title, noun, of in _BY:
+        shown, rest = _largest(found[name], every)
+        yield make_table(f"{title} ({key})", (noun, "Count", f"% of {of}"), _shares(shown), rest)
     magnitudes = found["magnitudes"]
     labels = {"min": "Min", "q1": "Q1 (25%)", "median": "Median (50%)", "q3": "Q3 (75%)", "max": "Max"}
     rows = [(label, _number(magnitudes, name)) for name, label in labels.items()]
     yield make_table(f"Outlier Magnitudes ({key})", ("Metric", "Value"), rows, _caption({"quantiles": magnitudes}))
 
 
-def comparison_tables(found: Mapping[str, Any], noun: str = "Key") -> Iterator[Table]:
+def _largest(rows: Sequence[Mapping[str, Any]], every: bool) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+    """The rows with the largest counts, in their order, and how many others have any; with `every` all rows."""
+    counted = [row for row in rows if row["count"]]
+    if every or len(counted) <= TOP:
+        return rows if every else counted, None
+    kept = sorted(counted, key=lambda row: -row["count"])[:TOP]
+    return [row for row in counted if row in kept], f"the {TOP} largest of {len(counted)}; --all has every one"
+
+
+def comparison_table(found: Mapping[str, Any], noun: str = "Key") -> Table:
+    """How many dims each of two keys or runs has, and how many they have in common."""
     rows = [
         (f"{noun} A", found["keys"][0]),
         (f"{noun} B", found["keys"][1]),
@@ -51,8 +65,12 @@ def comparison_tables(found: Mapping[str, Any], noun: str = "Key") -> Iterator[T
         ("Common dims", f"{found['common']:,}"),
         ("Jaccard (dims)", _percent(found["jaccard"])),
     ]
-    yield make_table(f"{noun} Comparison", ("Metric", "Value"), rows)
-    top = found["top_common"][:TOP]
+    return make_table(f"{noun} Comparison", ("Metric", "Value"), rows)
+
+
+def _compared(found: Mapping[str, Any], every: bool) -> Iterator[Table]:
+    yield comparison_table(found)
+    top = found["top_common"] if every else found["top_common"][:TOP]
     if top:
         ranked = [(str(rank), str(row["dim"]), f"{row['min_count']:,}") for rank, row in enumerate(top, 1)]
         yield make_table("Top Common Outlier Dims (min count)", ("Rank", "Dim", "Min count"), ranked)

@@ -3,7 +3,7 @@
 Here dims are compared, since they are of one model: a dim's number means the same in each of its revisions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
-from outlier_features.dims.compare_runs import Key, dim_counts, name_of
+from outlier_features.dims.compare_runs import DimHits, Key, dim_hits, name_of
 from outlier_features.files.tables import read_table, write_table
 from outlier_features.progress import item_bar
 
@@ -30,17 +30,22 @@ def compare_revisions(runs: Sequence[Path], models: Path, first_steps: Path) -> 
     counting = table.filter(pl.col("step").is_not_null(), pl.col("same_weights_as").is_null())
     wanted = set(counting["run"])
     read = [run for run in runs if name_of(run) in wanted]
-    counts = {name_of(run): dim_counts(run) for run in item_bar(read, "compare", "revision")}
+    hits = {name_of(run): dim_hits(run) for run in item_bar(read, "compare", "revision")}
     rows: list[Row] = []
     keys = ("model", "corpus", "rule", "sites", "population")
     for key, revisions in counting.group_by(keys, maintain_order=True):
         fixed: Row = dict(zip(keys, key, strict=True))
         rule_key: Key = (fixed["population"], fixed["rule"], fixed["sites"])
         steps = revisions.sort("step", maintain_order=True).select("step", "revision", "run").rows()
-        found = [(step, revision, counts[run].get(rule_key, {})) for step, revision, run in steps]
+        found = [(step, revision, _selected(hits[run].get(rule_key, {}))) for step, revision, run in steps]
         rows += [fixed | row for row in _of_dims(found)]
     provenance = {"runs": [name_of(run) for run in read]}
     write_table(first_steps, pl.DataFrame(rows, FIRST_STEPS.schema), FIRST_STEPS, provenance)
+
+
+def _selected(hits: Mapping[int, DimHits]) -> dict[int, int]:
+    """The selected dims with their occurrences."""
+    return {dim: found.occurrences for dim, found in hits.items() if found.selected}
 
 
 def _of_dims(found: Sequence[tuple[int, str, dict[int, int]]]) -> Iterator[Row]:

@@ -1,5 +1,7 @@
 """The tables that rule compare_runs writes."""
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from outlier_features.files.columns import DIM, POPULATION, RULE, SITES
@@ -9,6 +11,11 @@ _RUNS = (
     Column("first", pl.String, "a run, `model/corpus`"),
     Column("second", pl.String, "another run"),
 )
+
+
+def _of_both(name: str, dtype: type[pl.DataType], meaning: str, unit: str = "") -> Iterator[Column]:
+    yield from (Column(f"{name}_{which}", dtype, meaning.format(which), unit) for which in ("first", "second"))
+
 
 COMPARISON = Table(
     "comparison",
@@ -24,12 +31,16 @@ COMPARISON = Table(
     place="comparison/dims.parquet",
 )  # fmt: skip
 
-COMMON_DIMS = Table(
-    "common_dims",
-    "population, rule, sites, two runs and a dim that both have",
+COMPARED_DIMS = Table(
+    "compared_dims",
+    "population, rule, sites, two runs and a dim that the rule selects in one of them at least; by rule `location` one "
+    "with kept occurrences",
     (
         POPULATION, RULE, SITES, *_RUNS, DIM,
-        Column("min_count", pl.Int64, "the smaller of its numbers of occurrences in the two runs", "values"),
+        *_of_both("selected", pl.Boolean, "the rule selects it in the {} run"),
+        *_of_both("occurrences", pl.Int64, "its hits by the rule in the {} run, selected or not", "values"),
+        *_of_both("max_abs", pl.Float64, "largest abs(x) among these; null if there are none, and by rule `location`",
+                  "activation"),
     ),
-    place="comparison/common_dims.parquet",
+    place="comparison/compared_dims.parquet",
 )  # fmt: skip

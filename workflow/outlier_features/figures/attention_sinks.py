@@ -100,7 +100,7 @@ def _sentences(sinks: pl.DataFrame, massive: _Massive | None, rules: Collection[
     rates = dict(first_key_by_layer(sinks).select("layer", "sink_rate").iter_rows())
     length, limit = sample.positions, number(sample.threshold)
     said = [
-        "Alpha is the mean probability that a key gets from the queries that can see it, itself among them, over the "
+        "Alpha is the mean probability that a key gets from the queries that can see it, over the "
         f"first {length} positions of {count(sample.sequences, 'sequence')}"
         + (f" in {layers([*rates])}, which alone have attention" if sample.layers_without_patterns else "")
         + f"; a key with alpha > {limit} is a sink."

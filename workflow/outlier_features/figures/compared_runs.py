@@ -1,6 +1,6 @@
 """What figures of the comparison draw: the rows of the table `models`, and what was published, as points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,11 @@ from outlier_features.compare.compare_models import published_kind
 from outlier_features.compare.published_numbers import SYSTEMATIC
 from outlier_features.figures.run_points import DENSE, MIXTURE, Point
 from outlier_features.model.bases import RESIDUAL
+from outlier_features.populations import over_population
 from outlier_features.rules.kinds import of_kind
 from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.run_rules import applied_sites, run_rules
-from outlier_features.wording import count, listing
+from outlier_features.wording import count, listing, number, percent
 
 _SWEEPS, _INT8 = ("moe_sweep", "qwen3_dense"), ("dettmers2022",)
 
@@ -26,6 +27,7 @@ class Compared:
     models       rows of the table `models`; of a model with revisions, those of the last one
     training     rows of the table `models` of each revision with a step that no other one stands for
     layers       by run, as `model/corpus`, its table `layers`
+    sinks        by run, its table `sinks`, of those that have attention patterns
     systematic   the rules with shares on the residual stream that were applied to a run
     like_published   those of them by the criteria of the published numbers
     numbers      what was published, columns of `published_numbers`
@@ -34,6 +36,7 @@ class Compared:
     models: pl.DataFrame
     training: pl.DataFrame
     layers: Mapping[str, pl.DataFrame]
+    sinks: Mapping[str, pl.DataFrame]
     systematic: Sequence[str]
     like_published: Sequence[str]
     numbers: pl.DataFrame
@@ -44,6 +47,7 @@ class Compared:
         models: pl.DataFrame,
         summaries: Sequence[Mapping[str, Any]],
         layers: Mapping[str, pl.DataFrame],
+        sinks: Mapping[str, pl.DataFrame],
         numbers: pl.DataFrame,
     ) -> "Compared":
         """`summaries`: of the runs, which say what their rules are."""
@@ -54,7 +58,7 @@ class Compared:
         residual = [name for name, rule in rules.items() if rule.basis == RESIDUAL]
         like_published = [name for name in residual if published_kind(rules[name]) == SYSTEMATIC]
         training = models.filter(pl.col("step").is_not_null(), pl.col("same_weights_as").is_null())
-        return cls(_of_last_revisions(models), training, layers, residual, like_published, numbers)
+        return cls(_of_last_revisions(models), training, layers, sinks, residual, like_published, numbers)
 
     @property
     def populations(self) -> list[str]:
@@ -145,6 +149,43 @@ class Compared:
                 f" Among the dense models {verb} {count(unknown, 'run')} whose experts, if any, were not looked into."
             )
         return said + self.of_revisions
+
+
+_COUNTED = {
+    "layer_share": ("layer share", percent), "position_share": ("position share", percent),
+    "magnitude": ("median magnitude", number), "dims": ("number of dims", number),
+}  # fmt: skip
+
+
+def range_of_runs(
+    compared: Compared, columns: Sequence[str], rule: str, across: tuple[str, str, Callable[[float], str]] | None = None
+) -> str:
+    """From which run to which numbers of a rule reach, in the first population.
+
+    across   the column that they are drawn over, what it is called and its words; of the runs that have it
+    """
+    population = compared.populations[0]
+    rows = compared.models.filter(rule=rule, population=population)
+    over = f", against {across[1]}" if across else ""
+    if across:
+        rows = rows.filter(pl.col(across[0]) > 0)
+
+    def named(row: Mapping[str, Any]) -> str:
+        return compared.name(row["run"]) + (f", {across[2](row[across[0]])}" if across else "")
+
+    said = []
+    for column in columns:
+        known = rows.filter(pl.col(column).is_not_null()).sort(column)
+        if known.is_empty():
+            continue
+        noun, words = next(value for key, value in _COUNTED.items() if key in column)
+        least, most = known.row(0, named=True), known.row(-1, named=True)
+        if len(known) == 1:
+            said.append(f"{noun} {words(most[column])} ({named(most)})")
+        else:
+            low, high = words(least[column]), words(most[column])
+            said.append(f"{noun} from {low} ({named(least)}) to {high} ({named(most)})")
+    return f"By rule {rule} {over_population(population)}{over}: {'; '.join(said)}." if said else ""
 
 
 def _of_last_revisions(models: pl.DataFrame) -> pl.DataFrame:

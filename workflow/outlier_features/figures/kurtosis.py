@@ -84,9 +84,9 @@ def _figure(layers: pl.DataFrame, sites: Sequence[str], blocks: int, population:
             say_nothing_here(figure, "no such tokens in this run", row, 1)
         for index, site in enumerate(sites):
             _add_line(figure, here.filter(site=site), site, name, index, blocks, row)
-        _set_scale(figure, [plain, *layers[name].drop_nulls().to_list()], row)
+        set_tail_scale(figure, [plain, *layers[name].drop_nulls().to_list()], row)
         figure.add_hline(
-            y=_place(plain), line={"color": GREY, "dash": "dash", "width": 1}, row=row, col=1,
+            y=tail_place(plain), line={"color": GREY, "dash": "dash", "width": 1}, row=row, col=1,
             annotation={"text": meaning, "xanchor": "right", "yanchor": "top", "font": {"size": 11, "color": GREY}},
         )  # fmt: skip
         figure.update_yaxes(title_text=f"kurtosis<br>{title}", row=row, col=1)
@@ -95,7 +95,7 @@ def _figure(layers: pl.DataFrame, sites: Sequence[str], blocks: int, population:
     return figure
 
 
-def _place(value: float) -> float:
+def tail_place(value: float) -> float:
     """Where a value stands: nearly linear below 1, logarithmic above, and the same for negative values."""
     return math.asinh(value)
 
@@ -107,7 +107,7 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, site: str, name: str, index
     colour = _COLOURS[index % len(_COLOURS)]
     figure.add_scatter(
         x=list(range(blocks)),
-        y=[None if value is None else _place(value) for value in over],
+        y=[None if value is None else tail_place(value) for value in over],
         customdata=[number(value) for value in over],
         hovertemplate=f"{label(site)}, layer %{{x}}: %{{customdata}}<extra></extra>",
         name=label(site),
@@ -121,16 +121,16 @@ def _add_line(figure: go.Figure, here: pl.DataFrame, site: str, name: str, index
     )
 
 
-def _set_scale(figure: go.Figure, values: Sequence[float], row: int) -> None:
+def set_tail_scale(figure: go.Figure, values: Sequence[float], row: int) -> None:
     low, high = min(values), max(values)
     steps = [float(f"{step}e{k}") for k in range(9) for step in (1, 3)]
     inside = [value for value in [-2.0, 0.0, *steps] if low <= value <= high * 1.2]
     if len(inside) > 7:
         inside = [value for value in inside if not f"{value:e}".startswith("3")]
-    span = _place(high) - _place(low)
+    span = tail_place(high) - tail_place(low)
     figure.update_yaxes(
-        range=[_place(low) - 0.13 * span - 0.1, _place(high) + 0.06 * span + 0.1],
-        tickvals=[*map(_place, inside)],
+        range=[tail_place(low) - 0.13 * span - 0.1, tail_place(high) + 0.06 * span + 0.1],
+        tickvals=[*map(tail_place, inside)],
         ticktext=[number(value) for value in inside],
         row=row,
     )

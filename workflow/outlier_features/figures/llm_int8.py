@@ -5,7 +5,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figures.compared_runs import Compared
+from outlier_features.figures.compared_runs import Compared, range_of_runs
 from outlier_features.figures.run_points import (
     WIDTH,
     Series,
@@ -67,11 +67,13 @@ def llm_int8_figures(compared: Compared) -> list[Drawing]:
             shares,
             views={population: _shares(compared, population) for population in compared.populations},
             data=data(_SHARES),
+            finding=range_of_runs(compared, [name for name, *_ in _SHARES], rules[0]),
         ),
         replace(
             magnitudes,
             views={population: _magnitudes(compared, population) for population in compared.populations},
             data=data(_MAGNITUDES),
+            finding=range_of_runs(compared, [name for name, *_ in _MAGNITUDES], rules[0]),
         ),
     ]
 

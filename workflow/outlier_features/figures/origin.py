@@ -72,14 +72,16 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) ->
         why = dict.fromkeys(where_the_ladder_stops(layer, ladder) for _, layer, _, ladder in every)
         return drawing.empty(" ".join(["Nothing is drawn.", *filter(None, why)]))
     views = {"all": _figure(known[:MAX_LADDERS], neurons)}
-    return replace(drawing, views=views, data=rows, min_width=800, finding=_finding(known[0], neurons))
+    return replace(drawing, views=views, data=rows, min_width=800, finding=_finding(known, neurons))
 
 
-def _finding(ladder: Ladder, neurons: pl.DataFrame) -> str:
-    """Which two neurons write most into the first dim where it first steps; else where in the MLP the largest |x|
-    grows."""
-    dim, layer, _, rows = ladder
-    parts = neurons.filter(target_dim=dim, layer=layer)
+def _finding(known: Sequence[Ladder], neurons: pl.DataFrame) -> str:
+    """Which two neurons write most into the first dim, in the layer whose MLP writes most; else where in the MLP the
+    largest |x| grows."""
+    first = [ladder for ladder in known if ladder[0] == known[0][0]]
+    parts_of = {layer: neurons.filter(target_dim=dim, layer=layer) for dim, layer, *_ in first}
+    dim, layer, _, rows = max(first, key=lambda ladder: abs(float(parts_of[ladder[1]]["contribution"].sum())))
+    parts = parts_of[layer]
     ranked = parts.drop_nulls("neuron").sort("rank")
     total = float(parts["contribution"].sum())
     if ranked.is_empty() or not total:

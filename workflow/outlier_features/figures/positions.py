@@ -56,8 +56,10 @@ def _finding(profile: pl.DataFrame, sites: Sequence[tuple[str, str | None, float
     """Of each site with a rule, at how many positions there are hits."""
     said = []
     for site, rule, _ in sites:
+        if rule is None:
+            continue
         here = profile.filter(site=site, rule=rule, population=populations[0])
-        if rule is None or here.is_empty():
+        if here.is_empty():
             continue
         hit = here.filter(pl.col("sequences_hit") > 0).sort("token")
         if len(hit) == 1:

@@ -85,7 +85,8 @@ def _finding(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, S
         text = f"{rule} selects {number(len(chosen))} of {count(len(here), 'dimension')} with a hit"
         if len(chosen):
             row, (x, y) = chosen.row(-1, named=True), _axes(criteria[rule])
-            text += f"; {row['dim']} has them in {percent(row[x])} of the layers, at {percent(row[y])} of the positions"
+            text += f"; the largest, {row['dim']}, has them in {percent(row[x])} of the layers, "
+            text += f"at {percent(row[y])} of the positions"
         said.append(text)
     return f"{capital(over_population(population))}, {'; '.join(said)}."
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import plotly.graph_objects as go
 import polars as pl
 
-from outlier_features.figures.compared_runs import Compared
+from outlier_features.figures.compared_runs import Compared, range_of_runs
 from outlier_features.figures.run_points import (
     DENSE,
     MIXTURE,
@@ -54,8 +54,7 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
         f"Each run is two points: the {how} over its (sequence, dim) pairs of the share of site tensors and of the "
         "share of positions with a hit, of the pairs that pass when layers are counted as site tensors with a hit "
         "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose "
-        "numbers are hollow. Bars are 95 % intervals over sequences; a line joins the runs of one kind of model in the "
-        f"order of {title}, and says nothing of what lies between."
+        "numbers are hollow. Bars are 95 % intervals over sequences; lines say nothing of what lies between."
         + (f" Without a passing pair there is no share: {lacking}." if lacking else "")
         + (" Perplexity compares only models of one tokenizer, and published ones are of other texts."
            if across == "perplexity" else "")
@@ -68,7 +67,10 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
     names = ("run", "rule", "sites", "population", across, "routed_experts",
              *(f"{name}{end}" for name in columns for end in ("", "_low", "_high")),
              *(f"published_{name}" for name in columns))  # fmt: skip
-    return replace(drawing, views=views, data=compared.models.filter(pl.col("rule").is_in(rules)).select(names))
+    data = compared.models.filter(pl.col("rule").is_in(rules)).select(names)
+    return replace(
+        drawing, views=views, data=data, finding=range_of_runs(compared, columns, rules[0], (across, *ACROSS[across]))
+    )
 
 
 def _figure(compared: Compared, across: str, columns: Sequence[str], population: str) -> go.Figure:

@@ -13,7 +13,7 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.relative_depth import line_of
 from outlier_features.figures.style import Drawing, decades, label, log_axis, panels, power
 from outlier_features.model.bases import RESID_POST
-from outlier_features.populations import population_title
+from outlier_features.populations import over_population, population_title
 from outlier_features.wording import listing, number, percent, rules_named
 
 _HEIGHT, _RULE_HEIGHT, _LAYERS_HEIGHT = 230, 120, 260
@@ -49,7 +49,24 @@ def _curves(compared: Compared) -> Drawing:
     views = {population: _curves_of(compared, rules.rows(), population) for population in compared.populations}
     measured = (f"{name}{end}" for name in ("bits_per_byte", "dims") for end in ("", "_low", "_high"))
     names = ("run", "revision", "step", "rule", "sites", "population", "largest_over_median", *measured)
-    return replace(drawing, views=views, data=rows.select(names))
+    return replace(drawing, views=views, data=rows.select(names), finding=_change(compared))
+
+
+def _change(compared: Compared) -> str:
+    """Of the first model, the magnitude at its first and last step, and the step at which it is largest."""
+    population = compared.populations[0]
+    known = compared.training.filter(pl.col("largest_over_median").is_not_null(), population=population)
+    if known.is_empty():
+        return ""
+    model, corpus = known.select("model", "corpus").row(0)
+    mine = known.filter(model=model, corpus=corpus).unique("run", keep="first", maintain_order=True).sort("step")
+    steps, values = mine["step"].to_list(), mine["largest_over_median"].to_list()
+    most = values.index(max(values))
+    return (
+        f"{compared.trained_name(model, corpus)}, {over_population(population)}: the largest |x| is "
+        f"{number(values[0])} medians at step {number(steps[0])} and {number(values[-1])} at step {number(steps[-1])}; "
+        f"the most is {number(values[most])}, at step {number(steps[most])}."
+    )
 
 
 def _curves_of(compared: Compared, rules: Sequence[tuple[str, str]], population: str) -> go.Figure:
@@ -130,7 +147,21 @@ def _layers(compared: Compared) -> Drawing:
     if data.is_empty():
         return drawing.empty(f"Nothing is drawn: no run has site {RESID_POST}.")
     views = {population: _layers_of(compared, data, population) for population in compared.populations}
-    return replace(drawing, views=views, data=data)
+    return replace(drawing, views=views, data=data, finding=_furthest(data, compared))
+
+
+def _furthest(data: pl.DataFrame, compared: Compared) -> str:
+    """The layer and step with the largest magnitude, and what that layer had at its first step."""
+    known = data.filter(pl.col("ratio").is_not_null(), population=compared.populations[0]).sort("ratio")
+    if known.is_empty():
+        return ""
+    most = known.row(-1, named=True)
+    mine = known.filter(model=most["model"], corpus=most["corpus"], layer=most["layer"]).sort("step")
+    return (
+        f"The largest |x| is {number(most['ratio'])} medians in layer {most['layer']} of "
+        f"{compared.trained_name(most['model'], most['corpus'])} at step {number(most['step'])}, against "
+        f"{number(mine['ratio'][0])} in that layer at step {number(mine['step'][0])}."
+    )
 
 
 def _layers_of(compared: Compared, data: pl.DataFrame, population: str) -> go.Figure:

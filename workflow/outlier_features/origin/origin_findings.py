@@ -67,11 +67,11 @@ def selection(
         return "Traced are the dims that `trace_origin.dims` names." if settings["dims"] else "No dim is traced."
     if "massive" in lifecycle["selection"]:
         return (
-            f"Traced are the dims that {rules_named(rules, 'select')} in population all, at most the "
+            f"Traced are the dims that {rules_named(rules, 'select')} over all tokens, at most the "
             f"{settings['max_dims']} largest."
         )
     why = (
-        f"By {rules_named(rules)} no dim of population all has massive activations"
+        f"By {rules_named(rules)} no dim has massive activations over all tokens"
         if rules and RESID_POST in sites
         else f"No rule of massive activations was applied to {RESID_POST}"
     )
@@ -118,7 +118,10 @@ def _made_of(life: pl.DataFrame) -> str:
     peak = float(life.filter(part="resid_post", layer=last)["value"].item())
     parts = [row for row in shares_of_parts(life) if abs(row["share"] or 0) >= LEAST_SHARE]
     named = (f"{percent(row['share'])} by {SUMS[row['part']]}" for row in sorted(parts, key=lambda row: -row["share"]))
-    return f"It is largest after layer {last}, {number(peak)}, made up to there: {listing(named) or 'by nothing'}."
+    return (
+        f"At this token it is largest after layer {last}, {number(peak)}, a hit of a rule or not, made up to there: "
+        f"{listing(named) or 'by nothing'}."
+    )
 
 
 def whole_blocks(life: pl.DataFrame) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from outlier_features.attention.sinks_schema import SINKS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import published_numbers
 from outlier_features.detect.layers_schema import LAYERS
@@ -32,7 +33,12 @@ def draw_comparison(
     if provenance["runs"] != [*summaries]:
         raise DamagedFile(models, f"expected a comparison of {', '.join(summaries)}, found {provenance['runs']}")
     layers = {name_of(run): read_table(run / "layers.parquet", LAYERS)[0] for run in runs}
-    compared = Compared.of(rows, [*summaries.values()], layers, published_numbers(published))
+    sinks = {
+        name: read_table(run / "sinks.parquet", SINKS)[0]
+        for run, (name, summary) in zip(runs, summaries.items(), strict=True)
+        if "sinks" in summary["tables"] and "attention_maps" not in summary["missing"]
+    }
+    compared = Compared.of(rows, [*summaries.values()], layers, sinks, published_numbers(published))
     write_directory(
         "Figures that compare the runs", some([*summaries]), comparison_figures(compared), directory, formats=formats,
         width_mm=width_mm,

@@ -8,12 +8,13 @@ from urllib.parse import quote
 
 import polars as pl
 
+from outlier_features.compare.differences import differences
 from outlier_features.compare.failures import read_failures
 from outlier_features.compare.first_steps_schema import FIRST_STEPS
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import published_numbers
 from outlier_features.compare.revisions import same_weights
-from outlier_features.dims.comparison_schema import COMPARISON
+from outlier_features.dims.comparison_schema import COMPARED_DIMS, COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.comparison_figures import comparison_figures
@@ -54,6 +55,7 @@ from outlier_features.tokens.token_context import massive_spans
 MASSIVE_ROWS = 1000
 ROWS_WITHOUT_SCRIPTS = 50
 DIM_ROWS = 20
+DIM_PAIRS = 50_000  # of compared_dims, in which every two revisions of a model have rows
 # Of the packed tables of a run; longer ones are cut, small ones whole.
 TABLE_BYTES = 8_000_000
 SCRIPTS = (
@@ -156,7 +158,8 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path, data: Path
         path = comparison / "models.parquet"
         raise DamagedFile(path, f"expected a comparison of {', '.join(names)}, found {', '.join(provenance['runs'])}")
     layers = {run.name: run.tables["layers"] for run in runs}
-    shown = Compared.of(models, [run.summary for run in runs], layers, published_numbers(published))
+    sinks = {run.name: run.tables["sinks"] for run in runs if run.maps}
+    shown = Compared.of(models, [run.summary for run in runs], layers, sinks, published_numbers(published))
     drawings = comparison_figures(shown)
     steps = comparison / "first_steps.parquet"
     trained = None if shown.training.is_empty() else first_steps_table(read_table(steps, FIRST_STEPS)[0])
@@ -165,14 +168,21 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path, data: Path
     write_data(data, "comparison/models/whole/rows", table["whole"])
     if trained:
         write_data(data, "comparison/first-steps/rows", trained["packed"])
+    dim_by_dim = read_table(comparison / "compared_dims.parquet", COMPARED_DIMS)[0]
+    if len(dim_by_dim):
+        write_data(data, "comparison/compared-dims/rows", packed(dim_by_dim.head(DIM_PAIRS), described(COMPARED_DIMS)))
+    apart = differences([run.summary for run in runs])
     revisions = models.drop_nulls("revision").select("model", "revision", "same_weights_as")
     return {
         "models": table,
         "same_weights": same_weights(revisions.unique(maintain_order=True).rows()),
         "first_steps": trained,
+        "differences": {"settings": apart.columns[1:], "rows": apart.rows()},
+        "dim_by_dim": {"rows": len(dim_by_dim), "shown": min(len(dim_by_dim), DIM_PAIRS)},
         "dims": _listed(read_table(comparison / "dims.parquet", COMPARISON)[0], COMPARISON, data, "comparison/dims"),
         "figures": [PlacedFigure.beside(drawing, f"comparison/{drawing.name}", data) for drawing in drawings],
-        "contents": [("models", "All runs and rules"), *((one.name, one.title) for one in drawings),
+        "contents": [("models", "All runs and rules"), ("differences", "What differs"),
+                     *((one.name, one.title) for one in drawings),
                      *([("first-steps", "When each dimension first passes")] if trained else []),
                      ("dims", "Dimensions in common")],
     }  # fmt: skip

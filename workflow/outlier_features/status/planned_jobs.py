@@ -17,7 +17,7 @@ from outlier_features.run.stages import STAGES
 BETWEEN = ("fetch_model", "fetch_corpus", *(rule for rule, stage in STAGES.items() if not stage.kept))
 # What is made of all runs together.
 _COMPARISON = {
-    "compare_runs": ("comparison/dims.parquet", "comparison/common_dims.parquet"),
+    "compare_runs": ("comparison/dims.parquet", "comparison/compared_dims.parquet"),
     "compare_models": ("comparison/models.parquet", "comparison/failures.parquet"),
     "compare_revisions": ("comparison/first_steps.parquet",),
 }

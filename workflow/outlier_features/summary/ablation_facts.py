@@ -21,7 +21,7 @@ _NOUNS = {"weight": "weight", "expert": "expert"}
 def super_weight_facts(search: Part, rules: Part) -> Iterator[Fact]:
     """The search, each of its first weights, what was not searched, and what was published of the model."""
     rule = rule_of(rules, SuperWeight)
-    weights, first = search["found"], f"the first {count(search['tokens'], 'token')} of sequence 0 (population all)"
+    weights, first = search["found"], f"the first {count(search['tokens'], 'token')} of sequence 0, all of them"
     topic: Topic = "found" if weights else "not found"
     text = f"Rule {rule.name} ({rule.criteria()}) finds no {rule.noun} over {first}: in no layer do both spike."
     if weights:
@@ -70,16 +70,18 @@ def _published(search: Part) -> str:
     )
 
 
-def ablation_facts(ablation: Part) -> Iterator[Fact]:
+def ablation_facts(ablation: Part, loss: Part | None) -> Iterator[Fact]:
     """The unchanged model, and for each target what zeros in it do where they do most; of a dim alone the worst leads.
 
     The report's table of ablations has every other outcome.
+
+    loss   of the run, where it has one
     """
     base, *effects = ablation["effects"]
     text = (
         f"Over the {ablation_sample(ablation)} ({count(base['tokens'], 'predicted token')}) the unchanged model has "
         f"perplexity {number(base['perplexity'])} ({span(base['sequences'])} in single sequences) and mean top-1 "
-        f"probability {percent(base['top1_probability'])}."
+        f"probability {percent(base['top1_probability'])}.{beside_the_run(loss)}"
     )
     if not effects:
         text += f" {nothing_to_ablate(ablation)}, so nothing was ablated."
@@ -99,10 +101,21 @@ def ablation_facts(ablation: Part) -> Iterator[Fact]:
     yield Fact(what="ablation", topic="effect", short=text, values=base, parts=tuple(parts))
 
 
-def pruning_facts(pruning: Part, rules: Part) -> Iterator[Fact]:
+def beside_the_run(loss: Part | None) -> str:
+    """A sentence on why the perplexity of a sample is not the run's, of whose tokens it is a part."""
+    if loss is None:
+        return ""
+    return (
+        f" Over all of the run's {count(loss['tokens'], 'predicted token')} it is {number(loss['perplexity'])}: the "
+        "sample is a part of them."
+    )
+
+
+def pruning_facts(pruning: Part, rules: Part, loss: Part | None) -> Iterator[Fact]:
     """What the model loses with its super experts; of a model with experts but no super expert that nothing was pruned.
 
     pruning   `expert_ablation` of summary.json
+    loss      of the run, where it has one
     """
     if not pruning["effects"]:
         if pruning["has_experts"]:
@@ -112,7 +125,7 @@ def pruning_facts(pruning: Part, rules: Part) -> Iterator[Fact]:
     base, *effects = pruning["effects"]
     text = (
         f"Over the {ablation_sample(pruning)} the unchanged model has perplexity {number(base['perplexity'])}; without "
-        "an expert its weight is set to zero, and the router chooses as ever."
+        f"an expert its weight is set to zero, and the router chooses as ever.{beside_the_run(loss)}"
     )
     parts = (_fact(pruning, (target_name(one), one["rule"]), [one], one, leading=False) for one in effects)
     yield Fact(what="pruning", topic="effect", short=text, values=base, parts=tuple(parts))
@@ -121,7 +134,7 @@ def pruning_facts(pruning: Part, rules: Part) -> Iterator[Fact]:
 def nothing_to_ablate(ablation: Part) -> str:
     """Why an ablation has the unchanged model alone."""
     weights = "no super weight was found" if ablation["weights_searched"] else "super weights were not searched"
-    return f"No dimension is selected by a rule whose dimensions are ablated in population all, and {weights}"
+    return f"No dimension is selected by a rule whose dimensions are ablated over all tokens, and {weights}"
 
 
 def harm(effect: Part) -> float:

@@ -23,6 +23,7 @@ Part = Mapping[str, Any]
 def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) -> list[Fact]:
     """The facts of a run, from its summary.json and, of traced dims, from its `tables` on origins, by name."""
     had = [name for name in summary["tables"] if name not in summary["missing"]]
+    loss = summary["loss"] if "loss" in had else None
     return [
         *(
             Fact(what="missing", topic="missing", values=why, short=visible(missing_sentence(analysis, why)))
@@ -34,9 +35,9 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *(super_weight_facts(summary["super_weights"], summary["rules"]) if "super_weights" in had else ()),
         *_origin(tables or {}),
         *(_loss(summary["loss"]) if "loss" in had else ()),
-        *(ablation_facts(summary["ablation"]) if "ablation" in had else ()),
-        *(pruning_facts(summary["expert_ablation"], summary["rules"]) if summary.get("expert_ablation") else ()),
-        *(knock_out_facts(summary["knock_outs"]) if summary.get("knock_outs") else ()),
+        *(ablation_facts(summary["ablation"], loss) if "ablation" in had else ()),
+        *(pruning_facts(summary["expert_ablation"], summary["rules"], loss) if summary.get("expert_ablation") else ()),
+        *(knock_out_facts(summary["knock_outs"], loss) if summary.get("knock_outs") else ()),
     ]
 
 

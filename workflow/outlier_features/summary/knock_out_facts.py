@@ -8,6 +8,7 @@ import polars as pl
 from outlier_features.ablate.ablation_effects import ablation_sample
 from outlier_features.ablate.knock_out_effects import SUBLAYERS, blocks_of, knock_out_effects, knocked_out
 from outlier_features.dim_marks import dim_mark, marked_of
+from outlier_features.summary.ablation_facts import beside_the_run
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
 from outlier_features.wording import capital, layers, listing, number, percent
@@ -41,12 +42,12 @@ def knock_outs_summary(knock_outs: pl.DataFrame, dims: pl.DataFrame, facts: Part
     return {**facts, "heads": len(blocks.get("head", ())), "effects": told, "largest": largest}
 
 
-def knock_out_facts(results: Part) -> Iterator[Fact]:
+def knock_out_facts(results: Part, loss: Part | None) -> Iterator[Fact]:
     """Sublayers off, the heads that the loss needs most, massive tokens and super weights by degrees."""
     base = results["effects"][0]
     text = (
         f"With parts of it off, over the {ablation_sample(results)}: the unchanged model has perplexity "
-        f"{number(base['perplexity'])}."
+        f"{number(base['perplexity'])}.{beside_the_run(loss)}"
     )
     parts = [*map(_whole, _of(results, *SUBLAYERS)), *_largest(results["largest"])]
     parts += [*map(_massive, _of(results, "massive_tokens")), *_weights(_of(results, "weight"))]

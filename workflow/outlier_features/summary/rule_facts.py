@@ -5,13 +5,14 @@ from typing import Any
 
 from outlier_features.dim_marks import dim_mark
 from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL, basis_of
+from outlier_features.populations import over_population
 from outlier_features.rules.kinds import followed, rules_of
 from outlier_features.rules.location import Location
 from outlier_features.rules.rule import GAIN, HitRule
 from outlier_features.summary.fact import Fact, rest, summed
 from outlier_features.summary.run_rules import applied_sites, listed, run_rules, selected_dims
 from outlier_features.visible_text import place, visible
-from outlier_features.wording import count, layers, listing, number, percent, rules_named, some
+from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named, some
 
 Part = Mapping[str, Any]
 DIMS_IN_FULL = 4
@@ -31,10 +32,10 @@ def rule_facts(summary: Part) -> list[Fact]:
 
 def _of_population(summary: Part, population: str) -> Iterator[Fact]:
     if not summary["corpus"]["positions"][population]:
-        text = f"Population {population} has no positions, so nothing is said about it."
+        text = f"{capital(over_population(population))} there are no positions, so nothing is said of them."
         yield Fact(what="no positions", topic="not found", short=text, population=population)
         return
-    part = summary["populations"][population]
+    part, over = summary["populations"][population], over_population(population)
     rules = {name: rule for name, rule in run_rules(summary).items() if name in part["rules"]}
     groups: dict[tuple[Any, ...], list[Fact]] = {}
     for name, rule in rules.items():
@@ -43,11 +44,7 @@ def _of_population(summary: Part, population: str) -> Iterator[Fact]:
         fact = _Selection(summary, population, rule).fact()
         groups.setdefault((rule.basis, *dims) if dims else (None,), []).append(fact)
     for (_, *dims), facts in groups.items():
-        what = (
-            f"the same in population {population}: {_named(dims, rules[facts[0].rule].basis)}"
-            if dims
-            else f"nothing in population {population}"
-        )
+        what = f"the same {over}: {_named(dims, rules[facts[0].rule].basis)}" if dims else f"nothing {over}"
         yield from summed(facts, f"Rules {listing(fact.rule for fact in facts)} select {what}.")
     yield from _overlaps(summary, rules, population)
     yield from _scales(rules, part, population)
@@ -72,10 +69,10 @@ class _Selection:
         width = f" of {self.summary['model']['d_model']:,}" if self.rule.basis == RESIDUAL else ""
         selected = f"{count(len(rows), 'dimension')}{width}" if rows else "no dimension"
         majority = f" ({self.result['dims_selected_majority']:,} in more than half of the sequences)" if rows else ""
-        text = f"selects {selected} in population {self.population}{majority}"
+        text = f"selects {selected} {over_population(self.population)}{majority}"
         if self.hits is not None:
             noun = count(self.hits["activations"], self.rule.noun) if rows else f"no {self.rule.noun}"
-            text = f"finds {noun} in population {self.population}{f', in {selected}{majority}' if rows else ''}"
+            text = f"finds {noun} {over_population(self.population)}{f', in {selected}{majority}' if rows else ''}"
         short = f"Rule {self.rule.name} on {listing(self.sites)} {text}."
         return Fact(
             what="selected" if rows else "none selected",
@@ -119,7 +116,7 @@ class _Selection:
             if self.summary["corpus"]["positions"][name] and row["dim"] not in selected_dims(part, self.rule.name)
         ]
         if lacking:
-            short += f" In population {listing(lacking)} the rule does not select it."
+            short += f" {capital(listing(map(over_population, lacking)))} the rule does not select it."
         (number_of,) = _numbers([row["dim"]], self.rule.basis)
         return Fact(
             what="dim",
@@ -146,9 +143,10 @@ class _Selection:
     def _hits_of(self, row: Part) -> str:
         (largest,) = (one for one in self.hits["dims"] if one["dim"] == row["dim"])  # type: ignore[index]
         return (
-            f"x reaches {number(largest['value'])} in layer {largest['layer']}, {number(largest['ratio'])} times the "
-            f"median |x| there ({number(largest['median'])}), at "
-            f"{place(largest['sequence'], largest['token'], largest['token_text'])}. It has {self.rule.noun}s in "
+            f"Its largest {self.rule.noun} is {number(largest['value'])} in layer {largest['layer']}, "
+            f"{number(largest['ratio'])} times the median |x| there ({number(largest['median'])}), at "
+            f"{place(largest['sequence'], largest['token'], largest['token_text'])}; a value without "
+            f"{self.rule.criteria()} may be larger. It has {self.rule.noun}s in "
             f"{self._passing(row)}, within {_extent(row)}."
         )
 
@@ -183,12 +181,13 @@ def _overlaps(summary: Part, rules: Mapping[str, HitRule], population: str) -> I
             common = _named(pair["common"], rules[pair["rules"][0]].basis)
             of_all = f"{len(pair['common'])} of {count(pair['union'], 'dimension')} that either selects"
             yield Fact(what="overlap", topic="found", population=population, values=pair,
-                       short=f"Rules {listing(pair['rules'])} both select {common} in population "
-                       f"{population}: {of_all}, Jaccard index {number(float(pair['jaccard']))}.")  # fmt: skip
+                       short=f"Rules {listing(pair['rules'])} both select {common} {over_population(population)}: "
+                       f"{of_all}, Jaccard index {number(float(pair['jaccard']))}.")  # fmt: skip
     if apart:
         named = "; ".join(f"{listing(pair['rules'])} ({pair['union']:,} selected by either)" for pair in apart)
         yield Fact(what="overlap", topic="not found", population=population, values={"pairs": apart},
-                   short=f"Rules that select no dimension in common in population {population}: {named}.")  # fmt: skip
+                   short=f"Rules that select no dimension in common {over_population(population)}: "
+                   f"{named}.")  # fmt: skip
 
 
 def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterator[Fact]:
@@ -210,8 +209,8 @@ def _scales(rules: Mapping[str, HitRule], part: Part, population: str) -> Iterat
     )
     yield Fact(what="scales", topic="found", population=population,
                values={"fixed": sorted(by_fixed), "scale_free": sorted(by_free), "common": dims["by both"]},
-               short=f"Dimensions selected in population {population}, fixed thresholds of |x| ({rules_named(fixed)}) "
-               f"beside scale-free ones ({rules_named(free)}): {outcome}.")  # fmt: skip
+               short=f"Dimensions selected {over_population(population)}, fixed thresholds of |x| "
+               f"({rules_named(fixed)}) beside scale-free ones ({rules_named(free)}): {outcome}.")  # fmt: skip
 
 
 def _largest(sites: Sequence[Part], population: str) -> Fact:
@@ -220,7 +219,7 @@ def _largest(sites: Sequence[Part], population: str) -> Fact:
         f"{number(row['max'])} on {visible(row['site'])} in layer {row['layer']} (median {number(row['median'])})"
         for row in ordered
     )
-    text = f"Largest |x| of each site in population {population}, beside the median |x| there: {values}."
+    text = f"Largest |x| of each site {over_population(population)}, beside the median |x| there: {values}."
     return Fact(what="largest", topic="found", short=text, population=population, values={"sites": ordered})
 
 
@@ -236,7 +235,7 @@ def _located(summary: Part) -> Iterator[Fact]:
     for population, sites in summary["location"]["populations"].items():
         none = []
         for site, result in sites.items():
-            where = f"on {visible(site)} in population {population}"
+            where = f"on {visible(site)} {over_population(population)}"
             if not result["occurrences"]:
                 none.append(Fact(what="location", topic="not found", rule=name, sites=site, population=population,
                                  values=result, short=f"{start} no location {where}."))  # fmt: skip
@@ -254,7 +253,7 @@ def _located(summary: Part) -> Iterator[Fact]:
             yield Fact(what="location", topic="found", rule=name, sites=site, population=population, values=result,
                        short=text, parts=tuple(dims))  # fmt: skip
         yield from summed(
-            none, f"{start} no location in population {population} on {listing(one.sites for one in none)}."
+            none, f"{start} no location {over_population(population)} on {listing(one.sites for one in none)}."
         )
 
 
