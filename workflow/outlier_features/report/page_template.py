@@ -12,10 +12,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from outlier_features.figures.style import Drawing
 from outlier_features.report.page_data import gzipped, packed, write_data
+from outlier_features.summary.glossary import TERMS, WORDS
 from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
 
@@ -41,7 +42,7 @@ class Pages:
         )
         self.environment.filters |= {
             "visible": visible, "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
-            "script_hash": script_hash, "anchor": lambda rule: _anchor(rule, anchors or {}),
+            "script_hash": script_hash, "glossed": glossed, "anchor": lambda rule: _anchor(rule, anchors or {}),
         }  # fmt: skip
 
     def render(self, template: str, *, scripts: Sequence[str], beside: bool = False, **facts: Any) -> str:
@@ -80,11 +81,11 @@ class PlacedFigure:
         return cls._of(drawing, place, {name: json_script(figure) for name, figure in drawing.views.items()}, False)
 
     @classmethod
-    def beside(cls, drawing: Drawing, place: str, folder: Path) -> "PlacedFigure":
-        """With its views and its data as files in `folder`, named by their ids: `<place>/<view>`, `<place>/data`."""
+    def beside(cls, drawing: Drawing, place: str, folder: Path, *, data: bool = True) -> "PlacedFigure":
+        """With its views and, with `data`, what is drawn as files in `folder`: `<place>/<view>`, `<place>/data`."""
         for name, figure in drawing.views.items():
             write_data(folder, f"{place}/{name}", gzipped(str(figure.to_json(engine="json"))))
-        has_data = drawing.data.width > 0
+        has_data = data and drawing.data.width > 0
         if has_data:
             write_data(folder, f"{place}/data", packed(drawing.data))
         return cls._of(drawing, place, {}, has_data)
@@ -126,6 +127,23 @@ def script_hash(text: str) -> str:
 def unbroken(text: str) -> str:
     """A number and its unit on one line."""
     return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")
+
+
+_WORD = re.compile(rf"\b({'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})(s?)\b", re.IGNORECASE)
+
+
+def glossed(text: str, seen: list[str]) -> Markup:
+    """Text in which a word that has not been `seen` yet brings its meaning, which the glossary has."""
+    parts, end = [], 0
+    for match in _WORD.finditer(text):
+        term = WORDS[match[1].lower()]
+        if term not in seen:
+            seen.append(term)
+            meaning = Markup('<span class="meaning" role="tooltip">{}</span>').format(unbroken(TERMS[term]))
+            word = Markup('<span class="term" tabindex="0">{}{}</span>').format(match[0], meaning)
+            parts += [escape(text[end : match.start()]), word]
+            end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
 
 
 def _anchor(rule: str, defined: Mapping[str, str]) -> str:
