@@ -106,4 +106,4 @@ def jobs_beside(config: Mapping[str, Any], runs: Sequence[tuple[str, str]]) -> I
             yield PlannedJob(rule, (), None, tuple(results / name for name in names), results)
     if any(has_gallery(config, corpus) for _, corpus in runs):
         yield PlannedJob("list_galleries", (), None, (results / "gallery/index.html",), results)
-    yield PlannedJob("render_report", (), None, (results / "report.html",), results)
+    yield PlannedJob("render_report", (), None, (results / "report.html", results / "report"), results)
