@@ -37,12 +37,13 @@ rule render_report:
         galleries=GALLERIES,
         published=PUBLISHED,
     output:
-        report=report(
-            f"{RESULTS}/report.html",
+        report=f"{RESULTS}/report.html",
+        beside=report(
+            directory(f"{RESULTS}/report"),
+            htmlindex="index.html",
             caption="../workflow/report/captions/report.rst",
             category="Report",
         ),
-        beside=directory(f"{RESULTS}/report"),
     log:
         f"{RESULTS}/logs/render_report.log",
     benchmark:

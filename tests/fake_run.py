@@ -85,6 +85,7 @@ RUN_TABLES = (
 KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
 ATTRIBUTION_TABLES = ("logit_attribution", "logit_attribution_tokens")
 FIGURES = (
+    "first-screen",
     "magnitude-by-layer", "dimension-map", "surface", "surface-map", "massive-tokens", "positions", "distribution",
     "kurtosis", "lifecycle", "origin-shares", "origin", "norm-gains", "attention-sinks", "attention-maps", "ablation",
     "rules", "signs", "shares", "sensitivity",

@@ -26,7 +26,10 @@ def artifacts(directory: Path) -> dict[Path, Path]:
 
 
 def content(path: Path) -> Any:
-    """What an artifact says, as something that can be compared."""
+    """What an artifact says, as something that can be compared; of a directory what each of its files says."""
+    if path.is_dir():
+        files = {one.relative_to(path): one for one in path.rglob("[!.]*") if one.is_file()}
+        return {name: content(one) for name, one in files.items() if "costs" not in name.parts}
     if path.suffix == ".safetensors":
         file = TensorFile(path)
         tensors = {name: (entry.dtype, entry.shape, file.array(name).tobytes()) for name, entry in file.entries.items()}

@@ -52,5 +52,6 @@ def test_the_address_names_the_population(reader, run):
 def test_the_index_leads_to_every_figure(reader):
     links = reader.page.locator("h2 a").evaluate_all("links => links.map((link) => link.href)")
     assert len(links) > 10
+    reader.page.wait_for_selector('.picture .plot[data-state="drawn"]')  # those further down as they come into sight
     reader.page.locator("h2 a").first.click()
     reader.page.wait_for_selector('.plot[data-state^="drawn"]')

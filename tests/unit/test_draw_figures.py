@@ -38,13 +38,24 @@ def test_every_figure_has_a_page_and_the_index_names_them(run, figures):
     index = (figures / "index.html").read_text()
     assert {path.stem for path in figures.glob("*.html")} == {"index", *FIGURES}
     assert re.findall(r'<h2><a href="([^"]+)\.html">', index) == list(FIGURES)
-    assert [path.name for path in figures.glob("*.js")] == ["plotly-cartesian.min.js"]
+    assert [path.name for path in (figures / "page").iterdir()] == ["plotly-cartesian.min.js"]
+    views = {}
     for drawing in run_figures(Run.read(run)):
         page = (figures / f"{drawing.name}.html").read_text()
-        assert re.findall(rf'id="{drawing.name}/(\w+)" *>\{{', page) == list(drawing.views)
+        views[drawing.name] = {path.stem for path in (figures / "data" / drawing.name).iterdir()}
+        assert views[drawing.name] == {*drawing.views}
         assert len(re.findall('<input type="radio"', page)) == (len(drawing.views) if len(drawing.views) > 1 else 0)
-        assert page.count('data-plotly="plotly-cartesian.min.js"') == 1
+        assert page.count('data-plotly="page/plotly-cartesian.min.js"') == 1
         require_page(figures / f"{drawing.name}.html")
+    assert index.count('class="plot" data-still') == len(FIGURES)
+
+
+def test_a_figure_that_is_not_drawn_has_no_page(tmp_path):
+    run = FakeRun(missing={"origin": "`skip` names origin"}).write(tmp_path / "tiny/text")
+    draw_figures(run, run / "figures", formats=[], width_mm=85)
+    index = (run / "figures/index.html").read_text()
+    assert "The tracing of massive activations to their origin is turned off" in index
+    assert not (run / "figures/lifecycle.html").exists() and 'href="lifecycle.html"' not in index
 
 
 def test_nothing_comes_from_elsewhere_and_texts_are_data(figures):

@@ -148,7 +148,9 @@ def test_the_report_loads_nothing_but_what_lies_beside_it(tmp_path, page):
     assert (body["data-beside"], body["data-plotly"]) == ("report/data/", f"report/page/{PLOTLY}")
     files = {str(path.relative_to(tmp_path)) for path in (tmp_path / "report").rglob("*") if path.is_file()}
     loaded = {f"report/data/{name}.js" for name in (*parsed.figures, *parsed.packed)}
-    assert files == {*loaded, f"report/page/{PLOTLY}"}
+    assert files == {*loaded, f"report/page/{PLOTLY}", "report/index.html"}
+    page_there = (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert 'data-beside="data/" data-plotly="page/' in page_there
     assert (tmp_path / "report.html").stat().st_size < 400_000
     assert sum((tmp_path / name).stat().st_size for name in files) < 3_000_000
 
@@ -483,7 +485,9 @@ def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
     toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity")
     views = [f"{name}/{population}" for name in toggled for population in POPULATIONS]
-    assert parsed.figures.keys() == {f"tiny/text/{view}" for view in [*views, "norm-gains/all", "ablation/all"]}
+    assert parsed.figures.keys() == {
+        f"tiny/text/{view}" for view in ["first-screen/all", *views, "norm-gains/all", "ablation/all"]
+    }
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",
         "Nothing is drawn: no value on these sites reaches a rule's threshold.",

@@ -40,7 +40,7 @@ class Extent:
 
 
 PLACES = (Path("results"), Path("resources"))
-GALLERY = Path("results/gallery")
+GALLERY, REPORT = Path("results/gallery"), Path("results/report")
 FEW, GRID = Extent(2, (1,), each=False), Extent(6, (-2, -1, 1, 2), each=True)
 
 
@@ -133,15 +133,17 @@ def damages(path: Path, folder: Path, another: Path, extent: Extent) -> Iterator
 
 
 def artifacts_of(folder: Path) -> list[Path]:
-    """All but the gallery's pages, of which one of a neuron stands for all."""
+    """All but the gallery's pages, of which one of a neuron stands for all, and the second page of the report."""
     found = [p for name in ("results", "resources") for p in sorted((folder / name).rglob("*")) if p.suffix in SUFFIXES]
     pages = [path for path in found if path.suffix == ".html" and path.is_relative_to(folder / GALLERY)]
-    left_out = {*pages} - {next(path for path in pages if path.name.startswith("L"))}
+    left_out = {*pages, folder / REPORT / "index.html"} - {next(path for path in pages if path.name.startswith("L"))}
     return [path for path in found if path not in left_out]
 
 
 def data_of_pages(folder: Path) -> list[Path]:
-    return [*(folder / GALLERY).rglob("data/*.js")]
+    return [
+        path for place in (GALLERY, REPORT) for path in (folder / place).rglob("*.js") if path.parent.name != "page"
+    ]
 
 
 def test_every_artifact_is_read_by_a_stage_or_is_the_last(project, jobs):
@@ -246,7 +248,7 @@ def test_verify_says_a_line_for_each_bad_file(project, tmp_path, capsys):
     with copy_of(project.first, tmp_path / "copy"):
         assert main(["verify", "results", "resources"]) == 0
         pages = [*(project.first / GALLERY).rglob("*.html")]
-        count = len(artifacts_of(project.first)) + len(pages) - 1 + len(data_of_pages(project.first))
+        count = len(artifacts_of(project.first)) + len(pages) + len(data_of_pages(project.first))
         assert capsys.readouterr().out == f"{count} files checked, 0 bad\n"
         Path("results/report.html").unlink()
         Path("results/report.html").write_text("<html></html>")

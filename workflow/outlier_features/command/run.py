@@ -13,6 +13,7 @@ from outlier_features.command.run_snakemake import Ended, run_quietly, run_verbo
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import SOURCE_FILE
+from outlier_features.files.tables import public_tables, read_table
 from outlier_features.plan.jobs import runs_of
 from outlier_features.plan.plan_run import plan_run
 from outlier_features.run.config import fetched_name
@@ -20,6 +21,7 @@ from outlier_features.run.local_models import LocalModels
 from outlier_features.run.overlay import overlay_of, write_overlay
 from outlier_features.run.run_places import corpus_of
 from outlier_features.summary.facts import facts_in
+from outlier_features.summary.first_words import SPOKEN_OF, first_words
 from outlier_features.summary.in_short import in_short
 from outlier_features.summary.summarize_run import SUMMARY_KEYS
 from outlier_features.wording import capital, count
@@ -146,12 +148,17 @@ def _failure(ended: Ended) -> str:
 
 def _findings(config: Mapping[str, Any]) -> Iterator[str]:
     for run in runs_of(config):
-        summary = read_json(Path(config["results"]).joinpath(*run, "summary.json"), *SUMMARY_KEYS)
-        short = in_short(summary, facts_in(summary))
-        numbers = "; ".join(f"{one.what}: {one.value}" for one in short.headline)
+        folder = Path(config["results"]).joinpath(*run)
+        summary = read_json(folder / "summary.json", *SUMMARY_KEYS)
+        tables = {
+            name: read_table(folder / f"{name}.parquet", public_tables()[name])[0]
+            for name in SPOKEN_OF
+            if name in summary["tables"]
+        }
+        short, words = in_short(summary, facts_in(summary)), first_words(summary, tables)
         profiles = [f"Dimension {one.dim}: {one.facts[0].short}" for one in short.profiles if one.facts]
-        yield from [*short.answer, *profiles][: _LINES - 1]
-        yield capital(numbers)
+        yield from [words.sentence, *words.notes, *profiles, *short.answer][: _LINES - 1]
+        yield capital("; ".join(f"{one.what}: {one.value}" for one in words.numbers))
 
 
 def _clock(seconds: float) -> str:

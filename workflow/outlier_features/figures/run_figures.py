@@ -11,6 +11,7 @@ from outlier_features.figures.dimension_map import dimension_map
 from outlier_features.figures.distribution import distribution, site_thresholds
 from outlier_features.figures.expert_load import expert_load
 from outlier_features.figures.experts import expert_figures
+from outlier_features.figures.first_screen import first_screen
 from outlier_features.figures.hybrid import with_attention_marked
 from outlier_features.figures.knock_outs import knock_out_figures
 from outlier_features.figures.kurtosis import kurtosis
@@ -33,12 +34,14 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import listing_rules, of_kind
 from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.systematic import Systematic
+from outlier_features.summary.first_words import lead
 from outlier_features.summary.hybrid import attention_of_hybrid
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
-# The report's chapters that have figures, in their order, with their titles.
-WHERE, WHY, ATTENTION, EFFECT, QUANTIZED, CRITERIA = CHAPTERS = {
+# The report's chapters that have figures, in their order, with their titles; a run's page begins with the first.
+OVERVIEW, WHERE, WHY, ATTENTION, EFFECT, QUANTIZED, CRITERIA = CHAPTERS = {
+    "overview": "Overview",
     "where": "Where",
     "why": "Why",
     "attention": "Attention",
@@ -73,7 +76,9 @@ def run_figures(run: Run) -> list[Drawing]:
     listing = {name: sites[name] for name in main if rules[name].lists_hits}
     systematic = of_kind(rules, Systematic)
     closely = {name: rule for name, rule in systematic.items() if rule.follow_up}
+    first = lead(summary)
     chapters = {
+        OVERVIEW: [first_screen(tables, first, sites[first.rule.name] if first else [])],
         WHERE: [
             magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
             dimension_map(tables["emergence"], tables["dims"], main, populations),

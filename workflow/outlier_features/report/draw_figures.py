@@ -32,8 +32,9 @@ def write_directory(
     <name>.<population>.<format>  for each of `formats` (svg, pdf, png), to be read at `width_mm` or at a page's width,
                                   under its title and `subject`, what it is of
 
-    and `index.html`, a list of them, and `plotly-cartesian.min.js`, which the pages share. Raises `InputError` where an
-    image is asked for and cannot be drawn.
+    and `index.html`, a list of them with a small picture of each, and what these pages load: `data/` and `page/`. A
+    drawing without a view has no page; the list says why. Raises `InputError` where an image is asked for and cannot be
+    drawn.
     """
     with replacing_directory(directory) as temporary:
         write_images(
@@ -54,7 +55,8 @@ def write_directory(
             if not drawing.data.is_empty():
                 with (temporary / f"{drawing.name}.csv").open("wb") as file:
                     write_csv(drawing.data, file, header=True)
-        shutil.copyfile(FOLDER / PLOTLY, temporary / PLOTLY)
+        (temporary / "page").mkdir()
+        shutil.copyfile(FOLDER / PLOTLY, temporary / "page" / PLOTLY)
         _write_pages(title, drawings, temporary)
 
 
@@ -64,13 +66,21 @@ def _write_pages(title: str, drawings: Sequence[Drawing], directory: Path) -> No
         drawing.name: sorted(file.name for file in directory.glob(f"{drawing.name}.*") if file.suffix != ".html")
         for drawing in drawings
     }
-    for drawing in drawings:
+    placed = {
+        drawing.name: PlacedFigure.beside(drawing, drawing.name, directory / "data", data=False)
+        for drawing in drawings
+        if drawing.views
+    }
+    for name, one in placed.items():
         page = pages.render(
-            TEMPLATE, scripts=FIGURE_SCRIPTS, beside=True, title=f"{drawing.title}: {title}", back=title,
-            placed=[PlacedFigure.inside(drawing, drawing.name)], files_of=files, listed=[],
+            TEMPLATE, scripts=FIGURE_SCRIPTS, beside=True, title=f"{one.drawing.title}: {title}", back=title,
+            placed=[one], files_of=files, listed=[],
         )  # fmt: skip
-        write_page(directory / f"{drawing.name}.html", page)
-    index = pages.render(TEMPLATE, scripts=(), title=title, back="", placed=[], files_of=files, listed=drawings)
+        write_page(directory / f"{name}.html", page)
+    index = pages.render(
+        TEMPLATE, scripts=FIGURE_SCRIPTS, beside=True, title=title, back="", placed=placed, files_of=files,
+        listed=drawings,
+    )  # fmt: skip
     write_page(directory / "index.html", index)
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from outlier_features.dim_marks import dim_mark, has_marks, marked_of, replace_dims
 from outlier_features.figures.style import Drawing
 from outlier_features.report.page_data import gzipped, packed, write_data
+from outlier_features.summary.glossary import TERMS, WORDS
 from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
 
@@ -45,7 +46,7 @@ class Pages:
         self.environment.filters |= {
             "visible": lambda text: visible(marked_of(text)), "dim": dim_mark,
             "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
-            "script_hash": script_hash, "anchor": lambda rule: _anchor(rule, anchors or {}),
+            "script_hash": script_hash, "glossed": _glossed, "anchor": lambda rule: _anchor(rule, anchors or {}),
         }  # fmt: skip
 
     def render(self, template: str, *, scripts: Sequence[str], beside: bool = False, **facts: Any) -> str:
@@ -84,11 +85,11 @@ class PlacedFigure:
         return cls._of(drawing, place, {name: json_script(figure) for name, figure in drawing.views.items()}, False)
 
     @classmethod
-    def beside(cls, drawing: Drawing, place: str, folder: Path) -> "PlacedFigure":
-        """With its views and its data as files in `folder`, named by their ids: `<place>/<view>`, `<place>/data`."""
+    def beside(cls, drawing: Drawing, place: str, folder: Path, *, data: bool = True) -> "PlacedFigure":
+        """With its views and, with `data`, what is drawn as files in `folder`: `<place>/<view>`, `<place>/data`."""
         for name, figure in drawing.views.items():
             write_data(folder, f"{place}/{name}", gzipped(str(figure.to_json(engine="json"))))
-        has_data = drawing.data.width > 0
+        has_data = data and drawing.data.width > 0
         if has_data:
             write_data(folder, f"{place}/data", packed(drawing.data))
         return cls._of(drawing, place, {}, has_data)
@@ -113,12 +114,17 @@ def _with_links(context: Context, value: Any) -> Any:
     """What a template writes: of a text with dims each leads to the place that the part of the page has for it."""
     if not isinstance(value, str) or isinstance(value, Markup) or not has_marks(marked_of(value)):
         return value
+    return _linked(context, str(escape(marked_of(value))))
+
+
+def _linked(context: Context, text: str) -> Markup:
+    """HTML in which each dim that is marked leads to its place."""
     places = (context.get("section") or {}).get("dim_places")
 
     def linked(dim: int) -> str:
         return f'<a class="dim" data-dim="{dim}" href="{escape(places.place(dim))}">{dim}</a>' if places else str(dim)
 
-    return Markup(replace_dims(str(escape(marked_of(value))), linked))
+    return Markup(replace_dims(text, linked))
 
 
 @cache
@@ -144,6 +150,28 @@ def unbroken(text: str) -> str:
     """A number and its unit on one line."""
     text = marked_of(text)
     return text.replace(" %", "\u00a0%").replace("x = ", "x\u00a0=\u00a0").replace("|x| >= ", "|x|\u00a0>=\u00a0")
+
+
+_WORD = re.compile(rf"\b({'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})(s?)\b", re.IGNORECASE)
+
+
+@pass_context
+def _glossed(context: Context, text: str, seen: list[str]) -> Markup:
+    return _linked(context, glossed(marked_of(text), seen))
+
+
+def glossed(text: str, seen: list[str]) -> Markup:
+    """Text in which a word that has not been `seen` yet brings its meaning, which the glossary has."""
+    parts, end = [], 0
+    for match in _WORD.finditer(text):
+        term = WORDS[match[1].lower()]
+        if term not in seen:
+            seen.append(term)
+            meaning = Markup('<span class="meaning" role="tooltip">{}</span>').format(unbroken(TERMS[term]))
+            word = Markup('<span class="term" tabindex="0">{}{}</span>').format(match[0], meaning)
+            parts += [escape(text[end : match.start()]), word]
+            end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
 
 
 def _anchor(rule: str, defined: Mapping[str, str]) -> str:

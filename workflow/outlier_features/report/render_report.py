@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from outlier_features.dims.comparison_schema import COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.comparison_figures import comparison_figures
-from outlier_features.figures.run_figures import CHAPTERS, CRITERIA, WHERE, run_figures
+from outlier_features.figures.run_figures import CHAPTERS, CRITERIA, OVERVIEW, WHERE, run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import read_json, replacing_directory, write_page
 from outlier_features.files.tables import Table, read_table
@@ -45,6 +46,7 @@ from outlier_features.report.report_tables import (
 from outlier_features.rules.kinds import listing_rules
 from outlier_features.run.costs_schema import COSTS
 from outlier_features.summary.facts import facts_in
+from outlier_features.summary.first_words import first_words
 from outlier_features.summary.glossary import FOR_NEWCOMERS, LIMITS, TERMS
 from outlier_features.summary.in_short import in_short
 from outlier_features.summary.report_run import Run
@@ -94,8 +96,9 @@ def render_report(
     """Write `report`, the page of all runs (directories `<results>/model/corpus`), and a directory of the same name
     without suffix beside it, all or nothing:
 
-    data/   figures, their data and tables: small scripts, each loaded when the page shows it
-    page/   plotly
+    data/       figures, their data and tables: small scripts, each loaded when the page shows it
+    page/       plotly
+    index.html  the page once more, for who takes the directory alone, as `snakemake --report` does
 
     published    directory of what papers and repositories printed, as CSV
     definitions  the Markdown document that says exactly what is measured, which becomes a page
@@ -121,25 +124,24 @@ def render_report(
             part["gallery"] = _gallery(run, manifests.get(run.name), report)
             part["dim_places"] = DimPlaces.of(run, part["gallery"])
             sections.append(part)
-        page = pages.render(
-            "report.html.j2",
-            scripts=SCRIPTS,
-            beside=True,
-            folder=quote(beside.name),
-            sections=sections,
-            populations=list(dict.fromkeys(name for run in read for name in run.populations)),
-            overview=overview([run.summary for run in read]),
-            failures=read_failures(comparison).to_dicts() if comparison else [],
-            overview_rules=overview_rules([run.summary for run in read]),
-            overview_words=overview_words([run.summary for run in read]),
-            definitions=definitions_page(definitions),
-            meanings=meanings([run.summary for run in read]),
-            terms=TERMS,
-            limits=LIMITS,
-            for_newcomers=FOR_NEWCOMERS,
-            comparison=_compared(comparison, read, published, data) if comparison else None,
-            costs=None if costs is None or costs.is_empty() else _listed(costs, COSTS, data, "costs"),
-        )
+        facts = {
+            "sections": sections,
+            "populations": list(dict.fromkeys(name for run in read for name in run.populations)),
+            "overview": overview([run.summary for run in read]),
+            "failures": read_failures(comparison).to_dicts() if comparison else [],
+            "overview_rules": overview_rules([run.summary for run in read]),
+            "overview_words": overview_words([run.summary for run in read]),
+            "definitions": definitions_page(definitions),
+            "meanings": meanings([run.summary for run in read]),
+            "terms": TERMS,
+            "limits": LIMITS,
+            "for_newcomers": FOR_NEWCOMERS,
+            "comparison": _compared(comparison, read, published, data) if comparison else None,
+            "costs": None if costs is None or costs.is_empty() else _listed(costs, COSTS, data, "costs"),
+        }
+        render = partial(pages.render, "report.html.j2", scripts=SCRIPTS, beside=True, **facts)
+        page = render(folder=f"{quote(beside.name)}/", up="")
+        write_page(temporary / "index.html", render(folder="", up="../"))
         (temporary / "page").mkdir()
         shutil.copyfile(FOLDER / PLOTLY, temporary / "page" / PLOTLY)
     write_page(report, page)
@@ -199,6 +201,8 @@ def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
         "file": name.replace("/", "-"),
         "chapters": [*_chapters(run, drawings, data, published=bool(known))],
         "summary": summary,
+        "first": first_words(summary, run.tables),
+        "figures": [_placed(run, drawing, data) for drawing in drawings if drawing.chapter == OVERVIEW],
         "short": short,
         "rules": rule_rows(summary),
         "facts": facts,
@@ -246,6 +250,8 @@ def _chapters(run: Run, drawings: Sequence[Drawing], data: Path, *, published: b
         CRITERIA: [("published", "What others printed")] if published else [],
     }
     for name, title in CHAPTERS.items():
+        if name == OVERVIEW:
+            continue
         figures = [drawing for drawing in drawings if drawing.chapter == name]
         contents = [
             *before.get(name, []),
@@ -253,7 +259,7 @@ def _chapters(run: Run, drawings: Sequence[Drawing], data: Path, *, published: b
             *after.get(name, []),
         ]
         if contents:
-            placed = [PlacedFigure.beside(drawing, f"{run.name}/{drawing.name}", data) for drawing in figures]
+            placed = [_placed(run, drawing, data) for drawing in figures]
             yield {"name": name, "title": title, "about": ABOUT[name], "figures": placed, "contents": contents}
     contents = [
         *([("missing", "What is missing")] if run.summary["missing"] else []),
@@ -264,6 +270,10 @@ def _chapters(run: Run, drawings: Sequence[Drawing], data: Path, *, published: b
     yield {
         "name": "data", "title": "Data and provenance", "about": ABOUT["data"], "figures": [], "contents": contents,
     }  # fmt: skip
+
+
+def _placed(run: Run, drawing: Drawing, data: Path) -> PlacedFigure:
+    return PlacedFigure.beside(drawing, f"{run.name}/{drawing.name}", data)
 
 
 def require_names(names: Sequence[str]) -> None:

@@ -75,8 +75,8 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
         left = {one.path for one in unfinished(directory.rglob(".*"))}
         for path in found:
             exported = path.parent.name == "export" and (path.parent.parent / _RUN_FILE).exists()
-            data = path.suffix != ".js" or path.parent.name == "data"  # of a gallery; other scripts are the program's
-            if data and path not in recorded and not exported and not left & {path, *path.parents}:
+            program = path.suffix == ".js" and path.parent.name == "page"  # other scripts are data
+            if not program and path not in recorded and not exported and not left & {path, *path.parents}:
                 yield path
 
 

@@ -3,10 +3,17 @@
 from outlier_features.wording import capital, with_article
 
 _TERMS = """
+Token: A piece of text, often a word or a part of one. A model reads text token by token.
+
+Sequence: A stretch of text that the model reads at once, some hundreds of tokens here.
+
 Hidden dimension: One of the d_model numbers that a model holds for a token between its blocks; dim for short.
 
 Layer: A block of the model: attention or another part that mixes tokens, and MLP. Layers, positions, sequences and
 dimensions are counted from 0.
+
+Attention, MLP: The two parts of a layer. By attention a token reads the tokens before it, in encoders all others; the
+MLP works on each token by itself.
 
 Site: Where in a block a tensor is taken: resid_pre, resid_mid and resid_post are the residual stream before the block,
 between attention and MLP, and after the block; attn_norm, mixer_norm and mlp_norm are the outputs of the norms, gain
@@ -59,6 +66,14 @@ zero does harm and the mean does not, it is the value that the model needs and n
 
 # In the order in which a newcomer needs them.
 TERMS = dict(" ".join(term.split()).split(": ", 1) for term in _TERMS.split("\n\n"))
+
+# What stands for a term in a sentence, in the singular.
+WORDS = {
+    **{name.strip().lower(): term for term in TERMS for name in term.split(",")},
+    "dimension": "Hidden dimension",
+    "sink": "Attention sink",
+    "kind": "Kind of a dimension",
+}
 
 LIMITS = (
     "They hold for this sample of this text, in this number format; another text can have other outliers.",

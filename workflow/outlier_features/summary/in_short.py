@@ -19,7 +19,6 @@ from outlier_features.wording import DASH, count, listing, number, rules_named, 
 Part = Mapping[str, Any]
 MAX_PROFILES = 4
 RULES_IN_PROFILE = 2
-RULES_IN_HEADLINE = 4
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,11 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Headline:
-    """A main number, what it is, and its site, rule and population."""
-
-    value: str
-    what: str
-    where: str
-
-
-@dataclass(frozen=True)
 class InShort:
     """`lead` says what was looked for, `answer` what was found; the largest dims have profiles, `more` have none."""
 
     lead: str
     answer: tuple[str, ...]
-    headline: tuple[Headline, ...]
     profiles: tuple[Profile, ...]
     more: int
 
@@ -63,7 +52,6 @@ def in_short(summary: Part, facts: Sequence[Fact]) -> InShort:
     return InShort(
         _lead(summary),
         tuple(map(Sentence, _answer(summary, rules, dims))),
-        tuple(_headline(summary, rules)),
         tuple(_profile(dim, rules, leading) for dim in dims[:MAX_PROFILES]),
         len(dims[MAX_PROFILES:]),
     )
@@ -121,24 +109,6 @@ def _answer(summary: Part, rules: Mapping[str, HitRule], dims: list[int]) -> Ite
         )
 
 
-def _headline(summary: Part, rules: Mapping[str, HitRule]) -> Iterator[Headline]:
-    """How many dims each of the first rules selects, those that select some first; the largest value, the loss."""
-    every = followed(summary["rules"])
-    sizes = {name: len(selected_dims(summary["populations"]["all"], name)) for name in every}
-    for name in sorted(every, key=lambda name: not sizes[name])[:RULES_IN_HEADLINE]:
-        rule, plural = every[name], "" if sizes[name] == 1 else "s"
-        what = f"dimension{plural} with {rule.noun}s" if rule.lists_hits else f"{rule.noun}{plural}"
-        if name in rules:
-            where = f"rule {name}, {' + '.join(applied_sites(summary, name))}, population all"
-            yield Headline(number(sizes[name]), what, where)
-        else:
-            yield Headline(DASH, what, f"rule {name} was not applied: its sites are not in this run")
-    value, where = largest(summary)
-    yield Headline(value, "largest |x|", f"{where}, no rule, population all")
-    if not is_dump(summary):
-        yield _loss(summary)
-
-
 def largest(summary: Part) -> tuple[str, str]:
     """The largest |x| in population all, and its site and layer."""
     sites = summary["populations"]["all"]["largest"]
@@ -146,15 +116,6 @@ def largest(summary: Part) -> tuple[str, str]:
         return DASH, "no site in this run"
     row = max(sites, key=lambda row: row["max"])
     return number(row["max"]), f"{visible(row['site'])}, layer {row['layer']}"
-
-
-def _loss(summary: Part) -> Headline:
-    loss = summary["loss"]
-    if loss is None:
-        missing = summary["missing"].get("loss", {"reason": "no token has one before it"})
-        return Headline(DASH, "perplexity", missing["reason"])
-    bits = "" if loss["bits_per_byte"] is None else f"; {number(loss['bits_per_byte'])} bits per byte"
-    return Headline(number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}{bits}")
 
 
 def _profile(dim: int, rules: Mapping[str, HitRule], leading: Sequence[Fact]) -> Profile:

@@ -3,7 +3,7 @@
 (() => {
   const root = document.documentElement;
   const switcher = document.getElementById("theme");
-  const told = () => switcher.setAttribute("aria-pressed", root.dataset.theme === "dark");
+  const told = () => (switcher.textContent = root.dataset.theme === "dark" ? "Light theme" : "Dark theme");
   told();
   switcher.addEventListener("click", () => {
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";

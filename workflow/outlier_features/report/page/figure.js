@@ -10,6 +10,9 @@ const CONFIG = {
   modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
 };
 
+// A picture that does nothing.
+const STILL = { ...CONFIG, staticPlot: true, responsive: false };
+
 // In the dark theme the inks of figures/style.py, and what else is black, white or pale, change to these.
 const DARK = {
   "#222222": "#E6E6E6", black: "#E6E6E6", "#000000": "#E6E6E6",
@@ -58,7 +61,7 @@ async function drawFigure(box, width) {
     }
     const { data, layout } = themed(beforeDrawing(viewOf(box)));
     if (layout.height) box.style.height = `${layout.height}px`;
-    await Plotly.react(box, data, width ? { ...layout, width } : layout, CONFIG);
+    await Plotly.react(box, data, width ? { ...layout, width } : layout, "still" in box.dataset ? STILL : CONFIG);
     if (box.dataset.view !== view) return await drawFigure(box, width); // another was chosen meanwhile
     box.dataset.state = "drawn";
     box.dispatchEvent(new Event("drawn", { bubbles: true }));

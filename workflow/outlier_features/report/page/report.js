@@ -12,6 +12,7 @@
     const page = target?.closest(".page") ?? (moved ? null : pages[0]);
     if (!page) return;
     for (const other of pages) other.hidden = other !== page;
+    root.classList.add("ready");
     for (const group of nav.querySelectorAll("[data-of]")) group.hidden = ![page.id, page.dataset.run].includes(group.dataset.of);
     document.title = page.dataset.title;
     for (let box = target; box && box !== page; box = box.parentElement) if (box instanceof HTMLDetailsElement) box.open = true;
@@ -139,8 +140,10 @@
   // What the page shows further down is loaded meanwhile, or it could not be printed.
   const prepareAll = () => queue = queue.then(() => Promise.allSettled(shown().map(prepare)));
 
-  // Print is light, and has every figure of the page, as wide as paper.
+  // Print is light, and has every figure of the page, as wide as paper; a tall one smaller, so that two fill a page.
   const PAPER = 680;
+  const HALF_PAGE = 390;
+  const SMALLEST = 0.6;
   let screenTheme = root.dataset.theme;
   let folded = [];
   const shown = () => boxes.filter((box) => !box.closest("[hidden]"));
@@ -151,7 +154,8 @@
     for (const details of folded) details.open = true;
     for (const box of shown()) {
       const width = Math.max(PAPER, parseInt(box.style.minWidth) || 0);
-      box.style.zoom = PAPER / width;
+      const height = (parseInt(box.style.height) * PAPER) / width;
+      box.style.zoom = (PAPER / width) * Math.max(Math.min(1, HALF_PAGE / height), SMALLEST);
       drawFigure(box, width);
     }
   });
