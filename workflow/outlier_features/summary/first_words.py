@@ -116,8 +116,8 @@ def _massive(summary: Part, tables: Tables, first: Lead) -> str:
     row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
     jumps = _jumps(tables.get("lifecycle"), first.dim, row["layer"])
     return (
-        f"{_at(summary, tables['massive'], first)}, dimension {dim_mark(first.dim)} {'jumps to' if jumps else 'reaches'} "
-        f"{number(row['value'])} in layer {row['layer']}."
+        f"{_at(summary, tables['massive'], first)}, dimension {dim_mark(first.dim)} "
+        f"{'jumps to' if jumps else 'reaches'} {number(row['value'])} in layer {row['layer']}."
     )
 
 
