@@ -46,7 +46,7 @@ class Pages:
         self.environment.filters |= {
             "visible": lambda text: visible(marked_of(text)), "dim": dim_mark,
             "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
-            "script_hash": script_hash, "glossed": glossed, "anchor": lambda rule: _anchor(rule, anchors or {}),
+            "script_hash": script_hash, "glossed": _glossed, "anchor": lambda rule: _anchor(rule, anchors or {}),
         }  # fmt: skip
 
     def render(self, template: str, *, scripts: Sequence[str], beside: bool = False, **facts: Any) -> str:
@@ -112,14 +112,19 @@ class PlacedFigure:
 @pass_context
 def _with_links(context: Context, value: Any) -> Any:
     """What a template writes: of a text with dims each leads to the place that the part of the page has for it."""
-    if not isinstance(value, str) or not has_marks(marked_of(value)):
+    if not isinstance(value, str) or isinstance(value, Markup) or not has_marks(marked_of(value)):
         return value
+    return _linked(context, str(escape(marked_of(value))))
+
+
+def _linked(context: Context, text: str) -> Markup:
+    """HTML in which each dim that is marked leads to its place."""
     places = (context.get("section") or {}).get("dim_places")
 
     def linked(dim: int) -> str:
         return f'<a class="dim" data-dim="{dim}" href="{escape(places.place(dim))}">{dim}</a>' if places else str(dim)
 
-    return Markup(replace_dims(str(escape(marked_of(value))), linked))
+    return Markup(replace_dims(text, linked))
 
 
 @cache
@@ -148,6 +153,11 @@ def unbroken(text: str) -> str:
 
 
 _WORD = re.compile(rf"\b({'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})(s?)\b", re.IGNORECASE)
+
+
+@pass_context
+def _glossed(context: Context, text: str, seen: list[str]) -> Markup:
+    return _linked(context, glossed(marked_of(text), seen))
 
 
 def glossed(text: str, seen: list[str]) -> Markup:

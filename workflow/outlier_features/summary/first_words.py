@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name
+from outlier_features.dim_marks import Sentence, dim_mark
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import followed, of_kind
 from outlier_features.rules.rule import SCALES, HitRule
@@ -60,7 +61,7 @@ def first_words(summary: Part, tables: Tables) -> FirstWords:
     if first:
         sentence = " ".join(filter(None, (_found(summary, tables, first), _effect_clause(summary, first))))
     return FirstWords(
-        sentence,
+        Sentence(sentence),
         (*_fixed_threshold(summary), *_readings(summary, tables)),
         tuple(_numbers(summary, tables, first)),
     )
@@ -115,8 +116,8 @@ def _massive(summary: Part, tables: Tables, first: Lead) -> str:
     row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
     jumps = _jumps(tables.get("lifecycle"), first.dim, row["layer"])
     return (
-        f"{_at(summary, tables['massive'], first)}, dimension {first.dim} {'jumps to' if jumps else 'reaches'} "
-        f"{number(row['value'])} in layer {row['layer']}."
+        f"{_at(summary, tables['massive'], first)}, dimension {dim_mark(first.dim)} "
+        f"{'jumps to' if jumps else 'reaches'} {number(row['value'])} in layer {row['layer']}."
     )
 
 
@@ -147,7 +148,7 @@ def _systematic(summary: Part, first: Lead) -> str:
     row = _row(summary, first)
     passing = _of_sequences(row["sequences_passing"], row["sequences"])
     return (
-        f"Dimension {first.dim} is an outlier in {passing}: {first.rule.reaches} at "
+        f"Dimension {dim_mark(first.dim)} is an outlier in {passing}: {first.rule.reaches} at "
         f"{percent(row['union_mean'])} of the tokens and in {percent(row['blocks_mean'])} of the layers, on average."
     )
 
@@ -305,8 +306,8 @@ def _readings(summary: Part, tables: Tables) -> Iterator[str]:
 def _numbers(summary: Part, tables: Tables, first: Lead | None) -> Iterator[BigNumber]:
     dims, width, rules = standing_out(summary), summary["model"]["d_model"], _telling(summary)
     by = f"by {rules_named(rules)}" if rules else "no rule was applied"
-    which = f"{some(dims, 4)}, " if dims else ""
-    yield BigNumber(f"{len(dims):,} of {number(width)}", "dimensions stand out", f"{which}{by}")
+    which = f"{some([*map(dim_mark, dims)], 4)}, " if dims else ""
+    yield BigNumber(f"{len(dims):,} of {number(width)}", "dimensions stand out", Sentence(f"{which}{by}"))
     if first and first.rule.lists_hits:
         row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
         around = f"{number(row['ratio'])} times the median size in that layer, {number(row['median'])}"
