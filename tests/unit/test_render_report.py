@@ -48,7 +48,7 @@ OURS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "nav", "a", "span", "div",
     "main", "noscript", "section", "ul", "li", "b", "small", "figure", "script", "figcaption", "dl", "dt", "dd",
     "table", "thead", "tbody", "tr", "th", "td", "br", "bdi", "mark", "article", "button", "details", "fieldset", "h4",
-    "input", "label", "legend", "summary", "code", "em", "ol", "pre", "strong",
+    "input", "label", "legend", "summary", "code", "em", "ol", "pre", "strong", "form", "select", "output",
 }  # fmt: skip
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
