@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -59,7 +60,9 @@ def first_screen(tables: Tables, first: Lead | None, sites: Sequence[str]) -> Dr
     if not len(rows):
         return drawing.empty("Nothing is drawn: the table emergence does not have the dimension.")
     figure = _largest(rows, first, site, sinks)
-    text = f"The largest |x| of dimension {first.dim} on {site} in each layer, over all tokens." + _below(sinks)
+    text = f"The largest |x| of dimension {dim_mark(first.dim)} on {site} in each layer, over all tokens." + _below(
+        sinks
+    )
     if first.rule.scale is None:
         text += f" Dashed: the threshold of rule {first.rule.name}."
     return replace(drawing, sites=site, text=text, views={"all": figure}, data=rows)
@@ -112,8 +115,8 @@ def _traced(life: pl.DataFrame, first: Lead, sinks: pl.DataFrame) -> tuple[go.Fi
                         row=1, col=1)  # fmt: skip
     _annotate(figure, _changes(life, values), values, (low, high))
     text = (
-        f"The value of dimension {first.dim} after each layer, at one token: {place(life)}. Named are the parts that "
-        f"change it by at least a tenth of its largest |x|, at most {NAMED}.{_below(sinks)}"
+        f"The value of dimension {dim_mark(first.dim)} after each layer, at one token: {place(life)}. Named are the "
+        f"parts that change it by at least a tenth of its largest |x|, at most {NAMED}.{_below(sinks)}"
     )
     return figure, text
 

@@ -311,7 +311,7 @@ def _numbers(summary: Part, tables: Tables, first: Lead | None) -> Iterator[BigN
     if first and first.rule.lists_hits:
         row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
         around = f"{number(row['ratio'])} times the median size in that layer, {number(row['median'])}"
-        yield BigNumber(number(row["value"]), f"largest value of dimension {first.dim}", around)
+        yield BigNumber(number(row["value"]), Sentence(f"largest value of dimension {dim_mark(first.dim)}"), around)
         rows = tables["massive"].filter("massive_all", rule=first.rule.name, dim=first.dim)
         sequences, tokens = rows["sequence"].n_unique(), len(rows.select("sequence", "token").unique())
         of = f"{sequences:,} of {summary['corpus']['sequences']:,}"
@@ -321,7 +321,10 @@ def _numbers(summary: Part, tables: Tables, first: Lead | None) -> Iterator[BigN
         yield BigNumber(value, "largest value of all", where)
         if first:
             row = _row(summary, first)
-            told = f"of dimension {first.dim}: {first.rule.reaches} somewhere in the model, on average over sequences"
+            told = Sentence(
+                f"of dimension {dim_mark(first.dim)}: {first.rule.reaches} somewhere in the model, "
+                "on average over sequences"
+            )
             yield BigNumber(percent(row["union_mean"]), "of the tokens are outliers", told)
         else:
             yield BigNumber(DASH if ratio is None else f"× {number(ratio)}", "the median size around it", where)
@@ -336,7 +339,7 @@ def _effect_number(summary: Part, first: Lead | None) -> BigNumber:
         ratio = effect.zero["ratio"]
         return BigNumber(
             "no number" if ratio is None else f"× {in_words(ratio)}",
-            f"perplexity without dimension {first.dim}",
+            Sentence(f"perplexity without dimension {dim_mark(first.dim)}"),
             f"zero in its place at {effect.where}, over the {ablation_sample(summary['ablation'])}{whole}",
         )
     if loss:
