@@ -151,7 +151,8 @@ def test_every_artifact_is_read_by_a_stage_or_is_the_last(project, jobs):
     written = {path for job in jobs for path in job.snakemake.output}
     unread = {str(path.relative_to(project.first)) for path in artifacts_of(project.first)} - read
     pages = {path for path in unread if Path(path).is_relative_to(GALLERY)}
-    last = {"results/report.html", "results/tiny/text/mask.json", "results/tiny/text/neurons.safetensors"}
+    of_run = ("mask.json", "neurons.safetensors", "run.json")
+    last = {"results/report.html", *(f"results/tiny/text/{name}" for name in of_run)}
     assert unread - pages == last and len(written) > 15
     assert {Path(path).suffix for path in pages} == {".html"}
 

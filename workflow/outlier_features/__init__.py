@@ -1,9 +1,8 @@
 """Outlier features and massive activations of transformer language models.
 
-    import outlier_features as of
-
-    run = of.open("results/smollm2-135m/python-docs")
-    run = of.measure(model, tokens)
+    >>> import outlier_features as of
+    >>> run = of.open("results/smollm2-135m/python-docs")
+    >>> run = of.measure(model, tokens)
 
 What stands here is read when it is first used, so that importing the package costs nothing.
 """

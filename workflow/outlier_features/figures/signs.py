@@ -33,6 +33,7 @@ _SIGNS = (
 )
 _ENDS = ("smallest", "largest")
 _DECADES = 4  # at most, to each side of 0
+_TICKS_APART = 0.15  # of half the axis: their labels do not meet on a narrow screen
 _ONE_SIDED = {"symbol": "star", "size": 11, "color": INK}
 
 
@@ -64,9 +65,12 @@ class _Scale:
     def put(self, figure: go.Figure, row: int) -> None:
         steps = (1, 2, 5) if self.furthest < 30 * self.unit else (1,)
         sizes = [step * self.unit * 10**k for k in range(_DECADES + 1) for step in steps]
-        sizes = [size for size in sizes if size <= 1.01 * self.furthest]
-        ticks = [*(-size for size in reversed(sizes)), 0.0, *sizes]
         end = 1.14 * self.place(self.furthest)
+        kept = [math.inf]
+        for size in sorted((size for size in sizes if size <= 1.01 * self.furthest), reverse=True):
+            if min(self.place(size), self.place(kept[-1]) - self.place(size)) >= _TICKS_APART * end:
+                kept.append(size)
+        ticks = [*(-size for size in kept[1:]), 0.0, *kept[:0:-1]]
         figure.update_xaxes(
             range=[-end, end], tickvals=[*map(self.place, ticks)],
             ticktext=[number(int(tick) if tick.is_integer() else tick).replace("-", "−") for tick in ticks],

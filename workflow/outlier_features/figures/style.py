@@ -198,7 +198,7 @@ def add_threshold(figure: go.Figure, threshold: float, height: float, row: int) 
     )  # fmt: skip
     figure.add_annotation(
         text=number(threshold), x=1, xref="x domain", xanchor="left", xshift=2, y=height, showarrow=False,
-        font={"size": 11, "color": VERMILLION}, row=row, col=1,
+        font={"size": 11}, row=row, col=1,
     )  # fmt: skip
 
 
