@@ -169,7 +169,7 @@ def test_a_link_shows_what_its_sender_saw(browser, results):
     receiver.page.goto("about:blank")
     for _ in range(2):
         receiver.page.goto(link)
-        assert receiver.by_id("tiny/text/why").is_visible()
+        receiver.by_id("tiny/text/why").wait_for()
         assert receiver.page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert receiver.page.locator("#populations input:checked").get_attribute("value") == "without_first"
         receiver.page.reload()
@@ -205,6 +205,8 @@ def test_a_figure_is_saved_as_an_image(reader):
     name, content = reader.download(figure.get_by_role("button", name="as SVG"))
     assert name == "tiny-text-shares-without_first.svg"
     assert content.startswith(b"<svg") and b"without first tokens" in content
+    title = figure.locator(".plot").get_attribute("aria-label")
+    assert title.encode() in content and b"tiny on text" in content
     name, content = reader.download(figure.get_by_role("button", name="as PNG"))
     assert (name, content[:4]) == ("tiny-text-shares-without_first.png", b"\x89PNG")
 
@@ -522,8 +524,8 @@ def test_nothing_overlaps(browser, results, width):
     if width == 400:
         opened.page.get_by_role("button", name="Contents").click()
         opened.page.locator("nav").get_by_role("link", name="Definitions").click()
-        assert opened.by_id("definitions").is_visible()
-        assert not opened.page.locator("nav").is_visible()
+        opened.by_id("definitions").wait_for()
+        opened.page.locator("nav").wait_for(state="hidden")
     opened.context.close()
 
 

@@ -112,6 +112,18 @@ function chooseView(figure, view, draw = drawFigure) {
 // A browser lets a page save only shortly after a click, so what is being saved goes before what is yet to be drawn.
 let saving = Promise.resolve();
 
+// What stands beside a figure in a page, and is lost where an image is all that a reader has.
+const ABOVE = 50; // pixels of it
+function addTitle(layout, title, page) {
+  const [first, second] = [title, page].map((text) => text.replace(/[&<>]/g, (found) => `&#${found.charCodeAt(0)};`));
+  layout.title = {
+    text: `<b>${first}</b><br><span style="font-size: 12px">${second}</span>`, font: { size: 14 },
+    x: 0, xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: { l: 12, t: 12 },
+  };
+  layout.margin = { ...layout.margin, t: (layout.margin?.t ?? 0) + ABOVE };
+  if (layout.height) layout.height += ABOVE;
+}
+
 async function saveFigure(figure, format) {
   const box = figure.querySelector(".plot");
   const name = `${figure.dataset.file}${format === "csv" || Object.keys(JSON.parse(box.dataset.views)).length < 2 ? "" : `-${box.dataset.view}`}.${format}`;
@@ -122,7 +134,8 @@ async function saveFigure(figure, format) {
   // As for print, whatever the theme.
   await prepare(box);
   const { data, layout } = beforeDrawing(viewOf(box));
-  const size = { width: Math.max(box.clientWidth, 640), height: layout.height ?? box.clientHeight };
+  const size = { width: Math.max(box.clientWidth, 640), height: (layout.height ?? box.clientHeight) + ABOVE };
+  addTitle(layout, box.ariaLabel, figure.closest("[data-title]")?.dataset.title ?? document.title);
   saveUrl(await Plotly.toImage({ data, layout, config: CONFIG }, { format, ...size, scale: format === "png" ? 2 : 1 }), name);
 }
 
