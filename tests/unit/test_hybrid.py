@@ -80,4 +80,4 @@ def test_the_first_attention_after_a_step_up_reads_it(tmp_path):
     sample = replace(SinkSample.of(run.maps.provenance), layers_without_patterns=[1, 2])
     text = attention_sinks(sinks, run.tables["emergence"], run.tables["dims"], ["massive"], sample).text
     assert "in layer 1; the attention of layer 3 is the first to read that." in text
-    assert "2 sequences in layers 0 and 3, which alone have attention." in text
+    assert "without attention patterns: layers 1 to 2" in text

@@ -102,7 +102,7 @@ def test_snakemakes_own_report_carries_the_figures(disk):
         names = archive.namelist()
         page = archive.read("report/report.html").decode()
     carried = {Path(name).name for name in names}
-    assert {path.name for path in (disk.folder / RUN / "figures").glob("[!.]*")} <= carried
+    assert {path.name for path in (disk.folder / RUN / "figures").rglob("[!.]*") if path.is_file()} <= carried
     beside = disk.folder / "results/report"
     files = {str(path.relative_to(beside)) for path in beside.rglob("[!.]*") if path.is_file()}
     assert len(files) > 50 and all(any(name.endswith(f"/{file}") for name in names) for file in files)
