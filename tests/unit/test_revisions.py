@@ -244,7 +244,7 @@ def test_what_was_published_is_of_the_trained_model(tmp_path):
     compare_models(paths, PUBLISHED, tmp_path / "models.parquet", sources)
     models = read_table(tmp_path / "models.parquet", MODELS)[0].filter(rule="dettmers", population="all")
     assert [bool(name) for name in models["published_model"]] == [False, True]
-    assert [bool(section(Run.read(path), PUBLISHED)["published"]) for path in paths] == [False, True]
+    assert [bool(section(Run.read(path), PUBLISHED, tmp_path / "data")["published"]) for path in paths] == [False, True]
 
 
 def comparison_of(paths, sources, place):
