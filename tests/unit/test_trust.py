@@ -25,8 +25,8 @@ NO_CALL = {
     "pd.read_pickle", "pandas.read_pickle", "torch.hub.load", "zipfile.ZipFile.extractall", "tarfile.open",
 }  # fmt: skip
 # A module's name that is put together: of the standard library as the schema lists them, of our own commands, of our
-# own tables' descriptions and of our own kinds of rules.
-IMPORTS_BY_NAME = {"documents.py", "main.py", "tables.py", "kinds.py"}
+# own tables' descriptions, of our own kinds of rules and of what the package itself offers.
+IMPORTS_BY_NAME = {"__init__.py", "documents.py", "main.py", "tables.py", "kinds.py"}
 
 
 def dotted(node: ast.expr) -> str:

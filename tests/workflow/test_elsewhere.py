@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import Run, tiny_llama
 from soak import ROOT, copy_project
+from tiny_project import Run, tiny_llama
 
 CONFIG = {
     "models": ["tiny"],
