@@ -172,6 +172,16 @@ def test_another_input_has_it_made_anew(made, name):
     assert put_back(made) == []  # what is large was let go
 
 
+@pytest.mark.parametrize("name", ["hashed", "large"])
+@pytest.mark.parametrize("text", [OTHER, SAME.upper()])
+def test_another_file_of_the_same_inode_is_another_input(made, name, text):
+    """A file system gives a new file the inode of one that was removed."""
+    inode = (made / name).stat().st_ino
+    (made / name).write_text(text)
+    assert (made / name).stat().st_ino == inode
+    assert not take_outputs(made, made / "logs/job.log")
+
+
 def test_other_parameters_have_it_made_anew(made):
     keep_outputs(made, [former_job(made, "out", checksums=None)])
     assert not take_outputs(made, made / "logs/job.log")

@@ -140,8 +140,10 @@ def damages(path: Path, folder: Path, another: Path, extent: Extent) -> Iterator
     }:
         if sibling != path and path.suffix != ".html":  # what a page is of stands in its words only
             yield f"{sibling.relative_to(folder)} instead", sibling.read_bytes()
-    if path.is_relative_to(folder / "results") and path.suffix != ".html":  # a page says its run in words only
-        yield "another run's", (another / path.relative_to(folder / "results")).read_bytes()
+    place = another / path.relative_to(folder / "results") if path.is_relative_to(folder / "results") else None
+    # A page says its run in words only, and a run that Snakemake did not start has no run.json.
+    if place and path.suffix != ".html" and place.exists():
+        yield "another run's", place.read_bytes()
 
 
 def artifacts_of(folder: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def keep_outputs(results: Path, jobs: Iterable[FormerJob]) -> None:
                 oldest = min(path.stat().st_mtime_ns for path in job.outputs)
                 content = {
                     "inputs": {
-                        path: [sha256, _inode_before(Path(path), oldest)]
+                        path: [sha256, _file_before(Path(path), oldest)]
                         for path, sha256 in (job.checksums or {}).items()
                     },
                     "outputs": [str(path) for path in job.outputs],
@@ -78,7 +78,7 @@ def take_outputs(results: Path | None, log: Path) -> bool:
     kept = {Path(path): _place(results, Path(path), _KEPT) for path in job["outputs"]}
     if not all(place.exists() for place in kept.values()):
         return False
-    if not all(_is_same(Path(path), sha256, inode) for path, (sha256, inode) in job["inputs"].items()):
+    if not all(_is_same(Path(path), sha256, file) for path, (sha256, file) in job["inputs"].items()):
         note.unlink()
         for place in () if job["is_kept"] else kept.values():
             _remove(place)
@@ -118,25 +118,27 @@ def _place(results: Path, path: Path, suffix: str) -> Path:
     return results / _FOLDER / f"{name}{suffix}"
 
 
-def _is_same(path: Path, sha256: str | None, inode: int | None) -> bool:
+def _is_same(path: Path, sha256: str | None, file: list[int] | None) -> bool:
     """Whether a file is the very one that it was, or has the same bytes."""
     if not path.is_file():
         return False
-    if inode is not None and _inode(path) == inode:
+    if file is not None and _file(path) == file:
         return True
     if sha256 is None:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == sha256
 
 
-def _inode(path: Path) -> int:
-    return path.stat().st_ino
+def _file(path: Path) -> list[int]:
+    """What tells a file from one that was written in its place, to which a file system may give the same inode."""
+    found = path.stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def _inode_before(path: Path, time: int) -> int | None:
+def _file_before(path: Path, time: int) -> list[int] | None:
     """Of a file that is there and is not newer, so that it is the one that was read."""
-    return _inode(path) if path.is_file() and path.stat().st_mtime_ns <= time else None
+    return _file(path) if path.is_file() and path.stat().st_mtime_ns <= time else None
 
 
 def _link(path: Path, target: Path) -> None:
