@@ -60,9 +60,8 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    environment = dict(
-        os.environ
-    )  # the plan loads transformers, which is kept from the hub for the rest of the process
+    # As it is now: the plan loads transformers, which is kept from the hub for the rest of the process.
+    environment = dict(os.environ)
     overlay = overlay_of(
         options.model,
         shipped_catalog(),

@@ -48,10 +48,15 @@ def write_data(folder: Path, name: str, content: Any) -> None:
 
 def data_script(name: str, content: Any) -> str:
     """A script that hands data to the page; text in it is text to any reader of HTML or JavaScript."""
+    return f"beside.take({json.dumps(name)},{inert_json(content)});\n"
+
+
+def inert_json(content: Any) -> str:
+    """JSON that no parser of HTML or JavaScript can take for anything else."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=list)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return f"beside.take({json.dumps(name)},{text});\n"
+    return text
 
 
 def packed_within(

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from outlier_features.dim_marks import dim_mark, has_marks, marked_of, replace_dims
 from outlier_features.figures.style import Drawing
-from outlier_features.report.page_data import gzipped, packed, write_data
+from outlier_features.report.page_data import gzipped, inert_json, packed, write_data
 from outlier_features.summary.glossary import TERMS, WORDS
 from outlier_features.visible_text import shortened, visible
 from outlier_features.wording import number, percent
@@ -134,11 +134,7 @@ def _text(path: Path) -> Markup:
 
 
 def json_script(figure: go.Figure) -> Markup:
-    """A figure as JSON that no parser of HTML or JavaScript can take for anything else."""
-    text = json.dumps(json.loads(figure.to_json(engine="json")), ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return Markup(inert_json(json.loads(figure.to_json(engine="json"))))
 
 
 def script_hash(text: str) -> str:
