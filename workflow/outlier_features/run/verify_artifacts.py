@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,14 @@ def verify_artifacts(directories: Iterable[Path]) -> Iterator[Verdict]:
         else:
             origins[run][path] = provenance
     for run, members in origins.items():
-        yield from (Verdict(path, _contradiction(run, path, members)) for path in members)
+        chunks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for path, found in members.items():
+            if _CHUNK.fullmatch(path.stem):
+                chunks[path.stem].append(found)
+        jobs = {chunk: _usual(files, ("job",)) for chunk, files in chunks.items()}
+        usual = _usual(members.values())
+        for path, found in members.items():
+            yield Verdict(path, _contradiction(run, path, found, usual, jobs.get(path.stem, {})))
 
 
 def _files(directories: Iterable[Path]) -> Iterator[Path]:
@@ -155,29 +162,29 @@ _CHECKS: dict[str, Callable[[Path], Mapping[str, Any] | None]] = {
 }
 
 
-def _contradiction(run: Path, path: Path, members: Mapping[Path, Mapping[str, Any]]) -> str | None:
-    """What in a file's provenance is not what its place or the run's other files say."""
-    found = members[path]
+def _contradiction(
+    run: Path, path: Path, found: Mapping[str, Any], usual: Mapping[str, Any], job: Mapping[str, Any]
+) -> str | None:
+    """What in a file's provenance is not what its place or the run's other files say; `job` is that of its chunk."""
     place: dict[str, Any] = {"model": run.parent.name, "corpus": run.name}
     if "site" in found:
         place["site"] = path.parent.name
     try:
         require_sequences(found, path)
         require_equal(place, found, tuple(place), path)
-        require_equal(_usual(members), found, tuple(key for key in SAME_RUN if key in found), path)
-        if _CHUNK.fullmatch(path.stem) and "job" in found:
-            same_chunk = {other: one for other, one in members.items() if other.stem == path.stem}
-            require_equal(_usual(same_chunk, ("job",)), found, ("job",), path)
+        require_equal(usual, found, tuple(key for key in SAME_RUN if key in found), path)
+        if "job" in found:
+            require_equal(job, found, tuple(job), path)
     except DamagedFile as error:
         return str(error).removeprefix(f"{path}: ")
     return None
 
 
-def _usual(members: Mapping[Path, Mapping[str, Any]], keys: tuple[str, ...] = SAME_RUN) -> dict[str, Any]:
+def _usual(files: Collection[Mapping[str, Any]], keys: tuple[str, ...] = SAME_RUN) -> dict[str, Any]:
     """For each key what most of the files say."""
     usual = {}
     for key in keys:
-        said = Counter(json.dumps(one[key], sort_keys=True) for one in members.values() if key in one)
+        said = Counter(json.dumps(one[key], sort_keys=True) for one in files if key in one)
         if said:
             usual[key] = json.loads(said.most_common(1)[0][0])
     return usual
