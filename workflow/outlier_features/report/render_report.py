@@ -117,13 +117,14 @@ def render_report(
     require_names([run.name for run in read])
     pages = Pages(folder, anchors(definitions))
     manifests = {"/".join(path.parent.parts[-2:]): path for path in galleries}
+    places = {run.name: _gallery(run, manifests.get(run.name), report) for run in read}
     beside = report.with_suffix("")
     with replacing_directory(beside) as temporary:
         data = temporary / "data"
         sections = []
         for run in item_bar(read, "render", "run"):
             part = section(run, published, data)
-            part["gallery"] = _gallery(run, manifests.get(run.name), report)
+            part["gallery"] = places[run.name]
             part["dim_places"] = DimPlaces.of(run, part["gallery"])
             sections.append(part)
         facts = {
