@@ -1,6 +1,5 @@
 """A run of several models of which some cannot be had: the others reach their comparison and report, which say why."""
 
-import shutil
 from dataclasses import replace
 
 import polars as pl
@@ -14,18 +13,16 @@ MODELS = ("gone", "tiny", "strange", "cut")  # of which tiny alone can be had
 @pytest.fixture(scope="module")
 def place(project, tmp_path_factory):
     """The project after a run of `tiny`, copied, with models that are no models."""
-    folder = tmp_path_factory.mktemp("failures") / "project"
-    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("another", "missing", "w"))
-    (folder / "strange").mkdir()
-    (folder / "strange/config.json").write_text('{"model_type": "strange"}')
-    (folder / "cut.safetensors").write_bytes(b"\x09")
+    copy = project.copy_to(tmp_path_factory.mktemp("failures") / "project")
+    (copy.folder / "strange").mkdir()
+    (copy.folder / "strange/config.json").write_text('{"model_type": "strange"}')
+    (copy.folder / "cut.safetensors").write_bytes(b"\x09")
     catalog = {
         **project.config["catalog"]["models"],
         **{name: {"path": name} for name in ("gone", "strange")},
         "cut": {"dump": "cut.safetensors", "keys": {"attn_norm": "attn"}},
     }
-    config = replace(project, folder=folder).changed(models=[*MODELS], catalog__models=catalog)
-    return replace(project, folder=folder, config=config)
+    return replace(copy, config=copy.changed(models=[*MODELS], catalog__models=catalog))
 
 
 @pytest.fixture(scope="module")
