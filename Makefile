@@ -18,11 +18,12 @@ resume: $(VENV)/installed
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete $(ARGS)
 
 # PYTEST_ARGS=--no-skips makes a failure of a test that is skipped for want of a browser or root.
-# What takes long stands first, so that the many small files of tests/unit keep all processes busy to the end; and one
-# process has work while another makes the complete run that tests/workflow share.
+# What takes long stands first, so that the many small files of tests/unit keep all processes busy to the end. Of the
+# three before, tests/every_type compiles what the complete run that tests/workflow share needs, too, while another
+# process is in the browser.
 TEST := $(BIN)/python -m pytest -n auto
 test: $(VENV)/installed
-	$(TEST) --dist loadfile --no-loadscope-reorder tests/every_type tests/workflow tests/browser tests/unit $(PYTEST_ARGS)
+	$(TEST) --dist loadfile --no-loadscope-reorder tests/every_type tests/browser tests/workflow tests/unit $(PYTEST_ARGS)
 
 # What takes hours: every type of model that transformers has, the catalog's real models, every damage, the soak and, where it can be, a SLURM cluster.
 test-all: test
@@ -88,16 +89,17 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/layerwise.py
 	$(BIN)/python benchmarks/neurons.py
 
+# What pip would compile ahead takes longer than all else of it, and most of it is never imported.
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 $(DOCS_VENV)/installed: docs/requirements.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet -r docs/requirements.lock
+	$(DOCS_VENV)/bin/python -m pip install --quiet --no-compile -r docs/requirements.lock
 	touch $@
 
 clean:
