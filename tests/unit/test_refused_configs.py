@@ -44,9 +44,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown key in the catalog": ({"catalog__model": {}}, ("unknown key 'model' in catalog", "'models'")),
     "text for a number": ({"sample__sequences": "6"}, ("sample.sequences is '6', expected integer",)),
     "half a sequence": ({"sample__sequences": 1.5}, ("sample.sequences is 1.5, expected integer",)),
-    "a number for a section": ({"rules": 3}, ("rules is 3, expected object",)),
-    "nothing for a list": ({"models": None}, ("models is None, expected array",)),
-    "a list for a catalog": ({"catalog": [1]}, ("catalog is [1], expected object",)),
+    "a number for a section": ({"rules": 3}, ("rules is 3, expected mapping",)),
+    "nothing for a list": ({"models": None}, ("models is None, expected list",)),
+    "a list for a catalog": ({"catalog": [1]}, ("catalog is [1], expected mapping",)),
     "zero": ({"extract__chunk_sequences": 0}, ("extract.chunk_sequences is 0, expected at least 1",)),
     "negative": ({"extract__batch_size": -8}, ("extract.batch_size is -8, expected at least 1",)),
     "huge": ({"trace_origin__dims": [10**30]}, ("trace_origin.dims.0 is 1000", "expected a finite number")),
@@ -80,7 +80,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {LLAMA: {"path": "llama", "hub": "a/b"}},
         ("catalog.models.tiny.path: llama is no .gguf file, expected one of the repository",),
     ),
-    "no source": ({TEXT: {"column": "text"}}, ("catalog.corpora.text has the keys column", "exactly one source")),
+    "no source": ({TEXT: {"column": "text"}}, ("catalog.corpora.text has no source, expected one of",)),
     "no such directory": ({LLAMA: {"path": "none"}}, ("catalog.models.tiny.path: none is not a directory",)),
     "no such text": ({TEXT: {"files": ["none.txt"]}}, ("catalog.corpora.text.files: none.txt is not a file",)),
     "a directory for a text": (
@@ -110,7 +110,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a dump cut at its end": (dump("cut"), ("cut.safetensors: expected a whole safetensors file",)),
     "a dump of three axes": (dump("flat"), ("attn has shape [4, 5, 32]", "expected layout to say which")),
     "a dump with a layout": (dump("a", layout="NLHT"), ("layout is 'NLHT', expected one of NLTH",)),
-    "a dump that is a model": (dump("a", path="llama"), ("exactly one source",)),
+    "a dump that is a model": (dump("a", path="llama"), ("catalog.models.tiny has path and dump, expected one of",)),
 }
 
 

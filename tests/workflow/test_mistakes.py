@@ -112,7 +112,7 @@ def test_a_configuration_runs_no_code(place):
     ("arguments", "words"),
     [
         (("--configfile", "rules"), ("rules: cannot be read, Is a directory",)),
-        (("--config", "rules=3"), ("rules is 3, expected object",)),
+        (("--config", "rules=3"), ("rules is 3, expected mapping",)),
         (("tabels",), ("found 'tabels', expected a target: all, tables, report",)),
     ],
 )

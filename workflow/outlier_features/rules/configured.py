@@ -24,7 +24,7 @@ def complete_rules(own: Mapping[str, Any], standard: Rules) -> dict[str, dict[st
     entries = {**standard, **own}
     for name, entry in entries.items():
         if entry is not None and entry is not False and not isinstance(entry, Mapping):
-            raise InputError(f"config: rules.{name} is {entry!r}, expected a mapping, or off")
+            raise InputError(f"config: rules.{name} is {entry!r}, expected a mapping, or off (false)")
     on = [name for name, entry in entries.items() if isinstance(entry, Mapping)]
     return {name: _completed(name, entries, standard, ()) for name in on}
 
@@ -36,14 +36,14 @@ def _completed(name: str, entries: Rules, standard: Rules, before: tuple[str, ..
         entry = {**own, **entry}
     if "like" in entry:
         model = entry.pop("like")
-        if model not in entries or model in (*before, name):
+        if not isinstance(model, str) or model not in entries or model in (*before, name):
             raise InputError(f"config: rules.{name}.like is {model!r}, expected the name of another rule")
         entry = {**_completed(model, entries, standard, (*before, name)), **entry}
     if "kind" not in entry:
         nearest = get_close_matches(name, standard, 1)
         hint = f", or did you mean {nearest[0]!r}" if nearest else ""
         raise InputError(f"config: rules.{name} lacks the key 'kind', expected one of {', '.join(kinds())}{hint}")
-    if entry["kind"] not in kinds():
+    if entry["kind"] not in [*kinds()]:  # which may be a list, and then has no hash
         raise InputError(f"config: rules.{name}.kind is {entry['kind']!r}, expected one of {', '.join(kinds())}")
     return entry
 

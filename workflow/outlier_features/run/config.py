@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from stat import S_ISDIR
 from typing import Any
@@ -33,6 +33,7 @@ Schema = Mapping[str, Any]
 MAX_CHUNKS = 100_000  # each is a job or more, which Snakemake holds in memory
 _LARGEST = 2**53  # of a number: beyond it not every integer is a float
 _SHOWN = 100  # characters of a value in a message
+_TYPES = {"array": "list", "object": "mapping", "string": "text"}  # as YAML's users call them
 _PLACES = ("results", "resources")
 # Keys of a model's catalog entry that say how it is loaded, or read: no reason to fetch it again.
 _LOADING = {"dtype", "attention", "placement", "part", "first_token", "labels", "tokenizer", "gains"}
@@ -80,7 +81,8 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
 
 
 def _with_rules(schema: Schema, rules: Schema) -> Schema:
-    return {**schema, "properties": {**schema["properties"], "rules": rules}}
+    properties = schema["properties"]
+    return {**schema, "properties": {**properties, "rules": {**properties["rules"], **rules}}}
 
 
 def fetched_name(model: str, source: Mapping[str, Any]) -> str:
@@ -100,13 +102,13 @@ def _with_halves(config: Mapping[str, Any]) -> Mapping[str, Any]:
     a directory that says so.
     """
     entries = _entries(config, "models")
-    names: list[Any] = []
+    names: list[str] = []
     for name in _names(config, "models"):
-        both = isinstance(name, str) and name in entries and _is_encoder_decoder(entries[name])
+        both = name in entries and _is_encoder_decoder(entries[name])
         names += [f"{name}.{half}" for half in HALVES] if both else [name]
     halves = {}
     for name in names:
-        whole, half = split_half(name) if isinstance(name, str) else ("", None)
+        whole, half = split_half(name)
         if name not in entries and half and isinstance(entries.get(whole), Mapping):
             halves[name] = {**entries[whole], "part": half}
     if not halves:
@@ -237,14 +239,14 @@ def _entries(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return entries if isinstance(entries, Mapping) else {}
 
 
-def _names(config: Mapping[str, Any], kind: str) -> list[Any]:
+def _names(config: Mapping[str, Any], kind: str) -> list[str]:
     names = config.get(kind)
-    return names if isinstance(names, list) else []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _require_known(kind: str, name: str, entries: Mapping[str, Any]) -> None:
     if name not in entries:
-        nearest = difflib.get_close_matches(name, entries, 1)
+        nearest = difflib.get_close_matches(name, map(str, entries), 1)
         hint = f", did you mean {nearest[0]!r}" if nearest else ""
         raise InputError(f"config: {kind} names {name!r}, expected a name defined in catalog.{kind}{hint}")
 
@@ -326,13 +328,17 @@ def _sentence(error: ValidationError) -> str:
         nearest = difflib.get_close_matches(str(unknown), schema.get("properties", {}), 1)
         hint = f", did you mean {nearest[0]!r}" if nearest else ""
         return f"unknown key {unknown!r} in {key}{hint}"
-    if error.validator == "propertyNames" or ("pattern" in schema and error.validator == "pattern"):
-        return f"{key} is {_shown(found)}, expected a match of {schema['pattern']}"
+    if "propertyNames" in error.schema_path:
+        return f"{key} has the key {_shown(found)}, expected {_expected(error)}"
     if error.validator == "required":
-        missing = [name for name in wanted if name not in found]
-        return f"{key} lacks the key {missing[0]!r}"
-    if error.validator in ("oneOf", "dependentRequired"):
-        return f"{key} has the keys {', '.join(found)}, expected those of exactly one source (see docs/config.md)"
+        return f"{key} lacks the key {next(name for name in wanted if name not in found)!r}"
+    if error.validator == "dependentRequired":
+        name, needed = next((name, one) for name in found for one in wanted.get(name, ()) if one not in found)
+        return f"{key} has the key {name!r}, expected {needed!r} beside it"
+    if error.validator == "oneOf":
+        sources = [choice["required"][0] for choice in wanted]
+        named = [name for name in sources if name in found]
+        return f"{key} has {' and '.join(named) or 'no source'}, expected one of {', '.join(sources)}"
     return f"{key} is {_shown(found)}, expected {_expected(error)}"
 
 
@@ -344,11 +350,18 @@ def _shown(value: Any) -> str:
 
 def _expected(error: ValidationError) -> str:
     wanted: Any = error.validator_value
-    if error.validator == "anyOf":
-        return " or ".join(map(_kind, wanted))
+    schema: Any = error.schema
+    match error.validator:
+        case "type":
+            return " or ".join(_TYPES.get(one, one) for one in ([wanted] if isinstance(wanted, str) else wanted))
+        case "anyOf":
+            return " or ".join(map(_kind, wanted))
+        case "enum":
+            return f"one of {_words(wanted)}"
+        case "pattern":
+            examples = schema.get("examples", ())
+            return f"a match of {wanted}" + "".join(f", such as {example}" for example in examples)
     phrases = {
-        "type": " or ".join(wanted) if isinstance(wanted, list) else f"{wanted}",
-        "enum": f"one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
         "minimum": f"at least {wanted}",
         "maximum": f"at most {wanted}",
         "exclusiveMinimum": f"more than {wanted}",
@@ -363,10 +376,15 @@ def _expected(error: ValidationError) -> str:
 def _kind(choice: Schema) -> str:
     """One of the choices of an `anyOf`: some words, a list, or a number."""
     if "enum" in choice:
-        return ", ".join(map(str, choice["enum"]))
+        return _words(choice["enum"])
     if "items" in choice:
         return f"a list of {choice['items']['type']}s"
     return f"an {choice['type']} from {choice['minimum']} to {choice['maximum']}"
+
+
+def _words(values: Sequence[Any]) -> str:
+    """As YAML writes them."""
+    return ", ".join(value if isinstance(value, str) else json.dumps(value) for value in values)
 
 
 def _set_rules(config: dict[str, Any]) -> None:

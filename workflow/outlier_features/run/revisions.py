@@ -23,12 +23,14 @@ def with_revisions(config: Mapping[str, Any]) -> Mapping[str, Any]:
     entries = catalog.get("models") if isinstance(catalog, Mapping) else None
     if not isinstance(catalog, Mapping) or not isinstance(entries, Mapping) or not isinstance(selected, list):
         return config
-    names: list[Any] = []
+    if not all(isinstance(name, str) for name in selected):
+        return config
+    names: list[str] = []
     made: dict[str, Any] = {}
     for name in selected:
-        model, revision = split_name(name) if isinstance(name, str) else (name, None)
-        whole, half = split_half(model) if isinstance(model, str) and model not in entries else (model, None)
-        entry = entries.get(whole) if isinstance(whole, str) else None
+        model, revision = split_name(name)
+        whole, half = split_half(model) if model not in entries else (model, None)
+        entry = entries.get(whole)
         wanted = [revision] if revision is not None else _listed(whole, entry)
         if not isinstance(entry, Mapping) or wanted is None:
             names.append(name)
@@ -37,7 +39,7 @@ def with_revisions(config: Mapping[str, Any]) -> Mapping[str, Any]:
             made[f"{whole}{AT}{one}"] = _at(whole, entry, one)
             names.append(f"{whole}{AT}{one}" + (f".{half}" if half else ""))
     for name in names:
-        if name in entries and AT in str(name):
+        if name in entries and AT in name:
             raise InputError(
                 f"config: catalog.models has {name!r}, expected a name without {AT}, which stands before a revision"
             )
