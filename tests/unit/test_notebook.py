@@ -13,6 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTFor
 import outlier_features as of
 import zoo
 from fake_run import FakeRun
+from outlier_features.figures import run_figures
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,19 @@ def test_a_run_has_its_tables_figures_and_dims(fake):
     figure.data = []  # the caller's own
     assert fake.figure("magnitude-by-layer", "without_first").data and "magnitude_by_layer" in dir(fake.figures)
     assert fake.figures.magnitude_by_layer.title in repr(fake.figures)
+
+
+def test_a_figure_is_drawn_alone(fake, monkeypatch):
+    drawn = []
+    for name in ("magnitude_by_layer", "surface_figures", "lifecycle", "sensitivity"):
+        draw = getattr(run_figures, name)
+        monkeypatch.setattr(run_figures, name, lambda *a, name=name, draw=draw: drawn.append(name) or draw(*a))
+    run = of.open(fake.directory)
+    assert drawn == [] and "surface-map" in run.figures
+    assert run.figure("lifecycle").data and drawn == ["lifecycle"]
+    assert run.figure("surface-map").data and run.figure("surface").data
+    assert drawn == ["lifecycle", "surface_figures"]  # once for both
+    assert {name: drawing.name for name, drawing in run.figures.items()} == {name: name for name in run.figures}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """The figures of a run's report, each a function of the public tables."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 from outlier_features.attention.sinks_schema import SinkSample
 from outlier_features.figures.ablation import ablation, expert_ablation
@@ -39,6 +40,7 @@ from outlier_features.summary.hybrid import attention_of_hybrid
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
+Figures = dict[str, Callable[[], Drawing]]
 # The report's chapters that have figures, in their order, with their titles; a run's page begins with the first.
 OVERVIEW, WHERE, WHY, ATTENTION, EFFECT, QUANTIZED, CRITERIA = CHAPTERS = {
     "overview": "Overview",
@@ -63,7 +65,12 @@ PLACES = {
 
 
 def run_figures(run: Run) -> list[Drawing]:
-    """The figures, chapter by chapter, in the order of the report.
+    """The figures, chapter by chapter, in the order of the report."""
+    return [draw() for draw in figures_by_name(run).values()]
+
+
+def figures_by_name(run: Run) -> Figures:
+    """What draws each of the figures, in the order of the report.
 
     Those whose tables the run lacks are left out; in the place of those of a missing analysis stands the reason.
     """
@@ -77,69 +84,82 @@ def run_figures(run: Run) -> list[Drawing]:
     systematic = of_kind(rules, Systematic)
     closely = {name: rule for name, rule in systematic.items() if rule.follow_up}
     first = lead(summary)
-    chapters = {
-        OVERVIEW: [first_screen(tables, first, sites[first.rule.name] if first else [])],
-        WHERE: [
-            magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
-            dimension_map(tables["emergence"], tables["dims"], main, populations),
-            *_optional(run, "surface"),
-            massive_tokens(tables["massive"], listing, populations),
-            positions(tables["positions"], {name: rules[name] for name in followed}, populations),
-            distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
-            kurtosis(tables["layers"], blocks, populations),
-        ],
-        WHY: [drawing for analysis in ("origin", "norms", "experts") for drawing in _optional(run, analysis)],
-        ATTENTION: [*_optional(run, "attention_maps")],
-        EFFECT: [
-            drawing
-            for analysis in ("ablation", "expert_ablation", "knock_outs")
-            for drawing in _optional(run, analysis)
-        ],
-        CRITERIA: [
-            rules_side_by_side(tables["dims"], of_residual, blocks, populations),
-            signs(tables["dims"], tables["emergence"], followed, populations),
-            shares(tables["dims"], sites, closely, populations),
-            sensitivity(tables["sensitivity"], systematic, populations),
-            *([locations_by_layer(run.locations)] if run.locations else []),
-        ],
+    chapters: dict[str, Figures] = {
+        OVERVIEW: {"first-screen": lambda: first_screen(tables, first, sites[first.rule.name] if first else [])},
+        WHERE: {
+            "magnitude-by-layer": lambda: magnitude_by_layer(tables["layers"], summary["sites"]["absent"], populations),
+            "dimension-map": lambda: dimension_map(tables["emergence"], tables["dims"], main, populations),
+            **_optional(run, "surface"),
+            "massive-tokens": lambda: massive_tokens(tables["massive"], listing, populations),
+            "positions": lambda: positions(tables["positions"], {name: rules[name] for name in followed}, populations),
+            "distribution": lambda: distribution(tables["distribution"], blocks, site_thresholds(summary), populations),
+            "kurtosis": lambda: kurtosis(tables["layers"], blocks, populations),
+        },
+        WHY: _optional(run, "origin") | _optional(run, "norms") | _optional(run, "experts"),
+        ATTENTION: _optional(run, "attention_maps"),
+        EFFECT: _optional(run, "ablation") | _optional(run, "expert_ablation") | _optional(run, "knock_outs"),
+        CRITERIA: {
+            "rules": lambda: rules_side_by_side(tables["dims"], of_residual, blocks, populations),
+            "signs": lambda: signs(tables["dims"], tables["emergence"], followed, populations),
+            "shares": lambda: shares(tables["dims"], sites, closely, populations),
+            "sensitivity": lambda: sensitivity(tables["sensitivity"], systematic, populations),
+        },
     }
-    drawings = [replace(drawing, chapter=chapter) for chapter, some in chapters.items() for drawing in some]
+    if locations := run.locations:
+        chapters[CRITERIA]["locations"] = lambda: locations_by_layer(locations)
     attention = attention_of_hybrid(summary["model"])
-    return [with_attention_marked(drawing, attention) for drawing in drawings] if attention else drawings
+
+    def finished(draw: Callable[[], Drawing], chapter: str) -> Drawing:
+        drawing = replace(draw(), chapter=chapter)
+        return with_attention_marked(drawing, attention) if attention else drawing
+
+    return {name: partial(finished, draw, chapter) for chapter, some in chapters.items() for name, draw in some.items()}
 
 
-def _optional(run: Run, analysis: str) -> Iterator[Drawing]:
+def _optional(run: Run, analysis: str) -> Figures:
     """The figures of an analysis that a run can do without."""
-    tables, summary = run.tables, run.summary
-    listing = listing_rules(summary["rules"])
+    tables, summary, populations = run.tables, run.summary, run.populations
+    rules, blocks = listing_rules(summary["rules"]), summary["model"]["blocks"]
     if analysis in summary["missing"]:
         name, title = PLACES[analysis]
         why = missing_sentence(analysis, summary["missing"][analysis])
-        yield Drawing(name, title, "none", "none", "none", f"Nothing is drawn. {why}")
-    elif analysis == "surface" and "surface" in tables:
-        yield from surface_figures(tables["surface"], run.populations)
-    elif analysis == "norms" and "norms" in tables:
-        yield norm_gains(
-            tables["norms"], tables["gains"], tables["dims"], main_rules(summary), summary["norms"], run.populations
-        )
-    elif analysis == "origin" and "lifecycle" in tables:
-        yield from (
-            lifecycle(tables["lifecycle"], listing),
-            origin_shares(tables["origin_shares"], listing),
-            origin(tables["origin"], tables["origin_neurons"], listing),
-        )
-    elif analysis == "experts" and summary["experts"]:
-        rule, blocks = rule_of(summary["rules"], SuperExpert), summary["model"]["blocks"]
-        yield from expert_figures(tables["experts"], tables["routing"], blocks, rule, listing)
-        yield expert_load(tables["expert_load"], tables["expert_balance"], blocks, run.populations)
-    elif analysis == "attention_maps" and run.maps:
-        yield attention_sinks(
-            tables["sinks"], tables["emergence"], tables["dims"], listing, SinkSample.of(run.maps.provenance)
-        )
-        yield attention_maps(run.maps, tables["sinks"], run.mapped_tokens)
-    elif analysis == "ablation" and "ablation" in tables:
-        yield ablation(summary["ablation"])
-    elif analysis == "expert_ablation" and "expert_ablation" in tables and summary["expert_ablation"]["effects"]:
-        yield expert_ablation(summary["expert_ablation"])
-    elif analysis == "knock_outs" and "knock_outs" in tables:
-        yield from knock_out_figures(tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"], listing)
+        return {name: lambda: Drawing(name, title, "none", "none", "none", f"Nothing is drawn. {why}")}
+    if analysis == "surface" and "surface" in tables:
+        return _together(("surface", "surface-map"), lambda: surface_figures(tables["surface"], populations))
+    if analysis == "norms" and "norms" in tables:
+        of_norms = (tables["norms"], tables["gains"], tables["dims"])
+        return {"norm-gains": lambda: norm_gains(*of_norms, main_rules(summary), summary["norms"], populations)}
+    if analysis == "origin" and "lifecycle" in tables:
+        return {
+            "lifecycle": lambda: lifecycle(tables["lifecycle"], rules),
+            "origin-shares": lambda: origin_shares(tables["origin_shares"], rules),
+            "origin": lambda: origin(tables["origin"], tables["origin_neurons"], rules),
+        }
+    if analysis == "experts" and summary["experts"]:
+        experts, rule = tables["experts"], rule_of(summary["rules"], SuperExpert)
+        return _together(
+            () if experts.is_empty() else ("experts", "routing"),
+            lambda: expert_figures(experts, tables["routing"], blocks, rule, rules),
+        ) | {"expert-load": lambda: expert_load(tables["expert_load"], tables["expert_balance"], blocks, populations)}
+    if analysis == "attention_maps" and (maps := run.maps):
+        sample = SinkSample.of(maps.provenance)
+        of_sinks = (tables["sinks"], tables["emergence"], tables["dims"])
+        return {
+            "attention-sinks": lambda: attention_sinks(*of_sinks, rules, sample),
+            "attention-maps": lambda: attention_maps(maps, tables["sinks"], run.mapped_tokens),
+        }
+    if analysis == "ablation" and "ablation" in tables:
+        return {"ablation": lambda: ablation(summary["ablation"])}
+    if analysis == "expert_ablation" and "expert_ablation" in tables and summary["expert_ablation"]["effects"]:
+        return {"expert-ablation": lambda: expert_ablation(summary["expert_ablation"])}
+    if analysis == "knock_outs" and "knock_outs" in tables:
+        of_knock_outs = (tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
+        names = ("knock-outs", "head-map", "super-weight-scale")
+        return _together(names, lambda: knock_out_figures(*of_knock_outs, rules))
+    return {}
+
+
+def _together(names: Sequence[str], draw: Callable[[], Sequence[Drawing]]) -> Figures:
+    """Figures of one function, which is called once for all of them."""
+    once = cache(draw)
+    return {name: partial(lambda at: once()[at], at) for at, name in enumerate(names)}

@@ -20,15 +20,21 @@ class Catalogue(Mapping[str, T], Generic[T]):
     them with what each is. A name that is not there is an `InputError`, which is a `KeyError` too.
 
     what      what they are, in the singular, for messages
-    entries   by name what it is, in a few words
+    entries   by name what it is, in a few words; None where `titled` says it of one that is made
     make      makes the one of a name
     absent    by name why one is not there
     """
 
     def __init__(
-        self, what: str, entries: Mapping[str, str], make: Callable[[str], T], absent: Mapping[str, str] | None = None
+        self,
+        what: str,
+        entries: Mapping[str, str | None],
+        make: Callable[[str], T],
+        absent: Mapping[str, str] | None = None,
+        titled: Callable[[T], str] = str,
     ):
         self._what, self._entries, self._make, self._absent = what, dict(entries), make, absent or {}
+        self._titled = titled
         self._made: dict[str, T] = {}
 
     def __getitem__(self, name: str) -> T:
@@ -70,4 +76,5 @@ class Catalogue(Mapping[str, T], Generic[T]):
 
     def __repr__(self) -> str:
         width = max(map(len, self._entries), default=0)
-        return "\n".join(f"{name:{width}}  {what}" for name, what in self._entries.items()) or f"no {self._what}"
+        said = {name: self._titled(self[name]) if what is None else what for name, what in self._entries.items()}
+        return "\n".join(f"{name:{width}}  {what}" for name, what in said.items()) or f"no {self._what}"

@@ -84,11 +84,11 @@ class Run:
 
     @cached_property
     def figures(self) -> Catalogue["Drawing"]:
-        from outlier_features.figures.run_figures import run_figures
+        from outlier_features.figures.run_figures import figures_by_name
         from outlier_features.summary.report_run import Run as ReportRun
 
-        drawings = {drawing.name: drawing for drawing in run_figures(ReportRun.read(self.directory))}
-        return Catalogue("figure", {name: one.title for name, one in drawings.items()}, drawings.__getitem__)
+        draw = figures_by_name(ReportRun.read(self.directory))
+        return Catalogue("figure", dict.fromkeys(draw), lambda name: draw[name](), titled=lambda one: one.title)
 
     def figure(self, name: str, population: str | None = None) -> "go.Figure":
         """A figure of the report, the caller's own copy.
