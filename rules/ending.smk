@@ -33,14 +33,16 @@ def tell_jobs_when_it_began():
 
 def outcome():
     """Where the end product is."""
+    store = (workflow.storage_settings.default_storage_prefix or "").rstrip("/")
+    place = f"{store}/{RESULTS}" if STORED else RESULTS
     made = {job.rule.name for job in workflow.dag.jobs}
     if "render_report" in made:
-        return f"The report is {RESULTS}/report.html"
+        return f"The report is {place}/report.html"
     if "list_galleries" in made:
-        return f"The gallery is {RESULTS}/gallery/index.html"
+        return f"The gallery is {place}/gallery/index.html"
     if "draw_figures" in made:
-        return f"The figures are in {RESULTS}/<model>/<corpus>/figures"
-    return f"The tables are in {RESULTS}"
+        return f"The figures are in {place}/<model>/<corpus>/figures"
+    return f"The tables are in {place}"
 
 
 def print_missing():

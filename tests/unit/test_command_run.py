@@ -18,6 +18,7 @@ from outlier_features.errors import InputError
 from outlier_features.run.events import events_in, tell, told_to
 from outlier_features.run.overlay import overlay_of, write_overlay
 from outlier_features.status.time_left import RunProgress
+from test_encoder_decoder import build as encoder_decoder
 
 CATALOG = {
     "models": {"small": {"pypi": "small==1"}, "large": {"hub": "org/large", "dtype": "bfloat16"}},
@@ -39,15 +40,45 @@ def overlay(model, **keys):
         ("org/other-GGUF/q4/other-Q4.gguf", "other-Q4", {"hub": "org/other-GGUF", "path": "q4/other-Q4.gguf"}),
         ("./models/my model", "my-model", {"path": "models/my model"}),
         ("models/x.gguf", "x", {"path": "models/x.gguf"}),
+        ("models/x.encoder", "x.encoder", {"path": "models/x.encoder"}),  # a directory of this name
     ],
 )
 def test_a_model_is_what_it_is_called(model, name, entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("models/my model").mkdir(parents=True)
+    Path("models/x.encoder").mkdir()
     Path("models/x.gguf").touch()
     found = overlay(model)
     assert found["models"] == [name]
     assert found.get("catalog") == (None if entry is None else {"models": {name.partition("@")[0]: entry}})
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "entry"),
+    [
+        ("org/t5.decoder", "t5.decoder", {"hub": "org/t5"}),
+        ("org/t5@step10.encoder", "t5@step10.encoder", {"hub": "org/t5"}),
+        ("models/t5.encoder", "t5.encoder", {"path": "models/t5"}),
+    ],
+)
+def test_a_half_is_of_the_whole_model(model, name, entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("models/t5").mkdir(parents=True)
+    found = overlay(model)
+    assert found["models"] == [name] and found["catalog"]["models"] == {"t5": entry}
+
+
+def test_what_both_halves_take_is_said_once(tmp_path, monkeypatch, capsys):
+    """They are loaded as a whole; how much is counted on the model itself."""
+    monkeypatch.chdir(tmp_path)
+    model = encoder_decoder("t5")
+    model.save_pretrained("t5")
+    Path("a.txt").write_text("A text.")
+    assert main(["run", "t5", "--text", "a.txt", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert [line for line in said if "parameters" in line] == [said[0]] and f"t5: {parameters:,} par" in said[0]
+    assert [line.partition(":")[0] for line in said[1:3]] == ["t5.encoder on a", "t5.decoder on a"]
 
 
 @pytest.mark.parametrize("model", ["smal", "./gone", "org/", "a b"])

@@ -77,7 +77,7 @@ def test_a_run_whose_results_go_to_a_store(project, python, server, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    run()
+    assert f"The report is s3://bucket/{RESULTS}/report.html" in run()
     assert "Nothing to be done" in run()
     subprocess.run([python, "-c", DOWNLOAD, server, tmp_path], check=True)
     stored = tmp_path / RESULTS

@@ -14,6 +14,7 @@ from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.model_source import SOURCE_FILE
 from outlier_features.files.tables import public_tables, read_table
+from outlier_features.model_name import split_name
 from outlier_features.plan.jobs import runs_of
 from outlier_features.plan.plan_run import plan_run
 from outlier_features.run.config import fetched_name
@@ -39,7 +40,7 @@ def add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(run=_run)
     add = run.add_argument
     add("model", metavar="MODEL", help="a name of the catalog; org/name on the hub, or org/name@revision, or "
-        "org/name/file.gguf; a directory; a .gguf file")  # fmt: skip
+        "org/name/file.gguf; a directory; a .gguf file; one half of these with .encoder or .decoder behind it")  # fmt: skip
     text = run.add_mutually_exclusive_group()
     text.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE", help="the text to run it on")
     text.add_argument("--corpus", metavar="NAME", help="a corpus of the catalog (default: python-docs)")
@@ -99,13 +100,16 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def _plan(config: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:
     """What the run will take, in a few lines."""
-    for name, source in config["catalog"]["models"].items():
-        known = next(iter(plan["models"].values()))
+    models, loaded = config["catalog"]["models"], {}
+    for name, source in models.items():
+        known = plan["models"][split_name(name)[0]]
         size = f"{known['parameters']:,} parameters, " if "parameters" in known else ""
-        fetched = _fetched(name, source, Path(config["resources"]), known.get("bytes_of_files"))
-        yield f"{name}: {size}{fetched}"
+        whole = fetched_name(name, source)  # of both halves the same: it is fetched once, and loaded as a whole
+        loaded[whole] = f"{size}{_fetched(whole, source, Path(config['resources']), known.get('bytes_of_files'))}"
+    yield from (f"{whole}: {said}" for whole, said in loaded.items())
     for one in plan["runs"]:
-        text = corpus_of(one["run"].partition("/")[2])
+        model, _, label = one["run"].partition("/")
+        text = corpus_of(label) if len(models) == 1 else f"{model} on {corpus_of(label)}"
         size = f"at most {count(one['sequences'], 'sequence')} of {count(one['tokens'], 'token')}"
         yield f"{text}: {size}; {_time(one['expected'])}"
     yield f"{count(sum(plan['jobs'].values()), 'job')}, fewer where some are done"
@@ -120,7 +124,7 @@ def _time(expected: Mapping[str, Any] | None) -> str:
 
 
 def _fetched(name: str, source: Mapping[str, Any], resources: Path, size: int | None) -> str:
-    if (resources / "models" / fetched_name(name, source) / SOURCE_FILE).is_file():
+    if (resources / "models" / name / SOURCE_FILE).is_file():
         return "fetched before"
     much = "" if size is None else f", {in_bytes(size)}"
     if hub := source.get("hub", source.get("transformer_lens")):

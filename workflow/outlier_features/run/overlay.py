@@ -30,15 +30,15 @@ def overlay_of(
     """The keys that differ from config.yaml.
 
     model    a name of the catalog, `org/name` on the hub, with `@revision` or `/file.gguf` behind it, a directory or a
-             .gguf file
+             .gguf file; with `.encoder` or `.decoder` at its end one half of it
     texts    files to read, in place of the catalog's `corpus`
     sample   `sequences` and `tokens`; None: as config.yaml has it
 
     Raises `InputError` where `model` is none of these.
     """
-    name, entry = _model(model, catalog["models"])
+    name, own = _model(model, catalog["models"])
     overlay: Keys = {"models": [name]}
-    entries: Keys = {"models": {split_name(name)[0]: entry}} if entry else {}
+    entries: Keys = {"models": own} if own else {}
     if texts:
         corpus = _name(texts[0].stem, CORPUS)
         entries["corpora"] = {corpus: {"files": [str(path) for path in texts]}}
@@ -48,7 +48,7 @@ def overlay_of(
         overlay["sample"] = chosen
     if dtype:
         overlay["extract"] = {"dtype": dtype}
-        if not entry and "dtype" in catalog["models"][_whole(name)]:  # which comes before `extract`
+        if not own and "dtype" in catalog["models"][_whole(name)]:  # which comes before `extract`
             entries["models"] = {_whole(name): {"dtype": dtype}}
     if results:
         overlay["results"] = str(results)
@@ -72,18 +72,22 @@ def write_overlay(overlay: Keys, folder: Path, command: str) -> Path:
         number += 1
 
 
-def _model(wanted: str, known: Mapping[str, Any]) -> tuple[str, Keys | None]:
-    """The name of a model and its entry; none where the catalog has it."""
+def _model(wanted: str, known: Mapping[str, Any]) -> tuple[str, Keys]:
+    """The name of a model and its entry under the name of the whole; none where the catalog has it."""
     if _whole(wanted) in known:
-        return wanted, None
-    path = Path(wanted).expanduser()
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        return _name(path.stem if path.suffix == ".gguf" else path.resolve().name, "model"), {"path": str(path)}
-    found = _HUB.fullmatch(wanted)
+        return wanted, {}
+    whole, half = split_half(wanted)
+    for place, suffix in ((wanted, ""), (whole, f".{half}")):
+        path = Path(place).expanduser()
+        if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+            name = _name(path.stem if path.suffix == ".gguf" else path.resolve().name, "model")
+            return name + suffix, {name: {"path": str(path)}}
+    found = _HUB.fullmatch(whole)
     if found and wanted[0] not in "./~":
         name = _name(Path(found["file"]).stem if found["file"] else found["name"], "model")
         entry = {"hub": found["hub"]} | ({"path": found["file"]} if found["file"] else {})
-        return (f"{name}{AT}{found['revision']}" if found["revision"] else name), entry
+        run = f"{name}{AT}{found['revision']}" if found["revision"] else name
+        return (f"{run}.{half}" if half else run), {name: entry}
     nearest = difflib.get_close_matches(wanted, known, 1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     raise InputError(
