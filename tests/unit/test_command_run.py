@@ -187,6 +187,25 @@ def test_a_mistake_before_any_job_is_said(tmp_path):
     assert quietly(tmp_path, "") == type(ended)(0, (), tmp_path / "logs/snakemake.log")
 
 
+def test_what_snakemake_refuses_is_said(tmp_path):
+    for said in ("usage: x\n__main__.py: error: unrecognized arguments: --nonsense=3", "noise\nError: no such thing"):
+        (line,) = quietly(tmp_path, f"print({said!r})\nsys.exit(2)").errors
+        assert said.rpartition("rror: ")[2] in line and str(tmp_path / "logs/snakemake.log") in line
+
+
+def test_a_profile_or_a_number_of_cores_that_is_none_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("A text.")
+    for profile in ("nowhere", "."):  # a directory, but no profile
+        assert main(["run", "org/name", "--text", "a.txt", "--profile", profile]) == 1
+        assert f"--profile: found {profile!r}, expected a directory that has a config.yaml" in capsys.readouterr().err
+    for cores in ("many", "0", "-1"):
+        with pytest.raises(SystemExit):
+            main(["run", "org/name", "--cores", cores])
+        assert f"found {cores!r}, expected a number from 1" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_an_interrupt_is_passed_on_and_waited_for(tmp_path):
     """To the child and its own children alone, which have time to end; the command goes then."""
     code = (

@@ -40,7 +40,7 @@ def add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(run=_run)
     add = run.add_argument
     add("model", metavar="MODEL", help="a name of the catalog; org/name on the hub, or org/name@revision, or "
-        "org/name/file.gguf; a directory; a .gguf file; one half of these with .encoder or .decoder behind it")  # fmt: skip
+        "org/name/file.gguf; a directory; a .gguf file; behind it .encoder or .decoder for one half")  # fmt: skip
     text = run.add_mutually_exclusive_group()
     text.add_argument("--text", nargs="+", type=Path, default=[], metavar="FILE", help="the text to run it on")
     text.add_argument("--corpus", metavar="NAME", help="a corpus of the catalog (default: python-docs)")
@@ -48,7 +48,7 @@ def add_run(run: argparse.ArgumentParser) -> None:
     add("--tokens", type=_positive, metavar="N", help="of each sequence (default: 256)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the pass (default: float32, or the catalog's)")
     add("--results", type=Path, metavar="DIR", help="where the run lies (default: results)")
-    add("--cores", metavar="N", help="of this machine (default: all)")
+    add("--cores", type=_cores, metavar="N", help="of this machine (default: all)")
     add("--profile", metavar="DIR", help="of Snakemake, for a cluster; `slurm` is the one that comes with the workflow")
     add("--dry-run", action="store_true", help="write the overlay and say what the run will take, and run nothing")
     add("--verbose", action="store_true", help="show what Snakemake and its jobs say, not one line of progress")
@@ -60,9 +60,24 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _cores(text: str) -> str:
+    return text if text == "all" else str(_positive(text))
+
+
+def _profile(given: str) -> Path:
+    """Where a profile of Snakemake lies. A directory that is not there Snakemake would do without."""
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "snakemake"
+    for place in (_PROFILES / given, Path(given), own / given):
+        if place.is_file() or [*place.glob("config*.yaml")]:
+            return place
+    known = ", ".join(sorted(path.name for path in _PROFILES.iterdir()))
+    raise InputError(f"--profile: found {given!r}, expected a directory that has a config.yaml, or one of {known}")
+
+
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     # As it is now: the plan loads transformers, which is kept from the hub for the rest of the process.
     environment = dict(os.environ)
+    profile = _profile(options.profile) if options.profile else None
     overlay = overlay_of(
         options.model,
         shipped_catalog(),
@@ -82,10 +97,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         return
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(path),
                "--rerun-incomplete"]  # fmt: skip
-    if options.profile:
-        shipped = _PROFILES / options.profile
-        command += ["--workflow-profile", str(shipped if shipped.is_dir() else options.profile)]
-    if options.cores or not options.profile:
+    if profile:
+        command += ["--workflow-profile", str(profile)]
+    if options.cores or not profile:
         command += ["--cores", options.cores or "all"]
     if options.verbose:
         ended = run_verbosely(command, environment)
@@ -93,9 +107,14 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         ended = run_quietly(command, environment, Path(config["results"]) / "logs/snakemake.log", _seconds(plan))
     if ended.status:
         raise InputError(_failure(ended))
+    report = Path(config["results"]) / "report.html"
+    if not report.is_file():  # but an object in the store that a profile names
+        said = ended.log.read_text(encoding="utf-8", errors="replace").splitlines() if ended.log else []
+        print(*[line for line in said if line.startswith("The report is ")][-1:], sep="\n")
+        return
     for line in _findings(config):
         print(line)
-    print(f"report: {Path(config['results']) / 'report.html'}")
+    print(f"report: {report}")
 
 
 def _plan(config: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[str]:

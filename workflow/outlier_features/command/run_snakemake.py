@@ -23,6 +23,7 @@ from outlier_features.status.time_left import RunProgress
 from outlier_features.visible_text import visible
 
 _FAILED_JOB = re.compile(rf"(?:{ERROR})?(rule \w+ .*; log: .*)")
+_REFUSAL = re.compile(r"(?:Error|\S+: error): (.*)")  # by Snakemake itself, such as of an option of a profile
 _LOOK = 1.0  # seconds between two looks at the clock
 
 
@@ -116,4 +117,6 @@ def _errors(log: Path) -> Iterator[str]:
     """Of each job that failed what is said of it; else what Snakemake or the configuration says, each once."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))]
     jobs = [match[1] for line in lines if (match := _FAILED_JOB.fullmatch(line))]
-    yield from dict.fromkeys(jobs or [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)])
+    own = jobs or [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    refusals = [f"Snakemake: {match[1]}; log: {log}" for line in lines if (match := _REFUSAL.fullmatch(line))]
+    yield from dict.fromkeys(own or refusals)

@@ -11,6 +11,7 @@ from outlier_features.files.missing import missing_sentence
 from outlier_features.stage_log import ERROR, LastWord, last_word
 
 WITHOUT_A_WORD = "ended without a word: killed, or out of memory"
+_WITHOUT_A_LOG = "never began: killed, out of memory, or not submitted, which Snakemake's log says"
 
 
 def has_spoken(log: Path, since: float) -> bool:
@@ -38,12 +39,12 @@ class Failure:
             word = last_word(log)
             if word is None:
                 word = LastWord(WITHOUT_A_WORD)
-                _write(log, "a")
+                _write(log, "a", word)
         elif not _is_writable(log):
             word = LastWord("failed, and its log could not be written", said=True)
         else:
-            word = LastWord(WITHOUT_A_WORD)
-            _write(log, "w")
+            word = LastWord(_WITHOUT_A_LOG)
+            _write(log, "w", word)
         return cls(rule, of, word, str(log))
 
     @property
@@ -52,7 +53,7 @@ class Failure:
         reason = self.word.reason
         if self.word.was_stopped:
             reason = f"was {reason}"
-        elif reason != WITHOUT_A_WORD and not reason.startswith("failed, "):
+        elif reason not in (WITHOUT_A_WORD, _WITHOUT_A_LOG) and not reason.startswith("failed, "):
             reason = f"failed: {reason}"
         return f"{'' if self.word.said else ERROR}rule {self.rule} {reason}; log: {self.log}"
 
@@ -76,11 +77,11 @@ def missing_lines(summary: Path) -> Iterator[str]:
             yield f"{found['model']['name']} on {found['corpus']['name']}: {missing_sentence(analysis, facts)}"
 
 
-def _write(log: Path, mode: str) -> None:
+def _write(log: Path, mode: str, word: LastWord) -> None:
     with suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open(mode, encoding="utf-8") as file:
-            file.write(f"\n{ERROR}{WITHOUT_A_WORD}\n")
+            file.write(f"\n{ERROR}{word.reason}\n")
 
 
 def _is_writable(log: Path) -> bool:
