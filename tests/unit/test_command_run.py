@@ -237,6 +237,34 @@ def test_version_and_commands(capsys):
     assert checked.returncode == 0
 
 
+COMPLETE = """
+source /dev/stdin
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+call=$(complete -p outlier-features)
+call=${call#*-F } && ${call%% *} outlier-features "${@: -1}" "${@: -2:1}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def test_bash_completes_commands_choices_and_files(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "sweeps").mkdir()
+    for words, expected in (
+        ("ga", ["gallery-export", "gains"]),
+        ("run --dtype bf", ["bfloat16"]),
+        ("run mod", ["model.gguf"]),
+        ("run x --text mo", ["model.gguf"]),
+        ("run x --profile sw", ["sweeps"]),
+        ("open sw", ["sweeps"]),
+    ):
+        command = ["bash", "-c", COMPLETE, "bash", "outlier-features", *words.split()]
+        done = subprocess.run(command, input=script, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert sorted({one.rstrip("/") for one in done.stdout.split()}) == sorted(expected), words
+
+
 def test_the_report_is_opened_or_named(tmp_path, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)))

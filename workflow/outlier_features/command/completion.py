@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from outlier_features.command.output import write_text
+
+_PATHS = ("MODEL", "DIR", "NAME|DIR")  # what may be a path, or a name
 
 
 def add_completion(completion: argparse.ArgumentParser) -> None:
@@ -20,5 +24,18 @@ def _completion(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
 
     from outlier_features.command.main import COMMANDS, parser_of
 
-    write_text(shtab.complete(parser_of(COMMANDS), options.shell) + "\n", None)
+    whole = parser_of(COMMANDS)
+    for action in _actions(whole):
+        if action.type is Path or action.metavar in _PATHS:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    write_text(shtab.complete(whole, options.shell) + "\n", None)
     sys.stdout.flush()
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Of a parser and of those of its subcommands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

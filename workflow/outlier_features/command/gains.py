@@ -28,7 +28,9 @@ def add_gains(gains: argparse.ArgumentParser) -> None:
     source = gains.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, metavar="F", help=f"safetensors file with keys {DUMPED_GAINS}<module>")
     source.add_argument(
-        "--model", metavar="NAME", help="a model's directory in transformers' format, or the name of a fetched model"
+        "--model",
+        metavar="NAME|DIR",
+        help="a model's directory in transformers' format, or the name of a fetched model",
     )
     add = gains.add_argument
     add(
