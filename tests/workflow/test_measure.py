@@ -118,7 +118,10 @@ def test_the_page_on_the_library_does_what_it_says(project, tmp_path, monkeypatc
     place.symlink_to(project.first / "results/tiny/text")
     shutil.copytree(project.folder / "llama", tmp_path / "my-llama")
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "library.md").read_text(encoding="utf-8").replace("smollm2-135m/python-docs", "tiny/text")
+    text = (DOCS / "library.md").read_text(encoding="utf-8")
+    for run in ("smollm2-135m/python-docs", "my-llama/notes"):
+        assert run in text
+        text = text.replace(run, "tiny/text")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     for block in blocks:
