@@ -126,6 +126,20 @@ def test_a_vision_transformer():
     assert len(run.tables.norms) == 7  # two a block and the last
 
 
+def test_torch_s_own_layers_have_attention():
+    """Which they compute in one operation of theirs: it is no mixer of another kind."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    states = torch.randn(3, 10, 32)
+    run = of.measure(encoder, states, blocks="layers", first_token="ordinary")
+    stream = seen_by_hooks(encoder, encoder.layers, lambda it: [it(states[n : n + 1]) for n in range(3)])
+    expected = np.abs(stream).max(axis=(1, 2))
+    assert np.allclose(run.statistics.resid_post.max_abs("all"), expected, rtol=1e-5)
+    assert run.tables.layers["attention"].all()
+    assert "softmax attention" in run.summary["sites"]["absent"]["mixer_norm"]
+
+
 class Stack(nn.Module):
     """Blocks that no list of modules holds as such: named by hand."""
 

@@ -120,7 +120,7 @@ class _WatchSoftmax(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name == "scaled_dot_product_attention":
+        if name == "scaled_dot_product_attention" or "multi_head_attention" in name:  # the latter in torch's own module
             self.seen = True
         elif "softmax" in name or name == "logsumexp":  # Reformer takes the exponential of what that leaves
             self.seen |= self._has_heads(result)
