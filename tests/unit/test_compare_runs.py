@@ -97,6 +97,9 @@ def test_what_differs_is_named_and_nothing_else(tmp_path, capsys):
         "sequences": ["2", "3"],
     }  # fmt: skip
     assert differences([read_json(one / "summary.json")] * 2).columns == ["run"]
+    labelled = read_json(one / "summary.json")
+    labelled["corpus"]["name"] += "@bfloat16"  # the label of a run beside the first: its text is the same
+    assert differences([read_json(one / "summary.json"), labelled]).columns == ["run"]
     assert main(["compare", str(one), str(other)]) == 0
     shown = capsys.readouterr().out
     assert "What differs" in shown and "sequences" in shown and "dtype" not in shown

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from outlier_features.model_name import AT
 from outlier_features.rules.kinds import rules_of
 from outlier_features.wording import listing
 
@@ -52,6 +53,9 @@ def differences(summaries: Sequence[Part]) -> pl.DataFrame:
 
 def _settings(summary: Part) -> dict[str, str | None]:
     found = {name: _text(_at(summary, path)) for name, path in _FACTS.items()}
+    found["corpus"] = str(found["corpus"]).partition(AT)[
+        0
+    ]  # what its label says beside the name stands in settings of its own
     found["sites"] = listing(summary["sites"]["present"])
     return found | {f"rule {name}": rule.criteria() for name, rule in rules_of(summary["rules"]).items()}
 
