@@ -13,6 +13,7 @@ from fake_run import FIGURES, FakeRun
 from outlier_features.compare.compare_models import compare_models
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.figures.run_figures import run_figures
+from outlier_features.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from outlier_features.populations import population_title
 from outlier_features.report.render_report import render_report
 from outlier_features.summary.report_run import OF_THE_GALLERY, Run
@@ -27,6 +28,8 @@ COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}
 )
 DEFINITIONS = Path(__file__).parents[2] / "docs/definitions.md"
+MARKS = (BLUE, ORANGE, SKY, VERMILLION, GREEN, PURPLE)
+INKS = (INK, GREY)
 OVERLAPS = (Path(__file__).parent / "overlaps.js").read_text(encoding="utf-8")
 
 
@@ -114,7 +117,7 @@ def test_every_figure_is_drawn_in_every_view(reader, drawings, run):
             if len(drawing.views) > 1:
                 reader.choose(view)
                 reader.drawn(place)
-                assert figure.locator("dd.population").inner_text() == view
+                assert figure.locator("dd.population").inner_text() == population_title(view)
             found = figure.locator(".plot").evaluate(
                 "box => [box.data.map((trace) => [trace.type, trace.name ?? null]),"
                 " box.querySelectorAll('.plot g.trace, .plot .hm image, .plot .bars, .plot .scatter').length]"
@@ -414,7 +417,7 @@ def test_with_the_keyboard_alone(browser, results):
     page.keyboard.press("ArrowRight")
     opened.drawn("tiny/text/magnitude-by-layer")
     population = opened.by_id("tiny/text/magnitude-by-layer").locator("dd.population")
-    assert population.inner_text() == "without_first"
+    assert population.inner_text() == population_title("without_first")
     tab_to("focused.dataset.save === 'csv'")
     with page.expect_download():
         page.keyboard.press("Enter")
@@ -455,11 +458,43 @@ CONTRAST = """() => {
     if (!node.data.trim() || element.closest("script, style, noscript, svg") || !element.checkVisibility()) continue;
     test(element, getComputedStyle(element).color, node.data);
   }
-  for (const text of document.querySelectorAll(".plot :is(.xtick text, .ytick text, .legendtext, .xtitle, .ytitle)")) {
+  const texts = ".plot :is(.xtick text, .ytick text, .legendtext, .xtitle, .ytitle, .annotation-text)";
+  for (const text of document.querySelectorAll(texts)) {
     if (text.checkVisibility()) test(text.closest(".plot"), getComputedStyle(text).fill, text.textContent);
   }
   return [seen, poor];
 }"""
+
+
+def luminance(colour):
+    """Relative luminance of WCAG 2.2, of `#rrggbb` or `rgb(r, g, b)`."""
+    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)] if colour[0] == "#" else re.findall(r"\d+", colour)[:3]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (int(one) / 255 for one in parts)
+    ]
+    return float(sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+
+def contrast(one, other):
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrasts_are_those_of_wcag():
+    assert contrast("#000000", "rgb(255, 255, 255)") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figures_colours_stand_out_from_both_grounds(browser, results, theme):
+    """What is a graphic has a contrast of 3 at least, what is text 4.5 (WCAG 2.2, 1.4.11 and 1.4.3)."""
+    opened = Reader(browser, results / "report.html", color_scheme=theme)
+    ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    drawn = opened.page.evaluate("all => themed({ data: [], layout: { all } }).layout.all", [*MARKS, *INKS])
+    found = {colour: contrast(shown, ground) for colour, shown in zip((*MARKS, *INKS), drawn, strict=True)}
+    assert {colour: value for colour, value in found.items() if value < (4.5 if colour in INKS else 3)} == {}
+    opened.context.close()
 
 
 def test_both_themes_can_be_read(browser, results):

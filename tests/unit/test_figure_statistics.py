@@ -15,7 +15,7 @@ from outlier_features.figures.positions import positions
 from outlier_features.figures.signs import signs
 from outlier_features.files.artifacts import read_json
 from outlier_features.rules.kinds import hit_rules
-from outlier_features.wording import number
+from outlier_features.wording import number, percent
 from test_render_report import SITES, read, traces
 
 LAYERS = 4
@@ -54,11 +54,18 @@ def test_cells_are_shares_of_a_layers_values(run):
                 for row in bins:
                     if heat.z[row][layer] is not None:
                         edges = tuple(round(10 ** heat.y[row + end], 9) for end in (0, 1))
-                        found[edges] = heat.customdata[row][layer]
+                        span, told, part = heat.customdata[row][layer]
+                        found[edges] = int(told.split()[0].replace(",", ""))
                         share = found[edges] / sum(values.values())
+                        assert span == f"|x| from {number(edges[0])} to {number(edges[1])}"
+                        assert part == percent(share)
                         assert 10 ** heat.z[row][layer] == pytest.approx(share)
                 assert found == {bin: count for bin, count in values.items() if bin[0] > 1e-6}
-                assert heat.customdata[zeros][layer] == values.get((0.0, 2.0**-126))
+                told = heat.customdata[zeros][layer]
+                none = values.get((0.0, 2.0**-126))
+                assert told[:2] == ["x = 0", f"{none} value{'' if none == 1 else 's'}"] if none else told is None
+        # Their axes are logarithms, which no reader reads.
+        assert all("%{y" not in heat.hovertemplate and "%{z" not in heat.hovertemplate for heat in heats)
     assert "exactly 0" in drawing.text
     view = drawing.views["all"]
     assert lines(view) == [("y", pytest.approx(math.log10(6))), ("y3", 2.0)]

@@ -29,7 +29,7 @@ def test_the_largest_dims_come_with_what_every_rule_found(tmp_path):
     start += f"{number(largest['ratio'])} times"
     assert massive.facts[0].short.startswith(start)
     assert "Without first tokens the rule does not select it." in massive.facts[0].short
-    assert massive.facts[0].where == "resid_post; rule massive; population all"
+    assert massive.facts[0].where == "resid_post; rule massive; over all tokens"
     row = dims.filter(dim=5, rule="dettmers", population="all").row(0, named=True)
     assert f"{row['sequences_passing']} of {summary['corpus']['sequences']} sequences pass" in outlier.facts[1].short
     assert f"The largest |x| of its hits is {number(row['max_abs'])}." in outlier.facts[1].short

@@ -561,7 +561,7 @@ def test_massive_activations_are_cut_and_the_cut_is_said(page):
 
 def test_massive_activations_are_shown_in_their_context(page):
     parsed = page(FakeRun(pieces=("w" * 9 + "x" * 60, " cat", "\n", "y" * 59 + "z"), position=1))
-    assert "all, without_first" in parsed.shown
+    assert "all tokens and without first tokens" in parsed.shown
     assert f"…{'x' * 60} cat⏎{'y' * 59}…" in parsed.shown
     assert parsed.inside("mark") == [" cat"] * 4
     assert "-2,009" in parsed.shown
@@ -618,7 +618,7 @@ def test_several_runs_are_compared(page):
     assert links <= set(ids)
     assert {"tiny/text", "encoder/text", "quiet/text"} <= links
     overview = parsed.shown[: parsed.shown.index("Dimensions: how many")]
-    assert "in population all, in 2 of the 3 runs that it was applied to" in overview
+    assert "over all tokens, in 2 of the 3 runs that it was applied to" in overview
     assert "An analysis or more is missing from encoder on text" in overview
     for text in ("1: 5 on attn_norm + mlp_norm", "2: 7, 5 on resid_post 0 on resid_post", "1: 5 on mlp_norm",
                  "– not applied", "0 on attn_norm + mlp_norm", "6,000 resid_post, layer 3",
@@ -686,7 +686,7 @@ def test_provenance_is_shown(page):
     parsed = page(FakeRun(origin="a wheel"))
     for text in ("a wheel", "1,234,567", "toy, 4 layers, d_model 64", "float32 on cpu (2 threads), attention sdpa",
                  "1" * 64,
-                 "2 sequences × 6 tokens", "12 in population all, 10 in population without_first"):  # fmt: skip
+                 "2 sequences × 6 tokens", "12 (all tokens); 10 (without first tokens)"):  # fmt: skip
         assert text in parsed.shown
 
 

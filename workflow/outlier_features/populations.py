@@ -4,9 +4,12 @@ Part 0, *excluded*: the first position of a sequence and special tokens. Part 1,
 adds up is stored per part; tables speak of populations: `all` (both parts) and `without_first` (rest).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+from outlier_features.wording import listing
 
 EXCLUDED, REST, PADDING = 0, 1, 2
 POPULATIONS = {"all": (EXCLUDED, REST), "without_first": (REST,)}
@@ -35,6 +38,11 @@ def populations_of(parts: np.ndarray[Any, Any]) -> list[str]:
 def population_title(population: str) -> str:
     """A population as readers know it: `all tokens`."""
     return _TITLES.get(population, f"population {population}")
+
+
+def population_titles(populations: Iterable[str]) -> str:
+    """Several of them: `all tokens and without first tokens`."""
+    return listing(map(population_title, populations))
 
 
 def over_population(population: str) -> str:

@@ -24,6 +24,7 @@ from outlier_features.figures.style import (
     panels,
     power,
 )
+from outlier_features.populations import population_title
 from outlier_features.summary.ablation_facts import harm, nothing_to_ablate
 from outlier_features.wording import count, in_words, number, percent, span
 
@@ -46,7 +47,7 @@ def ablation(results: Part) -> Drawing:
         "Does it matter?",
         " and ".join(dict.fromkeys(effect["site"] for effect in effects)) or "none",
         " and ".join(dict.fromkeys(effect["rule"] for effect in effects)) or "none",
-        "all",
+        population_title("all"),
         f"Perplexity on the {ablation_sample(results)} while values are set to zero, or to their mean in the unchanged "
         "model over the same positions. A thin line reaches from the sequence with the lowest perplexity to that with "
         "the highest. Dashed: the unchanged model; shaded: its range over the sequences. Open grey marks: "
@@ -72,7 +73,7 @@ def expert_ablation(results: Part) -> Drawing:
         "Without the super experts",
         effects[0]["site"],
         effects[0]["rule"],
-        "all",
+        population_title("all"),
         f"Perplexity on the {ablation_sample(results)} while what experts write is set to zero at every position; the "
         "router chooses as ever. A thin line reaches from the sequence with the lowest perplexity to that with the "
         "highest. Dashed: the unchanged model; shaded: its range over the sequences. Open grey marks: "

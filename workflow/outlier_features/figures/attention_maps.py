@@ -9,6 +9,7 @@ import polars as pl
 from outlier_features.attention.kept_patterns import AttentionMaps, cropped
 from outlier_features.figures.attention_heatmaps import Panel, attention_grid, average, head_name
 from outlier_features.figures.style import Drawing
+from outlier_features.populations import population_title
 from outlier_features.wording import percent
 
 MOST_POSITIONS = 64
@@ -27,7 +28,8 @@ def attention_maps(maps: AttentionMaps, sinks: pl.DataFrame, tokens: Sequence[st
         "Attention patterns",
         "pattern",
         "none, every probability is drawn",
-        f"all, positions 0 to {size - 1} of sequence {maps.sequences[0] if maps.sequences else 0}",
+        f"{population_title('all')}, positions 0 to {size - 1} "
+        f"of sequence {maps.sequences[0] if maps.sequences else 0}",
         "Probability that each query (row) gives each key (column); colours go by its square root. White is exactly 0: "
         "the query cannot see the key. For each layer: the average over its heads, and the heads that give the key at "
         "position 0 the most and the least (by alpha over all sequences)."

@@ -22,6 +22,7 @@ from outlier_features.figures.style import (
     set_panel_dim,
 )
 from outlier_features.largest import largest_of_each
+from outlier_features.populations import population_title
 from outlier_features.wording import count, layers, number, percent, rules_named
 
 KEYS_SHOWN = 16
@@ -43,7 +44,7 @@ def attention_sinks(
         "Attention sinks and massive activations",
         "pattern for the sinks, resid_post for |x|",
         f"attention sink: alpha > {number(sample.threshold)} (Gu et al. 2024); {choosing(rules)} the dimension",
-        f"all, positions 0 to {sample.positions - 1}",
+        f"{population_title('all')}, positions 0 to {sample.positions - 1}",
         "",
     )
     if not len(sinks):
@@ -231,6 +232,6 @@ def _add_magnitude(figure: go.Figure, massive: _Massive | None, last: int) -> No
     )
     figure.add_annotation(
         text=f"dimension {massive.dim}", x=1, y=0, xref="x domain", yref="y domain", xanchor="right", yanchor="bottom",
-        showarrow=False, font={"color": VERMILLION}, row=3, col=1,
+        showarrow=False, row=3, col=1,
     )  # fmt: skip
     figure.update_yaxes(**log_axis(low, high, most=5), row=3)

@@ -19,7 +19,7 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.largest import largest_of_each
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import count, listing, number
 
 MAX_ROWS = 30
@@ -42,7 +42,7 @@ def dimension_map(
         "Selected dimensions over the layers",
         listing(drawn) if drawn else "none",
         f"{choosing(sites)} the dimensions",
-        listing(populations),
+        population_titles(populations),
         "Largest |x| over all sequences of each dimension that a rule selects, over all tokens or without the first; "
         "triangles mark its step-up and step-down layers on resid_post where a rule selects it. A grey cell has "
         "no value: the layer lacks the site, there are no such tokens, or the value is 0. Values below "
@@ -74,7 +74,7 @@ def _finding(emergence: pl.DataFrame, dims: pl.DataFrame, rules: Collection[str]
             text = f"Dimension {named}, the one that {select}, reaches |x| {reached} {at}"
             return text + ("." if layer is None else f" and steps up in layer {layer}.")
         text = (
-            f"Of {count(dims_in_all, 'dimension')} that {select}, {largest['dim']} has the largest |x|: "
+            f"Of {count(dims_in_all, 'dimension')} that {select}, {dim_mark(largest['dim'])} has the largest |x|: "
             f"{number(largest['max_abs'])} {at}"
         )
         return text + ("." if layer is None else f"; {number(those)} of them step up in layer {layer}.")

@@ -18,9 +18,9 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.populations import population_title
+from outlier_features.populations import population_title, population_titles
 from outlier_features.summary.run_rules import applied_sites, run_rules
-from outlier_features.wording import listing, number, percent
+from outlier_features.wording import count, listing, number, percent
 
 UNDRAWN = 0.01  # of the smallest values of every layer: the density of values near 0 tells nothing
 _ZEROS = 0.3  # height of the band of zeros, in factors of ten
@@ -57,7 +57,7 @@ def distribution(bins: pl.DataFrame, blocks: int, thresholds: Thresholds, popula
         "Distribution of |x| by layer",
         listing(sites) if sites else "none",
         "none, every value counts" + (f"; the lines are thresholds, {', '.join(lines)}" if lines else ""),
-        listing(populations),
+        population_titles(populations),
         "Each column is the distribution of the |x| of a layer over its sequences, positions and dimensions: the "
         "colour is the share of the layer's values in a bin, counted exactly; white cells hold none. Bins are halves "
         f"of a factor of two. Those of the smallest |x|, which hold at most {percent(UNDRAWN)} of the values of any "
@@ -169,17 +169,18 @@ def _heat(cells: pl.DataFrame, edges: Sequence[float], blocks: int) -> go.Heatma
     bottom = math.log10(edges[0])
     rows = {edge: index for index, edge in enumerate([0.0, None, *edges[:-1]])}  # None: between zeros and the rest
     z: list[list[float | None]] = [[None] * blocks for _ in rows]
-    values: list[list[int | None]] = [[None] * blocks for _ in rows]
-    for low, layer, count, share in cells.select("low", "layer", "values", "share").rows():
-        z[rows[low]][layer], values[rows[low]][layer] = math.log10(share), count
+    said: list[list[tuple[str, str, str] | None]] = [[None] * blocks for _ in rows]
+    for low, high, layer, values, share in cells.select("low", "high", "layer", "values", "share").rows():
+        span = f"|x| from {number(low)} to {number(high)}" if low else "x = 0"
+        z[rows[low]][layer] = math.log10(share)
+        said[rows[low]][layer] = (span, count(values, "value"), percent(share))
     return go.Heatmap(
         x0=0,
         dx=1,
         y=[bottom - 2 * _ZEROS, bottom - _ZEROS, *map(math.log10, edges)],
         z=z,
-        customdata=values,
-        hovertemplate="layer %{x}, |x| about 10^%{y:.2f}<br>%{customdata:,} values, 10^%{z:.2f} of the layer's"
-        "<extra></extra>",
+        customdata=said,
+        hovertemplate="layer %{x}, %{customdata[0]}<br>%{customdata[1]}, %{customdata[2]} of all<extra></extra>",
         hoverongaps=False,
         coloraxis="coloraxis",
     )

@@ -15,8 +15,8 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.populations import over_population
-from outlier_features.wording import capital, count, listing, number, percent
+from outlier_features.populations import over_population, population_titles
+from outlier_features.wording import capital, count, number, percent
 
 _NOBODY = "#B4B4B4"  # darker than the middle of the colours, which is nearly white
 _FURTHEST = 3  # of the colours, in powers of two from an even share
@@ -30,7 +30,7 @@ def expert_load(load: pl.DataFrame, balance: pl.DataFrame, blocks: int, populati
         "How the routers spread the positions",
         "the routers' choices and weights",
         "none",
-        listing(populations),
+        population_titles(populations),
         "Above: how many positions chose each expert, against an even share of the choices in its layer (1), and the "
         "mean weight that the router gave it there; a grey cell: no position chose it, or the layer has no experts. "
         f"Colours of the left map end at {2**_FURTHEST} times and 1/{2**_FURTHEST} of an even share. Below: the "

@@ -56,7 +56,7 @@ def expert_map(experts: pl.DataFrame, blocks: int, rule: Rule) -> Drawing:
         text += " The row at the top is the shared expert, which every token goes through."
     if experts["published"].any():
         text += f" Diamonds: published as {rule.noun}s of this model ({rule.source})."
-    drawing = Drawing("experts", "What each expert writes", "expert_out", rule.name, "all", text)
+    drawing = Drawing("experts", "What each expert writes", "expert_out", rule.name, population_title("all"), text)
     return replace(drawing, views={"all": _map(experts, blocks)}, data=experts, finding=_largest_expert(experts, rule))
 
 
@@ -148,7 +148,8 @@ def routed_parts(routing: pl.DataFrame, rules: Collection[str]) -> Drawing:
     )
     if len(places) > len(shown):
         text += f" Shown: the {len(shown)} of the largest activations out of {count(len(places), 'bar')}."
-    drawing = Drawing("routing", "Experts that make massive activations", "expert_out", listing(rules), "all", text)
+    title, population = "Experts that make massive activations", population_title("all")
+    drawing = Drawing("routing", title, "expert_out", listing(rules), population, text)
     if not shown:
         return drawing.empty("Nothing is drawn: no layer with experts forms a massive activation.")
     return replace(drawing, views={"all": _bars(forming, shown)}, data=forming, finding=_largest_part(forming))

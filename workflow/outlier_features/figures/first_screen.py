@@ -25,6 +25,7 @@ from outlier_features.figures.style import (
 )
 from outlier_features.model.bases import RESID_POST
 from outlier_features.origin.origin_findings import PARTS, TENTH, place
+from outlier_features.populations import population_title
 from outlier_features.summary.first_words import Lead
 from outlier_features.wording import number
 
@@ -45,15 +46,15 @@ def first_screen(tables: Tables, first: Lead | None, sites: Sequence[str]) -> Dr
     sinks = _sinks(tables)
     drawing = Drawing(
         "first-screen",
-        f"Dimension {first.dim} over the layers",
+        f"Dimension {dim_mark(first.dim)} over the layers",
         RESID_POST,
         first.rule.name,
-        "all",
+        population_title("all"),
         "",
     )
     if len(life):
         figure, text = _traced(life, first, sinks)
-        token = f"all, {place(life)}"
+        token = f"{population_title('all')}, {place(life)}"
         return replace(drawing, population=token, text=text, views={"all": figure}, data=life)
     site = sites[0]
     rows = tables["emergence"].filter(population="all", site=site, dim=first.dim).sort("layer")
@@ -187,7 +188,7 @@ def _quiet(layers: pl.DataFrame) -> Drawing:
         "The largest value of each layer, over the median",
         ", ".join(rows["site"].unique(maintain_order=True)) or "none",
         "none, every value counts",
-        "all",
+        population_title("all"),
         "How many times the largest |x| of a layer is the median |x| there, at each site. Nothing stands out by the "
         "rules of this run.",
     )

@@ -27,6 +27,7 @@ from outlier_features.figures.style import (
     set_layer_axis,
     set_panel_dim,
 )
+from outlier_features.populations import population_title
 from outlier_features.wording import capital, number, percent
 
 Part = Mapping[str, Any]
@@ -76,7 +77,7 @@ def _sublayers(effects: Sequence[Part], base: Part, results: Part, rules: str) -
     )
     off = [SUBLAYERS[kind] for kind in _KINDS if any(row["target"] == kind for row in rows)]
     sites = ", ".join([*off, "resid_post"])
-    drawing = Drawing("knock-outs", "Without a sublayer", sites, rules, "all", text)
+    drawing = Drawing("knock-outs", "Without a sublayer", sites, rules, population_title("all"), text)
     if not rows:
         return drawing.empty("Nothing is drawn: no sublayer of the model was found.")
     figure = panels([180] * len(dims) + [240], [""])
@@ -168,7 +169,7 @@ def _hover(effect: Part, at: int, dims: Sequence[Part]) -> str:
 
 def _heads(effects: Sequence[Part], results: Part, rules: str) -> Drawing:
     tokens = {**results, "tokens": results["head_tokens"]}
-    drawing = Drawing("head-map", "Without a head", "attn_heads, resid_post", rules, "all", "")
+    drawing = Drawing("head-map", "Without a head", "attn_heads, resid_post", rules, population_title("all"), "")
     if not effects:
         return drawing.empty("Nothing is drawn: how many heads there are was not found.")
     text = (
@@ -235,7 +236,7 @@ def _scales(effects: Sequence[Part], base: Part, results: Part) -> Drawing:
         "A super weight, from zero to three times itself",
         "mlp_down.weight",
         "super_weight",
-        "all",
+        population_title("all"),
         f"Perplexity on the {ablation_sample(results)} while super weights are multiplied by a number (Yu et al. 2024, "
         "figure 6). Open marks: the weight is zero, and in each sequence the largest value of its row on mlp_down is "
         "put back. Dashed: the unchanged model.",

@@ -20,7 +20,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
     set_layer_axis,
 )
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import count, listing, number
 
 # Column, title of its axis, and its value for a normal distribution, or for dims of equal RMS.
@@ -44,7 +44,7 @@ def kurtosis(layers: pl.DataFrame, blocks: int, populations: Sequence[str]) -> D
         "Kurtosis by layer",
         listing(sites) if sites else "none",
         "none, every value counts",
-        listing(populations),
+        population_titles(populations),
         "Three measures go by this name. kurtosis_flat_excess: Fisher's, m4 / m2² - 3 of all values of the site and "
         "layer. kurtosis_token: Pearson's, m4 / m2² over the dimensions of one position, averaged over positions. "
         "kurtosis_channel_rms: mean(s⁴) / mean(s²)², s the root mean square of a dimension over the positions; the "
@@ -61,13 +61,13 @@ def kurtosis(layers: pl.DataFrame, blocks: int, populations: Sequence[str]) -> D
 
 def _finding(data: pl.DataFrame, populations: Sequence[str]) -> str:
     """The layer with the heaviest tail of all values, and how heavy the site's are without first tokens."""
-    name, _, _, meaning = _KURTOSES[0]
+    name, title, _, meaning = _KURTOSES[0]
     known = data.drop_nulls(name).sort(name, descending=True)
     found = known.filter(population=populations[0]).head(1).to_dicts()
     if not found:
         return ""
     [most] = found
-    text = f"{name} ({meaning}) is largest on {most['site']} in layer {most['layer']}: {number(most[name])}"
+    text = f"Kurtosis {title} ({meaning}), is largest on {most['site']} in layer {most['layer']}: {number(most[name])}"
     for population in populations[1:]:
         here = known.filter(population=population, site=most["site"])
         if not here.is_empty():

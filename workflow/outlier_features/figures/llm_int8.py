@@ -17,6 +17,7 @@ from outlier_features.figures.run_points import (
     share_axis,
 )
 from outlier_features.figures.style import BLUE, GREEN, VERMILLION, Drawing, label, panels
+from outlier_features.populations import population_titles
 from outlier_features.wording import listing, number
 
 _HEIGHT = 300
@@ -31,7 +32,7 @@ _SAID = (
 def llm_int8_figures(compared: Compared) -> list[Drawing]:
     """Shares of layers and positions against size and perplexity; magnitude and number of dims against perplexity."""
     rules = compared.systematic
-    place = (compared.sites_of(rules), listing(rules) or "none", listing(compared.populations))
+    place = (compared.sites_of(rules), listing(rules) or "none", population_titles(compared.populations))
     shares = Drawing(
         "llm-int8-figure-3",
         "Layers and positions affected, as figure 3 of LLM.int8()",

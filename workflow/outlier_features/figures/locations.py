@@ -9,7 +9,7 @@ import polars as pl
 
 from outlier_features.dim_marks import marked_of
 from outlier_features.figures.style import BLUE, LAYER_AXIS, ORANGE, SKY, Drawing, add_legend_entry, label, panels
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import capital, count, listing, number, percent
 
 _SERIES = (
@@ -31,7 +31,7 @@ def locations_by_layer(document: Mapping[str, Any]) -> Drawing:
         "Locations over a threshold",
         listing(every) if every else "none",
         f"location, |x| {sign} {number(document['threshold'])} in {percent(layer_share)} of the layers",
-        listing(found),
+        population_titles(found),
         "Left: kept occurrences in each layer, and in which layer the kept locations (sequence, position, dimension) "
         "have their first. Right: kept occurrences at each position. Each site is counted for itself."
         + "".join(f" On {site} nothing was kept." for site in every if site not in sites),
@@ -77,7 +77,7 @@ def _drawn(kept: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pl.DataFrame:
 
 def _figure(found: Mapping[str, Mapping[str, Any]], population: str) -> go.Figure:
     titles = [f"by layer, {population_title(population)}", f"by position, {population_title(population)}"]
-    figure = panels([190] * len(found), titles, shared_xaxes=False, shared_yaxes=False)
+    figure = panels([190] * len(found), titles, shared_xaxes=False, shared_yaxes=False, horizontal_spacing=0.1)
     figure.update_layout(barmode="overlay", bargap=0.15)
     for row, (site, counts) in enumerate(found.items(), start=1):
         for name, column, title, colour in _SERIES:
@@ -85,7 +85,7 @@ def _figure(found: Mapping[str, Mapping[str, Any]], population: str) -> go.Figur
         figure.update_yaxes(title_text=f"{label(site)}<br>count", row=row, col=1)
     figure.update_xaxes(title_text=LAYER_AXIS, row=len(found), col=1)
     figure.update_xaxes(title_text="position (token, from 0)", row=len(found), col=2)
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero", tickformat=",")
     for _, _, title, colour in _SERIES:
         add_legend_entry(figure, title, marker={"symbol": "square", "size": 12, "color": colour})
     return figure

@@ -20,7 +20,7 @@ from outlier_features.figures.style import (
     set_layer_axis,
 )
 from outlier_features.model.bases import NO_OTHER_MIXER
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import count, listing, number
 
 _SERIES = (
@@ -41,7 +41,7 @@ def magnitude_by_layer(layers: pl.DataFrame, absent: Mapping[str, str], populati
         "Magnitude by layer",
         listing(sites) if sites else "none",
         "none, every value counts",
-        listing(populations),
+        population_titles(populations),
         "The largest, second and third largest and the median |x| of a sequence (over its positions and dimensions) in "
         "each layer, averaged over the sequences."
         + "".join(f" Site {site} is absent: {reason}." for site, reason in absent.items() if reason != NO_OTHER_MIXER)

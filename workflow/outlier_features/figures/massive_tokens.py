@@ -16,7 +16,7 @@ from outlier_features.figures.style import (
     quoted_label,
     say_nothing_here,
 )
-from outlier_features.populations import population_title
+from outlier_features.populations import population_title, population_titles
 from outlier_features.visible_text import quoted, visible_start
 from outlier_features.wording import count, listing, number, percent, rules_named
 
@@ -43,7 +43,7 @@ def massive_tokens(massive: pl.DataFrame, sites: Mapping[str, Sequence[str]], po
         "Tokens with massive activations",
         listing(dict.fromkeys(name for names in applied.values() for name in names)) if applied else "none",
         listing(applied) if applied else "none",
-        listing(populations),
+        population_titles(populations),
         "Left: massive activations, each a value (sequence, layer, position, dimension), at tokens of this text. "
         "Right: the largest |x| among them. A text that occurs both at a first position and elsewhere has a bar for "
         "each; position 0 has one for all its texts. Tokens are cut to 18 characters; a token without text is named by "

@@ -11,8 +11,10 @@ from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.dimension_map import choosing, chosen_dims
 from outlier_features.figures.style import (
     BLUE,
+    GREEN,
     INK,
     ORANGE,
+    PURPLE,
     VERMILLION,
     Drawing,
     capped,
@@ -25,17 +27,17 @@ from outlier_features.figures.style import (
 )
 from outlier_features.norms.describe_gains import OTHERS
 from outlier_features.norms.gain_summary import ones_sentence
-from outlier_features.wording import count, listing, number
+from outlier_features.populations import population_titles
+from outlier_features.wording import count, number
 
 MAX_DIMS = 5
 MAX_DECADES = 6
-_GREEN, _PURPLE = "#009E73", "#CC79A7"
 _STYLES = (
     (VERMILLION, "circle", "solid"),
     (BLUE, "square", "dash"),
     (ORANGE, "diamond", "dot"),
-    (_GREEN, "triangle-up", "dashdot"),
-    (_PURPLE, "x", "longdash"),
+    (GREEN, "triangle-up", "dashdot"),
+    (PURPLE, "x", "longdash"),
 )
 _BANDS = (
     ("others_min", "others_max", "others, min to max", "#E3E3E3", 0.86),
@@ -75,7 +77,7 @@ def norm_gains(
         "Gains of the norms",
         "; ".join(site.replace("+", " = ") for site in spans) or "none",
         f"{choosing(rules)} the dimensions",
-        f"the gains are the model's, of no population; dimensions selected in {listing(populations)}",
+        f"the gains are the model's, of no population; dimensions selected in {population_titles(populations)}",
         "Drawn is |gain|, what a norm's normalised input is multiplied by, of the norms whose output is a site of a "
         "block. Lines: dimensions that a rule selects in a population; grey: those of the same norm that none selects."
         + ("" if chosen else " No dimension is selected.")

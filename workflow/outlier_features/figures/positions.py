@@ -17,7 +17,7 @@ from outlier_features.figures.style import (
     panels,
     say_nothing_here,
 )
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.rules.rule import HitRule
 from outlier_features.wording import count, listing, number
 
@@ -39,7 +39,7 @@ def positions(profile: pl.DataFrame, rules: Mapping[str, HitRule], populations: 
         "Positions in the sequence",
         listing(site for site, *_ in sites) if sites else "none",
         "; ".join(_rule(rule, threshold, rules, site) for site, rule, threshold in sites) or "none",
-        listing(populations),
+        population_titles(populations),
         "For each site, above: in how many sequences some value of any layer and dimension is a hit by the rule named, "
         "whether or not the rule selects its dimension; below: the largest |x| at the position over all sequences, "
         "layers and dimensions, a hit or not, where it reaches the site's floor (config key detect.floors); smaller "

@@ -25,7 +25,7 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.model.bases import NORM_OUTPUTS, RESID_POST
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import capital, listing, number, percent
 
 _COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK)
@@ -60,7 +60,7 @@ def relative_depth(compared: Compared) -> Drawing:
         "Runs over relative depth",
         f"{RESID_POST}; {', '.join(NORM_OUTPUTS)}; pattern",
         "none, every value counts; a value with |x| >= 6 is a hit; attention sink as configured",
-        listing(compared.populations),
+        population_titles(compared.populations),
         "A line for each run. Across: the block / the number of blocks, so that 100 % is the last one. From above: the "
         "largest |x| of a sequence on resid_post, averaged over the sequences; the same over the median |x|, averaged "
         "likewise; the excess kurtosis of all values there (0 if normal); the share of positions with some |x| >= 6 on "

@@ -30,7 +30,7 @@ from outlier_features.figures.style import (
     set_dim_rows,
     set_layer_axis,
 )
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import capital, count, listing, number, rules_named, some
 
 # Seven that stay apart when pale, too: no pale one looks like another in full colour.
@@ -53,7 +53,7 @@ def rules_side_by_side(
         "Rules side by side",
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         listing(applied) if applied else "none",
-        listing(populations),
+        population_titles(populations),
         "For each dimension that one of the rules selects in a population, a rule's bar reaches from the first to the "
         "last layer with a hit by it, in any sequence; it is pale where the dimension has hits by a rule that does not "
         "select it. Triangles mark the step-up and step-down layers on resid_post."

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import INK, VERMILLION, Drawing, above, panels
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.rules.rule import GAIN, LAYER_RMS, SCALES, TOKEN_RMS
 from outlier_features.rules.systematic import LAYER_READINGS, POSITION_READINGS, Systematic
 from outlier_features.wording import capital, count, listing, number, percent
@@ -33,7 +33,7 @@ def sensitivity(table: pl.DataFrame, rules: Mapping[str, Systematic], population
         "Sensitivity to the criteria",
         "; ".join(f"{joined.replace('+', ' + ')} ({rule})" for rule, joined in sites) or "none",
         f"{listing(varied)}, with other criteria" if varied else "none",
-        listing(populations),
+        population_titles(populations),
         "In each cell, in bold: dimensions that pass in at least one sequence; below: (sequence, dimension) pairs "
         "that pass. Drawn at first for the first rule, by its own readings; the menu has the others. "
         "Outlined, whatever the reading: a rule's own criteria."

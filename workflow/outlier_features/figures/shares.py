@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
+from outlier_features.dim_marks import dim_mark
 from outlier_features.figures.style import (
     BLUE,
     GREY,
@@ -23,9 +24,9 @@ from outlier_features.figures.style import (
     say_nothing_here,
 )
 from outlier_features.files.columns import READINGS
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.rules.systematic import Systematic
-from outlier_features.wording import capital, count, listing, number, percent
+from outlier_features.wording import capital, count, number, percent
 
 MAX_POINTS = 2000
 MAX_LABELS = 12
@@ -59,7 +60,7 @@ def shares(
         "Layer share and position share",
         "; ".join(" + ".join(names) for names in applied.values()) or "none",
         "; ".join(f"{rule}, {criteria[rule].reaches}" for rule in applied) or "none",
-        listing(populations),
+        population_titles(populations),
         "Each point is a dimension with a hit; its layer share (across) and position share (up) are means over the "
         f"sequences with a hit, by the reading that the axis names ({meant}). Dashed: the criteria. They are applied "
         "to each sequence by itself, so a selected dimension can lie outside the "
@@ -85,7 +86,7 @@ def _finding(found: pl.DataFrame, rules: Sequence[str], criteria: Mapping[str, S
         text = f"{rule} selects {number(len(chosen))} of {count(len(here), 'dimension')} with a hit"
         if len(chosen):
             row, (x, y) = chosen.row(-1, named=True), _axes(criteria[rule])
-            text += f"; the largest, {row['dim']}, has them in {percent(row[x])} of the layers, "
+            text += f"; the largest, {dim_mark(row['dim'])}, has them in {percent(row[x])} of the layers, "
             text += f"at {percent(row[y])} of the positions"
         said.append(text)
     return f"{capital(over_population(population))}, {'; '.join(said)}."

@@ -20,6 +20,7 @@ from outlier_features.figures.run_points import (
     share_axis,
 )
 from outlier_features.figures.style import BLUE, VERMILLION, Drawing, label, panels
+from outlier_features.populations import population_titles
 from outlier_features.wording import listing, number
 
 _HEIGHT = 300
@@ -50,7 +51,7 @@ def _drawing(compared: Compared, across: str, how: str) -> Drawing:
         f"Shares against {title}, {how}",
         compared.sites_of(rules),
         listing(rules) or "none",
-        listing(compared.populations),
+        population_titles(compared.populations),
         f"Each run is two points: the {how} over its (sequence, dim) pairs of the share of site tensors and of the "
         "share of positions with a hit, of the pairs that pass when layers are counted as site tensors with a hit "
         "(sites_share) and positions as those with a hit anywhere (union). That is how published sweeps count, whose "

@@ -24,7 +24,7 @@ from outlier_features.figures.style import (
     set_dim_rows,
 )
 from outlier_features.largest import largest_of_each
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import count, listing, number, percent
 
 _SIGNS = (
@@ -93,7 +93,7 @@ def signs(
         "Sign and one-sidedness",
         "; ".join(f"{rule} on {' + '.join(names)}" for rule, names in applied.items()) or "none",
         listing(applied) if applied else "none",
-        listing(populations),
+        population_titles(populations),
         "For each dimension that a rule selects, the largest |x| first. Bars: the shares of its hits by that rule that "
         "are negative (left) and positive (right). Star: one-sided, one sign holds at least 95 % of the hits. Pale: "
         "the rule does not select it among these tokens. Triangles, for each site: the smallest and the largest x over "

@@ -14,8 +14,9 @@ from outlier_features.dim_marks import Sentence
 from outlier_features.visible_text import quoted, visible, visible_start
 from outlier_features.wording import count, number
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#E69F00", "#56B4E9", "#D55E00"
+# Okabe and Ito's palette, which colour-blind readers can tell apart; orange and sky blue darker, since on white they
+# would have a contrast below 3. The dark theme has them as they are, see page/figure.js.
+BLUE, ORANGE, SKY, VERMILLION = "#0072B2", "#BF8300", "#3B97CE", "#D55E00"
 GREEN, PURPLE = "#009E73", "#CC79A7"
 INK, GREY, PALE = "#222222", "#767676", "#EDEDED"
 
@@ -45,7 +46,8 @@ class Drawing:
     """A figure and its caption; without a view where there is nothing to draw, and `text` says why.
 
     sites, rule, population   where the numbers come from
-    text                      what is drawn, and how it is read; of it and of `finding` the drawing makes sentences
+    text                      what is drawn, and how it is read; of it, of `title` and of `finding` the drawing makes
+                              sentences
     views                     by population, each a whole figure; one that does not depend on it has one view, `all`
     data                      what is drawn, exact, its columns named as in the public tables
     min_width                 pixels below which the figure cannot be read
@@ -66,7 +68,7 @@ class Drawing:
     chapter: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("finding", "text"):
+        for name in ("title", "finding", "text"):
             object.__setattr__(self, name, Sentence(getattr(self, name)))
 
     def empty(self, why: str) -> "Drawing":

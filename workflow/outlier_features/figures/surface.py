@@ -23,11 +23,11 @@ from outlier_features.figures.style import (
     quoted_label,
     say_nothing_here,
 )
-from outlier_features.populations import population_title
+from outlier_features.populations import population_title, population_titles
 from outlier_features.surface.pooling import largest_indices
 from outlier_features.surface.surface_grid import SurfaceGrid
 from outlier_features.visible_text import quoted
-from outlier_features.wording import count, listing, number
+from outlier_features.wording import count, number
 
 Array = np.ndarray[Any, Any]
 
@@ -86,7 +86,7 @@ def _drawing(surface: pl.DataFrame, populations: Sequence[str], name: str, title
         title,
         f"{where[0]['site']}, layer {where[0]['layer']}, sequence {where[0]['sequence']}" if where else "none",
         f"none; layer and sequence are those of the largest |x| on {where[0]['site']}" if where else "none",
-        listing(populations),
+        population_titles(populations),
         text + " Where there are more tokens or dimensions than can be drawn, neighbours are put together, except the "
         "selected and the largest ones, and their largest |x| is drawn."
         + (" They are put together in surface.parquet too." if len(pooled) else ""),

@@ -13,7 +13,7 @@ from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.relative_depth import line_of
 from outlier_features.figures.style import Drawing, decades, label, log_axis, panels, power
 from outlier_features.model.bases import RESID_POST
-from outlier_features.populations import over_population, population_title
+from outlier_features.populations import over_population, population_title, population_titles
 from outlier_features.wording import listing, number, percent, rules_named
 
 _HEIGHT, _RULE_HEIGHT, _LAYERS_HEIGHT = 230, 120, 260
@@ -39,7 +39,7 @@ def _curves(compared: Compared) -> Drawing:
         "Over training: magnitude, loss, dimensions",
         "; ".join(site.replace("+", " + ") for site in dict.fromkeys([RESID_POST, *rules["sites"]])),
         listing(rules["rule"].unique(maintain_order=True)) or "none",
-        listing(compared.populations),
+        population_titles(compared.populations),
         "A line for each model: the largest |x| of a sequence over the median |x|, both averaged over the sequences, "
         "of the block where that is largest; bits per byte of the text; and the number of dimensions that each rule "
         "selects, with 95 % intervals over sequences (that of a number of dimensions lies too low). " + _UNKNOWN
@@ -130,7 +130,7 @@ def _layers(compared: Compared) -> Drawing:
         "Over training: magnitude by layer",
         RESID_POST,
         "none, every value counts",
-        listing(compared.populations),
+        population_titles(compared.populations),
         "A line for each block: the largest |x| of a sequence over the median |x|, both averaged over the sequences. "
         "The darker, the nearer to the embedding. " + _UNKNOWN,
         min_width=700,

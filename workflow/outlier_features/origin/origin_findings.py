@@ -17,6 +17,7 @@ from outlier_features.origin.shares_of_parts import (
     largest_layer,
     shares_of_parts,
 )
+from outlier_features.populations import population_title
 from outlier_features.visible_text import place as place_of
 from outlier_features.wording import capital, count, layers, listing, number, percent, rules_named
 
@@ -98,7 +99,8 @@ def traced_rule(rows: pl.DataFrame, rules: Collection[str]) -> str:
 
 def traced_population(rows: pl.DataFrame) -> str:
     count_of = rows.select("sequence").n_unique()
-    return f"all, in the {count(count_of, 'sequence')} traced" if count_of else "all"
+    every = population_title("all")
+    return f"{every}, in the {count(count_of, 'sequence')} traced" if count_of else every
 
 
 def place(life: pl.DataFrame) -> str:

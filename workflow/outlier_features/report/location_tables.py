@@ -5,7 +5,8 @@ from typing import Any
 
 from outlier_features.dim_marks import dim_mark
 from outlier_features.model.bases import RESIDUAL, basis_of
-from outlier_features.wording import DASH, number, percent
+from outlier_features.populations import over_population
+from outlier_features.wording import DASH, capital, number, percent
 
 Part = Mapping[str, Any]
 DIMS = 10
@@ -67,7 +68,7 @@ def location_comparisons(document: Part) -> Iterator[str]:
             index = "none, as neither has any" if found["jaccard"] is None else number(float(found["jaccard"]))
             top = ", ".join(f"{named(row['dim'])} ({number(row['min_count'])})" for row in found["top_common"][:DIMS])
             yield (
-                f"Population {population}: {one} has {first} and {other} {second} dimensions with kept occurrences, "
-                f"{found['common']} in common, Jaccard index {index}."
+                f"{capital(over_population(population))}, {one} has {first} and {other} {second} dimensions with kept "
+                f"occurrences, {found['common']} in common, Jaccard index {index}."
                 + (f" In common, with the smaller count of the two: {top}." if top else "")
             )

@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
-from outlier_features.dim_marks import dim_mark, has_marks, marked_of, replace_dims
+from outlier_features.dim_marks import dim_mark, has_marks, marked_of, replace_dims, unmarked
 from outlier_features.figures.style import Drawing
+from outlier_features.populations import population_title, population_titles
 from outlier_features.report.page_data import gzipped, inert_json, packed, write_data
 from outlier_features.summary.glossary import TERMS, WORDS
 from outlier_features.visible_text import shortened, visible
@@ -44,7 +45,8 @@ class Pages:
             finalize=_with_links,
         )
         self.environment.filters |= {
-            "visible": lambda text: visible(marked_of(text)), "dim": dim_mark,
+            "visible": lambda text: visible(marked_of(text)), "dim": dim_mark, "unmarked": unmarked,
+            "population": population_title, "populations": population_titles,
             "shortened": shortened, "unbroken": unbroken, "number": number, "percent": percent,
             "script_hash": script_hash, "glossed": _glossed, "anchor": lambda rule: _anchor(rule, anchors or {}),
         }  # fmt: skip
@@ -67,6 +69,7 @@ class PlacedFigure:
     first      the view that is shown first, of `height` pixels
     views      each view's JSON, where it lies in the page
     ids        the ids of these, by view, as JSON
+    titles     what readers call each view, as JSON
     has_data   whether the page can save what is drawn as CSV
     """
 
@@ -77,6 +80,7 @@ class PlacedFigure:
     height: int
     views: Mapping[str, Markup]
     ids: str
+    titles: str
     has_data: bool
 
     @classmethod
@@ -105,6 +109,7 @@ class PlacedFigure:
             drawing.views[first].layout.height or 450 if first else 0,
             views,
             json.dumps({name: f"{place}/{name}" for name in drawing.views}),
+            json.dumps({name: population_title(name) for name in drawing.views}),
             has_data,
         )
 

@@ -8,7 +8,7 @@ import polars as pl
 from outlier_features.ablate.ablation_effects import ablation_sample, position_name, target_name
 from outlier_features.dims.dims_schema import MASSIVE
 from outlier_features.largest import largest_of_each
-from outlier_features.populations import POPULATIONS
+from outlier_features.populations import POPULATIONS, over_population, population_title, population_titles
 from outlier_features.quantized.quantization import Quantization
 from outlier_features.report.page_data import described, packed
 from outlier_features.rules.kinds import rules_of
@@ -31,7 +31,7 @@ def provenance(summary: Part) -> list[tuple[str, str]]:
     model, corpus, run, sites = (summary[name] for name in ("model", "corpus", "run", "sites"))
     sample, ablation = corpus["sample"], summary["ablation"]
     draws = f"{ablation_sample(ablation)}, {count(ablation['seeds'], 'random draw')}" if ablation else "none"
-    positions = ", ".join(f"{number(size)} in population {name}" for name, size in corpus["positions"].items())
+    positions = "; ".join(f"{number(size)} ({population_title(name)})" for name, size in corpus["positions"].items())
     threads = f"{' and '.join(map(str, run['threads']))} {'thread' if run['threads'] == [1] else 'threads'}"
     facts = [
         ("Model", model["name"]),
@@ -104,7 +104,7 @@ def massive_rows(spans: Sequence[MassiveSpan]) -> str:
             "dim": span.dim, "before": span.before, "token_text": span.token or span.nameless, "after": span.after,
             "sequence": span.sequence, "token": span.position, "layers": span.layers, "value": span.value,
             "layer": span.layer, "median": span.median, "ratio": span.ratio,
-            "populations": ", ".join(span.populations), "excluded": span.excluded,
+            "populations": population_titles(span.populations), "excluded": span.excluded,
         }
         for span in spans
     ]  # fmt: skip
@@ -211,7 +211,7 @@ def overview_words(summaries: Sequence[Part]) -> list[str]:
         applied = [one for one in summaries if rule in one["rules"] and applied_sites(one, rule)]
         selecting = [one for one in applied if one["populations"]["all"]["rules"][rule]["dims_selected"]]
         sentences.append(
-            f"Rule {rule} selects at least one dimension, in population all, in {len(selecting)} of the "
+            f"Rule {rule} selects at least one dimension, {over_population('all')}, in {len(selecting)} of the "
             f"{count(len(applied), 'run')} that it was applied to."
         )
     missing = [one for one in summaries if one["missing"]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from outlier_features.dim_marks import Sentence, joined
+from outlier_features.populations import over_population
 from outlier_features.wording import count, some
 
 Topic = Literal["found", "not found", "missing", "prediction", "effect"]
@@ -47,7 +48,7 @@ class Fact:
     @property
     def where(self) -> str:
         """Site, rule and population, for the line under its short words."""
-        rule, population = self.rule and f"rule {self.rule}", self.population and f"population {self.population}"
+        rule, population = self.rule and f"rule {self.rule}", self.population and over_population(self.population)
         return joined(filter(None, (self.sites, rule, population)), "; ")
 
     @property

@@ -20,8 +20,9 @@ between attention and MLP, and after the block; attn_norm, mixer_norm and mlp_no
 included, which the linear layers of attention, of another part that mixes tokens and of the MLP read; attn_heads is
 what attention's output projection reads; attn_out, mixer_out and mlp_out are what they add.
 
-Population: The positions that count: all, or without_first, which leaves out the first position of each sequence and
-special tokens. Padding never counts. Where nothing would be left out, all is the only one.
+Population: The positions that count: those of all tokens (all in tables), or without first tokens (without_first), that
+is without the first position of each sequence and special tokens. Padding never counts. Where nothing would be left
+out, all is the only one.
 
 Rule: What selects dimensions: how large a value must be, at which sites, in how many layers and at how many positions.
 A dimension is selected if at least one sequence passes; how many do is given beside it.

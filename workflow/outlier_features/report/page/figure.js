@@ -17,6 +17,7 @@ const STILL = { ...CONFIG, staticPlot: true, responsive: false };
 const DARK = {
   "#222222": "#E6E6E6", black: "#E6E6E6", "#000000": "#E6E6E6",
   "#767676": "#A6A6A6",
+  "#bf8300": "#E69F00", "#3b97ce": "#56B4E9",
   "#e4e4e4": "#3A3E46",
   "#ededed": "#2A2E35",
   "#e3e3e3": "#3A3E46",
@@ -72,6 +73,7 @@ async function drawFigure(box, width) {
 }
 
 const idOf = (box) => JSON.parse(box.dataset.views)[box.dataset.view];
+const titleOf = (box) => JSON.parse(box.dataset.titles)[box.dataset.view];
 
 // What views are, as JSON, since drawing changes what it is given; of those in the page, and of those that were loaded.
 const views = new Map();
@@ -104,7 +106,7 @@ function chooseView(figure, view, draw = drawFigure) {
   for (const button of figure.querySelectorAll(".views input")) button.checked = button.value === view;
   if (box.dataset.view === view) return;
   box.dataset.view = view;
-  figure.querySelector(".population").textContent = view;
+  figure.querySelector(".population").textContent = titleOf(box);
   // One that waits, or is being drawn, comes to it by itself: plotly draws a figure once at a time.
   if (["drawn", "failed"].includes(box.dataset.state)) draw(box);
 }
@@ -146,7 +148,7 @@ function bindFigure(figure) {
     if (input.checked !== input.defaultChecked) input.checked = input.defaultChecked;
     input.addEventListener("change", () => chooseView(figure, input.value));
   }
-  if (Object.keys(JSON.parse(box.dataset.views)).length > 1) figure.querySelector(".population").textContent = box.dataset.view;
+  if (Object.keys(JSON.parse(box.dataset.views)).length > 1) figure.querySelector(".population").textContent = titleOf(box);
   for (const button of figure.querySelectorAll("[data-save]")) {
     button.addEventListener("click", () => {
       saving = saveFigure(figure, button.dataset.save);

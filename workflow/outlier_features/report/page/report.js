@@ -16,6 +16,8 @@
     for (const group of nav.querySelectorAll("[data-of]")) group.hidden = ![page.id, page.dataset.run].includes(group.dataset.of);
     document.title = page.dataset.title;
     for (let box = target; box && box !== page; box = box.parentElement) if (box instanceof HTMLDetailsElement) box.open = true;
+    // A table that the address asks something of is seen, too.
+    for (const box of page.querySelectorAll("details .rows")) if (keptOf(box).read().toString()) box.closest("details").open = true;
     choose(page);
     if (target && target !== page) target.scrollIntoView();
     else if (moved) scrollTo(0, 0);

@@ -17,7 +17,7 @@ const state = (() => {
     }
   };
   const hash = (name = place) => {
-    const choices = new URLSearchParams([...chosen]).toString().replaceAll("%2C", ",");
+    const choices = new URLSearchParams([...chosen]).toString().replaceAll("%2C", ",").replaceAll("%2F", "/");
     return name || choices ? `#${encodeURI(name)}${choices ? `?${choices}` : ""}` : "";
   };
   const write = () => {
@@ -50,3 +50,14 @@ const state = (() => {
   take();
   return { get, set, on, hash };
 })();
+
+// What is asked of a table: one choice, under the table's place, so that each table keeps its own.
+function keptOf(box) {
+  const place = box.dataset.table?.replace(/\/rows$/, "");
+  if (!place) return null; // one of a panel, which is gone when the panel is
+  return {
+    read: () => new URLSearchParams(state.get(place) ?? ""),
+    write: (asked) => state.set(place, asked.toString() || null),
+    on: (listener) => state.on(place, listener),
+  };
+}

@@ -28,6 +28,8 @@ async function makeTable(box, given = null) {
   const now = { order: all, found: null, column: null, descending: false, query: "", chosen: new Map(), filters: new Map() };
   const label = box.getAttribute("aria-label");
   const marks = globalThis.marksOf?.(table, box); // what the page singles out
+  const kept = globalThis.keptOf?.(box); // where the page keeps what is asked, if it does
+  const [choosers, fields, heads] = [new Map(), new Map(), new Map()]; // by column
 
   // A choice of the rows that have one value in a column of few.
   const chooser = (name) => {
@@ -38,7 +40,9 @@ async function makeTable(box, given = null) {
     select.addEventListener("change", () => {
       now.chosen.set(column, select.value);
       arrange();
+      keep();
     });
+    choosers.set(column, select);
     return select;
   };
 
@@ -53,24 +57,38 @@ async function makeTable(box, given = null) {
   button.addEventListener("click", () => save(csv(table), "text/csv", `${box.dataset.file}.csv`));
   bar.append(...(table.plain ? [] : [search]), ...(table.filters ?? []).map((name) => chooser(name)), count, button);
 
+  const readField = (column) => {
+    const field = fields.get(column);
+    const test = columnFilter(column, field.value);
+    const unread = Boolean(field.value.trim()) && !test;
+    field.setAttribute("aria-invalid", unread);
+    if (test) now.filters.set(column, { test });
+    else if (unread) now.filters.set(column, { unread: `${column.title ?? column.name}: ${filterSays(column)}.` });
+    else now.filters.delete(column);
+  };
   const filterField = (column) => {
     const field = element("input", { type: "text", placeholder: "filter", spellcheck: false, autocomplete: "off", title: filterSays(column) });
     field.setAttribute("aria-label", `Filter by ${column.title ?? column.name}: ${label}`);
     whenTyped(field, () => {
-      const test = columnFilter(column, field.value);
-      const unread = Boolean(field.value.trim()) && !test;
-      field.setAttribute("aria-invalid", unread);
-      if (test) now.filters.set(column, { test });
-      else if (unread) now.filters.set(column, { unread: `${column.title ?? column.name}: ${filterSays(column)}.` });
-      else now.filters.delete(column);
+      readField(column);
       arrange();
+      keep();
     });
+    fields.set(column, field);
     field.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !field.value) return;
       field.value = "";
       field.dispatchEvent(new Event("input"));
     });
     return field;
+  };
+
+  const sortBy = (column, descending) => {
+    Object.assign(now, { column, descending });
+    for (const [other, cell] of heads) {
+      if (other === column) cell.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      else cell.removeAttribute("aria-sort");
+    }
   };
 
   const view = element("div", { className: "window", tabIndex: 0 });
@@ -87,12 +105,11 @@ async function makeTable(box, given = null) {
     const sorter = element("button", { type: "button", textContent: column.title ?? column.name });
     if (column.meaning) sorter.title = column.unit ? `${column.meaning} (${column.unit})` : column.meaning;
     if (sorter.title) sorter.setAttribute("aria-description", sorter.title);
+    heads.set(column, cell);
     sorter.addEventListener("click", () => {
-      now.descending = now.column === column ? !now.descending : isNumeric(column);
-      now.column = column;
-      for (const other of head.children) other.removeAttribute("aria-sort");
-      cell.setAttribute("aria-sort", now.descending ? "descending" : "ascending");
+      sortBy(column, now.column === column ? !now.descending : isNumeric(column));
       arrange();
+      keep();
     });
     cell.append(sorter, ...(table.plain ? [] : [filterField(column)]));
     head.append(cell);
@@ -145,7 +162,34 @@ async function makeTable(box, given = null) {
   whenTyped(search, () => {
     now.query = search.value.trim();
     arrange();
+    keep();
   });
+
+  // What is asked, by column; what is asked of no field of a column has names that no column has.
+  const asked = () => new URLSearchParams([
+    ["/search", now.query],
+    ["/sort", now.column ? `${now.descending ? "-" : ""}${now.column.name}` : ""],
+    ...[...choosers].map(([column, select]) => [`=${column.name}`, select.value]),
+    ...[...fields].map(([column, field]) => [column.name, field.value.trim()]),
+  ].filter(([, text]) => text));
+  const keep = () => kept?.write(asked());
+  const restore = () => {
+    const wanted = kept.read();
+    if (wanted.toString() === asked().toString()) return;
+    search.value = now.query = wanted.get("/search") ?? "";
+    for (const [column, select] of choosers) {
+      select.value = wanted.get(`=${column.name}`) ?? "";
+      now.chosen.set(column, select.value);
+    }
+    for (const [column, field] of fields) {
+      field.value = wanted.get(column.name) ?? "";
+      readField(column);
+    }
+    const sort = wanted.get("/sort") ?? "";
+    sortBy(shown.find((column) => column.name === sort.replace(/^-/, "")) ?? null, sort.startsWith("-"));
+    arrange();
+  };
+  kept?.on(() => box.isConnected && restore());
   marks?.on(() => box.isConnected && arrange());
   let waiting = false;
   view.addEventListener("scroll", () => {
@@ -157,6 +201,7 @@ async function makeTable(box, given = null) {
     });
   }, { passive: true });
   arrange();
+  if (kept) restore();
 }
 
 // Once for what is typed in one go.
