@@ -76,7 +76,7 @@ def test_every_mention_of_a_dim_leads_to_it(open_at, results):
         assert href == (TO_FILE.format(dim) if dim in "57" else TO_TABLES)
         assert href.startswith("#") or (results / href).is_file()
     texts = reader.page.evaluate(
-        """() => [...document.querySelectorAll("[data-run] :is(li, p, td, h4)")].map((one) => {
+        """() => [...document.querySelectorAll("[data-run] :is(li, p, td, h3, h4)")].map((one) => {
           const copy = one.cloneNode(true);
           for (const part of copy.querySelectorAll("a.dim, ul")) part.remove();
           return copy.textContent;
@@ -187,6 +187,62 @@ def test_tables_single_dims_out_and_leave_others_out(open_at, results):
     reader.page.wait_for_function(
         "([box, text]) => box.querySelector('output').textContent === text", arg=[box.element_handle(), wanted]
     )
+
+
+def test_a_surface_has_a_chosen_dim_through_its_tokens_and_its_map_a_column(open_at, results):
+    table = pl.read_parquet(results / RUN / "surface.parquet").filter(dim_first=9, dim_last=9).sort("token_first")
+    assert len(table) > 2
+    reader = open_at("/surface?dims=9")
+    plot = redrawn(reader, "surface")
+    [heights] = plot.evaluate(
+        "box => box.data.filter(({ name }) => name === 'dimension 9').map(({ customdata }) => customdata)"
+    )
+    flat = 1e-3 * pl.read_parquet(results / RUN / "surface.parquet")["max_abs"].max()  # what is drawn on the ground
+    drawn = [0.0 if value <= flat else value for value in reversed(table["max_abs"].to_list())]
+    assert [float(text.replace(",", "")) for text in heights] == pytest.approx(drawn, rel=1e-3)
+    others = """box => box.data.filter(({ meta }) => meta?.shift !== undefined)
+      .map(({ opacity, visible }) => [opacity, visible])"""
+    assert all(opacity < 0.5 for opacity, _ in plot.evaluate(others))
+    veiled = """box => box.layout.shapes.filter(({ type }) => type === 'rect')
+      .map(({ x0, x1 }) => [x0, x1]).sort(([one], [other]) => one - other)"""
+    width = pl.read_parquet(results / RUN / "surface.parquet")["dim_last"].max() + 1
+    assert redrawn(reader, "surface-map").evaluate(veiled) == [[-0.5, 8.5], [9.5, width - 0.5]]
+    reader.page.get_by_label("hidden", exact=True).check()
+    assert all(visible is False for _, visible in redrawn(reader, "surface").evaluate(others))
+
+
+def test_every_link_leads_to_something_that_is_seen(open_at, results):
+    """Those of all pages of the report, of its tables and of its dims' panels."""
+    reader = open_at("")
+    page, seen, dims = reader.page, set(), set()
+    places = page.locator(".page").evaluate_all("pages => pages.map((one) => one.id)")
+    for place in places:
+        reader.visit(place)
+        page.evaluate("document.querySelectorAll('.page:not([hidden]) details').forEach((one) => { one.open = true })")
+        for box in page.locator(".page:not([hidden]) .rows").all():
+            box.scroll_into_view_if_needed()
+            box.locator("output").wait_for()
+        links = page.locator("a").evaluate_all("all => all.map((one) => [one.getAttribute('href'), one.dataset.dim])")
+        seen |= {href for href, _ in links}
+        dims |= {int(dim) for href, dim in links if dim and href.startswith("#")}
+    assert f"#{RUN}/where" in seen and "gallery/tiny/text/index.html" in seen and 9 in dims
+    for href in sorted(seen):
+        if href.startswith("https:"):
+            continue
+        file, _, place = href.partition("#")
+        if file:
+            assert (results / file).is_file(), href
+            continue
+        assert page.evaluate("href => document.querySelector(`a[href='${href}']`).hash", href) == href
+        reader.visit(place)
+        said = page.evaluate("place => document.getElementById(place).innerText.trim()", place)
+        assert said, href
+    for dim in sorted(dims):
+        page.evaluate("dim => state.set('dim', String(dim))", dim)
+        panel = page.get_by_role("dialog", name=f"Dimension {dim}")
+        panel.locator("summary").first.wait_for()
+        page.keyboard.press("Escape")
+        panel.wait_for(state="hidden")
 
 
 def test_neurons_are_no_dims(open_at):

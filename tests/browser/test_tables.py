@@ -116,6 +116,33 @@ def test_rows_without_a_value_are_found_and_what_cannot_be_read_is_said(opened):
     table.has(table.frame)
 
 
+def test_a_link_shows_the_rows_and_their_order_that_its_sender_saw(opened, browser):
+    table = Browsed(opened, DIMS)
+    table.ask("dim", "0..9")
+    table.ask("rule", "dett & /?=#")
+    table.count(f"0 of {len(table.frame):,} rows")
+    table.ask("rule", "dett")
+    table.box.get_by_role("button", name="max_abs").click()
+    wanted = table.frame.filter((C("dim") <= 9) & (C("rule") == "dettmers")).sort("max_abs", descending=True)
+    table.has(wanted)
+    sender, _ = opened
+    link = sender.page.url.replace(DIMS, "tiny/text/data", 1)  # whoever came by the contents
+    receiver = Reader(browser, sender.file)
+    receiver.page.goto("about:blank")
+    receiver.page.goto(link)
+    box = receiver.by_id(DIMS).locator(".rows")
+    box.locator("output").wait_for()
+    assert box.locator("output").inner_text() == f"{len(wanted):,} of {len(table.frame):,} rows"
+    assert box.get_by_role("textbox", name="Filter by dim: ").input_value() == "0..9"
+    assert box.locator("th[aria-sort=descending]").inner_text().startswith("max_abs")
+    assert receiver.complaints == []
+    receiver.context.close()
+    for column in ("dim", "rule"):
+        table.ask(column, "")
+    table.count(f"{len(table.frame):,} rows")
+    assert "dim%3D" not in sender.page.url
+
+
 def test_a_number_with_commas_is_one_where_it_is_written_so(opened):
     reader, _ = opened
     found = reader.page.evaluate(

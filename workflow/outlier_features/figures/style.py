@@ -159,6 +159,11 @@ def set_panel_dim(figure: go.Figure, dim: int, row: int, column: int = 1) -> Non
     _say_dims(figure, figure.get_subplot(row, column).yaxis, dim)
 
 
+def set_dim_columns(figure: go.Figure, dims: Sequence[int | None]) -> None:
+    """Say which dim each column of a surface or of its map is of, None where several are put together."""
+    figure.layout.meta = {**(figure.layout.meta or {}), "columns": [*dims]}
+
+
 def _say_dims(figure: go.Figure, axis: Any, dims: int | list[int]) -> None:
     said = dict(figure.layout.meta or {})
     figure.layout.meta = {**said, "dims": {**said.get("dims", {}), axis.plotly_name: dims}}

@@ -19,9 +19,12 @@ from outlier_features.figures.style import (
     add_legend_entry,
     decades,
     log_axis,
+    names_of_dims,
+    of_dims,
     panels,
     quoted_label,
     say_nothing_here,
+    set_dim_columns,
 )
 from outlier_features.populations import population_title, population_titles
 from outlier_features.surface.pooling import largest_indices
@@ -203,7 +206,13 @@ def _surface(grid: SurfaceGrid, population: str) -> go.Figure:
         range=[-0.02 * tallest, top + 0.2 * tallest],
         tickvals=heights, ticktext=[number(height) for height in heights],
     )  # fmt: skip
+    set_dim_columns(figure, _alone(grid))
     return figure
+
+
+def _alone(grid: SurfaceGrid) -> list[int | None]:
+    """Of each column its dim, if no neighbours are put together in it."""
+    return [first if first == last else None for first, last in grid.dims.tolist()]
 
 
 class _Oblique:
@@ -244,11 +253,13 @@ def _add_lines(figure: go.Figure, grid: SurfaceGrid, view: _Oblique) -> None:
         keep = drawn[row]
         x, y = view.at(grid.dim[row, keep], tokens[row], grid.size[row, keep])
         (left, ground), (right, _) = view.at(view.dim_first, tokens[row], 0), view.at(view.dim_last, tokens[row], 0)
+        shift, heights = float(left) - view.dim_first, [float(f"{one:.5g}") for one in grid.size[row, keep]]
         figure.add_scatter(
             x=[round(float(value), 2) for value in (left, *x, right, left)],
             y=[float(f"{value:.5g}") for value in (ground, *y, ground, ground)],
             mode="lines", fill="toself", fillcolor="white", hoverinfo="skip", showlegend=False,
             line={"color": VERMILLION, "width": 1.4} if grid.excluded[row] else {"color": INK, "width": 0.5},
+            meta={"shift": shift, "ground": float(ground), "heights": heights},
         )  # fmt: skip
     for name, line, symbol in (
         ("first position or special token", {"color": VERMILLION, "width": 1.4}, "diamond"),
@@ -286,10 +297,10 @@ def _add_peaks(figure: go.Figure, grid: SurfaceGrid, view: _Oblique, peaks: Sequ
             x=x, y=y, text=f"{token_label(grid.texts, token)}<br>dim {dim}: {number(value)}", showarrow=False,
             xanchor="left" if share < 0.35 else "right" if share > 0.85 else "center", yanchor="bottom", yshift=2,
             font={"size": 11}, align="left" if share < 0.35 else "right" if share > 0.85 else "center",
-            bgcolor="white",
+            bgcolor="white", name=names_of_dims([dim]),
         )  # fmt: skip
         figure.add_scatter(
-            x=[x], y=[y], mode="markers", showlegend=False, hoverinfo="skip",
+            x=[x], y=[y], mode="markers", showlegend=False, hoverinfo="skip", **of_dims(dim),
             marker={"size": 7, "symbol": "diamond" if grid.excluded[row] else "circle",
                     "color": VERMILLION if grid.excluded[row] else BLUE},
         )  # fmt: skip
@@ -359,6 +370,7 @@ def _map(grid: SurfaceGrid, population: str, colours: tuple[float, float], span:
     )  # fmt: skip
     figure.update_xaxes(title_text="dimension", title_standoff=4, row=2, col=1)
     figure.update_yaxes(title_text="token, position", title_standoff=2, row=2, col=1)
+    set_dim_columns(figure, _alone(grid))
     figure.update_xaxes(visible=False, row=1, col=2)
     figure.update_yaxes(visible=False, row=1, col=2)
     return figure

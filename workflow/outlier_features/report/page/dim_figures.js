@@ -2,10 +2,11 @@
 // that of its panel, or the dim of each row along it; a trace's `meta.dims` its dim, or that of each point.
 
 const FADED = 0.15;
+const VEIL = 0.78;
 const LEAST_PANEL = 84; // pixels
 const NONE_HERE = "none of the chosen dims is drawn here";
 const axisOf = (trace) => `yaxis${(trace.yaxis ?? "y").slice(1)}`;
-const hasDims = ({ data, layout }) => Boolean(layout.meta?.dims) || data.some((trace) => trace.meta?.dims !== undefined);
+const hasDims = ({ data, layout }) => Boolean(layout.meta?.dims ?? layout.meta?.columns) || data.some((trace) => trace.meta?.dims !== undefined);
 
 // Of each point of a trace its dim, or one number for all of it; nothing where no dim is known.
 function dimsOfTrace(trace, layout) {
@@ -34,7 +35,42 @@ function withChosenDims({ data, layout }) {
     hideRows(changed, rows, data);
     traces = restack(changed, traces, chosen);
   }
+  if (layout.meta?.columns) traces = withColumns(changed, traces, chosen, alone);
   return { data: traces, layout: changed };
+}
+
+// Over columns, those of other dims are veiled; the lines of a surface, which run over all dims, fade, and what they have
+// at a chosen dim is drawn through the depth.
+function withColumns(layout, traces, chosen, alone) {
+  const { columns } = layout.meta;
+  const known = columns.filter((dim) => chosen.has(dim));
+  const heat = traces.find(({ type }) => type === "heatmap");
+  if (!known.length) layout.annotations = [...layout.annotations, { text: NONE_HERE, x: 0.5, y: 1, xref: "paper", yref: "paper", yanchor: "top", showarrow: false, bgcolor: "white" }];
+  if (heat) {
+    const ends = [-1, ...columns.flatMap((dim, column) => (chosen.has(dim) ? [column] : [])), columns.length];
+    layout.shapes = [...(layout.shapes ?? []), ...ends.slice(1).flatMap((end, place) => (end - ends[place] < 2 ? [] : [{
+      type: "rect", xref: heat.xaxis, yref: `${heat.yaxis} domain`, x0: ends[place] + 0.5, x1: end - 0.5, y0: 0, y1: 1,
+      fillcolor: "white", opacity: alone ? 1 : VEIL, line: { width: 0 }, layer: "above",
+    }]))];
+    return traces;
+  }
+  const lines = traces.filter(({ meta }) => meta?.shift !== undefined);
+  return [
+    ...traces.map((trace) => (lines.includes(trace) ? { ...trace, ...(alone ? { visible: false } : { opacity: FADED }) } : trace)),
+    ...known.map((dim) => ridge(dim, lines)),
+  ];
+}
+
+function ridge(dim, lines) {
+  const points = lines.map(({ x, y, meta }) => {
+    const at = meta.heights.findIndex((_, place) => Math.round(x[place + 1] - meta.shift) === dim); // the first is a corner
+    return { x: dim + meta.shift, y: at < 0 ? meta.ground : y[at + 1], height: at < 0 ? 0 : meta.heights[at] };
+  });
+  return {
+    type: "scatter", mode: "lines+markers", name: `dimension ${dim}`, meta: { dims: dim }, line: { color: "#0072B2", width: 1.5 }, marker: { size: 4 },
+    x: points.map(({ x }) => x), y: points.map(({ y }) => y), customdata: points.map(({ height }) => readable(height, { kind: "number" })),
+    hovertemplate: `dimension ${dim}<br>|x| %{customdata}<extra></extra>`,
+  };
 }
 
 function faded(trace, is) {
@@ -175,7 +211,7 @@ function veils(trace, layout, chosen) {
   if (!Array.isArray(dims)) return [];
   return dims.flatMap((dim, row) => (chosen.has(dim) ? [] : [{
     type: "rect", xref: `${trace.xaxis ?? "x"} domain`, yref: trace.yaxis ?? "y", x0: 0, x1: 1, y0: row - 0.5, y1: row + 0.5,
-    fillcolor: "white", opacity: 0.78, line: { width: 0 }, layer: "above",
+    fillcolor: "white", opacity: VEIL, line: { width: 0 }, layer: "above",
   }]));
 }
 
