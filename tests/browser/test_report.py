@@ -602,6 +602,21 @@ def test_print_has_every_figure_of_the_page(browser, results):
     opened.context.close()
 
 
+def test_a_long_table_is_printed_from_where_it_begins(reader):
+    """Kept whole it would leave the rest of a page empty."""
+    reader.visit("tiny/text/effect")
+    reader.page.emulate_media(media="print")
+    kept = reader.page.locator('[id="tiny/text/effect"] table').evaluate_all(
+        """tables => tables.map((one) => {
+          const around = [];
+          for (let box = one; box; box = box.parentElement) around.push(box);
+          return around.some((box) => getComputedStyle(box).breakInside !== "auto");
+        })"""
+    )
+    reader.page.emulate_media(media="screen")
+    assert kept and not any(kept)
+
+
 def test_without_scripts_every_page_and_its_words_are_there(browser, results):
     opened = Reader(browser, results / "report.html", java_script_enabled=False)
     shown = opened.page.locator(".page").evaluate_all("pages => pages.filter((one) => one.checkVisibility()).length")

@@ -78,7 +78,7 @@ def test_captions_name_site_rule_and_population(run):
         origin(read(run, "origin"), read(run, "origin_neurons"), MASSIVE),
     ):
         assert drawing.rule == "massive (the selected dimensions)"
-        assert drawing.population == "all, in the 1 sequence traced"
+        assert drawing.population == "all tokens, in the 1 sequence traced"
     assert "resid_post" in lifecycle(read(run, "lifecycle"), MASSIVE).sites
     assert (
         origin(read(run, "origin"), read(run, "origin_neurons"), MASSIVE).sites

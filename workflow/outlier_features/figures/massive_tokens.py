@@ -118,7 +118,7 @@ def tokens_of(massive: pl.DataFrame, population: str) -> pl.DataFrame:
 def _figure(rows: pl.DataFrame, population: str, size: float, activations: int) -> go.Figure:
     """`size`, `activations`: the largest of both views, for one scale."""
     height = max(90, 20 * len(rows))
-    figure = panels([height], [population_title(population), ""], horizontal_spacing=0.04)
+    figure = panels([height], [population_title(population), ""], horizontal_spacing=0.1)
     figure.update_layout(margin_l=150, bargap=0.25)
     if rows.is_empty():
         for column in (1, 2):

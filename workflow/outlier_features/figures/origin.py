@@ -72,7 +72,8 @@ def origin(rows: pl.DataFrame, neurons: pl.DataFrame, rules: Collection[str]) ->
         why = dict.fromkeys(where_the_ladder_stops(layer, ladder) for _, layer, _, ladder in every)
         return drawing.empty(" ".join(["Nothing is drawn.", *filter(None, why)]))
     views = {"all": _figure(known[:MAX_LADDERS], neurons)}
-    return replace(drawing, views=views, data=rows, min_width=800, finding=_finding(known, neurons))
+    most = max(len(checkpoints) for *_, checkpoints in known)
+    return replace(drawing, views=views, data=rows, min_width=max(800, 130 * most), finding=_finding(known, neurons))
 
 
 def _finding(known: Sequence[Ladder], neurons: pl.DataFrame) -> str:

@@ -135,6 +135,7 @@ function marksOf(table, box) {
     form.hidden = !facts;
     notice.hidden = !facts || !chosenDims().size;
     if (!facts || rules.dataset.run === facts.run) return;
+    rules.hidden = !facts.selected.length;
     rules.dataset.run = facts.run;
     rules.replaceChildren(element("option", { value: "", textContent: "of a rule …" }),
       ...facts.selected.map(([rule, population, dims], place) => element("option", { value: place, textContent: `${rule}, ${population}: ${dims.length}` })));
