@@ -33,7 +33,7 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
         reader.page.goto((run / "figures" / f"{drawing.name}.html").as_uri())
         for population in drawing.views:
             if len(drawing.views) > 1:
-                reader.page.get_by_label(population, exact=True).check()
+                reader.page.get_by_label(population_title(population), exact=True).check()
             reader.page.wait_for_selector(
                 f'.plot[data-state="drawn"][data-view="{population}"] .main-svg', state="attached"
             )
@@ -46,7 +46,7 @@ def test_every_figure_is_drawn_in_every_population_and_nothing_hostile_runs(read
 def test_the_address_names_the_population(reader, run):
     reader.page.goto(f"{(run / 'figures/shares.html').as_uri()}#without_first")
     reader.page.wait_for_selector('.plot[data-state="drawn"][data-view="without_first"]')
-    assert reader.page.get_by_label("without_first", exact=True).is_checked()
+    assert reader.page.get_by_label(population_title("without_first"), exact=True).is_checked()
 
 
 def test_the_index_leads_to_every_figure(reader):
