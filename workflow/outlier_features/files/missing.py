@@ -46,6 +46,9 @@ ANALYSES = {
     "gallery": "The gallery of neurons and dimensions",
     "attribution": "The attribution of logits to heads and neurons",
     "knock_outs": "The knock-out of sublayers, heads and super weights",
+    "channels": "The statistics of the inputs of linear layers",
+    "quantization": "The quantization of linear layers",
+    "quantization_losses": "The losses of the quantized model",
 }
 _OF_THE_CHUNK = ("start", "stop", "job", "norms", MISSING)  # not to be inherited from an input
 
