@@ -31,8 +31,8 @@ QUANTIZATION = Table(
         Column(
             "sqnr_db",
             pl.Float64,
-            "10 log10(sum x^2 / sum (x - Q(x))^2) over all tokens of the population, or of the weight; null of `xw`, and "
-            "where nothing is lost",
+            "10 log10(sum x^2 / sum (x - Q(x))^2) over all tokens of the population, or of the weight; null of `xw`, "
+            "and where nothing is lost",
             "dB",
         ),
         Column("output_error", pl.Float64, "||Q(X) Q(W) - X W|| / ||X W||, Frobenius norms", "share"),
@@ -45,7 +45,7 @@ QUANTIZATION = Table(
 
 WEIGHT_OUTLIERS = Table(
     "weight_outliers",
-    "linear layer, axis of its weight, dim: the dims whose largest weight, or whose largest activation, stands out most",
+    "linear layer, axis of its weight, dim: those whose largest weight, or whose largest activation, stands out most",
     (
         LAYER,
         SITE,
