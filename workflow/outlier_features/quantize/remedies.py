@@ -1,0 +1,199 @@
+"""What is tried against the cost of outliers: something left exact, or input and weight changed before they are rounded.
+
+Whatever is done, the product of input and weight is what it was, but for the rounding: `(X / s) (W s)`, `(X R) (R^T W)`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from outlier_features.quantize.linear_layers import LinearInput
+from outlier_features.quantize.schemes import Scheme, Seen, WeightScheme, largest_abs
+
+Tensor = torch.Tensor
+NONE, EXACT_DIMS, EXACT_RANDOM, EXACT_POSITIONS = "none", "exact_dims", "exact_random", "exact_positions"
+EXACT_SUPER_WEIGHT, SMOOTH, HADAMARD, CLIP = "exact_super_weight", "smooth", "hadamard", "clip"
+ALPHAS = (0.5, 0.25, 0.75)
+QUANTILES = (0.99, 0.999)
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """A remedy for a layer's input.
+
+    exact      bool (width,), columns that are not rounded, nor are their rows of the weight
+    weights    by layer's name, the (row, column) of weights that are not rounded
+    positions  first and massive tokens are not rounded
+    divisor    (width,), what input channels are divided by, and the weight's multiplied
+    rotation   of both
+    quantile   of the abs(x) that share a scale, which the scale is made of instead of the largest
+    """
+
+    remedy: str
+    setting: str | None = None
+    exact: Tensor | None = None
+    weights: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    positions: bool = False
+    divisor: Tensor | None = None
+    rotation: "Rotation | None" = None
+    quantile: float | None = None
+
+    @property
+    def changes_input(self) -> bool:
+        """It is more than another weight."""
+        return not self.weights
+
+    @property
+    def own_weight(self) -> bool:
+        """The weight that is rounded, or how, is not that of no remedy."""
+        return bool(self.weights) or any(one is not None for one in (self.exact, self.divisor, self.rotation))
+
+    def suits(self, scheme: Scheme) -> bool:
+        """Of a rotated or clipped input and of other tokens the static scale is not known before the pass; and a
+        quantile of a few values is their largest."""
+        if scheme.shares == "static":
+            return self.rotation is None and self.quantile is None and not self.positions
+        return self.quantile is None or not isinstance(scheme.shares, int)
+
+    def input(self, x: Tensor) -> Tensor:
+        """What is rounded, of x (n, width)."""
+        if self.divisor is not None:
+            return x / self.divisor
+        return self.rotation(x) if self.rotation else x
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """What is rounded, of a weight (out, width)."""
+        if self.divisor is not None:
+            return matrix * self.divisor
+        return self.rotation(matrix) if self.rotation else matrix
+
+    def seen(self, changed: Tensor, absmax: Tensor, rows: Tensor | None) -> Seen:
+        """Of the changed input of a sequence (n, width).
+
+        absmax   largest abs(x) of each channel over the run, (width,)
+        rows     bool (n,), tokens that `positions` leaves exact
+        """
+        static = None if self.rotation else float(self._inner(self.input(absmax[None]), None).max())
+        return Seen.of(self._inner(changed, rows), static)
+
+    def rounded(self, scheme: Scheme, changed: Tensor, seen: Seen, rows: Tensor | None = None) -> Tensor:
+        """The changed input, rounded, in a new tensor; `rows` as in `seen`."""
+        inner = self._inner(changed, rows)
+        found = scheme(inner, seen, self._largest)
+        return found if inner is changed else found.add_(changed - inner)
+
+    def rounded_weight(self, scheme: WeightScheme, changed: Tensor, layer: str) -> Tensor:
+        """The changed weight (out, width) of a layer, rounded, in a new tensor."""
+        inner = self._inner(changed, None)
+        if places := self.weights.get(layer):
+            inner = inner.clone()
+            inner[tuple(torch.tensor(places).T)] = 0
+        found = scheme(inner)
+        return found if inner is changed else found.add_(changed - inner)
+
+    def exact_share(self, rows: float) -> float:
+        """Of the input's values.
+
+        rows   share of the tokens that `positions` leaves exact
+        """
+        if self.positions:
+            return rows
+        return float(self.exact.double().mean()) if self.exact is not None else 0.0
+
+    def _inner(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """With what is exact at zero, where it counts for no scale."""
+        if self.exact is not None:
+            return x * ~self.exact
+        return x * ~rows[:, None] if self.positions and rows is not None else x
+
+    def _largest(self, x: Tensor) -> Tensor:
+        if self.quantile is None:
+            return largest_abs(x)
+        above = x.shape[-1] - int(np.ceil(self.quantile * x.shape[-1])) + 1
+        return x.abs().topk(above, -1).values[..., -1:]
+
+
+class Rotation:
+    """By a normalised Hadamard matrix in blocks of the largest power of two that divides the width, with random signs."""
+
+    def __init__(self, width: int, seed: int, device: torch.device):
+        size = width & -width
+        self._signs = torch.from_numpy(np.random.default_rng([seed, width]).choice([-1.0, 1.0], width)).to(device)
+        self._signs = self._signs.to(torch.float32)
+        # As a product of two small ones, H(ab) = H(a) x H(b), which costs a + b instead of a b.
+        inner = 1 << ((size.bit_length() - 1) // 2)
+        self._left, self._right = (_hadamard(n).to(device) for n in (size // inner, inner))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (n, width) R."""
+        blocks = (x * self._signs).unflatten(-1, (-1, len(self._left), len(self._right)))
+        return (self._left @ (blocks @ self._right)).flatten(-3)
+
+
+def _hadamard(size: int) -> Tensor:
+    """Symmetric and orthogonal (Sylvester)."""
+    found = torch.ones(1, 1)
+    while len(found) < size:
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    return found / size**0.5
+
+
+@dataclass(frozen=True)
+class RunFindings:
+    """What a run found that remedies are of.
+
+    dims          by site, the dims that its rules selected, and the rules' names
+    super_weights by layer's name, row and column
+    seeds         draws of random dims
+    """
+
+    dims: Mapping[str, tuple[Sequence[int], str]]
+    super_weights: Mapping[str, Sequence[tuple[int, int]]]
+    seeds: int
+
+
+def treatments(
+    one: LinearInput, absmax: Tensor, heaviest: Callable[[], Tensor], found: RunFindings
+) -> Iterator[Treatment]:
+    """Those of an input, first none.
+
+    absmax     largest abs(x) of each channel over the run, (width,)
+    heaviest   makes the largest abs weight of each channel over the layers that read it, (width,)
+    """
+    yield Treatment(NONE)
+    dims, rules = found.dims.get(one.site or "", ((), ""))
+    if dims:
+        yield Treatment(EXACT_DIMS, f"{_count(len(dims), 'dim')} of {rules}", _columns(one.width, dims, absmax.device))
+        free = np.setdiff1d(np.arange(one.width), dims)
+        for seed in range(found.seeds if len(dims) <= len(free) else 0):
+            drawn = np.random.default_rng([seed, len(dims)]).choice(free, len(dims), replace=False)
+            yield Treatment(EXACT_RANDOM, f"seed {seed}", _columns(one.width, drawn.tolist(), absmax.device))
+    yield Treatment(EXACT_POSITIONS, positions=True)
+    if own := {
+        layer.name: found.super_weights[layer.name] for layer in one.layers if layer.name in found.super_weights
+    }:
+        yield Treatment(EXACT_SUPER_WEIGHT, _count(sum(map(len, own.values())), "weight"), weights=own)
+    weight_max = heaviest()
+    for alpha in ALPHAS:
+        yield Treatment(SMOOTH, f"alpha {alpha}", divisor=smoothing(absmax, weight_max, alpha))
+    yield Treatment(HADAMARD, "seed 0", rotation=Rotation(one.width, 0, absmax.device))
+    for quantile in QUANTILES:
+        yield Treatment(CLIP, f"quantile {quantile}", quantile=quantile)
+
+
+def smoothing(absmax: Tensor, weight_max: Tensor, alpha: float) -> Tensor:
+    """`max|X_j|^alpha / max|W_j|^(1 - alpha)` (Xiao et al. 2022), 1 where a channel or its weights are all zero."""
+    scale = absmax**alpha / weight_max ** (1 - alpha)
+    return torch.where((absmax > 0) & (weight_max > 0), scale, torch.ones_like(scale))
+
+
+def _columns(width: int, dims: Sequence[int], device: torch.device) -> Tensor:
+    columns = torch.zeros(width, dtype=torch.bool, device=device)
+    columns[list(dims)] = True
+    return columns
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
