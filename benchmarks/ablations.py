@@ -44,7 +44,8 @@ class Run:
 
         extract_activations(
             self.source, self.run / "tokens.safetensors", self.folder / "activations.safetensors",
-            self.folder / "losses.safetensors", self.folder / "neurons.safetensors", start=0, stop=self.sequences,
+            self.folder / "losses.safetensors", self.folder / "neurons.safetensors",
+            self.folder / "channels.safetensors", start=0, stop=self.sequences,
             sites=self.sites, batch_size=8, **self.loading,
         )  # fmt: skip
 

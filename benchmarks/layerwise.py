@@ -48,6 +48,7 @@ def extract(folder: Path, placement: str, keep: float, sequences: int) -> None:
     extract_activations(
         folder / "source.json", folder / "tokens.safetensors", folder / f"{placement}.safetensors",
         folder / f"{placement}.losses.safetensors", folder / f"{placement}.neurons.safetensors",
+        folder / f"{placement}.channels.safetensors",
         start=0, stop=sequences, sites=["resid_post"], batch_size=1,
         dtype="float32", device="cpu", attention="sdpa", threads=1, trust_remote_code=False, part=None,
         placement=placement,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from outlier_features.channels.kept_channels import was_recorded
 from outlier_features.code_version import PACKAGE
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
@@ -299,6 +300,12 @@ def ranking(wildcards):
     wanted = None if off("neurons") else CONFIG["neurons"]
     store = f"{RUN}/neurons/{{chunk}}.safetensors".format(**wildcards)
     return serving_ranking(wanted, Path(store))
+
+
+def recording(wildcards):
+    """Whether the pass over a chunk records what linear layers read; where none wants it, as an earlier one did."""
+    channels = f"{RUN}/channels/{{chunk}}.safetensors".format(**wildcards)
+    return off("channels") is None or was_recorded(Path(channels))
 
 
 def located_sites(wildcards):

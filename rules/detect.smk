@@ -37,6 +37,7 @@ rule detect_in_passes:
         **DETECTION,
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
         neurons=f"{RUN}/neurons/{{chunk}}.safetensors",
+        channels=f"{RUN}/channels/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/detect_in_passes/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -57,6 +58,7 @@ rule detect_in_passes:
         batch_size=CONFIG["extract"]["batch_size"],
         sample=sample,
         ranking=ranking,
+        recording=recording,
         floors=FLOORS,
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,

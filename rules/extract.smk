@@ -6,6 +6,7 @@ rule extract_activations:
         activations=f"{RUN}/activations/{{chunk}}.safetensors",
         losses=f"{RUN}/losses/{{chunk}}.safetensors",
         neurons=f"{RUN}/neurons/{{chunk}}.safetensors",
+        channels=f"{RUN}/channels/{{chunk}}.safetensors",
     log:
         f"{RESULTS}/logs/extract_activations/{{model}}/{{corpus}}/{{chunk}}.log",
     benchmark:
@@ -25,6 +26,7 @@ rule extract_activations:
         batch_size=CONFIG["extract"]["batch_size"],
         sample=sample,
         ranking=ranking,
+        recording=recording,
         code=code_version("extract_activations"),
     message:
         "Run {wildcards.model} on sequences {wildcards.chunk} of {wildcards.corpus}"

@@ -13,6 +13,7 @@ with stage(snakemake.log[0]):
         tokens=Path(snakemake.input.tokens),
         losses=Path(snakemake.output.losses),
         neurons=Path(snakemake.output.neurons),
+        channels=Path(snakemake.output.channels),
         files=files,
         settings=settings,
         start=params.start,
@@ -22,6 +23,7 @@ with stage(snakemake.log[0]):
         batch_size=params.batch_size,
         sample=params.sample,
         ranking=params.ranking,
+        recording=params.recording,
         log=Path(snakemake.log[0]),
         **loading_of(snakemake),
     )

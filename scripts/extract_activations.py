@@ -12,6 +12,7 @@ with stage(snakemake.log[0]):
         activations=Path(snakemake.output.activations),
         losses=Path(snakemake.output.losses),
         neurons=Path(snakemake.output.neurons),
+        channels=Path(snakemake.output.channels),
         start=params.start,
         stop=params.stop,
         sites=list(params.sites),
@@ -19,5 +20,6 @@ with stage(snakemake.log[0]):
         **loading_of(snakemake),
         sample=params.sample,
         ranking=params.ranking,
+        recording=params.recording,
         log=Path(snakemake.log[0]),
     )

@@ -74,14 +74,14 @@ def test_nothing_differs(name, settings, tmp_path, monkeypatch):
     for start, stop in CHUNKS:
         extract_activations(
             run.source, run.tokens, stored / f"activations{start}", stored / f"losses{start}",
-            stored / f"neurons{start}", start=start, stop=stop, **chosen,
+            stored / f"neurons{start}", stored / f"channels{start}", start=start, stop=stop, **chosen,
         )  # fmt: skip
         detect_outliers(
             stored / f"activations{start}", stored / "activations0", run.tokens, files_of(stored, start), LOOKED_FOR,
             threads=2,
         )  # fmt: skip
         detect_in_passes(
-            run.source, run.tokens, passes / f"losses{start}", passes / f"neurons{start}",
+            run.source, run.tokens, passes / f"losses{start}", passes / f"neurons{start}", passes / f"channels{start}",
             files_of(passes, start), LOOKED_FOR, start=start, stop=stop, first_stop=CHUNKS[0][1], **chosen,
         )  # fmt: skip
         expected_rows, expected_arrays, expected_said = found(stored, start)
@@ -105,8 +105,8 @@ def test_means_by_position_are_of_what_hooks_see(name, blocks, tmp_path):
         folder.mkdir()
         for start, stop in pairwise(cuts):
             detect_in_passes(
-                run.source, run.tokens, folder / "losses", folder / "neurons", files_of(folder, start), LOOKED_FOR,
-                start=start, stop=stop, first_stop=cuts[1], **SETTINGS,
+                run.source, run.tokens, *(folder / kind for kind in ("losses", "neurons", "channels")),
+                files_of(folder, start), LOOKED_FOR, start=start, stop=stop, first_stop=cuts[1], **SETTINGS,
             )  # fmt: skip
         statistics = [files_of(folder, start).statistics for start in cuts[:-1]]
         summarize_layers(statistics, *(folder / one for one in ("merged", "layers", "bins", "site_positions")))

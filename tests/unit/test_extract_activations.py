@@ -63,11 +63,19 @@ class Run:
         write_tensors(self.tokens, arrays, provenance)
 
     def extract(self, start=0, stop=None, **settings):
-        names = ("activations", "losses", "neurons")
-        activations, losses, neurons = (self.directory / f"{kind}.safetensors" for kind in names)
+        names = ("activations", "losses", "neurons", "channels")
+        activations, losses, neurons, channels = (self.directory / f"{kind}.safetensors" for kind in names)
         stop = len(self.ids) if stop is None else stop
         extract_activations(
-            self.source, self.tokens, activations, losses, neurons, start=start, stop=stop, **SETTINGS | settings
+            self.source,
+            self.tokens,
+            activations,
+            losses,
+            neurons,
+            channels,
+            start=start,
+            stop=stop,
+            **SETTINGS | settings,
         )
         return TensorFile(activations), TensorFile(losses)
 
@@ -308,13 +316,15 @@ def test_rotary_positions_have_no_end(tmp_path):
 
 def test_the_script_passes_the_rules_values_on(tmp_path):
     run = Run(tmp_path, "llama")
-    outputs = {kind: str(tmp_path / "out" / f"{kind}.safetensors") for kind in ("activations", "losses", "neurons")}
+    outputs = {
+        kind: str(tmp_path / "out" / f"{kind}.safetensors") for kind in ("activations", "losses", "neurons", "channels")
+    }
     loading = {key: SETTINGS[key] for key in Loading.__annotations__}
     others = {key: value for key, value in SETTINGS.items() if key not in loading}
     rule = SimpleNamespace(
         input=SimpleNamespace(source=str(run.source), tokens=str(run.tokens)),
         output=SimpleNamespace(**outputs),
-        params=SimpleNamespace(start=0, stop=2, sample=None, ranking=None, loading=loading, **others),
+        params=SimpleNamespace(start=0, stop=2, sample=None, ranking=None, recording=False, loading=loading, **others),
         log=[str(tmp_path / "log.txt")],
     )
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"

@@ -213,7 +213,8 @@ warm = test_extract_activations.Run(folder / "warm", "llama")  # libraries and t
 warm.extract(placement="layerwise")
 used = psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
-names = ("source.json", "tokens.safetensors", "activations.safetensors", "losses.safetensors", "neurons.safetensors")
+names = ("source.json", "tokens.safetensors", "activations.safetensors", "losses.safetensors", "neurons.safetensors",
+         "channels.safetensors")
 files = (folder / name for name in names)
 extract_activations(*files, start=0, stop=5, **SETTINGS | {{"placement": placement, "sites": ["resid_post"]}})
 """

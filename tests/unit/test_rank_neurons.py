@@ -67,7 +67,7 @@ class Ranked:
     def extract(self, chunk, start, stop, **settings):
         files = (self.folder / f"{kind}{start}" for kind in ("activations", "losses"))
         extract_activations(
-            self.run.source, self.run.tokens, *files, chunk, start=start, stop=stop,
+            self.run.source, self.run.tokens, *files, chunk, self.folder / f"channels{start}", start=start, stop=stop,
             **{"ranking": RANKING, **SETTINGS, **settings},
         )  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_the_same_whatever_the_chunks_and_threads(name, tmp_path):
 def plain(run, folder):
     """Activations of a pass that ranks nothing."""
     folder.mkdir()
-    files = [folder / kind for kind in ("activations", "losses", "neurons")]
+    files = [folder / kind for kind in ("activations", "losses", "neurons", "channels")]
     extract_activations(run.source, run.tokens, *files, start=0, stop=len(run.ids), **SETTINGS)
     assert not TensorFile(files[2]).entries
     return files[0]

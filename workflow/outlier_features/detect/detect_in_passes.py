@@ -23,6 +23,7 @@ def detect_in_passes(
     tokens: Path,
     losses: Path,
     neurons: Path,
+    channels: Path,
     files: DetectionFiles,
     settings: DetectionSettings,
     *,
@@ -33,6 +34,7 @@ def detect_in_passes(
     batch_size: int,
     sample: Mapping[str, Any] | None = None,
     ranking: Ranking | None = None,
+    recording: bool = False,
     log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
@@ -49,18 +51,24 @@ def detect_in_passes(
     request = Request.read(source, tokens, start=start, stop=stop, sites=sites, sample=sample)
     threads = loading["threads"]
     if request.start == request.stop:
-        request.write_nothing(losses, neurons)
+        request.write_nothing(losses, neurons, channels)
         empty = Activations({}, {**request.run.provenance, **request.place})
         with detecting(empty, {}, request.run, settings, files, threads):
             return
     passes = Passes.of_fetched(
-        request, batch_size=batch_size, kept=place_beside(losses), log=log or losses, ranking=ranking, **loading
+        request,
+        batch_size=batch_size,
+        kept=place_beside(losses),
+        log=log or losses,
+        ranking=ranking,
+        recording=recording,
+        **loading,
     )
     at_once = max(passes.most_at_once, min(batch_size, first_stop))
     first = (lambda write: passes.run_first(first_stop, write)) if request.start else None
     with passes.loss_file(losses) as loss_file:
         count_in_passes(passes, request.run, files, settings, loss_file.write, at_once, threads, first)
-    passes.write_neurons(neurons)
+    passes.write_beside(neurons, channels)
     passes.finish()
 
 

@@ -73,7 +73,7 @@ class BlockByBlock:
         losses: Callable[[Batch, Callable[[], None]], Array] | None,
         *,
         listening: Listening,
-        beside: Callable[[int, Path], None],
+        beside: Mapping[str, Callable[[int, Path], None]],
     ) -> None:
         """Run the blocks that are not finished.
 
@@ -81,8 +81,8 @@ class BlockByBlock:
         shapes      by name, dtype and shape of the chunk's tensor of those sites that are kept, also of `LOSSES`
         take        makes what is kept of a site's tensor
         losses      runs the last block's pass, which it is given, and makes what is kept as `LOSSES`
-        listening   around the passes of a batch
-        beside      writes what else is kept of a block, once it has run: to a file beside the block's, or not
+        listening   around each pass of a batch
+        beside      by name, writes what else is kept of a block, once it has run: to a file beside the block's, or not
         """
         done = self._done()
         if done:
@@ -95,18 +95,24 @@ class BlockByBlock:
             facts = {_JOB: self._job, _BLOCK: block}
             with TensorFileWriter(self._file(block), {name: shapes[name] for name in names}, facts) as file:
                 for number, batch in enumerate(self._batches):
-                    run = partial(self._run_batch, block, number, own, take, file)
-                    with listening(batch):
-                        if last and losses:
-                            file.write(LOSSES, batch.rows.start, losses(batch, run))
-                        else:
-                            run()
-                beside(block, self._beside(block))
+                    run = partial(self._run_batch, block, number, own, take, file, listening)
+                    if last and losses:
+                        file.write(LOSSES, batch.rows.start, losses(batch, run))
+                    else:
+                        run()
+                for name, keep in beside.items():
+                    keep(block, self._beside(block, name))
             for left in self._place.glob(f"{block:05d}.*.hidden"):
                 left.unlink()
 
     def _run_batch(
-        self, block: int, number: int, sites: Mapping[str, Site], take: Take, file: TensorFileWriter
+        self,
+        block: int,
+        number: int,
+        sites: Mapping[str, Site],
+        take: Take,
+        file: TensorFileWriter,
+        listening: Listening,
     ) -> None:
         batch = self._batches[number]
 
@@ -116,7 +122,7 @@ class BlockByBlock:
                 file.write(name, batch.rows.start, kept)
 
         run = partial(run_blocks, self._loaded, batch.ids, batch.mask)
-        with hooked(sites.items(), write, self._prefixes.past(block)):
+        with listening(batch), hooked(sites.items(), write, self._prefixes.past(block)):
             following = self._prefixes.step(self._kept(block, number), batch.ids, run)
         if following:
             self._keep(following, number)
@@ -127,9 +133,9 @@ class BlockByBlock:
         for batch in self._batches:
             yield batch, {name: file.array(name)[batch.rows] for file in files for name in file.entries}
 
-    def kept_beside(self) -> dict[int, Path]:
-        """What `beside` wrote of each block."""
-        return {block: self._beside(block) for block in range(len(self._loaded.stack))}
+    def kept_beside(self, name: str) -> dict[int, Path]:
+        """What `beside` of that name wrote of each block."""
+        return {block: self._beside(block, name) for block in range(len(self._loaded.stack))}
 
     def remove(self) -> None:
         shutil.rmtree(self._place, ignore_errors=True)
@@ -153,8 +159,8 @@ class BlockByBlock:
     def _file(self, block: int) -> Path:
         return self._place / f"{block:05d}.block"
 
-    def _beside(self, block: int) -> Path:
-        return self._place / f"{block:05d}.beside"
+    def _beside(self, block: int, name: str) -> Path:
+        return self._place / f"{block:05d}.{name}"
 
     def _hidden(self, block: int, number: int) -> Path:
         return self._place / f"{block:05d}.{number:06d}.hidden"

@@ -19,6 +19,7 @@ def extract_activations(
     activations: Path,
     losses: Path,
     neurons: Path,
+    channels: Path,
     *,
     start: int,
     stop: int,
@@ -26,6 +27,7 @@ def extract_activations(
     batch_size: int,
     sample: Mapping[str, Any] | None = None,
     ranking: Ranking | None = None,
+    recording: bool = False,
     log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
@@ -38,6 +40,7 @@ def extract_activations(
     sample       how the tokens must have been sampled, as the config says it; any way will do if None
     ranking      how neurons are ranked: sequences in a list (`examples`) and `high_norm` (see `position_classes`);
                  None: they are not
+    recording    whether the inputs of linear layers are recorded
     log          of the job, for whoever looks into why the norms could not be found
 
     A chunk that begins after the last sequence, of a text shorter than the sample, gets files without tensors and costs
@@ -45,19 +48,25 @@ def extract_activations(
 
     Writes `activations`, a tensor `{site}.{block}` (stop - start, T, H) in the model's dtype for each site and block
     that has it and `gain.{site}` float32 (L, H), what the norms that make a site multiply by (see `site_gains`);
-    `losses`, `nll` float32 (stop - start, T) in nats where the model predicts a next token; and `neurons`, see
-    `kept_neurons`. All carry the same provenance. The run's first `losses` hold the norms of the model too (see
-    `kept_norms`). Memory does not grow with the number of sequences.
+    `losses`, `nll` float32 (stop - start, T) in nats where the model predicts a next token; `neurons`, see
+    `kept_neurons`; and `channels`, see `kept_channels`. All carry the same provenance. The run's first `losses` hold
+    the norms of the model too (see `kept_norms`). Memory does not grow with the number of sequences.
 
     Raises `InputError` where the model cannot be used, its vocabulary or positions do not fit the tokens, a site is
     not what its name says, or an activation is not finite.
     """
     request = Request.read(source, tokens, start=start, stop=stop, sites=sites, sample=sample)
     if request.start == request.stop:
-        request.write_nothing(activations, losses, neurons)
+        request.write_nothing(activations, losses, neurons, channels)
         return
     passes = Passes.of_fetched(
-        request, batch_size=batch_size, kept=place_beside(activations), log=log or losses, ranking=ranking, **loading
+        request,
+        batch_size=batch_size,
+        kept=place_beside(activations),
+        log=log or losses,
+        ranking=ranking,
+        recording=recording,
+        **loading,
     )
     gains = {GAIN + site: values for site, values in passes.gains.items()}
     shapes = passes.shapes | {name: ("F32", values.shape) for name, values in gains.items()}
@@ -68,5 +77,5 @@ def extract_activations(
         for name, values in gains.items():
             activation_file.write(name, 0, values)
         passes.run(activation_file.write, loss_file.write)
-    passes.write_neurons(neurons)
+    passes.write_beside(neurons, channels)
     passes.finish()

@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,6 +13,10 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
+from outlier_features.channels.channels_in_passes import ChannelsInPasses
+from outlier_features.channels.kept_channels import RECORDED
+from outlier_features.channels.linear_layers import find_linear_inputs
+from outlier_features.channels.record_channels import ChannelRecorder
 from outlier_features.code_version import code_version
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock
@@ -35,6 +39,7 @@ from outlier_features.quantized.quantization import Quantization
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
+_NEURONS, _CHANNELS = "neurons", "channels"
 
 
 class Passes:
@@ -56,6 +61,7 @@ class Passes:
         kept: Path,
         log: Path,
         ranking: Ranking | None = None,
+        recording: bool = False,
     ):
         """Find and prove the sites of a model.
 
@@ -65,6 +71,7 @@ class Passes:
         kept         a directory for what is finished of a model that runs one block at a time
         log          of the job, for whoever looks into why the norms could not be found
         ranking      how neurons are ranked on the way, see `record_neurons`; None: they are not
+        recording    whether the inputs of linear layers are recorded on the way, see `record_channels`
 
         A site that the model lacks is named in the provenance (`absent`) and on stderr. Raises `InputError` where the
         model cannot be used, or its vocabulary or positions do not fit the tokens.
@@ -109,7 +116,8 @@ class Passes:
         self.shapes = found.shapes(shape)
         self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
         self._neurons = RankInPasses(ranking, lambda asked: self._neuron_recorder(found.blocks, asked, threads), log)
-        self._stepwise = self._one_block_at_a_time(kept, ranking)
+        self._channels = ChannelsInPasses(recording, lambda: self._channel_recorder(found.blocks), log)
+        self._stepwise = self._one_block_at_a_time(kept, {RANKING: ranking, RECORDED: recording})
 
     @classmethod
     def of_fetched(
@@ -120,6 +128,7 @@ class Passes:
         kept: Path,
         log: Path,
         ranking: Ranking | None,
+        recording: bool,
         **loading: Unpack[Loading],
     ) -> "Passes":
         """The passes of the model of the request, which is loaded."""
@@ -133,6 +142,7 @@ class Passes:
             kept=kept,
             log=log,
             ranking=ranking,
+            recording=recording,
         )
 
     @contextmanager
@@ -173,9 +183,13 @@ class Passes:
         chunk = self._request.sequences(0, stop)
         self._run_batch(chunk, self._batches(chunk)[0], write, first=True)
 
-    def write_neurons(self, path: Path) -> None:
-        """Write what was ranked, once all have run."""
-        self._neurons.write(path, self.provenance, self._stepwise.kept_beside() if self._stepwise else {})
+    def write_beside(self, neurons: Path, channels: Path) -> None:
+        """Write what was ranked and recorded, once all have run."""
+        self._neurons.write(neurons, self.provenance, self._kept_beside(_NEURONS))
+        self._channels.write(channels, self.provenance, self._kept_beside(_CHANNELS))
+
+    def _kept_beside(self, name: str) -> dict[int, Path]:
+        return self._stepwise.kept_beside(name) if self._stepwise else {}
 
     def finish(self) -> None:
         """Remove what was kept of them, once all else is written."""
@@ -188,6 +202,17 @@ class Passes:
     def _neuron_recorder(self, blocks: list[Block], ranking: Ranking, threads: int) -> NeuronRecorder:
         parts, sequences = self._request.run.parts, self._request.stop - self._request.start
         return NeuronRecorder(self._loaded, blocks, parts, sequences=sequences, threads=threads, **ranking)
+
+    def _channel_recorder(self, blocks: list[Block]) -> ChannelRecorder:
+        inputs = find_linear_inputs(self._loaded, blocks)
+        return ChannelRecorder(inputs, self._request.run.parts, self._request.start, self._request.stop)
+
+    @contextmanager
+    def _listening(self, sequences: Sequences, rows: slice) -> Iterator[None]:
+        """Around a pass of some rows: neurons and channels are reduced while it runs."""
+        first, shape = sequences.start + rows.start, sequences.ids[rows].shape
+        with self._neurons.listening(first, shape), self._channels.listening(first, shape):
+            yield
 
     def _batches(self, chunk: Sequences) -> list[slice]:
         return chunk.batches(self._batch_size, apart=sees_padding(self._loaded))
@@ -210,15 +235,18 @@ class Passes:
         with ExitStack() as around:
             around.enter_context(hooked({**self._sites, **ranked}.items(), take))
             if not first:
-                around.enter_context(self._neurons.listening(chunk.start + rows.start, ids.shape))
+                around.enter_context(self._listening(chunk, rows))
             if recorder:
                 around.enter_context(recorder.states())
             run_blocks(self._loaded, ids, mask)
         require_finite(nonfinite, self._loaded.dtype, chunk.start + rows.start)
         return _losses(recorder, ids, mask) if recorder else None
 
-    def _one_block_at_a_time(self, kept: Path, ranking: Ranking | None) -> BlockByBlock | None:
-        """The passes of a model whose weights stay on disk, if they give the same numbers that way."""
+    def _one_block_at_a_time(self, kept: Path, beside: Mapping[str, Any]) -> BlockByBlock | None:
+        """The passes of a model whose weights stay on disk, if they give the same numbers that way.
+
+        beside   what else is reduced while they run
+        """
         loaded = self._loaded
         if loaded.placement.kind != "layerwise":
             return None
@@ -229,8 +257,8 @@ class Passes:
             )
             return None
         batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
-        own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size, RANKING: ranking}
-        job = {**self.provenance, "files": self._request.model["files"], **own}
+        own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
+        job = {**self.provenance, "files": self._request.model["files"], **own, **beside}
         return BlockByBlock(loaded, prefixes, batches, kept, job)
 
     def _run_block_by_block(
@@ -252,7 +280,7 @@ class Passes:
             return _losses(self._recorder, batch.ids, batch.mask)
 
         def listening(batch: Batch) -> AbstractContextManager[None]:
-            return self._neurons.listening(self._chunk.start + batch.rows.start, batch.ids.shape)
+            return self._listening(self._chunk, batch.rows)
 
         passes.run(
             {**self._sites, **self._neurons.sites},
@@ -260,7 +288,7 @@ class Passes:
             take,
             losses if self._recorder else None,
             listening=listening,
-            beside=self._neurons.keep,
+            beside={_NEURONS: self._neurons.keep, _CHANNELS: self._channels.keep},
         )
         for batch, tensors in passes.by_batch():
             for name, values in tensors.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from outlier_features.quantize.linear_layers import LinearInput
+from outlier_features.channels.linear_layers import LinearInput
 from outlier_features.quantize.schemes import Scheme, Seen, WeightScheme, largest_abs
 
 Tensor = torch.Tensor

@@ -6,7 +6,7 @@ layer here: quantizers leave it as it is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,11 +124,15 @@ class LinearInputs:
 
     @contextmanager
     def listening(
-        self, receive: Callable[[LinearInput, Rows], None], only: Sequence[int] | None = None
+        self,
+        receive: Callable[[LinearInput, Rows], None],
+        only: Sequence[int] | None = None,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Iterator[None]:
         """While the model runs on (B, T) tokens without its head, hand on each input once it is there.
 
-        only   blocks that are listened to; None: all, and what the head reads
+        only    blocks that are listened to; None: all, and what the head reads
+        guard   around all that is done in the model's pass, which may keep what fails there from it
         """
         before: list[Any] = []
         after: list[Any] = []
@@ -138,12 +142,12 @@ class LinearInputs:
                 continue
             first = one.layers[0]
             if one.layer is None:
-                after.append((self.body, _handing_on(one, receive)))
+                after.append((self.body, _guarded(_handing_on(one, receive), guard)))
             elif one.experts:
                 experts.setdefault(first.module, []).append(one)
             else:
-                before.append((first.module, _handing_on(one, receive)))
-        before += [(module, _of_experts(inputs, receive)) for module, inputs in experts.items()]
+                before.append((first.module, _guarded(_handing_on(one, receive), guard)))
+        before += [(module, _guarded(_of_experts(inputs, receive), guard)) for module, inputs in experts.items()]
         with hooks(before, after):
             yield
 
@@ -193,14 +197,15 @@ def _layers_of(loaded: LoadedModel, block: Block) -> list[LinearLayer]:
     inside = list(loaded.model.get_submodule(block.path).named_modules(prefix=block.path))
     experts = {name: module for name, module in inside if block.routed and holds_experts(module)}
     counts = {next(p.shape[0] for p in one.parameters(recurse=False) if p.ndim == 3) for one in experts.values()}
-    routing = counts | {1} if block.routed else set()
+    beside = tuple(f"{name.rpartition('.')[0]}." for name in experts)
     layers: list[LinearLayer] = []
     for name, module in inside:
         if name in experts and hasattr(module, "is_transposed"):
             layers += _of_all_experts(name, module)
         elif isinstance(module, nn.Linear | Conv1D):
             rows, width = _shape(module)
-            if rows not in routing:
+            routes = name.startswith(beside) and rows in counts | {1}  # to experts, or to the shared one
+            if not routes:
                 layers.append(LinearLayer(name, module, "weight", isinstance(module, Conv1D), 0, rows, width))
     return layers
 
@@ -255,6 +260,14 @@ def _head(loaded: LoadedModel) -> LinearLayer | None:
     if not same_values(read["head"], read["body"]):
         return None
     return LinearLayer(name, head, "weight", False, 0, *_shape(head))
+
+
+def _guarded(hand_on: Callable[..., None], guard: Callable[[], AbstractContextManager[None]]) -> Callable[..., None]:
+    def guarded(*call: Any) -> None:
+        with guard():
+            hand_on(*call)
+
+    return guarded
 
 
 def _handing_on(one: LinearInput, receive: Callable[[LinearInput, Rows], None]) -> Callable[..., None]:

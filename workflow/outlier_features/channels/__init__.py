@@ -1,0 +1,1 @@
+"""The linear layers of a model, and the statistics of what they read, taken while it runs."""

@@ -1,0 +1,128 @@
+"""The channels of what linear layers read, reduced while a model runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from outlier_features.channels.kept_channels import ABSENT, INPUTS, TOKEN_ABSMAX, KeptChannels
+from outlier_features.channels.linear_layers import LinearInput, LinearInputs, Rows
+from outlier_features.populations import EXCLUDED, REST
+
+Array = np.ndarray[Any, Any]
+_AT_ONCE = 1 << 22  # values; in float64 they are summed
+
+
+class ChannelRecorder:
+    """The statistics of the inputs of a model's linear layers.
+
+    absent   by name of the layer, why nothing is known of what it reads
+    failed   what stopped the recording, which must not stop a pass
+    """
+
+    def __init__(self, inputs: LinearInputs, parts: Array, start: int, stop: int):
+        """parts         of the run's positions, (N, T)
+        start, stop   the first sequence that the model will run and one past the last
+        """
+        self._inputs, self._parts, self._start = inputs, parts, start
+        self._shape = stop - start, parts.shape[1]
+        self.absent = dict(inputs.absent)
+        self.failed: Exception | None = None
+        self._kept: dict[str, dict[int, KeptChannels]] = {}
+        self._tokens: dict[str, Array] = {}
+        self._first, self._of_batch = start, parts[:0]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs."""
+        return [one.name for one in self._inputs.inputs]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        inputs = [
+            {
+                "layer": one.layer,
+                "site": one.site,
+                "layers": [
+                    {"name": layer.name, "rows": layer.rows, "width": layer.width, "experts": layer.experts}
+                    for layer in one.layers
+                ],
+            }
+            for one in self._inputs.inputs
+        ]
+        return {INPUTS: inputs, ABSENT: self.absent}
+
+    @contextmanager
+    def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
+        """While the model runs (B, T) of the run's sequences, from `first` on."""
+        self._first, self._of_batch = first, self._parts[first : first + shape[0]]
+        with self._inputs.listening(self._receive, guard=self._going_on):
+            yield
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Whatever happens here, the model's pass goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = self.failed or error
+            self._kept.clear()
+            self._tokens.clear()
+
+    def _receive(self, one: LinearInput, rows: Rows) -> None:
+        if self.failed or one.name in self.absent:
+            return
+        if not one.experts and len(rows.values) != self._of_batch.size:
+            why = f"it reads {len(rows.values)} vectors of {self._of_batch.size} tokens, expected one of each"
+            self.absent |= {layer.name: why for layer in one.layers}
+            return
+        # There is no float64 on Apple's GPUs.
+        values = rows.values.cpu() if rows.values.device.type == "mps" else rows.values
+        groups = list(self._groups(one, rows))
+        found = torch.stack([_reduced(values[torch.from_numpy(own).to(values.device)]) for *_, own in groups])
+        for (part, expert, own), numbers in zip(groups, found.cpu().numpy(), strict=True):
+            self._of_part(one, part).add(expert, numbers, len(own))
+        if one.site == "mlp_act" and not one.experts:
+            self._add_tokens(one, values)
+
+    def _groups(self, one: LinearInput, rows: Rows) -> Iterator[tuple[int, int, Array]]:
+        """Part, expert and some rows that are of both."""
+        parts = self._of_batch.reshape(-1)[rows.positions.cpu().numpy()]
+        experts = np.zeros(len(parts), np.int64) if rows.experts is None else rows.experts.cpu().numpy()
+        step = max(1, _AT_ONCE // one.width)
+        for expert in np.unique(experts).tolist():
+            for part in (EXCLUDED, REST):
+                own = np.flatnonzero((experts == expert) & (parts == part))
+                for begin in range(0, len(own), step):
+                    yield part, expert, own[begin : begin + step]
+
+    def _of_part(self, one: LinearInput, part: int) -> KeptChannels:
+        kept = self._kept.setdefault(one.name, {})
+        if part not in kept:
+            kept[part] = KeptChannels.nothing(one.experts, one.width)
+        return kept[part]
+
+    def _add_tokens(self, one: LinearInput, values: torch.Tensor) -> None:
+        found = values.abs().amax(-1).float().cpu().numpy().reshape(self._of_batch.shape)
+        of_all = self._tokens.setdefault(one.name, np.zeros(self._shape, np.float32))
+        own = of_all[self._first - self._start :][: len(found)]
+        np.maximum(own, found, out=own)  # a layer may be called more than once in a pass
+
+    def arrays(self) -> dict[str, Array]:
+        """What was recorded, as it is named in a file; it is forgotten here."""
+        found: dict[str, Array] = {}
+        for name, kept in self._kept.items():
+            for part, channels in sorted(kept.items()):
+                found |= channels.arrays(name, part)
+        found |= {f"{name}.{TOKEN_ABSMAX}": values for name, values in self._tokens.items()}
+        self._kept, self._tokens = {}, {}
+        return found
+
+
+def _reduced(values: torch.Tensor) -> torch.Tensor:
+    """Least and largest value, sum and sum of squares of each column, float64 (4, W)."""
+    low, high, wide = values.amin(0), values.amax(0), values.double()
+    total = wide.sum(0)
+    return torch.stack([low.double(), high.double(), total, wide.square_().sum(0)])
