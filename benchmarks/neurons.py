@@ -133,8 +133,8 @@ def extract(run: Path, source: Path, ranking: dict[str, Any] | None, folder: Pat
     Passes.run = timed  # type: ignore[method-assign]
     extract_activations(
         source, run / "tokens.safetensors",
-        *(folder / kind for kind in ("activations", "losses", "neurons", "channels")), start=0, stop=provenance["sequences"],
-        sites=provenance["sites"], batch_size=8, dtype=provenance["dtype"], device="cpu",
+        *(folder / kind for kind in ("activations", "losses", "neurons", "channels")), start=0,
+        stop=provenance["sequences"], sites=provenance["sites"], batch_size=8, dtype=provenance["dtype"], device="cpu",
         attention=provenance["attention"], threads=1, trust_remote_code=False, part=provenance["part"],
         placement="one", ranking=ranking,
     )  # fmt: skip

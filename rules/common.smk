@@ -443,6 +443,7 @@ MODEL_TABLES = [
     *ORIGIN_TABLES,
     *EXPERT_TABLES,
     *NEURON_TABLES,
+    "prefix_tokens",
     *GALLERY_TABLES,
     *ABLATION_TABLES,
     *(ATTRIBUTION_TABLES if CONFIG["gallery"]["attribution"] else []),

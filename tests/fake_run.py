@@ -13,6 +13,7 @@ from outlier_features.ablate.expert_ablation_schema import EXPERT_ABLATION, EXPE
 from outlier_features.ablate.knock_out_schema import KNOCK_OUT_DIMS, KNOCK_OUTS, SPIKES
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
 from outlier_features.attention.sinks_schema import SINKS
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.detect.layers_schema import DISTRIBUTION, LAYERS, SITE_POSITIONS
 from outlier_features.dims.analyze_emergence import dims_of
 from outlier_features.dims.dims_schema import MASSIVE, PAIRS, POSITIONS, SENSITIVITY
@@ -74,6 +75,7 @@ RUN_TABLES = (
     "expert_ablation_sequences",
     "neurons",
     "neuron_statistics",
+    "prefix_tokens",
     "gallery_neurons",
     "gallery_examples",
     "gallery_values",
@@ -105,6 +107,7 @@ OUTPUTS = {
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
     "neurons": ["neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"],
+    "channels": ["channel_stats.safetensors", "prefix_tokens.parquet"],
     "gallery": [
         "gallery_neurons.parquet",
         "gallery_examples.parquet",
@@ -239,12 +242,14 @@ class FakeRun:
             "expert_load": self._expert_load(),
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
             "neurons": self._neurons(), "neuron_statistics": self._neuron_statistics(),
+            "prefix_tokens": self._prefix_tokens(),
             **self._gallery(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
             **(self._attribution() if self.attribution else {}),
         }  # fmt: skip
         write_tensors(directory / "neurons.safetensors", {}, self.provenance)
+        write_tensors(directory / "channel_stats.safetensors", {}, self.provenance)
         nll = np.full((self.sequences, len(self.pieces)), self.nll / (len(self.pieces) - 1), np.float32)
         nll[:, 0] = np.nan
         write_tensors(directory / "token_losses.safetensors", {"nll": nll}, self.provenance)
@@ -510,6 +515,11 @@ class FakeRun:
             for neuron in range(2)
         ]  # fmt: skip
         return _filled(rows, NEURON_STATISTICS)
+
+    def _prefix_tokens(self) -> pl.DataFrame:
+        rows = [{"token_id": 3, "text": "\n", "count": 5, "sequences": 2, "layers": 3, "max_abs": 800.0, "appended": False},
+                {"token_id": 0, "text": "The", "appended": True}]  # fmt: skip
+        return _filled([row | {"chosen": True, "prefix_position": n} for n, row in enumerate(rows)], PREFIX_TOKENS)
 
     def _gallery(self) -> dict[str, pl.DataFrame]:
         """Of neuron 0 of layer 1, whose values are -2, -1, 1 and 2 and then 0, and of the massive dims there."""

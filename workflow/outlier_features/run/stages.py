@@ -36,6 +36,7 @@ _DETECTION = (
 )
 _LOSSES = "losses/{chunk}.safetensors"
 _NEURONS = "neurons/{chunk}.safetensors"
+_CHANNELS = "channels/{chunk}.safetensors"
 
 # In an order in which they can run.
 STAGES = {
@@ -45,12 +46,18 @@ STAGES = {
         Stage("describe_dump", ("tokens.safetensors", "texts.parquet"), "dump"),
         Stage(
             "extract_activations",
-            ("activations/{chunk}.safetensors", _LOSSES, _NEURONS),
+            ("activations/{chunk}.safetensors", _LOSSES, _NEURONS, _CHANNELS),
             "model",
             runs_model=True,
             kept=False,
         ),
-        Stage("detect_in_passes", (*_DETECTION, _LOSSES, _NEURONS), "model", runs_model=True, kept=False),
+        Stage(
+            "detect_in_passes",
+            (*_DETECTION, _LOSSES, _NEURONS, _CHANNELS),
+            "model",
+            runs_model=True,
+            kept=False,
+        ),
         Stage("detect_outliers", _DETECTION, kept=False),
         Stage(
             "summarize_layers",
@@ -71,6 +78,7 @@ STAGES = {
             "model",
             ("neurons",),
         ),
+        Stage("merge_channels", ("channel_stats.safetensors", "prefix_tokens.parquet"), "model", ("channels",)),
         Stage("check_norms", ("norms.parquet", "gains.parquet"), "model", ("norms",)),
         Stage("check_dump_norms", ("norms.parquet", "gains.parquet"), "dump"),
         Stage("map_attention", ("sinks.parquet", "attention.safetensors"), "model", ("attention_maps",), True),

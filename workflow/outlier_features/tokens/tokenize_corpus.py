@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -124,7 +124,12 @@ class Wrapped:
         if bos == "never":
             prefix = suffix = ()
         elif bos == "always" and not prefix:
-            prefix = (_bos_id(directory, tokenizer),)
+            start = special_id(directory, tokenizer, "bos")
+            if start is None:
+                raise InputError(
+                    f"sample.bos: found 'always', but the tokenizer in {directory} has no beginning-of-sequence token"
+                )
+            prefix = (start,)
         # Text is data: a special token's name in it is text too.
         tokenizer.encode_special_tokens = True
         return cls(tokenizer, prefix, suffix, notes)
@@ -196,18 +201,17 @@ def _disagreements(directory: Path, before: bool, after: bool) -> Iterator[str]:
             )
 
 
-def _bos_id(directory: Path, tokenizer: Tokenizer) -> int:
+def special_id(directory: Path, tokenizer: Tokenizer, kind: Literal["bos", "eos"]) -> int | None:
+    """The token with which a model in a directory begins (ends) a sequence, as its own files name it, if they do."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).exists():
-            token: Any = read_json(directory / name).get("bos_token")
+            token: Any = read_json(directory / name).get(f"{kind}_token")
             content = token["content"] if isinstance(token, dict) else token
             number = tokenizer.token_to_id(content) if content else None
             if number is not None:
                 return int(number)
-    config = read_json(directory / "config.json")
-    if isinstance(config.get("bos_token_id"), int):
-        return int(config["bos_token_id"])
-    raise InputError(f"sample.bos: found 'always', but the tokenizer in {directory} has no beginning-of-sequence token")
+    found = read_json(directory / "config.json").get(f"{kind}_token_id")
+    return found if isinstance(found, int) else None
 
 
 def _require_documents(documents: Path, sha256: str) -> None:
