@@ -517,8 +517,11 @@ class FakeRun:
         return _filled(rows, NEURON_STATISTICS)
 
     def _prefix_tokens(self) -> pl.DataFrame:
-        rows = [{"token_id": 3, "text": "\n", "count": 5, "sequences": 2, "layers": 3, "max_abs": 800.0, "appended": False},
-                {"token_id": 0, "text": "The", "appended": True}]  # fmt: skip
+        counted = {"count": 5, "sequences": 2, "layers": 3, "max_abs": 800.0}
+        rows = [
+            {"token_id": 3, "text": "\n", **counted, "appended": False},
+            {"token_id": 0, "text": "The", "appended": True},
+        ]
         return _filled([row | {"chosen": True, "prefix_position": n} for n, row in enumerate(rows)], PREFIX_TOKENS)
 
     def _gallery(self) -> dict[str, pl.DataFrame]:

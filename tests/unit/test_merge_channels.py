@@ -20,6 +20,8 @@ from outlier_features.files.missing import MissingInput
 from outlier_features.files.tables import read_table
 from outlier_features.files.tensorfile import TensorFile
 from test_extract_activations import Run
+from test_plan_run import config_of
+from test_plan_run import planned as plan_of
 from test_record_channels import LENGTHS, hooked_inputs, record
 from tiny_project import byte_tokenizer
 
@@ -83,6 +85,29 @@ def test_an_expert_that_reads_nothing(tmp_path):
     assert count.shape == (zoo.EXPERTS,) and count.min() == 0 and count.sum() == 3 * 2
     empty = np.isnan(found["model.layers.0.mlp.experts.down_proj.absmax"])
     assert np.array_equal(empty.all(1), count == 0) and np.array_equal(empty.any(1), count == 0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmoe"])
+def test_a_plan_has_the_size_of_the_files_of_a_run(name, tmp_path):
+    run = Run(tmp_path, name)
+    merged = Merged(run, tmp_path / "run", (0, 2, 4, None))
+    (tmp_path / "text.txt").touch()
+    config = config_of(tmp_path) | {
+        "models": [name], "corpora": ["text"], "extract": {"chunk_sequences": 2},
+        "catalog": {"models": {name: {"path": "model"}}, "corpora": {"text": {"files": ["text.txt"]}}},
+        "sample": {"sequences": 5, "tokens": 24},
+    }  # fmt: skip
+    found = plan_of(tmp_path, config)["runs"][0]["channels"]
+    sizes = [
+        sum(entry.nbytes for entry in TensorFile(path).entries.values()) for path in (merged.stats, merged.chunks[0])
+    ]
+    counts = [key for key in TensorFile(merged.stats).entries if ".count" in key]
+    assert found["chunks"] == 3 and sizes[1] <= found["bytes_of_chunk"] <= 2.5 * sizes[1]
+    routers = 56 * zoo.D_MODEL * zoo.BLOCKS if name == "olmoe" else 0
+    in_counts = sum(TensorFile(merged.stats).entry(key).nbytes for key in counts)
+    assert found["bytes_of_statistics"] == sizes[0] - in_counts + routers
+    config["skip"] = ["channels"]
+    assert "not recorded" in plan_of(tmp_path, config)["runs"][0]["channels"]["unknown"]
 
 
 @pytest.mark.parametrize("change", ["not recorded", "another chunk left out"])

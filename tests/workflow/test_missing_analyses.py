@@ -28,7 +28,7 @@ CONFIG = {
     "catalog__models__tiny-mamba": {"path": "mamba"},
     "sample": {"sequences": 3, "tokens": 32},
     "extract__attention": "eager",
-    "skip": ["surface"],
+    "skip": ["surface", "channels"],
     "trace_origin__dims": [],
 }
 WITHOUT = {"attention_maps", "super_weights", "neurons", "gallery"}  # neither attention nor MLPs
@@ -56,7 +56,7 @@ def test_a_run_goes_on_without_what_cannot_be_had(project, mamba):
     summary = summary_of(project)
     assert set(SUMMARY_KEYS) <= summary.keys()
     causes = {analysis: facts["cause"] for analysis, facts in summary["missing"].items()}
-    assert causes == {"surface": "off", "origin": "off", **dict.fromkeys(WITHOUT, "model")}
+    assert causes == {"surface": "off", "channels": "off", "origin": "off", **dict.fromkeys(WITHOUT, "model")}
     for facts in summary["missing"].values():
         assert (project.folder / "missing" / facts["log"]).is_file()
     for line in ("tiny-mamba on text: The map of attention sinks and patterns cannot be had:",
@@ -86,6 +86,10 @@ def test_a_second_run_does_nothing(project, mamba):
     assert project.run(**CONFIG).nothing_to_do
 
 
+def test_channels_that_were_not_wanted_need_a_new_pass_once_they_are(project, mamba):
+    assert {"extract_activations", "merge_channels"} <= project.planned(**{**CONFIG, "skip": ["surface"]}).jobs()
+
+
 def test_strict_makes_it_an_error_and_skip_turns_it_off(project, mamba):
     """Neither runs again what is there."""
     planned = project.planned(**CONFIG, strict=True).jobs()
@@ -96,7 +100,7 @@ def test_strict_makes_it_an_error_and_skip_turns_it_off(project, mamba):
         "`skip: [attention_maps, super_weights, neurons, gallery]`" in strict.errors()[0]
         and "surface" not in strict.errors()[0]
     )
-    skipping = {**CONFIG, "skip": ["surface", *sorted(WITHOUT)], "strict": True}
+    skipping = {**CONFIG, "skip": [*CONFIG["skip"], *sorted(WITHOUT)], "strict": True}
     assert {"map_attention", "ablate_dims"} <= project.planned(**skipping).jobs()
     assert "extract_activations" not in project.planned(**skipping).jobs()
     project.run_here(**skipping)

@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 import planted_experts
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.code_version import import_closure
+from outlier_features.files.tables import read_table
+from tiny_project import PERSISTENT
 
 ROOT = Path(__file__).parents[2]
 RUN = "results/tiny/text"
@@ -202,6 +205,21 @@ def test_more_of_the_neurons_needs_a_new_pass(project, changes):
     assert "extract_activations" in project.planned(**changes).jobs()
 
 
+def test_channels_that_nobody_wants_any_more_need_no_new_pass(project):
+    assert project.planned(skip=["channels"]).jobs() == following("merge_channels")
+
+
+def test_the_inputs_of_all_linear_layers_are_described(project):
+    run = project.folder / "results/tiny/text"
+    stats, ids = load_file(run / "channel_stats.safetensors"), load_file(run / "tokens.safetensors")["tokens"]
+    assert stats["model.layers.0.mlp.down_proj.count"] == ids.size
+    assert stats["model.layers.0.mlp.down_proj.count.without_first"] == ids[:, 1:].size
+    # Behind the norm before attention, the planted gain is 20.
+    assert stats["model.layers.2.self_attn.q_proj.mean_square"].argmax() == PERSISTENT
+    assert np.array_equal(stats["model.layers.2.self_attn.q_proj.max"], stats["model.layers.2.self_attn.v_proj.max"])
+    assert read_table(run / "prefix_tokens.parquet", PREFIX_TOKENS)[1]["prefix"]["threshold"] == 64
+
+
 FEEDS = {
     "tokenize_corpus": ["extract_activations", "map_attention"],
     "extract_activations": [
@@ -209,6 +227,7 @@ FEEDS = {
         "locate_outliers",
         "measure_loss",
         "rank_neurons",
+        "merge_channels",
         "record_surface",
         "check_norms",
     ],
@@ -230,6 +249,7 @@ FEEDS = {
     "record_surface": ["summarize_run"],
     "trace_origin": ["record_examples", "summarize_run", "render_gallery"],
     "rank_neurons": ["record_examples", "summarize_run", "render_gallery"],
+    "merge_channels": ["summarize_run"],
     "record_examples": ["summarize_run", "render_gallery"],
     "rank_experts": ["prune_experts", "summarize_run"],
     "prune_experts": ["summarize_run"],
@@ -264,6 +284,7 @@ MESSAGES = {
     "rank_experts": "Rank the",
     "prune_experts": "Prune the",
     "rank_neurons": "Rank the",
+    "merge_channels": "Merge what",
     "record_examples": "Record examples",
     "ablate_dims": "Search tiny",
     "summarize_run": "Summarize tiny",
@@ -289,6 +310,8 @@ FIRST = {
     "dims/analyze_emergence": ["analyze_emergence"],
     "neurons/neurons_kernel": ["extract_activations"],
     "neurons/neuron_tables": ["rank_neurons"],
+    "channels/record_channels": ["extract_activations"],
+    "channels/merge_channels": ["merge_channels"],
     "norms/norms": ["extract_activations"],
     "norms/norm_tables": ["check_norms"],
     "norms/describe_gains": ["check_norms"],

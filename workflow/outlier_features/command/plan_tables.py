@@ -56,7 +56,18 @@ def _need(need: Mapping[str, int]) -> str:
 
 
 def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
-    columns = ("run", "sequences", "FLOPs", "activations", "hits, bound", "neurons", "tables", "jobs", "loads")
+    columns = (
+        "run",
+        "sequences",
+        "FLOPs",
+        "activations",
+        "hits, bound",
+        "neurons",
+        "channels",
+        "tables",
+        "jobs",
+        "loads",
+    )
     rows = [
         (
             one["run"],
@@ -65,6 +76,7 @@ def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
             _activations(one["activations"]),
             in_bytes(one["activations"].get("hits_bytes")),
             _neurons(one["neurons"]),
+            _channels(one["channels"]),
             in_bytes(one["tables_bytes"]),
             str(sum(one["jobs"].values())),
             _or_unknown(one["loads"], "{}"),
@@ -85,6 +97,9 @@ def _runs(runs: list[Mapping[str, Any]]) -> Iterator[Table | str]:
         "of the usual two classes of positions"
     )
     yield (
+        "channels: of the inputs of linear layers, the run's statistics and what each chunk leaves beside them, at most"
+    )
+    yield (
         "hits: of values above fixed floors, at most, by detect.max_density and before compression; values that are "
         "large against a scale are not counted; tables: of an earlier run, not known before one"
     )
@@ -102,6 +117,13 @@ def _neurons(found: Mapping[str, Any]) -> str:
         return "not ranked" if found["unknown"].startswith("not ranked") else "not known"
     kept = in_bytes(found["bytes_of_store"] + found["bytes_of_tables"])
     return f"{found['count']:,}: {kept}, {found['chunks']} x {in_bytes(found['bytes_of_chunk'])}"
+
+
+def _channels(found: Mapping[str, Any]) -> str:
+    if "count" not in found:
+        return "not recorded" if found["unknown"].startswith("not recorded") else "not known"
+    kept, of_chunk = in_bytes(found["bytes_of_statistics"]), in_bytes(found["bytes_of_chunk"])
+    return f"{found['count']:,}: {kept}, {found['chunks']} x {of_chunk}"
 
 
 def _times(runs: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from outlier_features.model.memory import WIDTH_NAMES, Weights
 from outlier_features.model.models import holds_experts, text_config
@@ -31,6 +32,7 @@ class ModelSize:
     weights  bytes in the dtype of the run
     blocks, width   None where the config does not say
     neurons  of each block that has any, see `neuron_count`; None where the width is not known
+    channels that its linear layers read, each counted for itself, of experts all; routers are among them
     """
 
     parameters: int
@@ -41,6 +43,7 @@ class ModelSize:
     blocks: int | None
     width: int | None
     neurons: tuple[int, ...] | None
+    channels: int
 
 
 def size_of(model: PreTrainedModel) -> ModelSize:
@@ -67,7 +70,19 @@ def size_of(model: PreTrainedModel) -> ModelSize:
         _number(config, "num_hidden_layers", "encoder_layers", "num_layers"),
         width,
         None if width is None else tuple(neurons_of_blocks(shapes, width)),
+        sum(_channels(model)),
     )
+
+
+def _channels(model: nn.Module) -> Iterator[int]:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            yield module.in_features
+        elif isinstance(module, Conv1D):
+            yield module.weight.shape[0]
+        elif holds_experts(module) and hasattr(module, "is_transposed"):
+            shapes = (one.shape for one in module.parameters(recurse=False) if one.ndim == 3)
+            yield from (shape[0] * shape[1 if module.is_transposed else 2] for shape in shapes)
 
 
 def experts_of(model: nn.Module) -> Iterator[nn.Module]:

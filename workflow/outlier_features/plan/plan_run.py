@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from outlier_features.channels import channel_sizes
 from outlier_features.dump.dumps import CORPUS, Dump
 from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
@@ -117,6 +118,7 @@ class _Run:
     flops: Document
     activations: Activations | str
     neurons: Document
+    channels: Document
     loads: int | None
 
     @classmethod
@@ -126,7 +128,7 @@ class _Run:
         if dump:
             found = activations_of_dump(dump, density)
             no_run = _unknown("a dump is not run")
-            return cls(f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, no_run, found, no_run, 0)
+            return cls(f"{model}/{corpus}", len(dump.lengths), dump.tokens, jobs, no_run, found, no_run, no_run, 0)
         assert sized is not None
         sample = sample_of(config, corpus)
         sequences, tokens = sample["sequences"], sample["tokens"]
@@ -134,7 +136,8 @@ class _Run:
         flops, activations = _work_of(sized, sequences, tokens, config["sites"], density, part)
         loads = None if sized.model is None else _loads(config, sized, jobs)
         neurons = _neurons_of(sized, sequences, config)
-        return cls(f"{model}/{corpus}", sequences, tokens, jobs, flops, activations, neurons, loads)
+        channels = _channels_of(sized, sequences, tokens, config)
+        return cls(f"{model}/{corpus}", sequences, tokens, jobs, flops, activations, neurons, channels, loads)
 
     @property
     def work(self) -> Work:
@@ -188,6 +191,22 @@ def _neurons_of(sized: _Sized, sequences: int, config: Mapping[str, Any]) -> Doc
         "bytes_of_tables": store_size.tables(count, merged, _POPULATIONS),
         "memory": store_size.held_while_ranking(count, in_chunk),
         "memory_layerwise": store_size.held_while_ranking(of_block, in_chunk),
+    }
+
+
+def _channels_of(sized: _Sized, sequences: int, tokens: int, config: Mapping[str, Any]) -> Document:
+    """What a run keeps of what its model's linear layers read, in bytes and at most, or why that is not known."""
+    if (why := turned_off(config, "channels")) is not None:
+        return _unknown(f"not recorded: {why}")
+    if sized.model is None:
+        return _unknown(sized.document["unknown"])
+    of_chunk = min(sequences, config["extract"]["chunk_sequences"])
+    values = of_chunk * tokens * (sized.size.blocks or 0)
+    return {
+        "count": sized.size.channels,
+        "chunks": -(-sequences // of_chunk),
+        "bytes_of_chunk": channel_sizes.of_chunk(sized.size.channels, values),
+        "bytes_of_statistics": channel_sizes.of_run(sized.size.channels),
     }
 
 
@@ -251,6 +270,7 @@ def _describe(run: _Run, config: Mapping[str, Any], earlier: list[Measured]) -> 
         "flops": run.flops,
         "activations": activations,
         "neurons": run.neurons,
+        "channels": run.channels,
         "tables_bytes": _tables(Path(config["results"]) / run.name),
         "jobs": dict(sorted(run.jobs.items())),
         "loads": run.loads,
