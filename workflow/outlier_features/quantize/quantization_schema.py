@@ -11,14 +11,14 @@ REMEDY = Column(
     "remedy",
     pl.String,
     "`none`; exact: `exact_dims` (selected), `exact_random` (as many), `exact_positions` (first and massive tokens), "
-    "`exact_super_weight`; `smooth`, `smooth_best`, `hadamard`, `clip`",
+    "`exact_super_weight`; changed before the rounding: `smooth`, `hadamard`, `clip`",
 )
 SETTING = Column("setting", pl.String, "of the remedy: alpha, seed, quantile, dims or weights; null where it has none")
 QUANTIZED = Column("quantized", pl.String, "what is rounded: `x`, the layer's input; `w`, its weight; `xw`, both")
 
 QUANTIZATION = Table(
     "quantization",
-    "linear layer, scheme, remedy, what is quantized, population: the error of its input or weight, and of its output",
+    "linear layer, scheme, remedy, setting, what is quantized, population: error of its input or weight, and output",
     (
         LAYER,
         SITE,
@@ -26,13 +26,14 @@ QUANTIZATION = Table(
         SCHEME,
         REMEDY,
         SETTING,
+        Column("best", pl.Boolean, "of the settings of `smooth` or `clip`, the one of the smallest output_error"),
         QUANTIZED,
         Column("population", pl.String, "`all`, or `without_first`: no first and no special tokens"),
         Column(
             "sqnr_db",
             pl.Float64,
-            "10 log10(sum x^2 / sum (x - Q(x))^2) over all tokens of the population, or of the weight; null of `xw`, "
-            "and where nothing is lost",
+            "10 log10(sum x^2 / sum (x - Q(x))^2) of what is rounded, over all tokens of the population, or of the "
+            "weight; null of `xw`, and where nothing is lost",
             "dB",
         ),
         Column("output_error", pl.Float64, "||Q(X) Q(W) - X W|| / ||X W||, Frobenius norms", "share"),

@@ -1,16 +1,18 @@
-"""What is tried against the cost of outliers: something left exact, or input and weight changed before they are rounded.
+"""What is tried against the cost of outliers: something left exact, or input and weight changed before the rounding.
 
-Whatever is done, the product of input and weight is what it was, but for the rounding: `(X / s) (W s)`, `(X R) (R^T W)`.
+Whatever is done, input times weight is what it was but for the rounding: `(X / s) (W s)`, `(X R) (R^T W)`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 import torch
 
 from outlier_features.channels.linear_layers import LinearInput
-from outlier_features.quantize.schemes import Scheme, Seen, WeightScheme, largest_abs
+from outlier_features.quantize.schemes import LLM_INT8_THRESHOLD, Scheme, Seen, WeightScheme, largest_abs
+from outlier_features.wording import count
 
 Tensor = torch.Tensor
 NONE, EXACT_DIMS, EXACT_RANDOM, EXACT_POSITIONS = "none", "exact_dims", "exact_random", "exact_positions"
@@ -69,14 +71,18 @@ class Treatment:
             return matrix * self.divisor
         return self.rotation(matrix) if self.rotation else matrix
 
-    def seen(self, changed: Tensor, absmax: Tensor, rows: Tensor | None) -> Seen:
+    def seen(self, changed: Tensor, absmax: Tensor, rows: Tensor | None, columns: bool) -> Seen:
         """Of the changed input of a sequence (n, width).
 
-        absmax   largest abs(x) of each channel over the run, (width,)
-        rows     bool (n,), tokens that `positions` leaves exact
+        absmax    largest abs(x) of each channel over the run, (width,)
+        rows      bool (n,), tokens that `positions` leaves exact
+        columns   a scheme asks which of them are exact
         """
         static = None if self.rotation else float(self._inner(self.input(absmax[None]), None).max())
-        return Seen.of(self._inner(changed, rows), static)
+        inner = self._inner(changed, rows)
+        dynamic = float(self._largest(inner.flatten()))
+        kept = (inner.abs().amax(0, keepdim=True) < LLM_INT8_THRESHOLD).to(inner.dtype) if columns else None
+        return Seen(static, dynamic, kept)
 
     def rounded(self, scheme: Scheme, changed: Tensor, seen: Seen, rows: Tensor | None = None) -> Tensor:
         """The changed input, rounded, in a new tensor; `rows` as in `seen`."""
@@ -111,12 +117,12 @@ class Treatment:
     def _largest(self, x: Tensor) -> Tensor:
         if self.quantile is None:
             return largest_abs(x)
-        above = x.shape[-1] - int(np.ceil(self.quantile * x.shape[-1])) + 1
+        above = x.shape[-1] - ceil(self.quantile * x.shape[-1]) + 1
         return x.abs().topk(above, -1).values[..., -1:]
 
 
 class Rotation:
-    """By a normalised Hadamard matrix in blocks of the largest power of two that divides the width, with random signs."""
+    """By a normalised Hadamard matrix, in blocks of the largest power of two that divides the width; random signs."""
 
     def __init__(self, width: int, seed: int, device: torch.device):
         size = width & -width
@@ -165,7 +171,7 @@ def treatments(
     yield Treatment(NONE)
     dims, rules = found.dims.get(one.site or "", ((), ""))
     if dims:
-        yield Treatment(EXACT_DIMS, f"{_count(len(dims), 'dim')} of {rules}", _columns(one.width, dims, absmax.device))
+        yield Treatment(EXACT_DIMS, f"{count(len(dims), 'dim')} of {rules}", _columns(one.width, dims, absmax.device))
         free = np.setdiff1d(np.arange(one.width), dims)
         for seed in range(found.seeds if len(dims) <= len(free) else 0):
             drawn = np.random.default_rng([seed, len(dims)]).choice(free, len(dims), replace=False)
@@ -174,7 +180,7 @@ def treatments(
     if own := {
         layer.name: found.super_weights[layer.name] for layer in one.layers if layer.name in found.super_weights
     }:
-        yield Treatment(EXACT_SUPER_WEIGHT, _count(sum(map(len, own.values())), "weight"), weights=own)
+        yield Treatment(EXACT_SUPER_WEIGHT, count(sum(map(len, own.values())), "weight"), weights=own)
     weight_max = heaviest()
     for alpha in ALPHAS:
         yield Treatment(SMOOTH, f"alpha {alpha}", divisor=smoothing(absmax, weight_max, alpha))
@@ -193,7 +199,3 @@ def _columns(width: int, dims: Sequence[int], device: torch.device) -> Tensor:
     columns = torch.zeros(width, dtype=torch.bool, device=device)
     columns[list(dims)] = True
     return columns
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

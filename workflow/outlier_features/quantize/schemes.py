@@ -7,7 +7,7 @@ scale `max / 448`, saturating; MXFP4 is E2M1 in blocks of 32 with the scale `2^(
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,27 +28,27 @@ def largest_abs(x: Tensor) -> Tensor:
 class Seen:
     """What a scheme knows of the tensor (n, width) whose rows it rounds.
 
-    static    largest abs(x) over the calibration tokens, which are all of the run: (1, 1); None: not known
-    dynamic   the same over the tokens of the row's sequence: (n, 1), or (1, 1) of rows of one sequence
-    kept      1 where the row's sequence has no abs(x) >= 6 in that column, 0 where it has: (n, width) or (1, width)
+    static    largest abs(x) over the calibration tokens, which are all of the run; None: not known
+    dynamic   the same over the tokens of the row's sequence: a number for all rows, or (n, 1)
+    kept      0 where the row's sequence has an abs(x) >= 6 in that column, else 1: (1, width) or (n, width); None where
+              no scheme asks
     """
 
-    static: Tensor | None
-    dynamic: Tensor
-    kept: Tensor
+    static: float | None
+    dynamic: float | Tensor
+    kept: Tensor | None = None
+
+    def at(self, rows: Tensor) -> "Seen":
+        """Of some of the rows."""
+        dynamic = self.dynamic[rows] if isinstance(self.dynamic, Tensor) else self.dynamic
+        return Seen(self.static, dynamic, None if self.kept is None else self.kept[rows])
 
     @classmethod
-    def of(cls, x: Tensor, static: float | None) -> "Seen":
-        """Of the rows of a sequence."""
-        columns = x.abs().amax(0, keepdim=True)
-        known = None if static is None else torch.full((1, 1), static, device=x.device)
-        return cls(known, columns.amax(1, keepdim=True), (columns < LLM_INT8_THRESHOLD).to(x.dtype))
-
-    @classmethod
-    def joined(cls, parts: "Sequence[tuple[Seen, int]]") -> "Seen":
+    def joined(cls, parts: "Sequence[tuple[Seen, int]]", device: torch.device) -> "Seen":
         """Of rows of several sequences, so many of each."""
-        dynamic = torch.cat([seen.dynamic.expand(n, 1) for seen, n in parts])
-        return cls(parts[0][0].static, dynamic, torch.cat([seen.kept.expand(n, -1) for seen, n in parts]))
+        dynamic = torch.tensor([seen.dynamic for seen, n in parts for _ in range(n)], device=device)[:, None]
+        kept = [seen.kept.expand(n, -1) for seen, n in parts if seen.kept is not None]
+        return cls(parts[0][0].static, dynamic, torch.cat(kept) if kept else None)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class Scheme:
     weight: WeightScheme
     exact: bool = False
 
+    @property
+    def formula(self) -> "Scheme":
+        """The same for schemes that round alike under two names."""
+        return replace(self, name="")
+
     def __call__(self, x: Tensor, seen: Seen, largest: Callable[[Tensor], Tensor] = largest_abs) -> Tensor:
         """x (n, width), rounded; a new tensor.
 
@@ -97,13 +102,14 @@ class Scheme:
         if isinstance(self.shares, int):
             return in_groups(x, self.shares, lambda values: rounded(values, largest(values)))
         if self.exact:
+            assert seen.kept is not None
             inner = x * seen.kept
             return rounded(inner, largest(inner)).add_(x - inner)
         if self.shares == "row":
             return rounded(x, largest(x))
         known = seen.static if self.shares == "static" else seen.dynamic
         assert known is not None
-        return rounded(x, known)
+        return rounded(x, torch.as_tensor(known, dtype=x.dtype, device=x.device))
 
     def mean_bits(self, width: int, exact: float, rows: float) -> float:
         """Bits of a value, scales and what is exact included.

@@ -1,0 +1,163 @@
+"""What rounding does to the input of a linear layer, added up while the model runs; and rows kept for its output."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from outlier_features.channels.linear_layers import LinearInput, Rows
+from outlier_features.populations import EXCLUDED, PADDING, POPULATIONS, REST
+from outlier_features.quantize.remedies import NONE, Treatment
+from outlier_features.quantize.schemes import Scheme, Seen
+
+Array = np.ndarray[Any, Any]
+Tensor = torch.Tensor
+PARTS = (EXCLUDED, REST)
+CERTAIN = 8.0  # medians of the tokens' largest abs(x), above which a token is always among the kept
+
+
+@dataclass(frozen=True)
+class SequencePlaces:
+    """Of the positions of a sequence, (T,).
+
+    parts     see `position_parts`
+    massive   bool, where the run found massive activations
+    order     in which positions are drawn
+    """
+
+    parts: Array
+    massive: Array
+    order: Array
+
+
+@dataclass
+class KeptRows:
+    """Rows of an input on which the error of the layer's output is measured.
+
+    values    (n, width)
+    parts     (n,)
+    exact     bool (n,): first, special and massive tokens
+    weight    (n,): how many rows each stands for, 1 where its like are all there
+    experts   (n,), of an input of experts the one that reads the row
+    seen      by treatment, what its schemes know of each row's sequence
+    """
+
+    values: Tensor
+    parts: Array
+    exact: Tensor
+    weight: Array
+    experts: Tensor | None
+    seen: list[Seen]
+
+    @classmethod
+    def joined(cls, kept: "Sequence[KeptRows]") -> "KeptRows":
+        sizes = [len(one.values) for one in kept]
+        return cls(
+            torch.cat([one.values for one in kept]),
+            np.concatenate([one.parts for one in kept]),
+            torch.cat([one.exact for one in kept]),
+            np.concatenate([one.weight for one in kept]),
+            None if kept[0].experts is None else torch.cat([one.experts for one in kept if one.experts is not None]),
+            [
+                Seen.joined(list(zip(parts, sizes, strict=True)), kept[0].values.device)
+                for parts in zip(*(one.seen for one in kept), strict=True)
+            ],
+        )
+
+
+@dataclass
+class InputErrors:
+    """Of one input, for its treatments: by treatment and scheme, sums over the tokens of each part.
+
+    absmax     largest abs(x) of each channel over the run, (width,)
+    keep       rows of a sequence that are kept, beside those that always are
+    noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part
+    signal     by treatment, those of x^2, of what is rounded
+    tokens     rows of each part; `exact`: those that `exact_positions` leaves exact
+    """
+
+    one: LinearInput
+    treatments: Sequence[Treatment]
+    schemes: Sequence[Scheme]
+    remedied: Sequence[Scheme]
+    absmax: Tensor
+    keep: int
+    noise: dict[tuple[int, str], Array] = field(default_factory=dict)
+    signal: dict[int, Array] = field(default_factory=dict)
+    tokens: Array = field(default_factory=lambda: np.zeros(2, np.int64))
+    exact: Array = field(default_factory=lambda: np.zeros(2, np.int64))
+    kept: list[KeptRows] = field(default_factory=list)
+
+    def schemes_of(self, treatment: Treatment) -> list[Scheme]:
+        """Those that the treatment is tried with; of schemes that round alike, the first."""
+        suitable = [scheme for scheme in self._wanted(treatment) if treatment.suits(scheme)]
+        return [*{scheme.formula: scheme for scheme in reversed(suitable)}.values()][::-1]
+
+    def names_of(self, treatment: Treatment, scheme: Scheme) -> list[str]:
+        """Of the schemes that the treatment is tried with and that round like this one."""
+        return [one.name for one in self._wanted(treatment) if one.formula == scheme.formula]
+
+    def _wanted(self, treatment: Treatment) -> Sequence[Scheme]:
+        return self.schemes if treatment.remedy == NONE else self.remedied
+
+    def add(self, rows: Rows, places: Sequence[SequencePlaces]) -> None:
+        """Of a batch, the sequences of which lie at `places`."""
+        length = len(places[0].parts)
+        for number, place in enumerate(places):
+            positions = rows.positions - number * length
+            inside = (positions >= 0) & (positions < length)
+            here = positions[inside].cpu().numpy()
+            there = torch.from_numpy(place.parts[here] != PADDING).to(rows.values.device)
+            experts = None if rows.experts is None else rows.experts[inside][there]
+            self._add(rows.values[inside][there].float(), here[there.cpu().numpy()], experts, place)
+
+    def _add(self, x: Tensor, positions: Array, experts: Tensor | None, place: SequencePlaces) -> None:
+        if not len(x):
+            return
+        parts = place.parts[positions]
+        exact = (parts == EXCLUDED) | place.massive[positions]
+        on_device = torch.from_numpy(exact).to(x.device)
+        for n, part in enumerate(PARTS):
+            self.tokens[n] += int((parts == part).sum())
+            self.exact[n] += int((exact & (parts == part)).sum())
+        seen: list[Seen] = []
+        for index, treatment in enumerate(self.treatments):
+            changed = treatment.input(x)
+            schemes = self.schemes_of(treatment)
+            seen.append(treatment.seen(changed, self.absmax, on_device, any(scheme.exact for scheme in schemes)))
+            self._sum(self.signal, index, changed.square().sum(1), parts)
+            if treatment.changes_input:
+                for scheme in schemes:
+                    lost = treatment.rounded(scheme, changed, seen[-1], on_device).sub_(changed)
+                    self._sum(self.noise, (index, scheme.name), lost.square_().sum(1), parts)
+        chosen, weight = self._chosen(x, exact, place.order[positions])
+        at = torch.from_numpy(chosen).to(x.device)
+        self.kept.append(
+            KeptRows(x[at], parts[chosen], on_device[at], weight, None if experts is None else experts[at], seen)
+        )
+
+    def _sum(self, sums: dict[Any, Array], key: Any, by_row: Tensor, parts: Array) -> None:
+        values = by_row.double().cpu().numpy()
+        sums[key] = sums.get(key, 0) + np.array([values[parts == part].sum() for part in PARTS])
+
+    def _chosen(self, x: Tensor, exact: Array, order: Array) -> tuple[Array, Array]:
+        """Rows that are kept, and how many each stands for."""
+        largest = x.abs().amax(1).cpu().numpy()
+        certain = exact | (largest > CERTAIN * np.median(largest))
+        others = np.flatnonzero(~certain)
+        drawn = others[np.argsort(order[others], kind="stable")[: self.keep]]
+        weight = np.concatenate([np.ones(certain.sum()), np.full(len(drawn), len(others) / max(len(drawn), 1))])
+        return np.concatenate([np.flatnonzero(certain), drawn]), weight
+
+
+def of_population(sums: Array, population: str) -> Any:
+    """Of sums by part, those of a population."""
+    return sum(sums[PARTS.index(part)] for part in POPULATIONS[population])
+
+
+def drawing_orders(sequences: int, length: int) -> Iterator[Array]:
+    """Of each sequence, at which place each position is drawn."""
+    for sequence in range(sequences):
+        yield np.random.default_rng([sequence, length]).permutation(length)

@@ -1,0 +1,126 @@
+"""What rounding does to the output of a linear layer, on the rows that were kept of its input."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from outlier_features.channels.linear_layers import LinearLayer
+from outlier_features.populations import POPULATIONS
+from outlier_features.quantize.input_errors import InputErrors, KeptRows
+from outlier_features.quantize.remedies import Treatment
+from outlier_features.quantize.schemes import Scheme, WeightScheme
+
+Array = np.ndarray[Any, Any]
+Tensor = torch.Tensor
+INPUT, WEIGHT, BOTH = "x", "w", "xw"
+
+
+@dataclass
+class LayerErrors:
+    """Of a linear layer under one treatment and scheme.
+
+    by_row         by what is rounded, the squared norms of the outputs' errors, (n,)
+    weight_noise   sum of (w - Q(w))^2
+    weight_signal  sum of w^2, of what is rounded
+    """
+
+    treatment: int
+    scheme: Scheme
+    by_row: dict[str, Array]
+    weight_noise: float
+    weight_signal: float
+
+
+class LayerOutputs:
+    """A linear layer's outputs, on the rows kept of its input, rounded in every way."""
+
+    def __init__(self, layer: LinearLayer, errors: InputErrors, rows: KeptRows):
+        self._layer, self._errors, self._rows = layer, errors, rows
+        number = len(rows.values)
+        self.squares = np.zeros(number)
+        """Squared norms of the exact outputs, (n,)."""
+
+    @torch.inference_mode()
+    def errors(self) -> list[LayerErrors]:
+        """Of every treatment and scheme; sets `squares`."""
+        found: dict[tuple[int, str], LayerErrors] = {}
+        for expert, rows in self._by_expert():
+            matrix = self._layer.matrix(expert)
+            x = self._rows.values[rows]
+            self.squares[rows.cpu().numpy()] = _squares(x @ matrix.mT)
+            for index, treatment in enumerate(self._errors.treatments):
+                changed, weight = treatment.input(x), treatment.weight(matrix)
+                signal = float(weight.square().sum(dtype=torch.float64))
+                lost: dict[WeightScheme, Tensor] = {}
+                for scheme in self._errors.schemes_of(treatment):
+                    if scheme.weight not in lost:
+                        lost[scheme.weight] = treatment.rounded_weight(scheme.weight, weight, self._layer.name) - weight
+                    one = found.setdefault((index, scheme.name), self._nothing(index, scheme, treatment))
+                    one.weight_signal += signal
+                    one.weight_noise += float(lost[scheme.weight].square().sum(dtype=torch.float64))
+                    for what, by_row in self._of_rows(index, scheme, changed, weight, lost[scheme.weight], rows):
+                        one.by_row[what][rows.cpu().numpy()] = by_row
+        return list(found.values())
+
+    def _nothing(self, index: int, scheme: Scheme, treatment: Treatment) -> LayerErrors:
+        whats = [INPUT] * treatment.changes_input + [WEIGHT] * (treatment.own_weight or index == 0) + [BOTH]
+        return LayerErrors(index, scheme, {what: np.zeros(len(self._rows.values)) for what in whats}, 0.0, 0.0)
+
+    def _by_expert(self) -> Iterator[tuple[int | None, Tensor]]:
+        device = self._rows.values.device
+        if self._rows.experts is None:
+            yield None, torch.arange(len(self._rows.values), device=device)
+            return
+        for expert in range(self._layer.experts):
+            yield expert, torch.nonzero(self._rows.experts == expert)[:, 0]
+
+    def _of_rows(
+        self, index: int, scheme: Scheme, changed: Tensor, weight: Tensor, lost: Tensor, rows: Tensor
+    ) -> Iterator[tuple[str, Array]]:
+        treatment, exact = self._errors.treatments[index], self._rows.exact[rows]
+        seen = self._rows.seen[index].at(rows)
+        rounded = treatment.rounded(scheme, changed, seen, exact)
+        of_input = (rounded - changed) @ weight.mT
+        # What LLM.int8() leaves exact in a sequence, it multiplies by exact weights.
+        counts = seen.kept if scheme.exact and seen.kept is not None else 1.0
+        of_both = of_input + (rounded * counts) @ lost.mT
+        results = {INPUT: of_input, BOTH: of_both}
+        if treatment.own_weight or index == 0:
+            results[WEIGHT] = (changed * counts) @ lost.mT
+        for what, value in results.items():
+            if what != INPUT or treatment.changes_input:
+                yield what, _squares(value * ~exact[:, None] if treatment.positions else value)
+
+
+def relative_error(
+    errors: Array, squares: Array, rows: KeptRows, population: str
+) -> tuple[float | None, float | None, int]:
+    """`||error|| / ||output||` over a population's tokens, its standard error, and the tokens that it is of.
+
+    errors, squares   squared norms of each row, (n,)
+
+    First and massive tokens are all there; the others are drawn, so both sums are estimated (Horvitz and Thompson), and
+    their ratio's error is that of a linear approximation. The standard error is None where all tokens are there.
+    """
+    inside = np.isin(rows.parts, POPULATIONS[population])
+    weight, own, output = rows.weight[inside], errors[inside], squares[inside]
+    noise, signal = float((weight * own).sum()), float((weight * output).sum())
+    if not signal or not np.isfinite(noise):
+        return None, None, int(inside.sum())
+    ratio = noise / signal
+    drawn = weight > 1
+    deviation = None
+    if (number := int(drawn.sum())) > 1:
+        every = float(weight[drawn].sum())
+        spread = (own - ratio * output)[drawn].var(ddof=1)
+        variance = every**2 * (1 - number / every) * spread / number / signal**2
+        deviation = float(np.sqrt(variance) / (2 * np.sqrt(ratio))) if ratio else 0.0
+    return float(np.sqrt(ratio)), deviation, int(inside.sum())
+
+
+def _squares(value: Tensor) -> Array:
+    found: Array = value.square().sum(1).double().cpu().numpy()
+    return found
