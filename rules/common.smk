@@ -432,6 +432,7 @@ GALLERY_TABLES = [
 # Of the configuration's section, what the pages depend on.
 GALLERY_KEYS = ("neurons", "kurtosis", "dims", "sequences", "seed")
 ABLATION_TABLES = ["super_weights", "ablation", "ablation_sequences"]
+QUANTIZATION_TABLES = ["quantization", "weight_outliers"]
 # On request alone.
 ATTRIBUTION_TABLES = ["logit_attribution", "logit_attribution_tokens"]
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
@@ -444,6 +445,7 @@ MODEL_TABLES = [
     *EXPERT_TABLES,
     *NEURON_TABLES,
     "prefix_tokens",
+    *QUANTIZATION_TABLES,
     *GALLERY_TABLES,
     *ABLATION_TABLES,
     *(ATTRIBUTION_TABLES if CONFIG["gallery"]["attribution"] else []),

@@ -31,6 +31,7 @@ from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS, 
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
 from outlier_features.origin.shares_of_parts import shares_of_parts
+from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
 from outlier_features.tokens.texts_schema import TEXTS
@@ -76,6 +77,8 @@ RUN_TABLES = (
     "neurons",
     "neuron_statistics",
     "prefix_tokens",
+    "quantization",
+    "weight_outliers",
     "gallery_neurons",
     "gallery_examples",
     "gallery_values",
@@ -108,6 +111,7 @@ OUTPUTS = {
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
     "neurons": ["neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"],
     "channels": ["channel_stats.safetensors", "prefix_tokens.parquet"],
+    "quantization": ["quantization.parquet", "weight_outliers.parquet"],
     "gallery": [
         "gallery_neurons.parquet",
         "gallery_examples.parquet",
@@ -243,6 +247,7 @@ class FakeRun:
             "expert_balance": balance_rows(self._expert_load(), dict.fromkeys(POPULATIONS, 15)),
             "neurons": self._neurons(), "neuron_statistics": self._neuron_statistics(),
             "prefix_tokens": self._prefix_tokens(),
+            "quantization": self._quantization(), "weight_outliers": self._weight_outliers(),
             **self._gallery(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
@@ -523,6 +528,50 @@ class FakeRun:
             {"token_id": 0, "text": "The", "appended": True},
         ]
         return _filled([row | {"chosen": True, "prefix_position": n} for n, row in enumerate(rows)], PREFIX_TOKENS)
+
+    def _quantization(self) -> pl.DataFrame:
+        """What is exact takes nine tenths of the error, random dims nothing; four bits cost eight times as much."""
+        remedies = [("none", None, 1.0)]
+        if self.outliers or self.massive:
+            remedies += [("exact_dims", "1 dim of massive", 0.1), ("exact_random", "seed 0", 0.99)]
+            remedies += [("exact_random", "seed 1", 0.98)]
+        remedies += [("exact_positions", None, 0.5), ("smooth", "alpha 0.5", 0.4), ("smooth", "alpha 0.75", 0.3)]
+        remedies += [("hadamard", "seed 0", 0.2)]
+        rows = []
+        for layer in range(self.layers):
+            for site, module in (("attn_norm", "self_attn.q_proj"), ("mlp_act", "mlp.down_proj")):
+                for scheme, error, bits in (
+                    ("int8_token", 0.02, 8),
+                    ("int8_tensor_static", 0.04, 8),
+                    ("mxfp4", 0.16, 4),
+                ):
+                    for remedy, setting, share in remedies if scheme == "int8_token" else remedies[:1]:
+                        for quantized, part in (("x", 0.8), ("w", 0.6), ("xw", 1.0)):
+                            of_all = error * share * part * (1 + layer / self.layers)
+                            rows += [
+                                {
+                                    "layer": layer, "site": site, "module": f"model.layers.{layer}.{module}",
+                                    "scheme": scheme, "remedy": remedy, "setting": setting, "quantized": quantized,
+                                    "best": share == 0.3 if remedy == "smooth" else None, "population": population,
+                                    "sqnr_db": None if quantized == "xw" else -20 * float(np.log10(of_all)),
+                                    "output_error": of_all, "output_error_sd": of_all / 50,
+                                    "tokens": 16, "output_tokens": 8, "bits": float(bits),
+                                }
+                                for population in POPULATIONS
+                            ]  # fmt: skip
+        return _filled(rows, QUANTIZATION)
+
+    def _weight_outliers(self) -> pl.DataFrame:
+        rows = [
+            {
+                "layer": layer, "site": "attn_norm", "module": f"model.layers.{layer}.self_attn.q_proj", "axis": "in",
+                "dim": dim, "max_abs": 0.5, "ratio": 2.0 - rank / 10, "rank": rank, "activation_max_abs": 30.0,
+                "activation_ratio": 9.0, "activation_rank": rank, "selected": dim in {*self.outliers, *self.massive},
+            }
+            for layer in range(self.layers)
+            for rank, dim in enumerate(sorted({1, *self.outliers, *self.massive}), 1)
+        ]  # fmt: skip
+        return _filled(rows, WEIGHT_OUTLIERS)
 
     def _gallery(self) -> dict[str, pl.DataFrame]:
         """Of neuron 0 of layer 1, whose values are -2, -1, 1 and 2 and then 0, and of the massive dims there."""

@@ -30,7 +30,7 @@ from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_O
 from outlier_features.quantize.remedies import RunFindings, Treatment, treatments
 from outlier_features.quantize.run_findings import massive_places, run_findings
 from outlier_features.quantize.schemes import EXACT_BITS, SCHEMES, Scheme
-from outlier_features.quantize.weight_outliers import weight_outliers
+from outlier_features.quantize.weight_outliers import outliers_of_weight
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +45,7 @@ def quantize_sites(
     super_weights: Path,
     channel_stats: Path,
     quantization: Path,
-    weight_outliers_table: Path,
+    weight_outliers: Path,
     *,
     schemes: Sequence[str],
     remedied: Sequence[str],
@@ -109,7 +109,7 @@ def quantize_sites(
             outputs = LayerOutputs(layer, one, kept)
             of_layer = outputs.errors()
             table += _rows(one, layer, of_layer, outputs.squares, kept, populations)
-            outliers.append(weight_outliers(one.one, layer, one.absmax, findings))
+            outliers.append(outliers_of_weight(one.one, layer, one.absmax, findings))
         one.kept.clear()
     provenance |= {
         "quantize": {
@@ -122,7 +122,7 @@ def quantize_sites(
     }
     frame = pl.DataFrame(table, schema=QUANTIZATION.schema, infer_schema_length=None)
     write_table(quantization, _with_best(frame), QUANTIZATION, provenance)
-    write_table(weight_outliers_table, pl.concat(outliers), WEIGHT_OUTLIERS, provenance)
+    write_table(weight_outliers, pl.concat(outliers), WEIGHT_OUTLIERS, provenance)
 
 
 def _input_errors(

@@ -15,7 +15,7 @@ MOST = 5  # dims of each kind that have a row
 
 
 @torch.inference_mode()
-def weight_outliers(one: LinearInput, layer: LinearLayer, absmax: torch.Tensor, found: RunFindings) -> pl.DataFrame:
+def outliers_of_weight(one: LinearInput, layer: LinearLayer, absmax: torch.Tensor, found: RunFindings) -> pl.DataFrame:
     """The rows of `WEIGHT_OUTLIERS` of a layer; of experts, each dim's largest over all of them.
 
     absmax   largest abs(x) of each channel of its input, (width,)

@@ -138,8 +138,6 @@ def turned_off(config: Mapping[str, Any], analysis: str) -> str | None:
             return f"`rules` has none of kind {kind}"
     if analysis in ("super_weights", "ablation", "expert_ablation", "knock_outs") and not config["ablate"]["sequences"]:
         return "`ablate.sequences` is 0"
-    if analysis in ("quantization", "quantization_losses") and "channels" in config["skip"]:
-        return "`skip` names channels"
     if analysis == "origin" and config["trace_origin"]["dims"] == []:
         return "`trace_origin.dims` is empty"
     return None

@@ -115,6 +115,13 @@ STAGES = {
             runs_model=True,
         ),
         Stage(
+            "quantize_sites",
+            ("quantization.parquet", "weight_outliers.parquet"),
+            "model",
+            ("quantization",),
+            runs_model=True,
+        ),
+        Stage(
             "record_examples",
             ("gallery_neurons.parquet", "gallery_examples.parquet", "gallery_values.parquet", "gallery_dims.parquet"),
             "model",

@@ -1,0 +1,35 @@
+rule quantize_sites:
+    input:
+        source=model_source,
+        tokens=f"{RUN}/tokens.safetensors",
+        dims=f"{RUN}/dims.parquet",
+        massive=f"{RUN}/massive.parquet",
+        super_weights=f"{RUN}/super_weights.parquet",
+        channel_stats=f"{RUN}/channel_stats.safetensors",
+    output:
+        quantization=f"{RUN}/quantization.parquet",
+        weight_outliers=f"{RUN}/weight_outliers.parquet",
+    log:
+        f"{RESULTS}/logs/quantize_sites/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/quantize_sites/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: threads_of("extract")
+    resources:
+        mem_mb=model_mb,
+        runtime=model_minutes(240),
+        gpu=model_gpus,
+    params:
+        **{
+            key: CONFIG["quantize"][key]
+            for key in ("schemes", "remedied", "output_tokens", "seeds")
+        },
+        loading=loading,
+        batch_size=CONFIG["extract"]["batch_size"],
+        off=off("quantization"),
+        code=code_version("quantize_sites"),
+    message:
+        "Round what the linear layers of {wildcards.model} read on {wildcards.corpus}, and their weights"
+    script:
+        "../scripts/quantize_sites.py"
