@@ -454,7 +454,10 @@ MODEL_TABLES = [
 
 
 DUMP_TABLES = {
-    name: (["norms", "gains"] if "gains" in MODELS[name] or dump.has_gains else [])
+    name: [
+        "quantization",
+        *(["norms", "gains"] if "gains" in MODELS[name] or dump.has_gains else []),
+    ]
     for name, dump in DUMPS.items()
 }
 

@@ -33,3 +33,29 @@ rule quantize_sites:
         "Round what the linear layers of {wildcards.model} read on {wildcards.corpus}, and their weights"
     script:
         "../scripts/quantize_sites.py"
+
+
+rule quantize_dump:
+    input:
+        activations=all_activations,
+        tokens=f"{RESULTS}/{{model}}/{DUMP}/tokens.safetensors",
+        dims=f"{RESULTS}/{{model}}/{DUMP}/dims.parquet",
+        massive=f"{RESULTS}/{{model}}/{DUMP}/massive.parquet",
+    output:
+        quantization=f"{RESULTS}/{{model}}/{DUMP}/quantization.parquet",
+    log:
+        f"{RESULTS}/logs/quantize_dump/{{model}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/quantize_dump/{{model}}.tsv"
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        **{key: CONFIG["quantize"][key] for key in ("schemes", "remedied", "seeds")},
+        dump=whole_dump,
+        off=off("quantization"),
+        code=code_version("quantize_dump"),
+    message:
+        "Round what the linear layers behind the dump {wildcards.model} read"
+    script:
+        "../scripts/quantize_dump.py"

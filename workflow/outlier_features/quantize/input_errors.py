@@ -1,16 +1,17 @@
 """What rounding does to the input of a linear layer, added up while the model runs; and rows kept for its output."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from outlier_features.channels.linear_layers import LinearInput, Rows
+from outlier_features.channels.linear_layers import Rows
 from outlier_features.populations import EXCLUDED, PADDING, POPULATIONS, REST
-from outlier_features.quantize.remedies import NONE, Treatment
+from outlier_features.quantize.remedies import NONE, Read, Treatment
 from outlier_features.quantize.schemes import Scheme, Seen
+from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
 Tensor = torch.Tensor
@@ -72,18 +73,18 @@ class InputErrors:
     """Of one input, for its treatments: by treatment and scheme, sums over the tokens of each part.
 
     absmax     largest abs(x) of each channel over the run, (width,)
-    keep       rows of a sequence that are kept, beside those that always are
+    keep       rows of a sequence that are kept, beside those that always are; None: none at all
     noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part
     signal     by treatment, those of x^2, of what is rounded
     tokens     rows of each part; `exact`: those that `exact_positions` leaves exact
     """
 
-    one: LinearInput
+    one: Read
     treatments: Sequence[Treatment]
     schemes: Sequence[Scheme]
     remedied: Sequence[Scheme]
     absmax: Tensor
-    keep: int
+    keep: int | None = None
     noise: dict[tuple[int, str], Array] = field(default_factory=dict)
     signal: dict[int, Array] = field(default_factory=dict)
     tokens: Array = field(default_factory=lambda: np.zeros(2, np.int64))
@@ -132,6 +133,8 @@ class InputErrors:
                 for scheme in schemes:
                     lost = treatment.rounded(scheme, changed, seen[-1], on_device).sub_(changed)
                     self._sum(self.noise, (index, scheme.name), lost.square_().sum(1), parts)
+        if self.keep is None:
+            return
         chosen, weight = self._chosen(x, exact, place.order[positions])
         at = torch.from_numpy(chosen).to(x.device)
         self.kept.append(
@@ -157,7 +160,13 @@ def of_population(sums: Array, population: str) -> Any:
     return sum(sums[PARTS.index(part)] for part in POPULATIONS[population])
 
 
-def drawing_orders(sequences: int, length: int) -> Iterator[Array]:
-    """Of each sequence, at which place each position is drawn."""
-    for sequence in range(sequences):
-        yield np.random.default_rng([sequence, length]).permutation(length)
+def sequence_places(run: Tokens, massive: Array) -> list[SequencePlaces]:
+    """Of each sequence of a run.
+
+    massive   bool (N, T), where massive activations are
+    """
+    length = run.tokens.shape[1]
+    return [
+        SequencePlaces(parts, found, np.random.default_rng([sequence, length]).permutation(length))
+        for sequence, (parts, found) in enumerate(zip(run.parts, massive, strict=True))
+    ]

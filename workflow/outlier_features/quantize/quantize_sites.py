@@ -1,6 +1,6 @@
 """Rule quantize_sites: what rounding does to the input, the weight and the output of every linear layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,12 +24,13 @@ from outlier_features.model.sites import find_sites
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.populations import populations_of
 from outlier_features.progress import item_bar
-from outlier_features.quantize.input_errors import InputErrors, KeptRows, SequencePlaces, drawing_orders, of_population
-from outlier_features.quantize.output_errors import INPUT, WEIGHT, LayerErrors, LayerOutputs, relative_error
+from outlier_features.quantize.input_errors import InputErrors, KeptRows, SequencePlaces, sequence_places
+from outlier_features.quantize.output_errors import LayerOutputs
+from outlier_features.quantize.quantization_rows import Row, quantization_table, rows_of_layer
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
-from outlier_features.quantize.remedies import RunFindings, Treatment, treatments
+from outlier_features.quantize.remedies import RunFindings, treatments
 from outlier_features.quantize.run_findings import massive_places, run_findings
-from outlier_features.quantize.schemes import EXACT_BITS, SCHEMES, Scheme
+from outlier_features.quantize.schemes import SCHEMES, Scheme
 from outlier_features.quantize.weight_outliers import outliers_of_weight
 from outlier_features.tokens.tokens import Tokens
 
@@ -84,7 +85,7 @@ def quantize_sites(
         for one in found.inputs
         if one.layer is not None  # the head is left as it is
     ]
-    places = _places(run, massive_places(massive_rows, run.tokens.shape))
+    places = sequence_places(run, massive_places(massive_rows, run.tokens.shape))
     by_input = {one.one: one for one in errors}
     sequences = Sequences(run.tokens, run.mask)
     size = 1 if loaded.device.type == "cpu" else batch_size
@@ -99,7 +100,7 @@ def quantize_sites(
         with found.listening(add):
             run_blocks(loaded, *sequences.tensors(rows, loaded.device))
     populations = populations_of(run.parts)
-    table: list[dict[str, Any]] = []
+    table: list[Row] = []
     outliers: list[pl.DataFrame] = []
     for one in item_bar(errors, "quantized outputs", "input"):
         if not one.kept:
@@ -108,7 +109,7 @@ def quantize_sites(
         for layer in one.one.layers:
             outputs = LayerOutputs(layer, one, kept)
             of_layer = outputs.errors()
-            table += _rows(one, layer, of_layer, outputs.squares, kept, populations)
+            table += rows_of_layer(one, layer, of_layer, outputs.squares, kept, populations)
             outliers.append(outliers_of_weight(one.one, layer, one.absmax, findings))
         one.kept.clear()
     provenance |= {
@@ -120,8 +121,7 @@ def quantize_sites(
             "absent": dict(found.absent),
         }
     }
-    frame = pl.DataFrame(table, schema=QUANTIZATION.schema, infer_schema_length=None)
-    write_table(quantization, _with_best(frame), QUANTIZATION, provenance)
+    write_table(quantization, quantization_table(table), QUANTIZATION, provenance)
     write_table(weight_outliers, pl.concat(outliers), WEIGHT_OUTLIERS, provenance)
 
 
@@ -148,76 +148,3 @@ def _input_errors(
 
 def _experts(layer: LinearLayer) -> Sequence[int | None]:
     return range(layer.experts) if layer.experts else (None,)
-
-
-def _places(run: Tokens, massive: Array) -> list[SequencePlaces]:
-    orders = drawing_orders(*run.tokens.shape)
-    return [SequencePlaces(*one) for one in zip(run.parts, massive, orders, strict=True)]
-
-
-def _rows(
-    errors: InputErrors,
-    layer: LinearLayer,
-    of_layer: Sequence[LayerErrors],
-    squares: Array,
-    kept: KeptRows,
-    populations: Sequence[str],
-) -> Iterator[dict[str, Any]]:
-    one = errors.one
-    for found in of_layer:
-        treatment, scheme = errors.treatments[found.treatment], found.scheme
-        for quantized, by_row in found.by_row.items():
-            for population in populations:
-                error, deviation, number = relative_error(by_row, squares, kept, population)
-                if quantized == INPUT:
-                    noise = errors.noise[found.treatment, scheme.name]
-                    sqnr = _decibels(
-                        of_population(errors.signal[found.treatment], population), of_population(noise, population)
-                    )
-                else:
-                    sqnr = _decibels(found.weight_signal, found.weight_noise) if quantized == WEIGHT else None
-                row = {
-                    "layer": one.layer,
-                    "site": one.site,
-                    "module": layer.name,
-                    "remedy": treatment.remedy,
-                    "setting": treatment.setting,
-                    "quantized": quantized,
-                    "population": population,
-                    "sqnr_db": sqnr,
-                    "output_error": error,
-                    "output_error_sd": deviation,
-                    "tokens": int(of_population(errors.tokens, population)),
-                    "output_tokens": number,
-                    "bits": _bits(errors, layer, treatment, scheme, quantized, population),
-                }
-                yield from ({**row, "scheme": name} for name in errors.names_of(treatment, scheme))
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else None
-
-
-def _bits(
-    errors: InputErrors, layer: LinearLayer, treatment: Treatment, scheme: Scheme, quantized: str, population: str
-) -> float:
-    width = layer.width
-    if quantized == INPUT:
-        tokens, exact = (int(of_population(sums, population)) for sums in (errors.tokens, errors.exact))
-        share = treatment.exact_share(exact / tokens if tokens else 0.0)
-        return scheme.mean_bits(width, share, rows=tokens)
-    places = len(treatment.weights.get(layer.name, ()))
-    share = treatment.exact_share(0.0) + places / (layer.rows * width)
-    of_weight = scheme.weight.mean_bits(width) + share * (EXACT_BITS - scheme.weight.bits)
-    if quantized == WEIGHT:
-        return of_weight
-    of_input = _bits(errors, layer, treatment, scheme, INPUT, population)
-    return (of_weight + of_input) / 2
-
-
-def _with_best(frame: pl.DataFrame) -> pl.DataFrame:
-    """With `best`: of the settings that a remedy is tried with, the one of the smallest error of the output."""
-    alike = ["module", "scheme", "remedy", "quantized", "population"]
-    best = pl.col("output_error").eq(pl.col("output_error").min().over(alike))
-    chosen = pl.col("remedy").is_in(["smooth", "clip"])
-    return frame.with_columns(best=pl.when(chosen).then(best))

@@ -6,11 +6,12 @@ Whatever is done, input times weight is what it was but for the rounding: `(X / 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from outlier_features.channels.linear_layers import LinearInput
+from outlier_features.channels.linear_layers import LinearLayer
 from outlier_features.quantize.schemes import LLM_INT8_THRESHOLD, Scheme, Seen, WeightScheme, largest_abs
 from outlier_features.wording import count
 
@@ -146,6 +147,22 @@ def _hadamard(size: int) -> Tensor:
     return found / size**0.5
 
 
+class Read(Protocol):
+    """What linear layers read: see `LinearInput`, which is one; those of a dump are not known."""
+
+    @property
+    def layer(self) -> int | None: ...
+
+    @property
+    def site(self) -> str | None: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def layers(self) -> tuple[LinearLayer, ...]: ...
+
+
 @dataclass(frozen=True)
 class RunFindings:
     """What a run found that remedies are of.
@@ -161,12 +178,12 @@ class RunFindings:
 
 
 def treatments(
-    one: LinearInput, absmax: Tensor, heaviest: Callable[[], Tensor], found: RunFindings
+    one: Read, absmax: Tensor, heaviest: Callable[[], Tensor] | None, found: RunFindings
 ) -> Iterator[Treatment]:
     """Those of an input, first none.
 
     absmax     largest abs(x) of each channel over the run, (width,)
-    heaviest   makes the largest abs weight of each channel over the layers that read it, (width,)
+    heaviest   makes the largest abs weight of each channel over the layers that read it, (width,); None: not known
     """
     yield Treatment(NONE)
     dims, rules = found.dims.get(one.site or "", ((), ""))
@@ -181,9 +198,9 @@ def treatments(
         layer.name: found.super_weights[layer.name] for layer in one.layers if layer.name in found.super_weights
     }:
         yield Treatment(EXACT_SUPER_WEIGHT, count(sum(map(len, own.values())), "weight"), weights=own)
-    weight_max = heaviest()
-    for alpha in ALPHAS:
-        yield Treatment(SMOOTH, f"alpha {alpha}", divisor=smoothing(absmax, weight_max, alpha))
+    if heaviest:
+        for alpha in ALPHAS:
+            yield Treatment(SMOOTH, f"alpha {alpha}", divisor=smoothing(absmax, heaviest(), alpha))
     yield Treatment(HADAMARD, "seed 0", rotation=Rotation(one.width, 0, absmax.device))
     for quantile in QUANTILES:
         yield Treatment(CLIP, f"quantile {quantile}", quantile=quantile)

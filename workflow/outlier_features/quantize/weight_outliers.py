@@ -6,16 +6,16 @@ import numpy as np
 import polars as pl
 import torch
 
-from outlier_features.channels.linear_layers import LinearInput, LinearLayer
+from outlier_features.channels.linear_layers import LinearLayer
 from outlier_features.quantize.quantization_schema import WEIGHT_OUTLIERS
-from outlier_features.quantize.remedies import RunFindings
+from outlier_features.quantize.remedies import Read, RunFindings
 
 Array = np.ndarray[Any, Any]
 MOST = 5  # dims of each kind that have a row
 
 
 @torch.inference_mode()
-def outliers_of_weight(one: LinearInput, layer: LinearLayer, absmax: torch.Tensor, found: RunFindings) -> pl.DataFrame:
+def outliers_of_weight(one: Read, layer: LinearLayer, absmax: torch.Tensor, found: RunFindings) -> pl.DataFrame:
     """The rows of `WEIGHT_OUTLIERS` of a layer; of experts, each dim's largest over all of them.
 
     absmax   largest abs(x) of each channel of its input, (width,)

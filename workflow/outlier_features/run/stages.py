@@ -121,6 +121,7 @@ STAGES = {
             ("quantization",),
             runs_model=True,
         ),
+        Stage("quantize_dump", ("quantization.parquet",), "dump", ("quantization",)),
         Stage(
             "record_examples",
             ("gallery_neurons.parquet", "gallery_examples.parquet", "gallery_values.parquet", "gallery_dims.parquet"),
