@@ -12,7 +12,8 @@ from outlier_features.channels.linear_layers import LinearInput, LinearInputs, R
 from outlier_features.populations import EXCLUDED, REST
 
 Array = np.ndarray[Any, Any]
-_AT_ONCE = 1 << 22  # values; in float64 they are summed
+# Values that are reduced at once, in float64: as many as a core's cache holds, or so few that memory is no matter.
+_AT_ONCE_ON_CPU, _AT_ONCE = 1 << 17, 1 << 24
 
 
 class ChannelRecorder:
@@ -80,23 +81,25 @@ class ChannelRecorder:
             return
         # There is no float64 on Apple's GPUs.
         values = rows.values.cpu() if rows.values.device.type == "mps" else rows.values
-        groups = list(self._groups(one, rows))
-        found = torch.stack([_reduced(values[torch.from_numpy(own).to(values.device)]) for *_, own in groups])
+        at_once = _AT_ONCE_ON_CPU if values.device.type == "cpu" else _AT_ONCE
+        groups = list(self._groups(rows, max(1, at_once // one.width)))
+        if not groups:
+            return
+        found = torch.stack([_reduced(_some(values, own)) for *_, own in groups])
         for (part, expert, own), numbers in zip(groups, found.cpu().numpy(), strict=True):
             self._of_part(one, part).add(expert, numbers, len(own))
         if one.site == "mlp_act" and not one.experts:
             self._add_tokens(one, values)
 
-    def _groups(self, one: LinearInput, rows: Rows) -> Iterator[tuple[int, int, Array]]:
-        """Part, expert and some rows that are of both."""
+    def _groups(self, rows: Rows, most: int) -> Iterator[tuple[int, int, Array]]:
+        """Part, expert and at most so many rows that are of both."""
         parts = self._of_batch.reshape(-1)[rows.positions.cpu().numpy()]
         experts = np.zeros(len(parts), np.int64) if rows.experts is None else rows.experts.cpu().numpy()
-        step = max(1, _AT_ONCE // one.width)
         for expert in np.unique(experts).tolist():
             for part in (EXCLUDED, REST):
                 own = np.flatnonzero((experts == expert) & (parts == part))
-                for begin in range(0, len(own), step):
-                    yield part, expert, own[begin : begin + step]
+                for begin in range(0, len(own), most):
+                    yield part, expert, own[begin : begin + most]
 
     def _of_part(self, one: LinearInput, part: int) -> KeptChannels:
         kept = self._kept.setdefault(one.name, {})
@@ -119,6 +122,14 @@ class ChannelRecorder:
         found |= {f"{name}.{TOKEN_ABSMAX}": values for name, values in self._tokens.items()}
         self._kept, self._tokens = {}, {}
         return found
+
+
+def _some(values: torch.Tensor, rows: Array) -> torch.Tensor:
+    """These rows, in order; where they follow one another, in the memory of `values`."""
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    if stop - first == len(rows):
+        return values[first:stop]
+    return values[torch.from_numpy(rows).to(values.device)]
 
 
 def _reduced(values: torch.Tensor) -> torch.Tensor:
