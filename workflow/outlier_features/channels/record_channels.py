@@ -34,6 +34,7 @@ class ChannelRecorder:
         self._kept: dict[str, dict[int, KeptChannels]] = {}
         self._tokens: dict[str, Array] = {}
         self._first, self._of_batch = start, parts[:0]
+        self._dense: list[tuple[int, int, Array]] = []  # of an input that every token goes through: part, 0 and rows
 
     @property
     def names(self) -> list[str]:
@@ -59,6 +60,7 @@ class ChannelRecorder:
     def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
         """While the model runs (B, T) of the run's sequences, from `first` on."""
         self._first, self._of_batch = first, self._parts[first : first + shape[0]]
+        self._dense = [(part, 0, np.flatnonzero(self._of_batch.reshape(-1) == part)) for part in (EXCLUDED, REST)]
         with self._inputs.listening(self._receive, guard=self._going_on):
             yield
 
@@ -93,13 +95,16 @@ class ChannelRecorder:
 
     def _groups(self, rows: Rows, most: int) -> Iterator[tuple[int, int, Array]]:
         """Part, expert and at most so many rows that are of both."""
-        parts = self._of_batch.reshape(-1)[rows.positions.cpu().numpy()]
-        experts = np.zeros(len(parts), np.int64) if rows.experts is None else rows.experts.cpu().numpy()
-        for expert in np.unique(experts).tolist():
+        whole = self._dense if rows.experts is None else self._of_experts(rows.positions, rows.experts)
+        for part, expert, own in whole:
+            for begin in range(0, len(own), most):
+                yield part, expert, own[begin : begin + most]
+
+    def _of_experts(self, positions: torch.Tensor, experts: torch.Tensor) -> Iterator[tuple[int, int, Array]]:
+        parts, numbers = self._of_batch.reshape(-1)[positions.cpu().numpy()], experts.cpu().numpy()
+        for expert in np.unique(numbers).tolist():
             for part in (EXCLUDED, REST):
-                own = np.flatnonzero((experts == expert) & (parts == part))
-                for begin in range(0, len(own), most):
-                    yield part, expert, own[begin : begin + most]
+                yield part, expert, np.flatnonzero((numbers == expert) & (parts == part))
 
     def _of_part(self, one: LinearInput, part: int) -> KeptChannels:
         kept = self._kept.setdefault(one.name, {})
