@@ -38,6 +38,7 @@ rule all:
         of_runs("tokens.safetensors"),
         of_runs("texts.parquet"),
         of_runs("mask.json"),
+        of_runs_of_models(*QUANTIZER_FILES.values()),
         f"{RESULTS}/report.html",
         f"{RESULTS}/gallery/index.html" if GALLERIES else [],
 
@@ -98,6 +99,7 @@ include: "rules/gallery.smk"
 include: "rules/attribution.smk"
 include: "rules/report.smk"
 include: "rules/mask.smk"
+include: "rules/quantize.smk"
 include: "rules/figures.smk"
 include: "rules/export.smk"
 

@@ -451,7 +451,20 @@ MODEL_TABLES = [
     *(ATTRIBUTION_TABLES if CONFIG["gallery"]["attribution"] else []),
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
 ]
-
+# What quantizers read.
+QUANTIZER_FILES = {
+    "scales": "quantization/smoothquant_scales.safetensors",
+    "imatrix": "quantization/imatrix.gguf",
+    "llmcompressor": "quantization/llmcompressor_recipe.yaml",
+    "bitsandbytes": "quantization/bitsandbytes.json",
+    "prefix": "quantization/prefix.json",
+}
+EXPORTED_TO_QUANTIZERS = [
+    "norms",
+    "prefix_tokens",
+    "quantization",
+    "quantization_sensitivity",
+]
 
 DUMP_TABLES = {
     name: [
@@ -502,6 +515,16 @@ def of_runs(name):
     return [
         *(f"{RESULTS}/{model}/{corpus}/{name}" for model, corpus in RUNS),
         *UNREADABLE,
+    ]
+
+
+def of_runs_of_models(*names):
+    """These files of every run of a model."""
+    return [
+        f"{RESULTS}/{model}/{corpus}/{name}"
+        for model, corpus in RUNS
+        if model not in DUMPS
+        for name in names
     ]
 
 
@@ -597,6 +620,15 @@ def gallery_tables(wildcards):
         name: file
         for name, file in run_tables(wildcards).items()
         if name in SHOWN_IN_GALLERY
+    }
+
+
+def exported_to_quantizers(wildcards):
+    """Of a run's tables those that what quantizers read depends on, by name."""
+    return {
+        name: file
+        for name, file in run_tables(wildcards).items()
+        if name in EXPORTED_TO_QUANTIZERS
     }
 
 

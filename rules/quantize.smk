@@ -59,3 +59,30 @@ rule quantize_dump:
         "Round what the linear layers behind the dump {wildcards.model} read"
     script:
         "../scripts/quantize_dump.py"
+
+
+rule export_quantization:
+    input:
+        unpack(exported_to_quantizers),
+        source=model_source,
+        tokens=f"{RUN}/tokens.safetensors",
+        channel_stats=f"{RUN}/channel_stats.safetensors",
+    output:
+        **{name: f"{RUN}/{file}" for name, file in QUANTIZER_FILES.items()},
+    log:
+        f"{RESULTS}/logs/export_quantization/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_quantization/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 15 * attempt,
+    params:
+        scheme=CONFIG["quantize"]["loss_scheme"],
+        off=off("channels"),
+        code=code_version("export_quantization"),
+    message:
+        "Export the channels of {wildcards.model} on {wildcards.corpus} to quantizers"
+    script:
+        "../scripts/export_quantization.py"

@@ -24,6 +24,7 @@ COMMANDS = {
     "neuron": "print what a run says of a neuron, and open its page",
     "dim": "print what a run says of a dimension, and open its page",
     "gallery-export": "write a run's neurons as JSON lines, for other programs that show neurons",
+    "quantization": "list what a run leaves for quantizers, and write SmoothQuant's scales as a .pt file",
     "compare": "compare all runs, or the dims that each rule selects in two",
     "gains": "say whether the gains of norms are all exactly 1.0, and what they are at some dims",
     "recover": "end what a killed run has left at work, so that another can go on",

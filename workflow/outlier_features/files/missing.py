@@ -24,7 +24,8 @@ from outlier_features.errors import (
     results_of,
     stage,
 )
-from outlier_features.files.artifacts import replacing
+from outlier_features.files.artifacts import replacing, write_json
+from outlier_features.files.foreign_files import write_gguf, write_yaml
 from outlier_features.files.tables import provenance_of, public_tables, write_table
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.machine_limits import refusal
@@ -168,6 +169,12 @@ def _write_instead(output: Path, missing: Missing, provenance: Mapping[str, Any]
     elif output.suffix == ".parquet":
         table = public_tables()[output.stem]
         write_table(output, pl.DataFrame(schema=table.schema), table, marked)
+    elif output.suffix == ".json":
+        write_json(output, marked)
+    elif output.suffix == ".gguf":
+        write_gguf(output, {}, {}, marked)
+    elif output.suffix == ".yaml":
+        write_yaml(output, None, [missing.sentence], marked)
     else:
         with replacing(output) as temporary:
             temporary.write_text(f"{missing.sentence}\n", encoding="utf-8")

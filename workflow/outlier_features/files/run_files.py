@@ -49,9 +49,9 @@ class RunFiles:
         self.require(file.provenance, path)
         return file
 
-    def model(self, source: Path) -> dict[str, Any]:
+    def model(self, source: Path, weights: bool = True) -> dict[str, Any]:
         """The record of the run's model, with its directory as `location` (`model_source.source_of`)."""
-        record = source_of(source)
+        record = source_of(source, weights)
         self.require({"model_revision": record["revision"]}, source)
         return record
 

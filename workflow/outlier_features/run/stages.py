@@ -145,5 +145,14 @@ STAGES = {
         ),
         Stage("summarize_run", ("summary.json",)),
         Stage("write_mask", ("mask.json",)),
+        Stage(
+            "export_quantization",
+            (
+                "quantization/smoothquant_scales.safetensors", "quantization/imatrix.gguf",
+                "quantization/llmcompressor_recipe.yaml", "quantization/bitsandbytes.json", "quantization/prefix.json",
+            ),
+            "model",
+            ("channels",),
+        ),
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ from outlier_features.files.artifacts import (
     unfinished,
 )
 from outlier_features.files.digest import sha256_of
+from outlier_features.files.foreign_files import foreign_provenance
 from outlier_features.files.model_source import SOURCE_FILE, evicted_files, source_of
 from outlier_features.files.sealed_parquet import metadata_of, open_parquet
 from outlier_features.files.tables import public_tables, schema_of
@@ -32,6 +33,8 @@ from outlier_features.summary.summarize_run import facts_of
 _CHUNK = re.compile(r"\d+-\d+")
 _SUMMARY_FILE = "summary.json"
 _RUN_FILE = "tokens.safetensors"  # every run has it, in its own directory
+_FOREIGN = (".gguf", ".yaml")  # which a run has for quantizers, and others may have lie elsewhere
+_FOR_QUANTIZERS = "quantization"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,14 @@ def _files(directories: Iterable[Path]) -> Iterator[Path]:
         for path in found:
             exported = path.parent.name == "export" and (path.parent.parent / _RUN_FILE).exists()
             program = path.suffix == ".js" and path.parent.name == "page"  # other scripts are data
-            if not program and path not in recorded and not exported and not left & {path, *path.parents}:
+            others = path.suffix in _FOREIGN and path.parent.name != _FOR_QUANTIZERS
+            if (
+                not program
+                and not others
+                and path not in recorded
+                and not exported
+                and not left & {path, *path.parents}
+            ):
                 yield path
 
 
@@ -159,6 +169,7 @@ _CHECKS: dict[str, Callable[[Path], Mapping[str, Any] | None]] = {
     ".json": _check_json,
     ".html": _check_page,
     ".js": _check_page,
+    **dict.fromkeys(_FOREIGN, foreign_provenance),
 }
 
 
