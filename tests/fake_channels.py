@@ -111,8 +111,8 @@ class FakeChannels:
 
 
 def _statistics(x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Of (tokens, width); zeros where there are no tokens."""
-    some = x.astype(np.float32) if len(x) else np.zeros((1, x.shape[1]), np.float32)
+    """Of (tokens, width); NaN where there are no tokens."""
+    some = x.astype(np.float32) if len(x) else np.full((1, x.shape[1]), np.float32(np.nan))
     wide = some.astype(np.float64)
     return {
         "absmax": np.abs(some).max(0), "min": some.min(0), "max": some.max(0), "mean": wide.mean(0),

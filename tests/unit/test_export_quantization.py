@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fake_channels import SEQUENCES, TOKENS, FakeChannels, Layer, llama_layers, norm_rows
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.command.main import main
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.foreign_files import foreign_provenance
@@ -150,6 +151,7 @@ def test_experts_in_one_tensor_have_a_row_each_and_those_never_chosen_count_noth
         assert sums.shape == (3, inputs[0].shape[1]) and counts.ravel().tolist() == [0, 5, 10]
         assert not sums[0].any() and sums[2] == pytest.approx(np.square(inputs[2]).sum(0), rel=1e-6)
         assert np.array_equal(scales[f"{path}.{module}"][1], np.abs(inputs[1].astype(np.float32)).max(0))
+        assert not scales[f"{path}.{module}"][0].any()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +293,23 @@ def test_bitsandbytes_takes_its_arguments(llama):
     config = llama.bitsandbytes
     assert config.load_in_8bit and config.llm_int8_threshold == 6.0 and config.llm_int8_skip_modules == ["lm_head"]
     assert "tokens_sha256" not in config.to_dict()
+
+
+def test_a_prefix_is_the_chosen_tokens_in_order_and_what_is_missing_says_why(tmp_path):
+    rows = [
+        {"token_id": 30, "text": "\n", "count": 9, "chosen": True, "prefix_position": 0, "appended": False},
+        {"token_id": 7, "text": ".", "count": 2, "chosen": False, "prefix_position": None, "appended": False},
+        {"token_id": 1, "text": "<s>", "count": None, "chosen": True, "prefix_position": 1, "appended": True},
+    ]
+    table = tmp_path / "prefix_tokens.parquet"
+    provenance = provenance_of_run(tmp_path)
+    write_table(table, pl.DataFrame(rows, schema=PREFIX_TOKENS.schema, strict=False), PREFIX_TOKENS, provenance)
+    prefix = read_json(Exported(tmp_path, prefix_tokens=table).paths["prefix"])
+    assert prefix["prefixed_tokens"] == [30, 1] and prefix["texts"] == ["\n", "<s>"]
+    empty, absent = pl.DataFrame(schema=PREFIX_TOKENS.schema), {"prefix": {"absent": "the model is not causal"}}
+    write_table(table, empty, PREFIX_TOKENS, {**provenance, **absent})
+    prefix = read_json(Exported(tmp_path, prefix_tokens=table).paths["prefix"])
+    assert prefix["prefixed_tokens"] is None and prefix["absent"] == "the model is not causal"
 
 
 def test_without_a_head_transformers_chooses_what_to_skip(tmp_path):

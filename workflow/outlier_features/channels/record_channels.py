@@ -48,12 +48,15 @@ class ChannelRecorder:
                 "layer": one.layer,
                 "site": one.site,
                 "layers": [
-                    {"name": layer.name, "rows": layer.rows, "width": layer.width, "experts": layer.experts}
+                    {
+                        "name": layer.name, "rows": layer.rows, "width": layer.width, "experts": layer.experts,
+                        "transposed": layer.transposed,
+                    }
                     for layer in one.layers
                 ],
             }
             for one in self._inputs.inputs
-        ]
+        ]  # fmt: skip
         return {INPUTS: inputs, ABSENT: self.absent}
 
     @contextmanager

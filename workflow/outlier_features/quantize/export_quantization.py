@@ -9,11 +9,12 @@ import polars as pl
 from transformers import AutoConfig
 
 from outlier_features import __version__
+from outlier_features.channels.merge_channels import PREFIX
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.files.artifacts import write_json
 from outlier_features.files.foreign_files import write_yaml
 from outlier_features.files.missing import MISSING, Missing
 from outlier_features.files.run_files import RunFiles
-from outlier_features.files.tables import public_tables
 from outlier_features.norms.norms_schema import NORMS
 from outlier_features.quantize.bitsandbytes_config import write_bitsandbytes
 from outlier_features.quantize.gguf_names import gguf_names
@@ -91,9 +92,13 @@ def _prefix(files: RunFiles, table: Path | None) -> dict[str, Any]:
 
     `prefixed_tokens` in prefixequant_config.json, main.py of https://github.com/ChenMnZ/PrefixQuant.
     """
-    if table is None:
-        return {"prefixed_tokens": None, "texts": None}
-    rows, provenance = files.table(table, public_tables()["prefix_tokens"])
+    rows, provenance = files.table(table, PREFIX_TOKENS) if table else (pl.DataFrame(), {})
+    absent = provenance.get(PREFIX, {}).get(
+        "absent", "the run has no table of prefix tokens" if table is None else None
+    )
     if MISSING in provenance:
-        return {"prefixed_tokens": None, "texts": None, "why": Missing(**provenance[MISSING]).sentence}
-    return {"prefixed_tokens": rows["token_id"].to_list(), "texts": rows["token_text"].to_list()}
+        absent = Missing(**provenance[MISSING]).sentence
+    if absent is not None:
+        return {"prefixed_tokens": None, "texts": None, "absent": absent}
+    chosen = rows.filter("chosen").sort("prefix_position")
+    return {"prefixed_tokens": chosen["token_id"].to_list(), "texts": chosen["text"].to_list()}

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from outlier_features.channels.kept_channels import ABSENT
+from outlier_features.channels.merge_channels import LAYERS
 from outlier_features.files.missing import require_had
 from outlier_features.files.tensorfile import TensorFile
 
@@ -32,7 +34,7 @@ class MeasuredLayer:
     width: int
     experts: int
     reads: str
-    transposed: bool = False
+    transposed: bool
 
 
 class MeasuredLayers:
@@ -49,12 +51,12 @@ class MeasuredLayers:
     @cached_property
     def layers(self) -> Sequence[MeasuredLayer]:
         """In the model's order, last the head."""
-        return [MeasuredLayer(**one) for one in self._file.provenance["linear_layers"]]
+        return [MeasuredLayer(**one) for one in self._file.provenance[LAYERS]]
 
     @property
     def absent(self) -> Mapping[str, str]:
         """By name of a layer, why nothing is known of its input."""
-        return dict(self._file.provenance["absent_layers"])
+        return dict(self._file.provenance[ABSENT])
 
     @property
     def head(self) -> list[str]:
@@ -68,5 +70,6 @@ class MeasuredLayers:
         return groups
 
     def statistic(self, layer: MeasuredLayer, name: str) -> Array:
-        """Over all positions: (width,), of experts (experts, width); `count` (1,) or (experts,)."""
+        """Over all positions: (width,), of experts (experts, width), NaN where one read nothing; `count` (1,) or
+        (experts,)."""
         return self._file.array(f"{layer.name}.{name}")

@@ -2,7 +2,7 @@
 
 The dict that smoothquant/calibration.py, `get_act_scales`, of https://github.com/mit-han-lab/smoothquant returns and
 examples/generate_act_scales.py saves with `torch.save`: float32 (width,) by name. Of experts in one tensor it is
-(experts, width), under that tensor's name.
+(experts, width), under that tensor's name, with zeros where an expert read nothing.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from outlier_features.quantize.measured_layers import MeasuredLayers
 
 
 def write_scales(path: Path, measured: MeasuredLayers, provenance: Mapping[str, Any]) -> None:
-    scales = {layer.name: measured.statistic(layer, "absmax").astype(np.float32) for layer in measured.layers}
+    scales = {layer.name: np.nan_to_num(measured.statistic(layer, "absmax")) for layer in measured.layers}
     write_tensors(path, scales, provenance)
 
 
