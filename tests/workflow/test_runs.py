@@ -245,11 +245,11 @@ FEEDS = {
         "write_mask",
         "render_gallery",
     ],
-    "check_norms": ["summarize_run", "render_gallery"],
+    "check_norms": ["summarize_run", "render_gallery", "export_quantization"],
     "record_surface": ["summarize_run"],
     "trace_origin": ["record_examples", "summarize_run", "render_gallery"],
     "rank_neurons": ["record_examples", "summarize_run", "render_gallery"],
-    "merge_channels": ["summarize_run"],
+    "merge_channels": ["summarize_run", "export_quantization"],
     "record_examples": ["summarize_run", "render_gallery"],
     "rank_experts": ["prune_experts", "summarize_run"],
     "prune_experts": ["summarize_run"],
@@ -261,6 +261,7 @@ FEEDS = {
     "render_gallery": ["render_report", "list_galleries"],
     "list_galleries": [],
     "write_mask": [],
+    "export_quantization": [],
 }
 
 
@@ -292,6 +293,7 @@ MESSAGES = {
     "render_gallery": "Render the",
     "list_galleries": "List the",
     "write_mask": "Write the",
+    "export_quantization": "Export the",
 }
 
 
@@ -325,6 +327,7 @@ FIRST = {
     "summary/summarize_run": ["summarize_run"],
     "report/render_report": ["render_report"],
     "dims/write_mask": ["write_mask"],
+    "quantize/gguf_names": ["export_quantization"],
 }
 
 

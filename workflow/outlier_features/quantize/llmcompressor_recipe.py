@@ -56,7 +56,7 @@ def recipe(
     }
     if scheme in _NEAREST:
         said.append(f"{preset} is the preset that is nearest to {scheme}")
-    if transposed := [one for one in measured.layers if one.transposed]:
+    if transposed := [one for one in measured.layers if one.transposed and not one.experts]:
         said.append(f"{len(transposed)} layers are of transformers' Conv1D, which the target Linear is not")
     return {"quantization_stage": {"quantization_modifiers": modifiers}}, said
 
