@@ -20,11 +20,11 @@ from outlier_features.command.main import main
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.foreign_files import foreign_provenance
 from outlier_features.files.missing import optional
-from outlier_features.files.tables import write_table
+from outlier_features.files.tables import Column, Table, public_tables, write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.norms_schema import NORMS
 from outlier_features.quantize.export_quantization import export_quantization
-from outlier_features.quantize.quantization_schema import QUANTIZATION
+from outlier_features.quantize.quantization_schema import MODULE, QUANTIZATION
 from outlier_features.run.verify_artifacts import verify_artifacts
 
 FILES = {
@@ -287,6 +287,22 @@ def test_layers_whose_output_is_too_wrong_are_left_in_16_bits(tmp_path, changes,
     with_readers = {f"model.layers.0.self_attn.{one}_proj" for one in "qkv"} if kept else set()
     assert {*exported.recipe["QuantizationModifier"]["ignore"]} == {"lm_head", *kept, *with_readers}
     assert foreign_provenance(exported.paths["llmcompressor"])["kept"] == [*(one for one in errors if one in kept)]
+
+
+def test_what_the_loss_needs_goes_before_what_is_wrong(tmp_path, monkeypatch):
+    found = public_tables().get("quantization_sensitivity")
+    table = found or Table("quantization_sensitivity", "layer", (MODULE, Column("kept", pl.Boolean, "")))
+    monkeypatch.setitem(public_tables(), table.name, table)
+    provenance = provenance_of_run(tmp_path)
+    rows = [{"module": DOWN, "kept": False}, {"module": "model.layers.0.mlp.up_proj", "kept": True}]
+    path = tmp_path / f"{table.name}.parquet"
+    write_table(path, pl.DataFrame(rows, schema=table.schema, strict=False), table, provenance)
+    wrong = quantization_table(provenance, tmp_path, {DOWN: 0.9})
+    skipped = Exported(tmp_path, quantization=wrong, quantization_sensitivity=path).bitsandbytes.llm_int8_skip_modules
+    assert skipped == ["lm_head", "model.layers.0.mlp.up_proj"]
+    write_table(path, pl.DataFrame(schema=table.schema), table, {**provenance, "missing": {"cause": "off"}})
+    skipped = Exported(tmp_path, quantization=wrong, quantization_sensitivity=path).bitsandbytes.llm_int8_skip_modules
+    assert skipped == ["lm_head", DOWN]
 
 
 def test_bitsandbytes_takes_its_arguments(llama):

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from gguf import GGUFReader
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
@@ -59,12 +60,31 @@ def test_every_table_is_exported_as_it_is(disk):
 def test_costs_are_those_of_the_jobs_and_their_files(disk):
     costs = {row["rule"]: row for row in pl.read_csv(disk.folder / "results/costs.csv").to_dicts()}
     chunks = list((disk.folder / RUN / "activations").glob("*.safetensors"))
-    beside = [path for name in ("losses", "neurons") for path in (disk.folder / RUN / name).glob("*.safetensors")]
+    beside = [
+        path for name in ("losses", "neurons", "channels") for path in (disk.folder / RUN / name).glob("*.safetensors")
+    ]
     extract = costs["extract_activations"]
     assert extract["jobs"] == len(chunks) == 2 and extract["seconds"] > extract["seconds_max"] > 0
     assert extract["output_bytes"] == sum(path.stat().st_size for path in [*chunks, *beside])
     assert costs["write_mask"]["output_bytes"] == (disk.folder / RUN / "mask.json").stat().st_size
     assert {"fetch_model", "detect_outliers", "render_report"} <= costs.keys()
+
+
+def test_what_quantizers_read_has_the_runs_numbers(disk):
+    folder = disk.folder / RUN
+    channels = load_file(folder / "channel_stats.safetensors")
+    absmax = {name.removesuffix(".absmax"): values for name, values in channels.items() if name.endswith(".absmax")}
+    scales = load_file(folder / "quantization/smoothquant_scales.safetensors")
+    assert scales.keys() == absmax.keys() and all(torch.equal(scales[name], absmax[name]) for name in scales)
+    query = "model.layers.1.self_attn.q_proj"
+    tensors = {tensor.name: tensor.data.ravel() for tensor in GGUFReader(folder / "quantization/imatrix.gguf").tensors}
+    sums, counts = (tensors[f"blk.1.attn_q.weight.{part}"] for part in ("in_sum2", "counts"))
+    assert counts.tolist() == channels[f"{query}.count"].tolist()
+    assert sums / counts == pytest.approx(channels[f"{query}.mean_square"].numpy(), rel=1e-6)
+    recipe = (folder / "quantization/llmcompressor_recipe.yaml").read_text()
+    assert "SmoothQuantModifier" in recipe and "lm_head" in recipe
+    assert json.loads((folder / "quantization/bitsandbytes.json").read_text())["llm_int8_skip_modules"] == ["lm_head"]
+    assert json.loads((folder / "quantization/prefix.json").read_text())["prefixed_tokens"] is not None
 
 
 def test_the_mask_holds_what_was_planted(disk):
