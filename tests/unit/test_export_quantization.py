@@ -12,6 +12,7 @@ import yaml
 from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from fake_channels import SEQUENCES, TOKENS, FakeChannels, Layer, llama_layers, norm_rows
@@ -309,6 +310,19 @@ def test_bitsandbytes_takes_its_arguments(llama):
     config = llama.bitsandbytes
     assert config.load_in_8bit and config.llm_int8_threshold == 6.0 and config.llm_int8_skip_modules == ["lm_head"]
     assert "tokens_sha256" not in config.to_dict()
+
+
+def test_bitsandbytes_leaves_the_modules_that_are_named(tmp_path):
+    """By its own layers, where it is installed."""
+    layers = pytest.importorskip("bitsandbytes").nn
+    table = quantization_table(provenance_of_run(tmp_path), tmp_path, {DOWN: 0.4})
+    config = Exported(tmp_path, quantization=table).bitsandbytes
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
+    replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
+    left = {name for name, one in model.named_modules() if type(one) is torch.nn.Linear}
+    eight_bits = {name: one for name, one in model.named_modules() if isinstance(one, layers.Linear8bitLt)}
+    assert left == {"lm_head", DOWN} and len(eight_bits) == 13
+    assert {one.state.threshold for one in eight_bits.values()} == {6.0}
 
 
 def test_a_prefix_is_the_chosen_tokens_in_order_and_what_is_missing_says_why(tmp_path):
