@@ -99,7 +99,6 @@ include: "rules/gallery.smk"
 include: "rules/attribution.smk"
 include: "rules/report.smk"
 include: "rules/mask.smk"
-include: "rules/quantize.smk"
 include: "rules/figures.smk"
 include: "rules/export.smk"
 

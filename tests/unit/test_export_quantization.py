@@ -25,7 +25,10 @@ from outlier_features.files.tables import Column, Table, public_tables, write_ta
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.norms.norms_schema import NORMS
 from outlier_features.quantize.export_quantization import export_quantization
+from outlier_features.quantize.llmcompressor_recipe import PRESETS, recipe
+from outlier_features.quantize.measured_layers import MeasuredLayers
 from outlier_features.quantize.quantization_schema import MODULE, QUANTIZATION
+from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.run.verify_artifacts import verify_artifacts
 
 FILES = {
@@ -229,6 +232,27 @@ def test_llm_compressor_takes_the_recipe_and_finds_its_layers(llama):
     assert quantized == {one.name for one in llama.channels.layers} - {"lm_head"}
     weights = model.model.layers[0].mlp.up_proj.quantization_scheme
     assert (weights.weights.num_bits, weights.input_activations.strategy) == (8, "token")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "strategy"),
+    [("int8_token", (8, 8), "token"), ("int4_group128", (4, 4), "token"), ("fp8_token", (8, 8), "token"),
+     ("fp8_tensor", (8, 8), "tensor"), ("mxfp4", (4, 4), "group")],
+)  # fmt: skip
+def test_the_preset_of_a_scheme_rounds_as_it_does(tmp_path, scheme, bits, strategy):
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+    preset = Exported(tmp_path, scheme=scheme).recipe["QuantizationModifier"]["scheme"]
+    found = schemes.preset_name_to_scheme(preset, ["Linear"])
+    assert (found.weights.num_bits, found.input_activations.num_bits) == bits
+    assert found.input_activations.strategy == strategy
+
+
+def test_every_scheme_has_a_preset(llama):
+    measured = MeasuredLayers(TensorFile(llama.run / "channel_stats.safetensors"))
+    for scheme in SCHEMES:
+        content, said = recipe(measured, None, [], scheme)
+        modifier = content["quantization_stage"]["quantization_modifiers"]["QuantizationModifier"]
+        assert modifier["scheme"] and any("nearest" in one for one in said) == (scheme not in PRESETS)
 
 
 def matches(pattern, name):

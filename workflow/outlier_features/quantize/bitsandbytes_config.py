@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from outlier_features.files.artifacts import write_json
-
-THRESHOLD = 6.0  # of abs(x), Dettmers et al. 2022
+from outlier_features.quantize.schemes import LLM_INT8_THRESHOLD
 
 
 def write_bitsandbytes(path: Path, skipped: Sequence[str], provenance: Mapping[str, Any]) -> None:
     """Write the arguments; with none to skip null, for which transformers leaves the head and what is tied to it."""
     arguments = {
         "load_in_8bit": True,
-        "llm_int8_threshold": THRESHOLD,
+        "llm_int8_threshold": LLM_INT8_THRESHOLD,
         "llm_int8_skip_modules": [*skipped] or None,
     }
     write_json(path, {**arguments, **provenance})
