@@ -4,8 +4,9 @@ CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS_VENV := .venv-docs
+QUANTIZERS_VENV := .venv-quantizers
 
-.PHONY: run resume test test-all soak test-slurm lint lint-code lint-types lint-workflow lint-lock format envs docs docs-site docs-types bench clean
+.PHONY: run resume test test-all soak test-slurm test-quantizers lint lint-code lint-types lint-workflow lint-lock format envs docs docs-site docs-types bench clean
 
 # ARGS are passed on: make run ARGS="--configfile mine.yaml"
 run: $(VENV)/installed
@@ -39,6 +40,10 @@ soak: $(VENV)/installed
 # As root on Debian: brings a SLURM cluster up on this machine and runs the default run on it; some ten minutes.
 test-slurm: $(VENV)/installed
 	$(BIN)/python -m pytest -s tests/slurm
+
+# What a run exports, read by llm-compressor, compressed-tensors and bitsandbytes, in an environment of their own.
+test-quantizers: $(QUANTIZERS_VENV)/installed
+	$(QUANTIZERS_VENV)/bin/python -m pytest tests/quantizers
 
 # Five parts that run beside each other: make -j lint
 lint: lint-code lint-types lint-workflow lint-lock docs-site
@@ -102,5 +107,13 @@ $(DOCS_VENV)/installed: docs/requirements.lock
 	$(DOCS_VENV)/bin/python -m pip install --quiet --no-compile -r docs/requirements.lock
 	touch $@
 
+# Of what llm-compressor asks for, what moves and calibrates weights on GPUs is left out; the run's packages stand behind.
+$(QUANTIZERS_VENV)/installed: tests/quantizers/requirements.txt $(VENV)/installed
+	$(PYTHON) -m venv $(QUANTIZERS_VENV)
+	$(QUANTIZERS_VENV)/bin/python -m pip install --quiet -r tests/quantizers/requirements.txt
+	$(QUANTIZERS_VENV)/bin/python -m pip install --quiet --no-deps llmcompressor==0.14.0.1 compressed-tensors==0.19.0 bitsandbytes==0.50.2
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(QUANTIZERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/run.pth
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) .snakemake results build
+	rm -rf $(VENV) $(DOCS_VENV) $(QUANTIZERS_VENV) .snakemake results build

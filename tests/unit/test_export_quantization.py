@@ -11,10 +11,9 @@ import torch
 import yaml
 from gguf import GGUFReader
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from exported_run import DOWN, FILES, LLAMA, Exported, provenance_of_run, quantization_table
 from fake_channels import SEQUENCES, TOKENS, FakeChannels, Layer, llama_layers, norm_rows
 from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.command.main import main
@@ -23,62 +22,12 @@ from outlier_features.files.foreign_files import foreign_provenance
 from outlier_features.files.missing import optional
 from outlier_features.files.tables import Column, Table, public_tables, write_table
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.norms.norms_schema import NORMS
 from outlier_features.quantize.export_quantization import export_quantization
 from outlier_features.quantize.llmcompressor_recipe import PRESETS, recipe
 from outlier_features.quantize.measured_layers import MeasuredLayers
-from outlier_features.quantize.quantization_schema import MODULE, QUANTIZATION
+from outlier_features.quantize.quantization_schema import MODULE
 from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.run.verify_artifacts import verify_artifacts
-
-FILES = {
-    "scales": "smoothquant_scales.safetensors",
-    "imatrix": "imatrix.gguf",
-    "llmcompressor": "llmcompressor_recipe.yaml",
-    "bitsandbytes": "bitsandbytes.json",
-    "prefix": "prefix.json",
-}
-LLAMA = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "intermediate_size": 10, "vocab_size": 50, "tie_word_embeddings": False}  # fmt: skip
-DOWN = "model.layers.1.mlp.down_proj"
-
-
-class Exported:
-    """The five files of a run of these layers."""
-
-    def __init__(
-        self, folder, layers=None, absent=None, config=LLAMA, norms=(), scheme="int8_token", model="tiny", **tables
-    ):
-        self.run = folder / "results" / model / "text"
-        self.channels = FakeChannels(layers or llama_layers(), absent or {}, self.run)
-        if norms is not None:
-            rows = pl.DataFrame([*norms] or norm_rows(), schema=NORMS.schema, strict=False)
-            write_table(self.run / "norms.parquet", rows, NORMS, self.channels.provenance)
-            tables["norms"] = self.run / "norms.parquet"
-        self.paths = {name: self.run / "quantization" / file for name, file in FILES.items()}
-        export_quantization(
-            source=self.channels.write_model(folder / "resources/models/tiny", **config),
-            tokens=self.run / "tokens.safetensors",
-            channel_stats=self.run / "channel_stats.safetensors",
-            tables=tables,
-            scheme=scheme,
-            **self.paths,
-        )
-
-    @property
-    def imatrix(self):
-        reader = GGUFReader(self.paths["imatrix"])
-        return {tensor.name: np.array(tensor.data) for tensor in reader.tensors}, {
-            key: field.contents() for key, field in reader.fields.items()
-        }
-
-    @property
-    def recipe(self):
-        return yaml.safe_load(self.paths["llmcompressor"].read_text())["quantization_stage"]["quantization_modifiers"]
-
-    @property
-    def bitsandbytes(self):
-        return BitsAndBytesConfig(**json.loads(self.paths["bitsandbytes"].read_text()))
 
 
 @pytest.fixture
@@ -214,39 +163,6 @@ def test_the_recipe_smooths_what_norms_write_and_leaves_the_head(llama):
     assert quantization == {"targets": ["Linear"], "scheme": "W8A8", "ignore": ["lm_head"]}
 
 
-def test_llm_compressor_takes_the_recipe_and_finds_its_layers(llama):
-    """By its own classes, where it is installed."""
-    recipes = pytest.importorskip("llmcompressor.recipe")
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
-    smooth, quantization = recipes.Recipe.create_instance(str(llama.paths["llmcompressor"])).modifiers
-    resolved = smooth._resolve_mappings(model)
-    names = {module: name for name, module in model.named_modules()}
-    found = {one.smooth_name: [names[layer] for layer in one.balance_layers] for one in resolved}
-    for n in range(2):
-        block = f"model.layers.{n}"
-        assert found[f"{block}.input_layernorm"] == [f"{block}.self_attn.{one}_proj" for one in "qkv"]
-        assert found[f"{block}.post_attention_layernorm"] == [f"{block}.mlp.{one}_proj" for one in ("gate", "up")]
-    assert len(found) == 4
-    quantization.initialize_quantization(model)
-    quantized = {name for name, one in model.named_modules() if getattr(one, "quantization_scheme", None)}
-    assert quantized == {one.name for one in llama.channels.layers} - {"lm_head"}
-    weights = model.model.layers[0].mlp.up_proj.quantization_scheme
-    assert (weights.weights.num_bits, weights.input_activations.strategy) == (8, "token")
-
-
-@pytest.mark.parametrize(
-    ("scheme", "bits", "strategy"),
-    [("int8_token", (8, 8), "token"), ("int4_group128", (4, 4), "token"), ("fp8_token", (8, 8), "token"),
-     ("fp8_tensor", (8, 8), "tensor"), ("mxfp4", (4, 4), "group")],
-)  # fmt: skip
-def test_the_preset_of_a_scheme_rounds_as_it_does(tmp_path, scheme, bits, strategy):
-    schemes = pytest.importorskip("compressed_tensors.quantization")
-    preset = Exported(tmp_path, scheme=scheme).recipe["QuantizationModifier"]["scheme"]
-    found = schemes.preset_name_to_scheme(preset, ["Linear"])
-    assert (found.weights.num_bits, found.input_activations.num_bits) == bits
-    assert found.input_activations.strategy == strategy
-
-
 def test_every_scheme_has_a_preset(llama):
     measured = MeasuredLayers(TensorFile(llama.run / "channel_stats.safetensors"))
     for scheme in SCHEMES:
@@ -281,18 +197,6 @@ def test_a_norm_that_others_read_is_not_smoothed(tmp_path, layers, norms, smooth
 
 def test_without_norms_nothing_is_smoothed(tmp_path):
     assert Exported(tmp_path, norms=None).recipe.keys() == {"QuantizationModifier"}
-
-
-def quantization_table(channels_of, folder, errors, **changes):
-    row = {"scheme": "int8_token", "remedy": "none", "quantized": "xw", "population": "all", **changes}
-    rows = [{**row, "module": module, "output_error": error} for module, error in errors.items()]
-    path = folder / "quantization.parquet"
-    write_table(path, pl.DataFrame(rows, schema=QUANTIZATION.schema, strict=False), QUANTIZATION, channels_of)
-    return path
-
-
-def provenance_of_run(folder):
-    return FakeChannels(llama_layers(), {}, folder / "results/tiny/text").provenance
 
 
 @pytest.mark.parametrize(
@@ -334,19 +238,6 @@ def test_bitsandbytes_takes_its_arguments(llama):
     config = llama.bitsandbytes
     assert config.load_in_8bit and config.llm_int8_threshold == 6.0 and config.llm_int8_skip_modules == ["lm_head"]
     assert "tokens_sha256" not in config.to_dict()
-
-
-def test_bitsandbytes_leaves_the_modules_that_are_named(tmp_path):
-    """By its own layers, where it is installed."""
-    layers = pytest.importorskip("bitsandbytes").nn
-    table = quantization_table(provenance_of_run(tmp_path), tmp_path, {DOWN: 0.4})
-    config = Exported(tmp_path, quantization=table).bitsandbytes
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
-    replace_with_bnb_linear(model, config.llm_int8_skip_modules, config)
-    left = {name for name, one in model.named_modules() if type(one) is torch.nn.Linear}
-    eight_bits = {name: one for name, one in model.named_modules() if isinstance(one, layers.Linear8bitLt)}
-    assert left == {"lm_head", DOWN} and len(eight_bits) == 13
-    assert {one.state.threshold for one in eight_bits.values()} == {6.0}
 
 
 def test_a_prefix_is_the_chosen_tokens_in_order_and_what_is_missing_says_why(tmp_path):
