@@ -82,7 +82,7 @@ def sample(seed=0):
 def test_as_written_down(name, seed):
     x = sample(seed)
     static = float(np.abs(x).max()) * 1.5
-    seen = Treatment("none").seen(torch.from_numpy(x), torch.full((WIDTH,), static), None, columns=True)
+    seen = Treatment("none").seen(torch.from_numpy(x), torch.full((WIDTH,), static), None, [SCHEMES[name]])
     found = SCHEMES[name](torch.from_numpy(x), seen).numpy()
     np.testing.assert_allclose(found, by_hand(name, x, static), rtol=1e-6, atol=1e-30)
     assert not np.array_equal(found, x)
@@ -113,7 +113,7 @@ def test_integers_are_those_of_torchs_kernel():
 def test_rows_do_not_depend_on_their_batch(seed, name):
     """But for what a sequence shares, which is told."""
     x = torch.from_numpy(sample(seed % 1000))
-    seen = Treatment("none").seen(x, x.abs().amax(0), None, columns=True)
+    seen = Treatment("none").seen(x, x.abs().amax(0), None, [SCHEMES[name]])
     whole = SCHEMES[name](x, seen)
     some = torch.tensor([5, 1, 3])
     told = Seen.joined([(seen, len(x))], x.device).at(some)
@@ -126,7 +126,7 @@ def test_exact_columns_count_for_no_scale(name):
     exact = torch.zeros(WIDTH, dtype=torch.bool)
     exact[3] = True
     treatment = Treatment("exact_dims", exact=exact)
-    found = treatment.rounded(SCHEMES[name], x, treatment.seen(x, x.abs().amax(0), None, columns=False))
+    found = treatment.rounded(SCHEMES[name], x, treatment.seen(x, x.abs().amax(0), None, [SCHEMES[name]]))
     assert torch.equal(found[:, 3], x[:, 3])
     without = x.clone()
     without[:, 3] = 0
@@ -138,7 +138,12 @@ def test_exact_rows_count_for_no_scale():
     x = torch.from_numpy(sample())
     rows = torch.arange(ROWS) == 0
     treatment = Treatment("exact_positions", positions=True)
-    found = treatment.rounded(SCHEMES["int8_tensor_dynamic"], x, treatment.seen(x, x.abs().amax(0), rows, False), rows)
+    found = treatment.rounded(
+        SCHEMES["int8_tensor_dynamic"],
+        x,
+        treatment.seen(x, x.abs().amax(0), rows, [SCHEMES["int8_tensor_dynamic"]]),
+        rows,
+    )
     assert torch.equal(found[0], x[0])
     np.testing.assert_allclose(found[1:], by_hand("int8_tensor_dynamic", x[1:].numpy(), 0), rtol=1e-6)
 
@@ -173,7 +178,7 @@ def test_smoothing_moves_a_scale_and_leaves_the_product():
 def test_clipping_takes_a_quantile_for_the_largest():
     x = torch.from_numpy(sample())
     treatment = Treatment("clip", quantile=0.9)
-    seen = treatment.seen(x, x.abs().amax(0), None, columns=False)
+    seen = treatment.seen(x, x.abs().amax(0), None, [SCHEMES["int8_token"]])
     found = treatment.rounded(SCHEMES["int8_token"], x, seen)
     quantile = torch.from_numpy(np.sort(x.abs().numpy(), axis=1)[:, int(np.ceil(0.9 * WIDTH)) - 1])
     np.testing.assert_allclose(found.abs().amax(1), quantile, rtol=1e-6)

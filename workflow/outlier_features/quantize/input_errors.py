@@ -91,17 +91,26 @@ class InputErrors:
     exact: Array = field(default_factory=lambda: np.zeros(2, np.int64))
     kept: list[KeptRows] = field(default_factory=list)
 
-    def schemes_of(self, treatment: Treatment) -> list[Scheme]:
-        """Those that the treatment is tried with; of schemes that round alike, the first."""
-        suitable = [scheme for scheme in self._wanted(treatment) if treatment.suits(scheme)]
-        return [*{scheme.formula: scheme for scheme in reversed(suitable)}.values()][::-1]
+    def __post_init__(self) -> None:
+        self._tried: list[dict[Any, list[Scheme]]] = []
+        for treatment in self.treatments:
+            alike: dict[Any, list[Scheme]] = {}
+            for scheme in self.schemes if treatment.remedy == NONE else self.remedied:
+                if treatment.suits(scheme):
+                    alike.setdefault(scheme.formula, []).append(scheme)
+            self._tried.append(alike)
 
-    def names_of(self, treatment: Treatment, scheme: Scheme) -> list[str]:
-        """Of the schemes that the treatment is tried with and that round like this one."""
-        return [one.name for one in self._wanted(treatment) if one.formula == scheme.formula]
+    def schemes_of(self, treatment: int) -> list[Scheme]:
+        """Those that it is tried with; of schemes that round alike, the first."""
+        return [schemes[0] for schemes in self._tried[treatment].values()]
 
-    def _wanted(self, treatment: Treatment) -> Sequence[Scheme]:
-        return self.schemes if treatment.remedy == NONE else self.remedied
+    def names_of(self, treatment: int, scheme: Scheme) -> list[str]:
+        """Of the schemes that it is tried with and that round like this one."""
+        return [one.name for one in self._tried[treatment][scheme.formula]]
+
+    def like_none(self, treatment: int, scheme: Scheme) -> bool:
+        """Its rows are rounded as without a remedy, but for those that are exact."""
+        return self.treatments[treatment].positions and scheme.by_row and scheme.formula in self._tried[0]
 
     def add(self, rows: Rows, places: Sequence[SequencePlaces]) -> None:
         """Of a batch, the sequences of which lie at `places`."""
@@ -124,15 +133,20 @@ class InputErrors:
             self.tokens[n] += int((parts == part).sum())
             self.exact[n] += int((exact & (parts == part)).sum())
         seen: list[Seen] = []
+        unremedied: dict[Any, Tensor] = {}
         for index, treatment in enumerate(self.treatments):
-            changed = treatment.input(x)
-            schemes = self.schemes_of(treatment)
-            seen.append(treatment.seen(changed, self.absmax, on_device, any(scheme.exact for scheme in schemes)))
+            changed, schemes = treatment.input(x), self.schemes_of(index)
+            seen.append(treatment.seen(changed, self.absmax, on_device, schemes))
             self._sum(self.signal, index, changed.square().sum(1), parts)
-            if treatment.changes_input:
-                for scheme in schemes:
+            for scheme in schemes if treatment.changes_input else ():
+                if self.like_none(index, scheme):
+                    by_row = unremedied[scheme.formula] * ~on_device
+                else:
                     lost = treatment.rounded(scheme, changed, seen[-1], on_device).sub_(changed)
-                    self._sum(self.noise, (index, scheme.name), lost.square_().sum(1), parts)
+                    by_row = lost.square_().sum(1)
+                if index == 0:
+                    unremedied[scheme.formula] = by_row
+                self._sum(self.noise, (index, scheme.name), by_row, parts)
         if self.keep is None:
             return
         chosen, weight = self._chosen(x, exact, place.order[positions])

@@ -55,15 +55,27 @@ class LayerOutputs:
                 changed, weight = treatment.input(x), treatment.weight(matrix)
                 signal = float(weight.square().sum(dtype=torch.float64))
                 lost: dict[WeightScheme, Tensor] = {}
-                for scheme in self._errors.schemes_of(treatment):
+                for scheme in self._errors.schemes_of(index):
                     if scheme.weight not in lost:
                         lost[scheme.weight] = treatment.rounded_weight(scheme.weight, weight, self._layer.name) - weight
                     one = found.setdefault((index, scheme.name), self._nothing(index, scheme, treatment))
                     one.weight_signal += signal
                     one.weight_noise += float(lost[scheme.weight].square().sum(dtype=torch.float64))
+                    if self._errors.like_none(index, scheme):
+                        continue
                     for what, by_row in self._of_rows(index, scheme, changed, weight, lost[scheme.weight], rows):
                         one.by_row[what][rows.cpu().numpy()] = by_row
+        self._take_from_none(found)
         return list(found.values())
+
+    def _take_from_none(self, found: dict[tuple[int, str], LayerErrors]) -> None:
+        """The errors of rows that are rounded as without a remedy, but for those that are exact."""
+        inexact = ~self._rows.exact.cpu().numpy()
+        unremedied = {one.scheme.formula: one for one in found.values() if one.treatment == 0}
+        for one in found.values():
+            if self._errors.like_none(one.treatment, one.scheme):
+                same = unremedied[one.scheme.formula].by_row
+                one.by_row = {what: same[what] * inexact for what in one.by_row}
 
     def _nothing(self, index: int, scheme: Scheme, treatment: Treatment) -> LayerErrors:
         whats = [INPUT] * treatment.changes_input + [WEIGHT] * (treatment.own_weight or index == 0) + [BOTH]

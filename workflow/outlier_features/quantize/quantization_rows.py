@@ -20,13 +20,13 @@ Row = dict[str, Any]
 def rows_of_input(errors: InputErrors, populations: Sequence[str]) -> Iterator[Row]:
     """Of an input whose layers are not known."""
     for index, treatment in enumerate(errors.treatments):
-        for scheme in errors.schemes_of(treatment) if treatment.changes_input else ():
+        for scheme in errors.schemes_of(index) if treatment.changes_input else ():
             for population in populations:
                 row = {
                     "sqnr_db": _of_input(errors, index, scheme, population),
                     "bits": _bits_of_input(errors, treatment, scheme, population),
                 }
-                yield from _named(errors, treatment, scheme, INPUT, population, row)
+                yield from _named(errors, index, scheme, INPUT, population, row)
 
 
 def rows_of_layer(
@@ -57,7 +57,7 @@ def rows_of_layer(
                     "output_tokens": number,
                     "bits": sum(bits) / 2 if quantized not in (INPUT, WEIGHT) else bits[quantized == WEIGHT],
                 }
-                yield from _named(errors, treatment, scheme, quantized, population, row)
+                yield from _named(errors, one.treatment, scheme, quantized, population, row)
 
 
 def quantization_table(rows: Sequence[Row]) -> pl.DataFrame:
@@ -69,14 +69,14 @@ def quantization_table(rows: Sequence[Row]) -> pl.DataFrame:
 
 
 def _named(
-    errors: InputErrors, treatment: Treatment, scheme: Scheme, quantized: str, population: str, row: Row
+    errors: InputErrors, treatment: int, scheme: Scheme, quantized: str, population: str, row: Row
 ) -> Iterator[Row]:
     """The row under each name of the scheme."""
     shared = {
         "layer": errors.one.layer,
         "site": errors.one.site,
-        "remedy": treatment.remedy,
-        "setting": treatment.setting,
+        "remedy": errors.treatments[treatment].remedy,
+        "setting": errors.treatments[treatment].setting,
         "quantized": quantized,
         "population": population,
         "tokens": int(of_population(errors.tokens, population)),

@@ -72,17 +72,19 @@ class Treatment:
             return matrix * self.divisor
         return self.rotation(matrix) if self.rotation else matrix
 
-    def seen(self, changed: Tensor, absmax: Tensor, rows: Tensor | None, columns: bool) -> Seen:
-        """Of the changed input of a sequence (n, width).
+    def seen(self, changed: Tensor, absmax: Tensor, rows: Tensor | None, schemes: Sequence[Scheme]) -> Seen:
+        """Of the changed input of a sequence (n, width), what the schemes ask for.
 
-        absmax    largest abs(x) of each channel over the run, (width,)
-        rows      bool (n,), tokens that `positions` leaves exact
-        columns   a scheme asks which of them are exact
+        absmax   largest abs(x) of each channel over the run, (width,)
+        rows     bool (n,), tokens that `positions` leaves exact
         """
-        static = None if self.rotation else float(self._inner(self.input(absmax[None]), None).max())
+        asked = {scheme.shares for scheme in schemes}
+        static = float(self._inner(self.input(absmax[None]), None).max()) if "static" in asked else None
         inner = self._inner(changed, rows)
-        dynamic = float(self._largest(inner.flatten()))
-        kept = (inner.abs().amax(0, keepdim=True) < LLM_INT8_THRESHOLD).to(inner.dtype) if columns else None
+        dynamic = float(self._largest(inner.flatten())) if "dynamic" in asked else None
+        kept = None
+        if any(scheme.exact for scheme in schemes):
+            kept = (inner.abs().amax(0, keepdim=True) < LLM_INT8_THRESHOLD).to(inner.dtype)
         return Seen(static, dynamic, kept)
 
     def rounded(self, scheme: Scheme, changed: Tensor, seen: Seen, rows: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ scale `max / 448`, saturating; MXFP4 is E2M1 in blocks of 32 with the scale `2^(
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -28,14 +28,15 @@ def largest_abs(x: Tensor) -> Tensor:
 class Seen:
     """What a scheme knows of the tensor (n, width) whose rows it rounds.
 
-    static    largest abs(x) over the calibration tokens, which are all of the run; None: not known
+    static    largest abs(x) over the calibration tokens, which are all of the run
     dynamic   the same over the tokens of the row's sequence: a number for all rows, or (n, 1)
-    kept      0 where the row's sequence has an abs(x) >= 6 in that column, else 1: (1, width) or (n, width); None where
-              no scheme asks
+    kept      0 where the row's sequence has an abs(x) >= 6 in that column, else 1: (1, width) or (n, width)
+
+    What no scheme asks for is None.
     """
 
-    static: float | None
-    dynamic: float | Tensor
+    static: float | None = None
+    dynamic: float | Tensor | None = None
     kept: Tensor | None = None
 
     def at(self, rows: Tensor) -> "Seen":
@@ -46,7 +47,8 @@ class Seen:
     @classmethod
     def joined(cls, parts: "Sequence[tuple[Seen, int]]", device: torch.device) -> "Seen":
         """Of rows of several sequences, so many of each."""
-        dynamic = torch.tensor([seen.dynamic for seen, n in parts for _ in range(n)], device=device)[:, None]
+        largest = [seen.dynamic for seen, n in parts if seen.dynamic is not None for _ in range(n)]
+        dynamic = torch.tensor(largest, device=device)[:, None] if largest else None
         kept = [seen.kept.expand(n, -1) for seen, n in parts if seen.kept is not None]
         return cls(parts[0][0].static, dynamic, torch.cat(kept) if kept else None)
 
@@ -89,9 +91,14 @@ class Scheme:
     exact: bool = False
 
     @property
-    def formula(self) -> "Scheme":
+    def formula(self) -> tuple[str, str | int, bool]:
         """The same for schemes that round alike under two names."""
-        return replace(self, name="")
+        return self.format, self.shares, self.exact
+
+    @property
+    def by_row(self) -> bool:
+        """A row is rounded alike whatever rows are beside it."""
+        return self.shares not in ("static", "dynamic") and not self.exact
 
     def __call__(self, x: Tensor, seen: Seen, largest: Callable[[Tensor], Tensor] = largest_abs) -> Tensor:
         """x (n, width), rounded; a new tensor.
