@@ -5,7 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import down_projection
 from outlier_features.extract.losses import LossRecorder
 from outlier_features.extract.measure_loss import loss_rows
+from outlier_features.files.tables import Table
 from outlier_features.model.bases import RESID_POST
 from outlier_features.model.interventions import weight_of
 from outlier_features.model.placement import beside
@@ -40,7 +41,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class VariantPasses(ABC, Generic[V]):
-    """A model and the sample that its variants are measured on."""
+    """A model and the sample that its variants are measured on.
+
+    table    of `scores`, whose means by token are the columns of what `scored` finds
+    called   what the passes are of, where their progress is shown
+    """
+
+    table: ClassVar[Table] = ABLATION_SEQUENCES
+    called: ClassVar[str] = "ablations"
 
     def __init__(self, subject: Subject, sample: Tokens, batch_size: int):
         self._loaded, self._blocks, self._prefixes = subject.loaded, subject.blocks, subject.prefixes
@@ -73,6 +81,12 @@ class VariantPasses(ABC, Generic[V]):
         """
         return nullcontext()
 
+    def scored(self, ids: torch.Tensor, mask: torch.Tensor, unchanged: bool) -> dict[str, torch.Tensor]:
+        """Of the last pass, over `ids` and with their `mask` (B, T), by column a number for each token: (B, T), 0 where
+        none is predicted; `nll` among them. The pass of the unchanged model goes before those of its variants."""
+        nll, top1 = self._recorder.token_scores(ids, mask)
+        return {"nll": nll, "top1_probability": top1}
+
     def costs_before(self, variants: Sequence[V], price: PassCost) -> Iterable[float]:
         """Costs of a token in passes that `scores` needs besides those of the variants."""
         return ()
@@ -99,7 +113,7 @@ class VariantPasses(ABC, Generic[V]):
         return found
 
     def scores(self, variants: Sequence[V]) -> pl.DataFrame:
-        """The rows of `ABLATION_SEQUENCES`.
+        """The rows of `table`.
 
         For each batch of sequences one whole pass, which is the unchanged model's; the others begin where they differ
         from it. Variants that begin at one block are run together, where more sequences than the sample's fit a batch.
@@ -109,7 +123,7 @@ class VariantPasses(ABC, Generic[V]):
         frames: list[pl.DataFrame] = []
         token = self._loaded.d_model * self._loaded.dtype.itemsize * len(set(starts))
         batches = self._batches(KEPT_BYTES // (token * self._ids.shape[1]))
-        with tqdm(total=len(variants) * len(batches), desc="ablations", unit="variant", file=sys.stderr) as progress:
+        with tqdm(total=len(variants) * len(batches), desc=self.called, unit="variant", file=sys.stderr) as progress:
             for rows in batches:
                 ids = self._ids[rows]
                 with (
@@ -120,15 +134,16 @@ class VariantPasses(ABC, Generic[V]):
                 ):
                     self._loaded.base(ids)
                 for index in unchanged:
-                    frames.append(self._rows(index, rows, *self._recorder.token_scores(ids, self._mask[rows])))
+                    frames.append(self._rows(index, rows, self.scored(ids, self._mask[rows], unchanged=True)))
                     progress.update()
                 for start, group in self._groups(variants, starts, max(1, self._batch_size // len(ids))):
-                    scores = self._run(variants, group, rows, kept[start])
-                    each = zip(*(score.chunk(len(group)) for score in scores), strict=True)
-                    frames += [self._rows(index, rows, *one) for index, one in zip(group, each, strict=True)]
+                    found = self._run(variants, group, rows, kept[start])
+                    for number, index in enumerate(group):
+                        of_one = {name: value.chunk(len(group))[number] for name, value in found.items()}
+                        frames.append(self._rows(index, rows, of_one))
                     progress.update(len(group))
         table = pl.concat(frames).fill_nan(None)  # a 16-bit model may overflow once it is changed
-        return table.pipe(ABLATION_SEQUENCES.cast).sort("variant", "sequence")
+        return table.pipe(self.table.cast).sort("variant", "sequence")
 
     @torch.inference_mode()
     def means_at(self, wanted: Mapping[Key, tuple[int, torch.Tensor]]) -> dict[Key, torch.Tensor]:
@@ -155,10 +170,8 @@ class VariantPasses(ABC, Generic[V]):
                 self._loaded.base(self._ids[rows])
         return {key: total / int(wanted[key][1].sum()) for key, total in sums.items()}
 
-    def _run(
-        self, variants: Sequence[V], group: Sequence[int], rows: slice, prefix: Prefix
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and largest probabilities, float32 (len(group) * B, T), of each variant's sequences in turn."""
+    def _run(self, variants: Sequence[V], group: Sequence[int], rows: slice, prefix: Prefix) -> dict[str, torch.Tensor]:
+        """What is measured of each variant's sequences in turn, (len(group) * B, T)."""
         times = len(group)
         ids, mask = self._ids[rows].repeat(times, 1), self._mask[rows].repeat(times, 1)
         with ExitStack() as changes:
@@ -167,13 +180,17 @@ class VariantPasses(ABC, Generic[V]):
             changes.enter_context(self.watching(group, rows, times, prefix.start))
             with torch.inference_mode(), self._prefixes.begun(prefix, times), self._recorder.states():
                 self._loaded.base(ids)
-            return self._recorder.token_scores(ids, mask)
+            return self.scored(ids, mask, unchanged=False)
 
-    def _rows(self, index: int, rows: slice, nll: torch.Tensor, top1: torch.Tensor) -> pl.DataFrame:
-        """The rows of one variant, from losses and largest probabilities float32 (B, T)."""
-        found = loss_rows(self._sample, rows.start, rows.start + len(nll), nll.cpu().numpy())
-        mean = pl.Series(top1.cpu().numpy().sum(axis=1, dtype=np.float64)) / found["tokens"]
-        return found.with_columns(variant=pl.lit(index), top1_probability=mean)
+    def _rows(self, index: int, rows: slice, measured: Mapping[str, torch.Tensor]) -> pl.DataFrame:
+        """The rows of one variant, from what is measured of its tokens (B, T)."""
+        values = {name: value.cpu().numpy() for name, value in measured.items()}
+        nll = values.pop("nll")
+        found = loss_rows(self._sample, rows.start, rows.start + len(nll), nll)
+        means = {
+            name: pl.Series(value.sum(axis=1, dtype=np.float64)) / found["tokens"] for name, value in values.items()
+        }
+        return found.with_columns(variant=pl.lit(index), **means)
 
     def _start(self, variant: V) -> int:
         """The first block that does anything else than in the unchanged model, as far as passes can begin there."""

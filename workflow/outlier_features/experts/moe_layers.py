@@ -24,6 +24,8 @@ from outlier_features.model.verify_sites import Identity, verify_sites
 
 Tensor = torch.Tensor
 ExpertsFunction = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+# Of the name of a parameter, the expert, what its matrix is to be multiplied with (n, in), and which rows these are.
+Product = Callable[[str, int, Tensor, Tensor], Tensor]
 _NAME = "outlier_features"
 
 
@@ -84,17 +86,24 @@ class Routed:
 
 
 def run_experts(
-    module: nn.Module, hidden: Tensor, index: Tensor, weight: Tensor, receive: Callable[[ExpertCall], None]
+    module: nn.Module,
+    hidden: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    receive: Callable[[ExpertCall], None],
+    product: Product | None = None,
 ) -> Tensor:
     """The routed experts' weighted sum (rows, H), one expert after the other; each output goes to `receive`.
 
     hidden          (rows, H)
     index, weight   (rows, k), the experts chosen for each row
+    product         in the place of the matrices' own
     """
     m: Any = module
+    product = product or own_product(module)
     total = torch.zeros_like(hidden, dtype=torch.float32)
-    for expert, rows, slot, neurons in expert_neurons(module, hidden, index):
-        output = _times(neurons, m.down_proj[expert], m.is_transposed)
+    for expert, rows, slot, neurons in expert_neurons(module, hidden, index, product):
+        output = product("down_proj", expert, neurons, rows)
         if m.has_bias:
             output = output + m.down_proj_bias[expert]
         if m.has_post_expert_norm:
@@ -105,18 +114,31 @@ def run_experts(
     return total.to(hidden.dtype)
 
 
-def expert_neurons(module: nn.Module, hidden: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+def own_product(module: nn.Module) -> Product:
+    """With the module's own matrices, without bias."""
+
+    def multiply(name: str, expert: int, value: Tensor, rows: Tensor) -> Tensor:
+        matrix = getattr(module, name)[expert]
+        return value @ (matrix if module.is_transposed else matrix.mT)
+
+    return multiply
+
+
+def expert_neurons(
+    module: nn.Module, hidden: Tensor, index: Tensor, product: Product | None = None
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Each expert that is chosen: its number, the rows that choose it in order, the choice of each that it is, and what
     its down projection reads (n, M).
 
     hidden   (rows, H)
     index    (rows, k), the experts chosen for each row
+    product  in the place of the matrices' own
     """
     m: Any = module
+    product = product or own_product(module)
     for expert in index.unique().tolist():
         rows, slot = torch.where(index == expert)
-        first = m.gate_up_proj if m.has_gate else m.up_proj
-        pre = _times(hidden[rows], first[expert], m.is_transposed)
+        pre = product("gate_up_proj" if m.has_gate else "up_proj", expert, hidden[rows], rows)
         if m.has_bias:
             pre = pre + (m.gate_up_proj_bias if m.has_gate else m.up_proj_bias)[expert]
         yield expert, rows, slot, m._apply_gate(pre) if m.has_gate else m.act_fn(pre)
@@ -133,10 +155,6 @@ def neuron_hook(receive: Callable[[int, Tensor, Tensor], None]) -> Callable[[nn.
             receive(expert, rows, neurons)
 
     return hand_on
-
-
-def _times(value: Tensor, matrix: Tensor, is_transposed: bool) -> Tensor:
-    return value @ (matrix if is_transposed else matrix.mT)
 
 
 @contextmanager

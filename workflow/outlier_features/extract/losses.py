@@ -5,6 +5,7 @@ logits (head, bias, scaling, softcapping) therefore runs on a few tokens at a ti
 blocks is made to return those tokens' states at once, and the whole model is called.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,18 +64,32 @@ class LossRecorder:
     def token_scores(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`token_losses`, and in the same shape the largest probability that the model gave to any token there."""
         nll, top1 = (torch.zeros(ids.shape, dtype=torch.float32, device=ids.device) for _ in range(2))
-        for sequence, row in enumerate(ids):
-            for start in range(0, len(row) - 1, self._block):
-                stop = min(start + self._block, len(row) - 1)
-                logits = self._logits(sequence, start, stop, row)
-                there = slice(start + 1, stop + 1)
-                nll[sequence, there], top1[sequence, there] = _scores(logits, row[there])
+        for there, logits in self.logits(ids, self.last):
+            nll[there], top1[there] = scores_of(logits, ids[there])
         return nll * mask, top1 * mask
 
-    def _logits(self, sequence: int, start: int, stop: int, row: Tensor) -> Tensor:
+    @property
+    def last(self) -> Any:
+        """What the model's body returned in the last pass, which `logits` takes."""
+        return self._output
+
+    def logits(self, ids: Tensor, output: Any, skip: int = 0) -> Iterator[tuple[tuple[int, slice], Tensor]]:
+        """Where some tokens lie that a pass over `ids` (B, T) predicts, and the logits (n, vocabulary) that do so.
+
+        output   of the body in that pass
+        skip     so many of them, the first ones, are not made
+        """
+        length = ids.shape[1] - 1
+        starts = [(sequence, start) for sequence in range(len(ids)) for start in range(0, length, self._block)]
+        for sequence, start in starts[skip:]:
+            stop = min(start + self._block, length)
+            logits = self._logits(output, sequence, start, stop, ids[sequence])
+            yield (sequence, slice(start + 1, stop + 1)), logits
+
+    def _logits(self, output: Any, sequence: int, start: int, stop: int, row: Tensor) -> Tensor:
         """The logits (stop - start, vocabulary) at these positions."""
-        states = self._output[0][sequence : sequence + 1, start:stop]
-        answer = (states,) if isinstance(self._output, tuple) else type(self._output)(last_hidden_state=states)
+        states = output[0][sequence : sequence + 1, start:stop]
+        answer = (states,) if isinstance(output, tuple) else type(output)(last_hidden_state=states)
         with returning(self._body, {0}, lambda: answer):
             return self._run(row[None, start:stop], has_states=True)[0]
 
@@ -98,7 +113,11 @@ class LossRecorder:
         with self.states():
             loaded.base(ids)
         half, length = ids.shape[1] // 2, ids.shape[1]
-        parts = [self._logits(n, *span, row) for n, row in enumerate(ids) for span in ((0, half), (half, length))]
+        parts = [
+            self._logits(self._output, n, *span, row)
+            for n, row in enumerate(ids)
+            for span in ((0, half), (half, length))
+        ]
         found = torch.cat(parts).view_as(expected)
         allowed = TOLERANCE[loaded.dtype] * (expected.abs() + expected.square().mean(-1, keepdim=True).sqrt())
         difference = (found - expected).abs()
@@ -121,7 +140,7 @@ def loss_recorder(loaded: LoadedModel) -> tuple[LossRecorder | None, str | None]
         return None, f"its logits cannot be had from the states of its last block: {error}"
 
 
-def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def scores_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy (n,) of logits (n, V) with token ids (n,), and the largest probability (n,).
 
     The exponentials are added up in float64 where the device has it: in float32 the sum over a vocabulary is off by
