@@ -436,6 +436,13 @@ QUANTIZATION_TABLES = ["quantization", "weight_outliers"]
 # On request alone.
 ATTRIBUTION_TABLES = ["logit_attribution", "logit_attribution_tokens"]
 KNOCK_OUT_TABLES = ["knock_outs", "knock_out_dims", "spikes", "triggers"]
+QUANTIZED_MODEL_TABLES = [
+    "quantization_loss",
+    "quantization_loss_sequences",
+    "quantization_sensitivity",
+    "quantization_signals",
+    "prefix_trial",
+]
 MODEL_TABLES = [
     "loss",
     "norms",
@@ -450,6 +457,7 @@ MODEL_TABLES = [
     *ABLATION_TABLES,
     *(ATTRIBUTION_TABLES if CONFIG["gallery"]["attribution"] else []),
     *(KNOCK_OUT_TABLES if CONFIG["ablate"]["knock_outs"] else []),
+    *(QUANTIZED_MODEL_TABLES if CONFIG["quantize"]["losses"] else []),
 ]
 # What quantizers read.
 QUANTIZER_FILES = {

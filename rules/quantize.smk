@@ -86,3 +86,49 @@ rule export_quantization:
         "Export the channels of {wildcards.model} on {wildcards.corpus} to quantizers"
     script:
         "../scripts/export_quantization.py"
+
+
+rule quantize_model:
+    input:
+        source=model_source,
+        tokens=f"{RUN}/tokens.safetensors",
+        dims=f"{RUN}/dims.parquet",
+        massive=f"{RUN}/massive.parquet",
+        super_weights=f"{RUN}/super_weights.parquet",
+        layers=f"{RUN}/layers.parquet",
+        channel_stats=f"{RUN}/channel_stats.safetensors",
+        prefix_tokens=f"{RUN}/prefix_tokens.parquet",
+        quantization=f"{RUN}/quantization.parquet",
+    output:
+        quantization_loss=f"{RUN}/quantization_loss.parquet",
+        quantization_loss_sequences=f"{RUN}/quantization_loss_sequences.parquet",
+        quantization_sensitivity=f"{RUN}/quantization_sensitivity.parquet",
+        quantization_signals=f"{RUN}/quantization_signals.parquet",
+        prefix_trial=f"{RUN}/prefix_trial.parquet",
+    log:
+        f"{RESULTS}/logs/quantize_model/{{model}}/{{corpus}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/quantize_model/{{model}}/{{corpus}}.tsv"
+    wildcard_constraints:
+        corpus=TEXT_CORPORA,
+    threads: threads_of("extract")
+    resources:
+        mem_mb=model_mb,
+        runtime=model_minutes(480),
+        gpu=model_gpus,
+    params:
+        schemes=CONFIG["quantize"]["schemes"],
+        remedied=CONFIG["quantize"]["remedied"],
+        loss_scheme=CONFIG["quantize"]["loss_scheme"],
+        budget=CONFIG["quantize"]["budget"],
+        seeds=CONFIG["quantize"]["seeds"],
+        sequences=CONFIG["quantize"]["sequences"],
+        length=CONFIG["quantize"]["tokens"],
+        loading=loading,
+        batch_size=CONFIG["extract"]["batch_size"],
+        off=off("quantization_losses"),
+        code=code_version("quantize_model"),
+    message:
+        "Measure the losses of {wildcards.model}, quantized, on {wildcards.corpus}"
+    script:
+        "../scripts/quantize_model.py"

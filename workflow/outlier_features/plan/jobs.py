@@ -37,6 +37,7 @@ def jobs_of_run(config: Mapping[str, Any], model: str, corpus: str, dump: Dump |
         "check_dump_norms": gains,
         "rate_triggers": config["ablate"]["knock_outs"],
         "knock_out": config["ablate"]["knock_outs"],
+        "quantize_model": config["quantize"]["losses"],
         "attribute_logits": config["gallery"]["attribution"],
     }
     stages = [stage for stage in STAGES.values() if stage.of in ("any", "dump" if dump else "model")]

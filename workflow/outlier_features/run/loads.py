@@ -13,7 +13,7 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
 
     config        resolved
     has_experts   a model without is not loaded to rank them
-    has_loss      of the next token: without one no ablation and no knock-out can be measured
+    has_loss      of the next token: without one no ablation, knock-out or quantized model can be measured
     """
     needless = {
         "extract_activations": not config["extract"]["keep_activations"],
@@ -24,6 +24,7 @@ def rules_that_load(config: Mapping[str, Any], *, has_experts: bool, has_loss: b
         "record_examples": turned_off(config, "neurons") is not None,
         "ablate_dims": not has_loss and turned_off(config, "super_weights") is not None,
         "knock_out": not (has_loss and config["ablate"]["knock_outs"]),
+        "quantize_model": not (has_loss and config["quantize"]["losses"]),
         "attribute_logits": not config["gallery"]["attribution"],
     }
     return [

@@ -143,6 +143,16 @@ STAGES = {
             ("knock_outs",),
             runs_model=True,
         ),
+        Stage(
+            "quantize_model",
+            (
+                "quantization_loss.parquet", "quantization_loss_sequences.parquet", "quantization_sensitivity.parquet",
+                "quantization_signals.parquet", "prefix_trial.parquet",
+            ),
+            "model",
+            ("quantization_losses",),
+            runs_model=True,
+        ),
         Stage("summarize_run", ("summary.json",)),
         Stage("write_mask", ("mask.json",)),
         Stage(
