@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 import zoo
 from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.channels.linear_layers import find_linear_inputs
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
@@ -21,9 +23,7 @@ from outlier_features.files.tables import public_tables, read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.models import load_model
 from outlier_features.model.sites import find_sites
-from outlier_features.quantize import quantize_model as module
 from outlier_features.quantize.divergence import divergence
-from outlier_features.quantize.linear_layers import find_linear_inputs
 from outlier_features.quantize.loss_variants import Measured, computed, kept_variants, part_variants, whole_variants
 from outlier_features.quantize.prefix_trial import PrefixPasses, try_prefix
 from outlier_features.quantize.quantization_schema import QUANTIZATION
@@ -34,7 +34,7 @@ from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensitivity_rows, signal_rows
 from outlier_features.tokens.tokens import Tokens
 from test_ablate_dims import sample
-from test_rank_experts import Run
+from test_rank_experts import Run, filled
 
 NOTHING = RunFindings({}, {}, 2)
 # Where a value lies between two steps, another order of a sum may move it by one.
@@ -557,6 +557,14 @@ class QuantizedRun(Run):
         empty = {"super_weights": SUPER_WEIGHTS, "layers": LAYERS, "quantization": QUANTIZATION, "dims": DIMS}
         for file, table in empty.items():
             write_table(directory / f"{file}.parquet", pl.DataFrame(schema=table.schema), table, self.provenance)
+        prefix = [
+            {"token_id": 9, "chosen": False},
+            {"token_id": 3, "chosen": True, "prefix_position": 1},
+            {"token_id": 5, "chosen": True, "prefix_position": 0},
+        ]
+        write_table(
+            directory / "prefix_tokens.parquet", filled(prefix, PREFIX_TOKENS.schema), PREFIX_TOKENS, self.provenance
+        )
         self.tokens = Tokens.read(directory / "tokens.safetensors")
 
     def channel_stats(self):
@@ -587,8 +595,7 @@ class QuantizedRun(Run):
         return {name: read_table(self.directory / f"{name}.parquet", tables[name]) for name in names}
 
 
-def test_the_rule_writes_its_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_prefix_ids", lambda files, path: [5])
+def test_the_rule_writes_its_tables(tmp_path):
     run = QuantizedRun(tmp_path, "llama")
     run.channel_stats()
     tables = run.quantize()
@@ -612,9 +619,9 @@ def test_the_rule_writes_its_tables(tmp_path, monkeypatch):
         assert own["nll_change"].item() == row["nll_change"] and own["kl"].item() == row["kl"]
     signals, _ = tables["quantization_signals"]
     assert signals["order"].to_list()[-1] == "random" and signals["kept"].drop_nulls().max() <= 4 * zoo.BLOCKS
-    assert tables["prefix_trial"][0]["prefix"].to_list() == [0, 0, 0, 1, 1, 1]
+    assert tables["prefix_trial"][0]["prefix"].to_list() == [0, 0, 0, 2, 2, 2]
     facts = provenance["quantize_model"]
-    assert (facts["sequences"], facts["tokens"], facts["absent"], facts["prefix"]) == (2, 10, {}, [5])
+    assert (facts["sequences"], facts["tokens"], facts["absent"], facts["prefix"]) == (2, 10, {}, [5, 3])
 
 
 def test_a_model_without_loss_is_refused_in_a_sentence(tmp_path):
@@ -624,3 +631,21 @@ def test_a_model_without_loss_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="causal") as error:
         run.quantize()
     assert error.value.found == bert.no_loss
+
+
+@pytest.mark.parametrize("name", ["llama", "olmoe"])
+def test_weights_that_are_read_on_demand_are_rounded_alike(name, tmp_path):
+    zoo.save(name, tmp_path)
+    plain, found = None, {}
+    for placement in ("one", "layerwise"):
+        loaded = load_model(
+            tmp_path, dtype="float32", device="cpu", attention="eager", trust_remote_code=False, placement=placement,
+            keep=0 if placement == "layerwise" else None,
+        )  # fmt: skip
+        if plain is None:
+            plain = largest_inputs(loaded.model, sample())
+        passes = passes_of(loaded, sample(), absmax=plain)
+        whole_ones = [whole(passes, "int4_token"), whole(passes, "int8_token", "xw", "smooth", "alpha 0.5")]
+        found[placement] = passes.scores([Quantized(), *whole_ones, *part_variants(passes.inputs, "int4_token")])
+    assert loaded.on_demand is not None
+    assert found["one"].equals(found["layerwise"])

@@ -59,8 +59,8 @@ class Divergence:
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     """`sum_v p_v (log p_v - log q_v)` (n,), of the log-probabilities `reference` (n, V), and q of `logits` (n, V).
 
-    Added up as `p (e^d - 1 - d)`, d = log q - log p: the same, since p and q each add up to 1, but what float32 loses of
-    the logarithms counts d times as much, which of one layer's rounding is next to nothing instead of percents.
+    Added up as `p (e^d - 1 - d)`, d = log q - log p: the same, since p and q each add up to 1, but what float32 loses
+    of the logarithms counts d times as much, which of one layer's rounding is next to nothing instead of percents.
     """
     found = logits.float().log_softmax(-1)
     p = reference.exp()

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from outlier_features.channels.linear_layers import LinearInput, LinearLayer
 from outlier_features.experts.moe_layers import own_product, run_experts
 from outlier_features.model.on_demand import require_weights
 from outlier_features.model.placement import beside
-from outlier_features.quantize.linear_layers import LinearInput, LinearLayer
 from outlier_features.quantize.remedies import Treatment
 from outlier_features.quantize.schemes import Scheme, Seen
 
@@ -65,7 +65,7 @@ class Rounding:
         seen = None
         if "x" in self.quantized or self.scheme.exact:
             seen = self._seen(treatment, changed, beside(self.absmax(one), x), batch, at, exact)
-        if "x" in self.quantized and seen:
+        if seen is not None and "x" in self.quantized:
             rounded = treatment.rounded(self.scheme, changed, seen, exact)
         if "w" not in self.quantized and not treatment.own_weight:
             return self._with_exact(multiply(rounded.to(x.dtype), None), x, exact, multiply)
@@ -73,7 +73,7 @@ class Rounding:
         if "w" in self.quantized:
             whole = treatment.rounded_weight(self.scheme.weight, weight, layer.name)
         found = multiply(rounded.to(x.dtype), whole)
-        if self.scheme.exact and seen is not None and whole is not weight:
+        if seen is not None and seen.kept is not None and whole is not weight:
             # The rows of the weight that belong to exact columns are exact, too.
             found = found + ((changed * (1 - seen.kept)) @ (weight - whole).mT).to(found.dtype)
         return self._with_exact(found, x, exact, multiply)
@@ -101,8 +101,8 @@ class Rounding:
                 real = torch.ones_like(real)
             if count:
                 rows = None if exact is None else exact[start:stop][real]
-                parts.append((treatment.seen(changed[start:stop][real], absmax, rows), count))
-        return Seen.joined(parts)
+                parts.append((treatment.seen(changed[start:stop][real], absmax, rows, self.scheme.exact), count))
+        return Seen.joined(parts, changed.device)
 
 
 @contextmanager

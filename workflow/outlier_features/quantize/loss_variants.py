@@ -9,8 +9,8 @@ import polars as pl
 import torch
 
 from outlier_features.ablate.variant_passes import mean_scores
+from outlier_features.channels.linear_layers import LinearInput
 from outlier_features.compare.resampling import Resampling
-from outlier_features.quantize.linear_layers import LinearInput
 from outlier_features.quantize.loss_schema import QUANTIZATION_LOSS
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses, remedy_of_model
 from outlier_features.quantize.remedies import ALPHAS, NONE, SMOOTH, RunFindings, Treatment, treatments

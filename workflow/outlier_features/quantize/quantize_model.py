@@ -10,18 +10,19 @@ import torch
 
 from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
+from outlier_features.channels.linear_layers import LinearInput, find_linear_inputs
+from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dims.dims_schema import MASSIVE as MASSIVE_TABLE
 from outlier_features.errors import InputError
 from outlier_features.files.missing import require_had
 from outlier_features.files.run_files import RunFiles
-from outlier_features.files.tables import public_tables, write_table
+from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Loading
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.populations import EXCLUDED
-from outlier_features.quantize.linear_layers import LinearInput, find_linear_inputs
 from outlier_features.quantize.loss_schema import (
     PREFIX_TRIAL,
     QUANTIZATION_LOSS,
@@ -159,6 +160,6 @@ def _channels(file: TensorFile, one: LinearInput) -> Mapping[str, Array]:
 
 def _prefix_ids(files: RunFiles, path: Path) -> list[int]:
     """Token ids, in their order; none where they could not be had."""
-    rows = files.rows(path, public_tables()["prefix_tokens"]).filter("chosen").sort("prefix_position")
+    rows = files.rows(path, PREFIX_TOKENS).filter("chosen").sort("prefix_position")
     ids: list[int] = rows["token_id"].to_list()
     return ids

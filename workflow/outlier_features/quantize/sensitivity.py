@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.quantize.linear_layers import LinearInput
+from outlier_features.channels.linear_layers import LinearInput
 from outlier_features.quantize.loss_schema import QUANTIZATION_SENSITIVITY, QUANTIZATION_SIGNALS
 from outlier_features.quantize.loss_variants import BOTH, kept_numbers
 from outlier_features.quantize.remedies import NONE
