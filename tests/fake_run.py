@@ -31,6 +31,13 @@ from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS, 
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.origin.origin_schema import LIFECYCLE, ORIGIN, ORIGIN_NEURONS, ORIGIN_SHARES
 from outlier_features.origin.shares_of_parts import shares_of_parts
+from outlier_features.quantize.loss_schema import (
+    PREFIX_TRIAL,
+    QUANTIZATION_LOSS,
+    QUANTIZATION_LOSS_SEQUENCES,
+    QUANTIZATION_SENSITIVITY,
+    QUANTIZATION_SIGNALS,
+)
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.summary.summarize_run import summarize_run
 from outlier_features.surface.surface_schema import SURFACE
@@ -88,6 +95,13 @@ RUN_TABLES = (
     "ablation_sequences",
 )
 KNOCK_OUT_TABLES = ("knock_outs", "knock_out_dims", "spikes")
+LOSS_TABLES = (
+    "quantization_loss",
+    "quantization_loss_sequences",
+    "quantization_sensitivity",
+    "quantization_signals",
+    "prefix_trial",
+)
 ATTRIBUTION_TABLES = ("logit_attribution", "logit_attribution_tokens")
 FIGURES = (
     "first-screen",
@@ -110,8 +124,6 @@ OUTPUTS = {
     "ablation": ["ablation.parquet", "ablation_sequences.parquet"],
     "expert_ablation": ["expert_ablation.parquet", "expert_ablation_sequences.parquet"],
     "neurons": ["neurons.parquet", "neuron_statistics.parquet", "neurons.safetensors"],
-    "channels": ["channel_stats.safetensors", "prefix_tokens.parquet"],
-    "quantization": ["quantization.parquet", "weight_outliers.parquet"],
     "gallery": [
         "gallery_neurons.parquet",
         "gallery_examples.parquet",
@@ -120,6 +132,9 @@ OUTPUTS = {
     ],
     "attribution": ["logit_attribution.parquet", "logit_attribution_tokens.parquet"],
     "knock_outs": ["knock_outs.parquet", "knock_out_dims.parquet", "spikes.parquet"],
+    "channels": ["channel_stats.safetensors", "prefix_tokens.parquet"],
+    "quantization": ["quantization.parquet", "weight_outliers.parquet"],
+    "quantization_losses": [f"{name}.parquet" for name in LOSS_TABLES],
 }
 
 
@@ -164,6 +179,7 @@ class FakeRun:
     norms: bool = True
     experts: int = 0
     knock_outs: bool = False
+    losses: bool = False
     attribution: bool = False
     super_weights: tuple[tuple[int, int, int], ...] = ((1, 7, 30),)
     published: list[dict[str, object]] = field(default_factory=list)
@@ -251,6 +267,7 @@ class FakeRun:
             **self._gallery(),
             "super_weights": self._super_weights(), **self._ablations(), **self._expert_ablations(),
             **(self._knock_outs() if self.knock_outs else {}),
+            **(self._losses() if self.losses else {}),
             **(self._attribution() if self.attribution else {}),
         }  # fmt: skip
         write_tensors(directory / "neurons.safetensors", {}, self.provenance)
@@ -804,6 +821,36 @@ class FakeRun:
             "spikes": pl.DataFrame(spikes, schema=SPIKES.schema),
         }
 
+    def _losses(self) -> dict[str, pl.DataFrame]:
+        """All modules in 8 bits and in 4, and the first input of each layer alone, which costs the more the later."""
+        of = {"remedy": "none", "quantized": "xw"}
+        modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(self.layers)]
+        variants: list[dict[str, object]] = [
+            {"modules": 0},
+            *(of | {"scheme": scheme, "what": "all", "modules": self.layers} for scheme in ("int8_token", "mxfp4")),
+            *(of | {"scheme": "int8_token", "what": f"module:{name}", "modules": 1} for name in modules),
+        ]
+        changes = [0.0, 0.5, 2.0, *(0.01 * (layer + 1) for layer in range(self.layers))]
+        scores = [
+            {"nll": 2.0 + change, "nll_change": change, "low": change, "high": change, "kl": change / 2,
+             "perplexity": math.exp(2.0 + change), "tokens": 6}
+            for change in changes
+        ]  # fmt: skip
+        rows = [{"variant": n, **one, **score} for n, (one, score) in enumerate(zip(variants, scores, strict=True))]
+        alone = [
+            {"layer": layer, "site": "attn_norm", "module": name, "reads": name, "nll_change": 0.01 * (layer + 1),
+             "kl": 0.005 * (layer + 1), "rank_kl": self.layers - layer, "kept": layer == self.layers - 1}
+            for layer, name in enumerate(modules)
+        ]  # fmt: skip
+        each = [{"variant": row["variant"], "sequence": 0, "tokens": 6, "nll": 6.0, "kl": row["kl"]} for row in rows]
+        return {
+            "quantization_loss": _filled(rows, QUANTIZATION_LOSS),
+            "quantization_loss_sequences": _filled(each, QUANTIZATION_LOSS_SEQUENCES),
+            "quantization_sensitivity": _filled(alone, QUANTIZATION_SENSITIVITY),
+            "quantization_signals": _filled([{"order": "kl", "inputs": self.layers, "kept": 1}], QUANTIZATION_SIGNALS),
+            "prefix_trial": _filled([{"prefix": 0, "tokens": 6, "nll": 2.0, "massive": 1}], PREFIX_TRIAL),
+        }
+
     def _attribution(self) -> dict[str, pl.DataFrame]:
         """Head 1 of layer 2 raises the logit of the token that comes next by 2, and nothing else does."""
         head = {"part": "head", "layer": 2, "index": 1}
@@ -827,6 +874,7 @@ class FakeRun:
         )
         names = [*RUN_TABLES]
         names += KNOCK_OUT_TABLES if self.knock_outs else ()
+        names += LOSS_TABLES if self.losses else ()
         names += ATTRIBUTION_TABLES if self.attribution else ()
         paths = {name: directory / f"{name}.parquet" for name in names}
         summarize_run(

@@ -33,6 +33,7 @@ def config(keep_activations):
         "sample": {"sequences": CHUNKS, "tokens": 24},
         "extract": {"chunk_sequences": 1, "keep_activations": keep_activations},
         "ablate": {"knock_outs": True, "tokens": 6},
+        "quantize": {"losses": True, "schemes": ["int4_token"], "remedied": ["int4_token"], "tokens": 6},
         "gallery": {"attribution": True},
     }
 
@@ -100,6 +101,10 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
     rules = rules_that_load(resolved, has_experts=has_experts, has_loss=has_loss)
     assert loads == Counter({rule: CHUNKS if number == 0 else 1 for number, rule in enumerate(rules)})
     assert loads["check_norms"] == 0 and loads["rank_experts"] == has_experts
+    lost = provenance_of(
+        tmp_path / "results/tiny/text/quantization_loss.parquet", public_tables()["quantization_loss"]
+    ).get("missing")
+    assert bool(lost) == (not has_loss)
     # One load for the search and the ablations, of which one can be had without the other.
     assert missing(tmp_path) == {"llama": {}, "olmoe": {"super_weights": "model"}, "bert": NO_ABLATION}[name]
     if name == "llama" and keep:
@@ -114,7 +119,8 @@ def test_loads_of_a_run(name, keep, planned, tmp_path, monkeypatch):
 
 def test_what_is_off_loads_nothing():
     schema = read_schema(ROOT / "workflow/schemas/config.schema.yaml")
-    off = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "attribution"]
+    off = ["origin", "attention_maps", "super_weights", "knock_outs", "experts", "attribution", "quantization",
+           "quantization_losses"]  # fmt: skip
     skip = {"skip": [*off, "ablation", "gallery"]}
     resolved = resolve_config(yaml.safe_load((ROOT / "config.yaml").read_text()) | config(True) | skip, schema)
     assert rules_that_load(resolved, has_experts=True, has_loss=True) == ["extract_activations"]

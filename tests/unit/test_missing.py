@@ -48,7 +48,7 @@ def summarized(folder, **options):
     ],
 )
 def test_valid_empty_files_say_why(tmp_path, why, cause, reason):
-    run = FakeRun(experts=4, knock_outs=True, attribution=True).write(tmp_path / "tiny/text")
+    run = FakeRun(experts=4, knock_outs=True, attribution=True, losses=True).write(tmp_path / "tiny/text")
     outputs = [(analysis, run / name) for analysis, names in OUTPUTS.items() for name in names]
     before = {path: provenance_in(path) for _, path in outputs}
     for analysis in ANALYSES:

@@ -80,7 +80,7 @@ def test_jobs_are_those_of_snakemake(tmp_path):
         "gallery",
     ]
     configs = {
-        plain: config_of(plain, ablate={"knock_outs": True}, gallery={"attribution": True}),
+        plain: config_of(plain, ablate={"knock_outs": True}, gallery={"attribution": True}, quantize={"losses": True}),
         skip: config_of(skip, skip=everything, extract={"chunk_sequences": 3, "keep_activations": False}),
         without: config_of(without, extract={"chunk_sequences": 1, "keep_activations": False}, corpora=["one"],
                            models=["one"], rules={"location": False}),

@@ -447,8 +447,8 @@ def test_signals_are_ranked_and_the_rest_stays_within_the_budget():
     orders = orders_of(rows)
     assert "kurtosis" not in orders and sorted(orders["random"]) == list(range(len(inputs)))  # known of one site alone
     assert orders["output_error"] == list(range(len(inputs)))[::-1]
-    variants = [one for one in kept_variants(orders, "int8_token") if one.what.startswith("kept:nll_change:")]
-    costly = np.argsort(-alone["nll_change"].to_numpy())
+    variants = [one for one in kept_variants(orders, "int8_token") if one.what.startswith("kept:kl:")]
+    costly = np.argsort(-alone["kl"].to_numpy())
     assert [len(inputs) - len(one.inputs) for one in variants] == [1, 2, 4, 8]
     assert {*variants[2].inputs} == {*range(len(inputs))} - {*costly[:4].tolist()}
     changes = {"all": 0.5, "1": 0.3, "2": math.log(1.02) * 1.001, "4": math.log(1.02) * 0.999, "8": 0.0}

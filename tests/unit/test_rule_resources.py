@@ -45,6 +45,7 @@ def jobs(tmp_path_factory):
             "fetch": {"evict": True},
             "extract": {"device": device, "keep_activations": keep},
             "ablate": {"knock_outs": True},
+            "quantize": {"losses": True},
             "gallery": {"attribution": True},
             "catalog": {"models": models, "corpora": {"text": {"files": ["text.txt"]}}},
         }

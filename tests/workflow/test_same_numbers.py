@@ -32,6 +32,11 @@ ON_REQUEST = {
     "triggers",
     "logit_attribution",
     "logit_attribution_tokens",
+    "quantization_loss",
+    "quantization_loss_sequences",
+    "quantization_sensitivity",
+    "quantization_signals",
+    "prefix_trial",
 }  # which the project's own run has not
 PUBLIC = set(public_tables()) - {COSTS.name}  # what a run cost is another each time
 # Beside the project's own run of Snakemake: chunks of 4, 2 cores, batches of 3. These run on one.
@@ -89,7 +94,7 @@ def differing(one: pl.DataFrame, other: pl.DataFrame, close: Iterable[str], tole
 def runs(project) -> dict[str, Path]:
     for name, extract in SETTINGS.items():
         project.run_here("tables", models=["tiny", "tiny-moe"], results=f"same-{name}", extract=extract,
-                         ablate__knock_outs=True, gallery__attribution=True)  # fmt: skip
+                         ablate__knock_outs=True, gallery__attribution=True, quantize__losses=True)  # fmt: skip
     return {name: project.folder / f"same-{name}" for name in SETTINGS}
 
 

@@ -20,6 +20,7 @@ from outlier_features.tokens.tokens import Tokens
 
 Tensor = torch.Tensor
 ALL = "all"
+_TOKENS_AT_ONCE = 1024  # on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class QuantizingPasses(VariantPasses[Quantized]):
         self.inputs, self._absmax, self._found = inputs, absmax, found
         self._tried: dict[LinearInput, list[Treatment]] = {}
         super().__init__(subject, sample, batch_size)
-        self._batch_size = batch_size  # also on a CPU: a weight is rounded once for all sequences of a batch
+        if self._loaded.device.type == "cpu":
+            # A weight is rounded once for all sequences of a batch, which are the same whatever the extraction's are.
+            self._batch_size = max(1, _TOKENS_AT_ONCE // sample.tokens.shape[1])
         self._divergence = Divergence(self._recorder)
         self.set_exact(exact)
 

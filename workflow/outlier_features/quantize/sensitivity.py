@@ -95,9 +95,12 @@ def fewest_kept(order: str, losses: pl.DataFrame, inputs: int, budget: float) ->
 
 
 def sensitivity_rows(rows: pl.DataFrame, losses: pl.DataFrame, budget: float) -> pl.DataFrame:
-    """Those of `QUANTIZATION_SENSITIVITY`, from those of inputs: kept are the inputs that cost most alone."""
-    kept = fewest_kept("nll_change", losses, len(rows), budget)
-    return QUANTIZATION_SENSITIVITY.cast(rows.with_columns(kept=pl.col("rank_nll_change") <= kept).explode("module"))
+    """Those of `QUANTIZATION_SENSITIVITY`, from those of inputs.
+
+    Kept are those of the largest `kl`: on a sample, the loss of one input alone is as often smaller as larger.
+    """
+    kept = fewest_kept("kl", losses, len(rows), budget)
+    return QUANTIZATION_SENSITIVITY.cast(rows.with_columns(kept=pl.col("rank_kl") <= kept).explode("module"))
 
 
 def signal_rows(
