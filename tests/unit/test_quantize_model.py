@@ -567,11 +567,11 @@ class QuantizedRun(Run):
         )
         self.tokens = Tokens.read(directory / "tokens.safetensors")
 
-    def channel_stats(self):
+    def channel_stats(self, but=lambda name: False):
         loaded = load_model(
             self.directory / "model", dtype="float32", device="cpu", attention="eager", trust_remote_code=False
         )
-        largest = largest_inputs(loaded.model, self.tokens)
+        largest = {n: value for n, value in largest_inputs(loaded.model, self.tokens).items() if not but(n)}
         arrays = {f"{name}.absmax": value.astype(np.float32) for name, value in largest.items()}
         arrays |= {f"{name}.mean_square": np.square(value, dtype=np.float64) for name, value in largest.items()}
         arrays |= {f"{name}.count": np.array([36]) for name in largest}
@@ -622,6 +622,18 @@ def test_the_rule_writes_its_tables(tmp_path):
     assert tables["prefix_trial"][0]["prefix"].to_list() == [0, 0, 0, 2, 2, 2]
     facts = provenance["quantize_model"]
     assert (facts["sequences"], facts["tokens"], facts["absent"], facts["prefix"]) == (2, 10, {}, [5, 3])
+
+
+def test_layers_without_statistics_are_left_as_they_are(tmp_path):
+    run = QuantizedRun(tmp_path, "llama")
+    run.channel_stats(but=lambda name: "down_proj" in name)
+    losses, provenance = run.quantize(remedied=[])["quantization_loss"]
+    assert losses["modules"].max() == 6 * zoo.BLOCKS and not losses.filter(what="site:mlp_act").height
+    names = {*provenance["quantize_model"]["absent"]}
+    assert names == {f"model.layers.{layer}.mlp.down_proj" for layer in range(zoo.BLOCKS)}
+    run.channel_stats(but=lambda name: True)
+    with pytest.raises(InputError, match="llama: no linear layer"):
+        run.quantize()
 
 
 def test_a_model_without_loss_is_refused_in_a_sentence(tmp_path):

@@ -40,6 +40,7 @@ from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensit
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
+_UNKNOWN = "the run has no statistics of its input"
 
 
 def quantize_model(
@@ -94,7 +95,11 @@ def quantize_model(
     subject = Subject.fetched(source, **loading)
     keep_proven(subject.blocks, prove_sites(subject.loaded, subject.blocks))
     listed = find_linear_inputs(subject.loaded, subject.blocks)
-    inputs = tuple(one for one in listed.inputs if one.layer is not None)
+    of_blocks = [one for one in listed.inputs if one.layer is not None]
+    inputs = tuple(one for one in of_blocks if f"{one.name}.absmax" in file.entries)
+    unknown = {layer.name: _UNKNOWN for one in of_blocks if one not in inputs for layer in one.layers}
+    if not inputs:
+        raise InputError(f"{subject.loaded.model_type}: no linear layer of its blocks whose input is known")
     channels = {one.name: _channels(file, one) for one in inputs}
     widths = {one.site: one.width for one in inputs if one.site}
     findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds)
@@ -126,7 +131,7 @@ def quantize_model(
             "loss_scheme": loss_scheme,
             "budget": budget,
             "seeds": seeds,
-            "absent": dict(listed.absent),
+            "absent": {**listed.absent, **unknown},
             "prefix": prefix,
         }
     }
