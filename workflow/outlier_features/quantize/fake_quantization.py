@@ -101,7 +101,7 @@ class Rounding:
                 real = torch.ones_like(real)
             if count:
                 rows = None if exact is None else exact[start:stop][real]
-                parts.append((treatment.seen(changed[start:stop][real], absmax, rows, self.scheme.exact), count))
+                parts.append((treatment.seen(changed[start:stop][real], absmax, rows, [self.scheme]), count))
         return Seen.joined(parts, changed.device)
 
 

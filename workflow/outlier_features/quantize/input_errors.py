@@ -1,6 +1,6 @@
 """What rounding does to the input of a linear layer, added up while the model runs; and rows kept for its output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,8 @@ class InputErrors:
 
     absmax     largest abs(x) of each channel over the run, (width,)
     keep       rows of a sequence that are kept, beside those that always are; None: none at all
-    noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part
+    noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part; of remedies, which are many, on the
+               rows that are kept, each for as many as it stands for, unless none are
     signal     by treatment, those of x^2, of what is rounded
     tokens     rows of each part; `exact`: those that `exact_positions` leaves exact
     """
@@ -132,21 +133,13 @@ class InputErrors:
         for n, part in enumerate(PARTS):
             self.tokens[n] += int((parts == part).sum())
             self.exact[n] += int((exact & (parts == part)).sum())
-        seen: list[Seen] = []
-        unremedied: dict[Any, Tensor] = {}
+        seen = []
         for index, treatment in enumerate(self.treatments):
-            changed, schemes = treatment.input(x), self.schemes_of(index)
-            seen.append(treatment.seen(changed, self.absmax, on_device, schemes))
-            self._sum(self.signal, index, changed.square().sum(1), parts)
-            for scheme in schemes if treatment.changes_input else ():
-                if self.like_none(index, scheme):
-                    by_row = unremedied[scheme.formula] * ~on_device
-                else:
-                    lost = treatment.rounded(scheme, changed, seen[-1], on_device).sub_(changed)
-                    by_row = lost.square_().sum(1)
-                if index == 0:
-                    unremedied[scheme.formula] = by_row
-                self._sum(self.noise, (index, scheme.name), by_row, parts)
+            schemes = self.schemes_of(index)
+            changed = x[:0] if all(scheme.by_row for scheme in schemes) else treatment.input(x)
+            seen.append(treatment.seen(changed, self.absmax, on_device[: len(changed)], schemes))
+        whole = range(len(seen)) if self.keep is None else (0,)
+        self._sum_errors(x, on_device, parts, np.ones(len(x)), seen, whole)
         if self.keep is None:
             return
         chosen, weight = self._chosen(x, exact, place.order[positions])
@@ -155,8 +148,23 @@ class InputErrors:
             KeptRows(x[at], parts[chosen], on_device[at], weight, None if experts is None else experts[at], seen)
         )
 
-    def _sum(self, sums: dict[Any, Array], key: Any, by_row: Tensor, parts: Array) -> None:
-        values = by_row.double().cpu().numpy()
+    def add_remedies(self, kept: KeptRows) -> None:
+        """The sums of remedies, on the rows that were kept."""
+        self._sum_errors(kept.values, kept.exact, kept.parts, kept.weight, kept.seen, range(1, len(self.treatments)))
+
+    def _sum_errors(
+        self, x: Tensor, exact: Tensor, parts: Array, weight: Array, seen: Sequence[Seen], treatments: Iterable[int]
+    ) -> None:
+        for index in treatments:
+            treatment = self.treatments[index]
+            changed = treatment.input(x)
+            self._sum(self.signal, index, changed.square().sum(1), parts, weight)
+            for scheme in self.schemes_of(index) if treatment.changes_input else ():
+                lost = treatment.rounded(scheme, changed, seen[index], exact).sub_(changed)
+                self._sum(self.noise, (index, scheme.name), lost.square_().sum(1), parts, weight)
+
+    def _sum(self, sums: dict[Any, Array], key: Any, by_row: Tensor, parts: Array, weight: Array) -> None:
+        values = by_row.double().cpu().numpy() * weight
         sums[key] = sums.get(key, 0) + np.array([values[parts == part].sum() for part in PARTS])
 
     def _chosen(self, x: Tensor, exact: Array, order: Array) -> tuple[Array, Array]:

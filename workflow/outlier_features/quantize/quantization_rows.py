@@ -54,6 +54,7 @@ def rows_of_layer(
                     "sqnr_db": of_weight if quantized == WEIGHT else of_input,
                     "output_error": error,
                     "output_error_sd": deviation,
+                    **({} if one.treatment == 0 or quantized != INPUT else {"tokens": number}),
                     "output_tokens": number,
                     "bits": sum(bits) / 2 if quantized not in (INPUT, WEIGHT) else bits[quantized == WEIGHT],
                 }

@@ -32,13 +32,18 @@ QUANTIZATION = Table(
         Column(
             "sqnr_db",
             pl.Float64,
-            "10 log10(sum x^2 / sum (x - Q(x))^2) of what is rounded, over all tokens of the population, or of the "
-            "weight; null of `xw`, and where nothing is lost",
+            "10 log10(sum x^2 / sum (x - Q(x))^2) of what is rounded, over `tokens`, or of the weight; null of `xw`, "
+            "and where nothing is lost",
             "dB",
         ),
         Column("output_error", pl.Float64, "||Q(X) Q(W) - X W|| / ||X W||, Frobenius norms", "share"),
         Column("output_error_sd", pl.Float64, "its standard error, where it is of a sample of tokens", "share"),
-        Column("tokens", pl.Int64, "tokens that `sqnr_db` is of; of experts, those routed to each, added up", "tokens"),
+        Column(
+            "tokens",
+            pl.Int64,
+            "tokens that `sqnr_db` is of: all of the population; with a remedy, `output_tokens`",
+            "tokens",
+        ),
         Column("output_tokens", pl.Int64, "tokens that `output_error` is of", "tokens"),
         Column("bits", pl.Float64, "mean bits of a rounded value, scales and exact values included", "bits"),
     ),

@@ -106,6 +106,7 @@ def quantize_sites(
         if not one.kept:
             continue
         kept = KeptRows.joined(one.kept)
+        one.add_remedies(kept)
         for layer in one.one.layers:
             outputs = LayerOutputs(layer, one, kept)
             of_layer = outputs.errors()
