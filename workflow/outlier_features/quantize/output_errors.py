@@ -34,6 +34,26 @@ class LayerErrors:
     weight_signal: float
 
 
+class _Weight:
+    """A weight (out, in) as it is rounded under a treatment.
+
+    energy   sum of w^2
+    noise    by scheme, sum of (w - Q(w))^2
+    """
+
+    def __init__(self, matrix: Tensor):
+        self.matrix, self.energy = matrix, _energy(matrix)
+        self.noise: dict[WeightScheme, float] = {}
+        self._lost: dict[WeightScheme, Tensor] = {}
+
+    def lost(self, scheme: WeightScheme, treatment: Treatment, layer: str) -> Tensor:
+        """Q(w) - w"""
+        if scheme not in self._lost:
+            self._lost[scheme] = treatment.rounded_weight(scheme, self.matrix, layer).sub_(self.matrix)
+            self.noise[scheme] = _energy(self._lost[scheme])
+        return self._lost[scheme]
+
+
 class LayerOutputs:
     """A linear layer's outputs, on the rows kept of its input, rounded in every way."""
 
@@ -51,19 +71,18 @@ class LayerOutputs:
             matrix = self._layer.matrix(expert)
             x = self._rows.values[rows]
             self.squares[rows.cpu().numpy()] = _squares(x @ matrix.mT)
+            untouched = _Weight(matrix)
             for index, treatment in enumerate(self._errors.treatments):
-                changed, weight = treatment.input(x), treatment.weight(matrix)
-                signal = float(weight.square().sum(dtype=torch.float64))
-                lost: dict[WeightScheme, Tensor] = {}
+                changed = treatment.input(x)
+                weight = _Weight(treatment.weight(matrix)) if treatment.own_weight else untouched
                 for scheme in self._errors.schemes_of(index):
-                    if scheme.weight not in lost:
-                        lost[scheme.weight] = treatment.rounded_weight(scheme.weight, weight, self._layer.name) - weight
+                    lost = weight.lost(scheme.weight, treatment, self._layer.name)
                     one = found.setdefault((index, scheme.name), self._nothing(index, scheme, treatment))
-                    one.weight_signal += signal
-                    one.weight_noise += float(lost[scheme.weight].square().sum(dtype=torch.float64))
+                    one.weight_signal += weight.energy
+                    one.weight_noise += weight.noise[scheme.weight]
                     if self._errors.like_none(index, scheme):
                         continue
-                    for what, by_row in self._of_rows(index, scheme, changed, weight, lost[scheme.weight], rows):
+                    for what, by_row in self._of_rows(index, scheme, changed, weight.matrix, lost, rows):
                         one.by_row[what][rows.cpu().numpy()] = by_row
         self._take_from_none(found)
         return list(found.values())
@@ -131,6 +150,10 @@ def relative_error(
         variance = every**2 * (1 - number / every) * spread / number / signal**2
         deviation = float(np.sqrt(variance) / (2 * np.sqrt(ratio))) if ratio else 0.0
     return float(np.sqrt(ratio)), deviation, int(inside.sum())
+
+
+def _energy(value: Tensor) -> float:
+    return float(value.square().sum(1).double().sum())
 
 
 def _squares(value: Tensor) -> Array:
