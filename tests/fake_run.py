@@ -107,6 +107,7 @@ FIGURES = (
     "first-screen",
     "magnitude-by-layer", "dimension-map", "surface", "surface-map", "massive-tokens", "positions", "distribution",
     "kurtosis", "lifecycle", "origin-shares", "origin", "norm-gains", "attention-sinks", "attention-maps", "ablation",
+    "quantization-map", "quantization-remedies", "weight-outliers",
     "rules", "signs", "shares", "sensitivity",
 )  # fmt: skip
 KURTOSES = ("kurtosis_flat_excess", "kurtosis_token", "kurtosis_channel_rms")
@@ -239,6 +240,8 @@ class FakeRun:
                if self.experts else {}),
             "knock_out": {"sequences": self.sequences, "tokens": length, "head_tokens": 4, "dims": [*self.massive],
                           "not_tried": {"attention": {"it has none": [0]}}},
+            "quantize": {"schemes": ["int8_token", "int8_tensor_static", "mxfp4"], "remedied": ["int8_token"],
+                         "output_tokens": 8, "seeds": 2, "absent": {}},
         }  # fmt: skip
         write_tensors(directory / "tokens.safetensors", arrays, self.provenance)
         texts = pl.DataFrame({"sequence": range(self.sequences), "text": ["".join(self.pieces)] * self.sequences})

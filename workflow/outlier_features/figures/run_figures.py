@@ -24,12 +24,15 @@ from outlier_features.figures.norm_gains import norm_gains
 from outlier_features.figures.origin import origin
 from outlier_features.figures.origin_shares import origin_shares
 from outlier_features.figures.positions import positions
+from outlier_features.figures.quantization_map import quantization_map
+from outlier_features.figures.quantization_remedies import quantization_remedies
 from outlier_features.figures.rules_side_by_side import rules_side_by_side
 from outlier_features.figures.sensitivity import sensitivity
 from outlier_features.figures.shares import shares
 from outlier_features.figures.signs import signs
 from outlier_features.figures.style import Drawing
 from outlier_features.figures.surface import surface_figures
+from outlier_features.figures.weight_outliers import weight_outliers
 from outlier_features.files.missing import missing_sentence
 from outlier_features.model.bases import RESIDUAL
 from outlier_features.rules.kinds import listing_rules, of_kind
@@ -37,6 +40,7 @@ from outlier_features.rules.super_expert import SuperExpert
 from outlier_features.rules.systematic import Systematic
 from outlier_features.summary.first_words import lead
 from outlier_features.summary.hybrid import attention_of_hybrid
+from outlier_features.summary.quantization_facts import first_scheme
 from outlier_features.summary.report_run import Run
 from outlier_features.summary.run_rules import applied_sites, main_rules, rule_of, run_rules
 
@@ -61,6 +65,7 @@ PLACES = {
     "ablation": ("ablation", "Does it matter?"),
     "expert_ablation": ("expert-ablation", "Without the super experts"),
     "knock_outs": ("knock-outs", "Without a sublayer"),
+    "quantization": ("quantization-map", "What rounding costs each linear layer"),
 }
 
 
@@ -98,6 +103,7 @@ def figures_by_name(run: Run) -> Figures:
         WHY: _optional(run, "origin") | _optional(run, "norms") | _optional(run, "experts"),
         ATTENTION: _optional(run, "attention_maps"),
         EFFECT: _optional(run, "ablation") | _optional(run, "expert_ablation") | _optional(run, "knock_outs"),
+        QUANTIZED: _optional(run, "quantization"),
         CRITERIA: {
             "rules": lambda: rules_side_by_side(tables["dims"], of_residual, blocks, populations),
             "signs": lambda: signs(tables["dims"], tables["emergence"], followed, populations),
@@ -156,6 +162,15 @@ def _optional(run: Run, analysis: str) -> Figures:
         of_knock_outs = (tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
         names = ("knock-outs", "head-map", "super-weight-scale")
         return _together(names, lambda: knock_out_figures(*of_knock_outs, rules))
+    if analysis == "quantization" and "quantization" in tables:
+        rounded, scheme = tables["quantization"], first_scheme(summary["quantization"])
+        figures: Figures = {
+            "quantization-map": lambda: quantization_map(rounded, scheme, populations),
+            "quantization-remedies": lambda: quantization_remedies(rounded, populations),
+        }
+        if "weight_outliers" in tables:
+            figures["weight-outliers"] = lambda: weight_outliers(tables["weight_outliers"])
+        return figures
     return {}
 
 

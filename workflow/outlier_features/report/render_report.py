@@ -19,7 +19,7 @@ from outlier_features.dims.comparison_schema import COMPARED_DIMS, COMPARISON
 from outlier_features.errors import DamagedFile, InputError
 from outlier_features.figures.compared_runs import Compared
 from outlier_features.figures.comparison_figures import comparison_figures
-from outlier_features.figures.run_figures import CHAPTERS, CRITERIA, OVERVIEW, WHERE, run_figures
+from outlier_features.figures.run_figures import CHAPTERS, CRITERIA, OVERVIEW, QUANTIZED, WHERE, run_figures
 from outlier_features.figures.style import Drawing
 from outlier_features.files.artifacts import read_json, replacing_directory, write_page
 from outlier_features.files.tables import Table, read_table
@@ -32,6 +32,7 @@ from outlier_features.report.dim_places import DimPlaces
 from outlier_features.report.location_tables import location_comparisons, location_dims, location_facts
 from outlier_features.report.page_data import described, packed, write_data
 from outlier_features.report.page_template import FOLDER, PLOTLY, Pages, PlacedFigure
+from outlier_features.report.quantization_page import packed_layers, quantization_part
 from outlier_features.report.report_browser import browsed_tables
 from outlier_features.report.report_tables import (
     ablations,
@@ -78,7 +79,7 @@ ABOUT = {
     "why": "What writes the large values, what removes them, and what the norms make of them.",
     "attention": "How much attention the first and other tokens get, beside the massive activations of the same run.",
     "effect": "What happens to the model's predictions once large values, or parts of the model, are taken away.",
-    "quantization": "What fewer bits do to the activations, with and without the large values.",
+    "quantization": "What fewer bits do to linear layers, where, because of which dims, and which remedy pays.",
     "criteria": "What each rule looks for, what it found, and how that hangs on its thresholds.",
     "data": "What is missing, what the numbers do not mean, every table, and where all of it comes from.",
 }
@@ -122,8 +123,8 @@ def render_report(
     with replacing_directory(beside) as temporary:
         data = temporary / "data"
         sections = []
-        for run in item_bar(read, "render", "run"):
-            part = section(run, published, data)
+        for directory, run in zip(runs, item_bar(read, "render", "run"), strict=True):
+            part = section(run, published, data, quantization_part(run, directory, report))
             part["gallery"] = places[run.name]
             part["dim_places"] = DimPlaces.of(run, part["gallery"])
             sections.append(part)
@@ -191,8 +192,11 @@ def _compared(comparison: Path, runs: Sequence[Run], published: Path, data: Path
     }  # fmt: skip
 
 
-def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
-    """What the templates show of a run; what the page loads when it shows it is written into `data`."""
+def section(run: Run, published: Path, data: Path, quantization: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the templates show of a run; what the page loads when it shows it is written into `data`.
+
+    quantization   see `quantization_part`
+    """
     summary = run.summary
     name = run.name
     main, listing = list(main_rules(summary)), listing_rules(summary["rules"])
@@ -202,6 +206,9 @@ def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
     facts = facts_in(summary, run.tables)
     drawings, short = run_figures(run), in_short(summary, facts)
     write_data(data, f"{name}/massive/rows", massive_rows(spans))
+    if quantization and quantization["scheme"]:
+        layers = packed_layers(run.tables["quantization"], quantization["scheme"])
+        write_data(data, f"{name}/linear-layers/rows", layers)
     tables = browsed_tables(run, TABLE_BYTES)
     for table in tables:
         write_data(data, f"{name}/tables/{table.name}/rows", table.packed)
@@ -210,7 +217,7 @@ def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
     return {
         "id": name,
         "file": name.replace("/", "-"),
-        "chapters": [*_chapters(run, drawings, data, published=bool(known))],
+        "chapters": [*_chapters(run, drawings, data, published=bool(known), quantization=quantization)],
         "summary": summary,
         "first": first_words(summary, run.tables),
         "figures": [_placed(run, drawing, data) for drawing in drawings if drawing.chapter == OVERVIEW],
@@ -238,6 +245,7 @@ def section(run: Run, published: Path, data: Path) -> dict[str, Any]:
             "expert-ablation": ablations(summary["expert_ablation"]) if summary["expert_ablation"] else [],
         },
         "published": known,
+        "quantization": quantization,
         "tables": tables,
         "gallery": None,
         "provenance": provenance(summary),
@@ -253,11 +261,14 @@ def _gallery(run: Run, manifest: Path | None, report: Path) -> dict[str, Any] | 
     return {**found, "path": quote(str(manifest.parent.relative_to(report.parent)))}
 
 
-def _chapters(run: Run, drawings: Sequence[Drawing], data: Path, *, published: bool) -> Iterator[dict[str, Any]]:
+def _chapters(
+    run: Run, drawings: Sequence[Drawing], data: Path, *, published: bool, quantization: dict[str, Any] | None
+) -> Iterator[dict[str, Any]]:
     """The pages of a run after its overview: what each is about, its figures, and its sections with their titles."""
     before = {CRITERIA: [("rules-table", "Rules"), ("findings", "Findings, rule by rule")]}
     after = {
         WHERE: [("massive", "Massive activations")],
+        QUANTIZED: quantization["contents"] if quantization else [],
         CRITERIA: [("published", "What others printed")] if published else [],
     }
     for name, title in CHAPTERS.items():

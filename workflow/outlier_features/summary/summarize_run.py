@@ -29,8 +29,10 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
+from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.summary.knock_out_facts import knock_outs_summary
+from outlier_features.summary.quantization_facts import quantization_summary
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
@@ -75,7 +77,7 @@ def summarize_run(
         _require_none(missing, provenance)
     had = [name for name in tables if name not in missing]
     layer_rows, dim_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(MASSIVE)
-    experts = ablation = pruning = knocked = None
+    experts = ablation = pruning = knocked = quantization = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
         experts = experts_summary(expert_rows, rows(ROUTING), rows(EXPERT_BALANCE), massive_rows, Ranking.of(facts))
@@ -89,6 +91,9 @@ def summarize_run(
     if "knock_outs" in had:
         knocked_rows, facts = checked(KNOCK_OUTS)
         knocked = knock_outs_summary(knocked_rows, rows(KNOCK_OUT_DIMS), facts["knock_out"])
+    if "quantization" in had:
+        rounded, facts = checked(QUANTIZATION)
+        quantization = quantization_summary(rounded, rows(WEIGHT_OUTLIERS), facts["quantize"])
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
         run.files.require(located, tables["locations"])
@@ -134,6 +139,7 @@ def summarize_run(
             "ablation": ablation,
             "expert_ablation": pruning,
             "knock_outs": knocked,
+            "quantization": quantization,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),

@@ -1,0 +1,137 @@
+"""What the report's chapter on quantization has beside its figures: linear layers in a table, and files to take along."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import polars as pl
+
+from outlier_features.populations import over_population
+from outlier_features.quantize.output_errors import BOTH
+from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
+from outlier_features.quantize.remedy_errors import TOLD, remedy_errors, scheme_errors
+from outlier_features.report.page_data import packed
+from outlier_features.summary.quantization_facts import ALL, first_scheme, quantization_sentence
+from outlier_features.summary.report_run import Run
+
+FOLDER = "quantization"
+
+
+@dataclass(frozen=True)
+class FileForQuantizers:
+    """A file of a run that some other program reads; `path` is seen from the report's directory.
+
+    what   it holds
+    use    the lines that use it, in the directory of the run
+    """
+
+    name: str
+    what: str
+    use: str
+    path: str = ""
+
+
+# Each as docs/quantizers.md explains it.
+FILES = (
+    FileForQuantizers(
+        "smoothquant_scales.safetensors",
+        "SmoothQuant: the largest |x| of each input channel, by module.",
+        "from safetensors.torch import load_file\n"
+        "from smoothquant.smooth import smooth_lm\n"
+        'smooth_lm(model, load_file("quantization/smoothquant_scales.safetensors"), 0.5)',
+    ),
+    FileForQuantizers(
+        "imatrix.gguf",
+        "llama.cpp: sums of squares of each input channel, by tensor.",
+        "python convert_hf_to_gguf.py MODEL --outfile model-f16.gguf\n"
+        "llama-quantize --imatrix quantization/imatrix.gguf \\\n"
+        "  model-f16.gguf model-q4_k_m.gguf Q4_K_M",
+    ),
+    FileForQuantizers(
+        "llmcompressor_recipe.yaml",
+        "llm-compressor and vLLM: which layers are smoothed into which norm, what is quantized, what is left.",
+        "from llmcompressor import oneshot\n"
+        'recipe = "quantization/llmcompressor_recipe.yaml"\n'
+        "oneshot(model=model, processor=tokenizer, recipe=recipe, dataset=dataset)",
+    ),
+    FileForQuantizers(
+        "bitsandbytes.json",
+        "transformers with bitsandbytes: modules to skip, and the threshold.",
+        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig\n"
+        'config = BitsAndBytesConfig(**json.load(open("quantization/bitsandbytes.json")))\n'
+        "model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config)",
+    ),
+    FileForQuantizers(
+        "prefix.json",
+        "PrefixQuant, or any server with a prefix cache: token ids that take the massive activations upon themselves.",
+        'prefix = json.load(open("quantization/prefix.json"))["prefixed_tokens"]\n'
+        "cache = model(torch.tensor([prefix]), use_cache=True).past_key_values\n"
+        "output = model(ids, past_key_values=cache)",
+    ),
+)
+
+
+def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any] | None:
+    """What the templates show of a run's quantization; None where it has none.
+
+    directory   of the run, in which the files for quantizers are looked for
+    """
+    results = run.summary.get("quantization")
+    sentence = quantization_sentence(results) if results else ""
+    files = [*_files(directory, report)]
+    if not sentence and not files:
+        return None
+    return {
+        "sentence": sentence,
+        "scheme": first_scheme(results) if sentence else None,
+        "over": over_population(ALL),
+        "modules": results["modules"] if sentence else 0,
+        "files": files,
+    }
+
+
+def _files(directory: Path, report: Path) -> Iterator[FileForQuantizers]:
+    for file in FILES:
+        path = directory / FOLDER / file.name
+        if path.exists():
+            beside = quote(str(path.relative_to(report.parent)))
+            yield FileForQuantizers(file.name, file.what, file.use, beside)
+
+
+def packed_modules(quantization: pl.DataFrame, scheme: str) -> str:
+    """A row for each linear layer: its output error by scheme, and what of it the best remedy leaves under `scheme`."""
+    return packed(module_rows(quantization, scheme), _columns(scheme))
+
+
+def module_rows(quantization: pl.DataFrame, scheme: str) -> pl.DataFrame:
+    """Over all tokens, input and weight rounded: `layer`, `site`, `module`, a column for each scheme, `best_remedy`,
+    `left` and `left_random`, the least of any draw of random dims."""
+    both = quantization.filter(population=ALL, quantized=BOTH)
+    errors = scheme_errors(both)
+    place = ["layer", "site", "module"]
+    wide = errors.pivot("scheme", index=place, values="output_error", maintain_order=True)
+    left = remedy_errors(both.filter(scheme=scheme)).drop_nulls("left")
+    random = left.filter(told=EXACT_RANDOM).group_by("module").agg(left_random=pl.col("left").min())
+    tried = left.filter(~pl.col("told").is_in([NONE, EXACT_RANDOM])).join(random, on="module", how="left")
+    # Selected dims count where they leave less than every draw of random ones.
+    tried = tried.filter((pl.col("told") != EXACT_DIMS) | (pl.col("left") < pl.col("left_random")))
+    best = tried.filter(pl.col("left") < 1).sort("left", maintain_order=True).unique("module", keep="first")
+    best = best.select("module", "left", best_remedy=pl.col("told").replace_strict(TOLD, return_dtype=pl.String))
+    found = wide.join(best, on="module", how="left", maintain_order="left").join(
+        random, on="module", how="left", maintain_order="left"
+    )
+    return found.select(*wide.columns, "best_remedy", "left", "left_random")
+
+
+def _columns(scheme: str) -> Mapping[str, Mapping[str, Any]]:
+    return {
+        "best_remedy": {"title": "best remedy", "meaning": f"of those tried under {scheme} the one that leaves least"},
+        "left": {"title": "leaves", "meaning": "of the output error without a remedy", "unit": "share"},
+        "left_random": {
+            "title": "random dims leave",
+            "meaning": "of it, with as many random dims exact as are selected: the least of all draws",
+            "unit": "share",
+        },
+    }
