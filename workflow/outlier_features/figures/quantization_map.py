@@ -1,4 +1,4 @@
-"""The figure of what rounding does to the outputs of linear layers: a cell for each, scheme by scheme."""
+"""The figure of what rounding costs linear layers: a cell for each, scheme by scheme."""
 
 import math
 from collections.abc import Sequence
@@ -11,42 +11,52 @@ import polars as pl
 from outlier_features.figures.style import Drawing, above, label, panels, set_layer_axis
 from outlier_features.populations import over_population
 from outlier_features.quantize.output_errors import BOTH, INPUT, WEIGHT
-from outlier_features.quantize.remedy_errors import scheme_errors
+from outlier_features.quantize.remedies import NONE
+from outlier_features.quantize.remedy_errors import measured, of_outputs, whole
 from outlier_features.wording import capital, listing, number, percent
 
 _ROW = 24  # pixels
 _ROUNDED = {BOTH: "input and weight rounded", INPUT: "input alone rounded", WEIGHT: "weight alone rounded"}
+_ALONE = {INPUT: "its input alone", WEIGHT: "its weight alone"}
+_OF_OUTPUTS = (
+    "Colour: ||Q(X) Q(W) - X W|| / ||X W|| of a linear layer, X its input and W its weight, on all first and massive "
+    "tokens and a sample of the others; above with both rounded, then with X alone, then with W alone. Rows are kinds "
+    "of linear layers, grouped by the site that they read."
+)
+_OF_INPUTS = (
+    "Colour: ||Q(X) - X|| / ||X|| of what linear layers read, X, over all tokens. A dump has no weights, so that "
+    "nothing is known of outputs."
+)
 _TICKS = [digit * 10.0**exponent for exponent in range(-6, 3) for digit in (1, 2, 5)]
-_COLUMNS = ("layer", "site", "module", "scheme", "quantized", "population", "output_error", "output_error_sd",
+_COLUMNS = ("layer", "site", "module", "scheme", "quantized", "population", "error", "output_error_sd",
             "sqnr_db", "bits")  # fmt: skip
 
 
 def quantization_map(quantization: pl.DataFrame, scheme: str, populations: Sequence[str]) -> Drawing:
-    """Output error without a remedy of each linear layer, a row for each kind of them; a menu for the schemes.
+    """Error of each linear layer without a remedy, a row for each kind of them; a menu for the schemes.
 
     scheme   that is drawn at first
     """
-    errors = scheme_errors(quantization)
-    several = errors.group_by("kind", "layer").agg(pl.col("module").n_unique())["module"].max() or 0
+    errors = measured(quantization).filter(remedy=NONE)
+    several = errors.group_by("kind", "layer").agg(pl.col("module").n_unique())["module"].to_list()
     drawing = Drawing(
         "quantization-map",
-        "Error of each linear layer's output",
+        "What rounding costs each linear layer",
         " + ".join(errors["site"].drop_nulls().unique(maintain_order=True)) or "none",
         f"none; rounded by {listing(errors['scheme'].unique(maintain_order=True))}",
         listing(populations),
-        "Colour: ||Q(X) Q(W) - X W|| / ||X W|| of a linear layer, on the first and the massive tokens and a sample of the "
-        "others, X its input and W its weight; above with both rounded, then with X alone, then with W alone. The menu has "
-        "the schemes, all in the same colours. Rows are kinds of linear layers, grouped by the site that they read."
+        (_OF_OUTPUTS if of_outputs(quantization) else _OF_INPUTS)
+        + " The menu has the schemes, all in the same colours."
         + (
-            " Of layers of one kind in one block, such as experts, the one with the largest error."
-            if several > 1
+            " Of several of a kind in one block, such as experts, the largest error."
+            if max(several, default=1) > 1
             else ""
         )
         + " A grey cell: the block has no such layer.",
         min_width=560,
     )
     if errors.is_empty():
-        return drawing.empty("Nothing is drawn: no linear layer's output was measured.")
+        return drawing.empty("Nothing is drawn: no linear layer could be measured.")
     schemes = errors["scheme"].unique(maintain_order=True).to_list()
     first = scheme if scheme in schemes else schemes[0]
     return replace(
@@ -58,21 +68,17 @@ def quantization_map(quantization: pl.DataFrame, scheme: str, populations: Seque
 
 
 def _finding(errors: pl.DataFrame, scheme: str, population: str) -> str:
-    """The kind of layers that the scheme hurts most, beside the one that it hurts least, and whether by input or weight."""
-    both = errors.filter(quantized=BOTH).group_by("kind", maintain_order=True).agg(pl.col("output_error").median())
-    if both.is_empty():
+    """The kind of layers that the scheme costs most, by its input and by its weight, beside the one it costs least."""
+    kinds = whole(errors).group_by("kind", maintain_order=True).agg(pl.col("error").median()).sort("error")
+    if kinds.is_empty():
         return ""
-    both = both.sort("output_error")
-    (least, low), (most, high) = both.row(0), both.row(-1)
-    alone = dict(errors.filter(kind=most).group_by("quantized").agg(pl.col("output_error").median()).iter_rows())
-    parts = [
-        f"{percent(alone[what])} by its {name} alone"
-        for what, name in ((INPUT, "input"), (WEIGHT, "weight"))
-        if what in alone
-    ]
-    rest = f", where it is {percent(high)}" + (f" ({listing(parts)})" if parts else "")
-    text = f"{capital(over_population(population))}, {scheme} costs most in {most}{rest}, median over the blocks"
-    return f"{text}; least in {least}, {percent(low)}." if len(both) > 1 else f"{text}."
+    (least, low), (most, high) = kinds.row(0), kinds.row(-1)
+    alone = dict(errors.filter(kind=most).group_by("quantized").agg(pl.col("error").median()).iter_rows())
+    parts = [f"{percent(alone[what])} by {name}" for what, name in _ALONE.items() if what in alone and BOTH in alone]
+    by = f" ({listing(parts)})" if parts else ""
+    text = f"{capital(over_population(population))}, {scheme} costs {most} most, {percent(high)}{by}"
+    rest = f", and {least} least, {percent(low)}" if len(kinds) > 1 else ""
+    return f"{text}{rest}: errors, medians over the blocks."
 
 
 def _figure(errors: pl.DataFrame, schemes: Sequence[str], first: str, population: str) -> go.Figure:
@@ -81,7 +87,7 @@ def _figure(errors: pl.DataFrame, schemes: Sequence[str], first: str, population
     here = errors.filter(population=population)
     whats = [what for what in _ROUNDED if (errors["quantized"] == what).any()]
     figure = panels([_ROW * len(kinds)] * len(whats), [""], gap=34)
-    logs = errors.filter(pl.col("output_error") > 0)["output_error"].log10()
+    logs = errors.filter(pl.col("error") > 0)["error"].log10()
     ends = (logs.min() or 0.0, logs.max() or 0.0)
     last = int(errors["layer"].to_numpy().max())
     for scheme in schemes:
@@ -122,7 +128,7 @@ def _kinds(errors: pl.DataFrame) -> list[tuple[str, str]]:
 
 def _cells(rows: pl.DataFrame) -> dict[tuple[str, str, int], dict[str, Any]]:
     """By site, kind and layer, the layer with the largest error."""
-    ordered = rows.sort("output_error")
+    ordered = rows.sort("error")
     return {(row["site"], row["kind"], row["layer"]): row for row in ordered.iter_rows(named=True)}
 
 
@@ -136,7 +142,7 @@ def _heat(
     found = [[cells.get((site, kind, layer)) for layer in range(last + 1)] for site, kind in kinds]
     low, high = ends
     # Of a share of a percent four digits are plenty, and the page holds many.
-    logs = [[round(math.log10(one["output_error"]), 3) if one and one["output_error"] > 0 else None for one in line]
+    logs = [[round(math.log10(one["error"]), 3) if one and one["error"] > 0 else None for one in line]
             for line in found]  # fmt: skip
     return go.Heatmap(
         x=[*range(last + 1)],
@@ -150,7 +156,7 @@ def _heat(
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": "output<br>error"}, "tickvals": [math.log10(tick) for tick in _TICKS],
+        colorbar={"title": {"text": "error"}, "tickvals": [math.log10(tick) for tick in _TICKS],
                   "ticktext": [*map(percent, _TICKS)], "thickness": 12},
     )  # fmt: skip
 
@@ -160,4 +166,5 @@ def _said(row: dict[str, Any] | None) -> str | None:
         return None
     sd = "" if row["output_error_sd"] is None else f" ± {percent(row['output_error_sd'])}"
     decibels = "" if row["sqnr_db"] is None else f"<br>SQNR {number(row['sqnr_db'])} dB of what is rounded"
-    return f"{label(row['module'])} reads {label(row['site'])}<br>output error {percent(row['output_error'])}{sd}{decibels}"
+    reads = f"{label(row['module'])} reads {label(row['site'])}"
+    return f"{reads}<br>error {percent(row['error'])}{sd}{decibels}"

@@ -1,4 +1,4 @@
-"""The figure of remedies: what each leaves of the error of the outputs of linear layers, beside the random control."""
+"""The figure of remedies: what each leaves of the errors of linear layers, beside the random control."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,32 +19,32 @@ from outlier_features.figures.style import (
     panels,
 )
 from outlier_features.populations import over_population
-from outlier_features.quantize.output_errors import BOTH
 from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
-from outlier_features.quantize.remedy_errors import TOLD, remedy_errors
+from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.wording import capital, count, listing, number, percent
 
 _ROW = 26  # pixels
 _QUARTILES = {"low": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "high": 0.95}
-_MEASURES = {"output_error": "output error", "left": "of the error without a remedy"}
-_TITLES = {"output_error": "||Q(X) Q(W) − X W|| / ||X W||", "left": "of the same layer's error without a remedy"}
+_MEASURES = {"error": "error", "left": "of the error without a remedy"}
+_FORMULAS = {True: "||Q(X) Q(W) - X W|| / ||X W||", False: "||Q(X) - X|| / ||X||"}  # of outputs, or of inputs
 
 
 def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]) -> Drawing:
     """Median and spread over linear layers of the output error, and of what is left of each layer's own, by remedy."""
-    errors = remedy_errors(quantization.filter(quantized=BOTH))
+    errors = remedy_errors(whole(measured(quantization)))
+    formula = _FORMULAS[of_outputs(quantization)]
     drawing = Drawing(
         "quantization-remedies",
         "What each remedy leaves",
         " + ".join(errors["site"].drop_nulls().unique(maintain_order=True)) or "none",
         f"exact dims: {listing(_settings(errors, EXACT_DIMS)) or 'none selected'}",
         listing(populations),
-        "Left: ||Q(X) Q(W) - X W|| / ||X W|| of linear layers, input and weight rounded. Right: that over the same layer's "
-        "without a remedy, so that each is compared with itself: left of the dashed line the remedy pays. Marks: median "
-        "over the linear layers that it was tried on, whose number stands beside its name; thick lines: half of them, thin "
-        f"lines: nine tenths. Grey: {count(len(_settings(errors, EXACT_RANDOM)), 'draw')} of as many random dims, all "
-        "together; selected dims pay for being outliers only where they leave less. The best alpha and quantile are chosen by "
-        "this very error, layer by layer.",
+        f"Left: {formula} of linear layers. Right: that over the same layer's without a remedy, so that each is "
+        "compared with itself; left of the dashed line a remedy pays. Marks: the median over the linear layers that it "
+        "was tried on, whose number stands beside its name; thick lines: the middle half; thin lines: nine tenths. Grey: "
+        f"{count(len(_settings(errors, EXACT_RANDOM)), 'draw')} of as many random dims, all together; it is for being "
+        "outliers that selected dims pay only where they leave less. The best alpha and quantile are chosen by this "
+        "very error, layer by layer.",
         min_width=820,
     )
     if errors.filter(pl.col("told") != NONE).is_empty():
@@ -52,7 +52,7 @@ def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]
     drawn = _drawn(errors)
     return replace(
         drawing,
-        views={name: _figure(drawn.filter(population=name), drawn) for name in populations},
+        views={name: _figure(drawn.filter(population=name), drawn, formula) for name in populations},
         data=drawn,
         finding=_finding(drawn.filter(population=populations[0]), populations[0]),
     )
@@ -79,7 +79,7 @@ def _finding(drawn: pl.DataFrame, population: str) -> str:
     scheme = drawn["scheme"][0]
     rows = {row["told"]: row for row in drawn.filter(scheme=scheme).iter_rows(named=True)}
     said = [
-        f"{TOLD[told]} {'leaves' if told == EXACT_RANDOM else 'leave'} {percent(rows[told]['left_median'])} of the error"
+        f"{percent(rows[told]['left_median'])} of the error is left with {TOLD[told]}"
         for told in (EXACT_DIMS, EXACT_RANDOM)
         if told in rows
     ]
@@ -87,15 +87,15 @@ def _finding(drawn: pl.DataFrame, population: str) -> str:
     rest = {told: row for told, row in rest.items() if row["modules"] == rows[NONE]["modules"]}
     if rest:
         best = min(rest, key=lambda told: rest[told]["left_median"])
-        said.append(f"{TOLD[best]} leaves {percent(rest[best]['left_median'])}")
+        said.append(f"{percent(rest[best]['left_median'])} with {TOLD[best]}")
     return f"{capital(over_population(population))}, under {scheme}: {'; '.join(said)} (medians over linear layers)."
 
 
-def _figure(drawn: pl.DataFrame, every: pl.DataFrame) -> go.Figure:
+def _figure(drawn: pl.DataFrame, every: pl.DataFrame, formula: str) -> go.Figure:
     schemes = every["scheme"].unique(maintain_order=True).to_list()
     told = {scheme: [t for t in TOLD if t in set(every.filter(scheme=scheme)["told"])] for scheme in schemes}
     figure = panels(
-        [_ROW * len(told[scheme]) + 10 for scheme in schemes], ["output error", "what is left of it"], gap=34,
+        [_ROW * len(told[scheme]) + 10 for scheme in schemes], ["error", "what is left of it"], gap=34,
         shared_yaxes=False, shared_xaxes="columns", horizontal_spacing=0.06,
     )  # fmt: skip
     for column, measure in enumerate(_MEASURES, start=1):
@@ -112,7 +112,8 @@ def _figure(drawn: pl.DataFrame, every: pl.DataFrame) -> go.Figure:
                 tickvals=[*range(len(names))], ticktext=names if column == 1 else [""] * len(names),
                 range=[len(names) - 0.5, -0.5], row=row, col=column,
             )  # fmt: skip
-        _set_share_axis(figure, every, measure, len(schemes), column)
+        title = formula if measure == "error" else "of the same layer's error without a remedy"
+        _set_share_axis(figure, every, measure, title, (len(schemes), column))
     for row, scheme in enumerate(schemes, start=1):
         figure.add_annotation(
             text=f"<b>{label(scheme)}</b>", x=0, y=1, xref="x domain", yref="y domain", xanchor="left",
@@ -136,6 +137,7 @@ _LEGEND = {EXACT_DIMS: "selected dims", EXACT_RANDOM: "random dims, the control"
 
 def _add_row(figure: go.Figure, row: Mapping[str, Any], measure: str, place: int, at: tuple[int, int]) -> None:
     style = _STYLES.get(row["told"], _OTHER)
+    edge = style["color"] if row["told"] == EXACT_RANDOM else INK
     for (low, high), width in ((("low", "high"), 1.4), (("p25", "p75"), 5)):
         figure.add_scatter(
             x=[row[f"{measure}_{low}"], row[f"{measure}_{high}"]], y=[place, place], mode="lines",
@@ -143,9 +145,10 @@ def _add_row(figure: go.Figure, row: Mapping[str, Any], measure: str, place: int
         )  # fmt: skip
     figure.add_scatter(
         x=[row[f"{measure}_median"]], y=[place], mode="markers", showlegend=False, row=at[0], col=at[1],
-        marker={**style, "size": 10, "line": {"color": style["color"] if row["told"] == EXACT_RANDOM else INK, "width": 1.5}},
+        marker={**style, "size": 10, "line": {"color": edge, "width": 1.5}},
         customdata=[[percent(row[f"{measure}_{end}"]) for end in _QUARTILES]],
-        hovertemplate=f"{label(row['scheme'])}, {TOLD[row['told']]}<br>{_MEASURES[measure]}: median %{{customdata[2]}}<br>"
+        hovertemplate=f"{label(row['scheme'])}, {TOLD[row['told']]}<br>"
+        f"{_MEASURES[measure]}: median %{{customdata[2]}}<br>"
         f"half of {count(row['modules'], 'linear layer')}: %{{customdata[1]}} to %{{customdata[3]}}<br>"
         "nine tenths: %{customdata[0]} to %{customdata[4]}<extra></extra>",
     )  # fmt: skip
@@ -155,12 +158,12 @@ def _name(told: str, row: Mapping[str, Any] | None) -> str:
     return TOLD[told] if row is None else f"{TOLD[told]} ({number(row['modules'])})"
 
 
-def _set_share_axis(figure: go.Figure, drawn: pl.DataFrame, measure: str, rows: int, column: int) -> None:
+def _set_share_axis(figure: go.Figure, drawn: pl.DataFrame, measure: str, title: str, last: tuple[int, int]) -> None:
     values = [math.log10(value) for end in _QUARTILES for value in drawn[f"{measure}_{end}"].to_list() if value]
     low, high = min(values, default=0.0) - 0.08, max(values, default=0.0) + 0.08
     digits = (1, 2, 5) if high - low < 2.2 else (1,)
     ticks = [digit * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
     figure.update_xaxes(
-        type="log", range=[low, high], tickvals=ticks, ticktext=[*map(percent, ticks)], tickangle=0, col=column
+        type="log", range=[low, high], tickvals=ticks, ticktext=[*map(percent, ticks)], tickangle=0, col=last[1]
     )
-    figure.update_xaxes(title_text=_TITLES[measure], row=rows, col=column)
+    figure.update_xaxes(title_text=title, row=last[0], col=last[1])

@@ -38,48 +38,43 @@ _STYLES = (
     (GREEN, "triangle-down"),
     (PURPLE, "cross"),
 )
+_OTHER = {"color": INK, "symbol": "x", "size": 6}
+_UNSELECTED = {"color": GREY, "symbol": "circle", "size": 4, "opacity": 0.6}
+_IN_RESIDUAL = pl.col("site").is_in([site for site in SITES if basis_of(site) == RESIDUAL])
 
 
 def weight_outliers(outliers: pl.DataFrame) -> Drawing:
-    """How far a dim stands out in a layer's input, over how far its column of the weight does; a panel for each site."""
+    """How far dims stand out in layers' inputs, over how far their columns of the weights do; a panel for each site."""
     points = _points(outliers)
     shown = points.sort(pl.max_horizontal("ratio", "activation_ratio"), descending=True).head(MOST_POINTS)
-    chosen = (
-        points.filter(pl.col("selected"), pl.col("site").map_elements(_of_residual, return_dtype=pl.Boolean))
-        .group_by("dim")
-        .agg(pl.col("activation_ratio").max())
-        .sort(["activation_ratio", "dim"], descending=[True, False])["dim"]
-        .to_list()
-    )
+    largest = points.filter("selected", _IN_RESIDUAL).group_by("dim").agg(pl.col("activation_ratio").max())
+    chosen = largest.sort(["activation_ratio", "dim"], descending=[True, False])["dim"].to_list()
     named = chosen[:MOST_DIMS]
+    left_out = ""
+    if len(shown) < len(points):
+        left_out += f" Of {count(len(points), 'point')} the {len(shown):,} that stand out most."
+    if len(named) < len(chosen):
+        left_out += f" Of {len(chosen):,} selected dims of the residual stream the {len(named)} largest are told apart."
     drawing = Drawing(
         "weight-outliers",
         "Outliers of weights, and of what they multiply",
-        " + ".join(site for site in SITES if (points["site"] == site).any()) or "none",
+        " + ".join(_sites(points)) or "none",
         "the dimensions that a rule selects are marked",
         "all; weights are the model's, of no population",
-        "A point is a dim of a site in a layer. Upward: its largest |x| over the mean of all dims' largest. To the right: its "
-        "largest |w| over the mean of all columns', of the linear layers that read the site the one where that is largest. "
-        "Dashed: the mean. Top left: large activations that small weights meet; bottom right: large weights of a small dim. "
-        "Drawn are of each linear layer the five dims that stand out most by weight, the five by activation, and the "
-        "selected ones; the others lie nearer to the mean."
-        + (
-            f" Of {count(len(points), 'point')} the {len(shown):,} that stand out most."
-            if len(points) > len(shown)
-            else ""
-        )
-        + (
-            f" Of {count(len(chosen), 'selected dim')} of the residual stream the {len(named)} largest are told apart."
-            if len(chosen) > len(named)
-            else ""
-        ),
+        "A point is a dim of a site in a layer. Upward: its largest |x| over the mean of all dims' largest. To the "
+        "right: its largest |w| over the mean of all columns', in the linear layer that reads the site where that is "
+        "largest. Dashed: the mean. Top left: large activations that small weights meet; bottom right: large weights of a small "
+        "dim. Drawn are of each linear layer the five dims that stand out most by weight, the five by activation, and "
+        f"the selected ones; the others lie nearer to the mean.{left_out}",
         min_width=640,
     )
     if points.is_empty():
         return drawing.empty("Nothing is drawn: no column of a weight could be compared with what it reads.")
-    return replace(
-        drawing, views={"all": _figure(shown, named)}, data=shown, finding=_finding(points, named)
-    )  # fmt: skip
+    return replace(drawing, views={"all": _figure(shown, named)}, data=shown, finding=_finding(points, named))
+
+
+def _sites(points: pl.DataFrame) -> list[str]:
+    return [site for site in SITES if (points["site"] == site).any()]
 
 
 def _points(outliers: pl.DataFrame) -> pl.DataFrame:
@@ -96,46 +91,34 @@ def _points(outliers: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _of_residual(site: str) -> bool:
-    return basis_of(site) == RESIDUAL
-
-
 def _finding(points: pl.DataFrame, named: Sequence[int]) -> str:
     """Where the most outstanding selected dim is largest, and what weights it meets there; else the largest of all."""
-    own = points.filter(pl.col("dim") == named[0], pl.col("selected")) if named else points
+    own = points.filter("selected", _IN_RESIDUAL, pl.col("dim") == named[0]) if named else points
     row = own.sort("activation_ratio", descending=True, maintain_order=True).row(0, named=True)
-    mark = dim_mark(row["dim"]) if _of_residual(row["site"]) else row["dim"]
-    who = f"Dimension {mark}" if named else f"No dimension is selected; dimension {mark}"
-    met = "larger" if row["ratio"] >= 1 else "smaller"
+    mark = dim_mark(row["dim"]) if basis_of(row["site"]) == RESIDUAL else row["dim"]
+    larger = "larger" if row["ratio"] >= 1 else "smaller"
     return (
-        f"{who} is {number(row['activation_ratio'])} times the mean dim at {row['site']} of layer {row['layer']}, and meets "
-        f"weights {met} than the mean: {number(row['ratio'])} times."
+        f"At {row['site']} of layer {row['layer']}, dimension {mark}{'' if named else ', which no rule selects,'} is "
+        f"{number(row['activation_ratio'])} times the mean dim and meets weights {larger} than the mean, "
+        f"{number(row['ratio'])} times."
     )
 
 
 def _figure(points: pl.DataFrame, named: Sequence[int]) -> go.Figure:
-    sites = [site for site in SITES if (points["site"] == site).any()]
+    sites = _sites(points)
     rows = -(-len(sites) // 2)
     figure = panels([260] * rows, [""] * min(2, len(sites)), gap=74, horizontal_spacing=0.05,
                     shared_xaxes=False, shared_yaxes="all")  # fmt: skip
     across, up = (_axis(points[name].to_list()) for name in ("ratio", "activation_ratio"))
     for place, site in enumerate(sites):
         row, column = place // 2 + 1, place % 2 + 1
-        here = points.filter(site=site)
-        _add(
-            figure,
-            here.filter(~pl.col("selected")),
-            {"color": GREY, "symbol": "circle", "size": 4, "opacity": 0.6},
-            (row, column),
-        )
-        mine = here.filter("selected")
-        residual = _of_residual(site)
-        rest = mine.filter(~pl.col("dim").is_in(named)) if residual else mine
-        _add(figure, rest, {"color": INK, "symbol": "x", "size": 6}, (row, column))
-        for dim, (colour, symbol) in zip(named, _STYLES, strict=False):
-            if residual:
-                _add(figure, mine.filter(dim=dim), {"color": colour, "symbol": symbol, "size": 8,
-                     "line": {"color": INK, "width": 0.6}}, (row, column), dim)  # fmt: skip
+        here, at = points.filter(site=site), (row, column)
+        told = named if basis_of(site) == RESIDUAL else []
+        _add(figure, here.filter(~pl.col("selected")), _UNSELECTED, at)
+        _add(figure, here.filter("selected", ~pl.col("dim").is_in(told)), _OTHER, at)
+        for dim, (colour, symbol) in zip(told, _STYLES, strict=False):
+            style = {"color": colour, "symbol": symbol, "size": 8, "line": {"color": INK, "width": 0.6}}
+            _add(figure, here.filter("selected", dim=dim), style, at, dim)
         line = {"color": INK, "dash": "dash", "width": 1}
         figure.add_hline(y=1, line=line, row=row, col=column)
         figure.add_vline(x=1, line=line, row=row, col=column)
@@ -147,11 +130,8 @@ def _figure(points: pl.DataFrame, named: Sequence[int]) -> go.Figure:
             figure.update_yaxes(title_text="activation, times the mean", row=row, col=column)
     for dim, (colour, symbol) in zip(named, _STYLES, strict=False):
         add_legend_entry(figure, f"dim {dim}", marker={"color": colour, "symbol": symbol, "size": 9}, **of_dims(dim))
-    others = points.filter("selected").filter(
-        ~pl.col("dim").is_in(named) | ~pl.col("site").map_elements(_of_residual, return_dtype=pl.Boolean)
-    )
-    if not others.is_empty():
-        add_legend_entry(figure, "other selected dims", marker={"color": INK, "symbol": "x", "size": 8})
+    if not points.filter("selected", ~(_IN_RESIDUAL & pl.col("dim").is_in(named))).is_empty():
+        add_legend_entry(figure, "other selected dims", marker={**_OTHER, "size": 8})
     add_legend_entry(figure, "not selected", marker={"color": GREY, "symbol": "circle", "size": 7})
     if len(sites) % 2 and len(sites) > 1:
         figure.update_xaxes(visible=False, row=rows, col=2)
@@ -175,9 +155,9 @@ def _add(
         for row in rows.iter_rows(named=True)
     ]
     figure.add_scatter(
-        x=rows["ratio"].to_list(), y=rows["activation_ratio"].to_list(), mode="markers", marker=marker, showlegend=False,
-        customdata=details,
-        hovertemplate="dim %{customdata[0]}, layer %{customdata[1]}<br>max |x| %{customdata[3]}, %{y:.4g} times the mean<br>"
-        "max |w| %{customdata[4]}, %{x:.4g} times the mean, in %{customdata[2]}<extra></extra>",
+        x=rows["ratio"].to_list(), y=rows["activation_ratio"].to_list(), mode="markers", marker=marker,
+        showlegend=False, customdata=details,
+        hovertemplate="dim %{customdata[0]}, layer %{customdata[1]}<br>max |x| %{customdata[3]}, %{y:.4g} times the "
+        "mean<br>max |w| %{customdata[4]}, %{x:.4g} times the mean, in %{customdata[2]}<extra></extra>",
         row=at[0], col=at[1], **({} if dim is None else of_dims(dim)),
     )  # fmt: skip

@@ -1,9 +1,10 @@
-"""Of the table `quantization`, what is told of it: errors of layers by scheme, and what each remedy leaves of them."""
+"""What is told of the table `quantization`: errors of layers by scheme, and what each remedy leaves of them."""
 
 import re
 
 import polars as pl
 
+from outlier_features.quantize.output_errors import BOTH, INPUT
 from outlier_features.quantize.remedies import (
     ALPHAS,
     CLIP,
@@ -38,28 +39,46 @@ def kind_of(module: str) -> str:
     return re.sub(r"\bexperts\.\d+\b", "experts.*", re.sub(r"^.*?\.\d+\.", "", module))
 
 
-def scheme_errors(quantization: pl.DataFrame) -> pl.DataFrame:
-    """The rows without a remedy that have an output error, with `kind` (see `kind_of`), in the order of the model."""
-    rows = quantization.filter(pl.col("output_error").is_not_null(), remedy=NONE)
-    return rows.with_columns(kind=pl.col("module").map_elements(kind_of, return_dtype=pl.String))
+def of_outputs(quantization: pl.DataFrame) -> bool:
+    """Whether errors of layers' outputs are known: behind a dump no weights are, and errors are of what layers read."""
+    return bool(quantization["output_error"].is_not_null().any())
 
 
-def remedy_errors(quantization: pl.DataFrame) -> pl.DataFrame:
-    """A row for each layer, scheme, setting of a remedy, what is quantized, and population.
+def measured(quantization: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the table that have an error, with
 
-    told            a key of `TOLD`; of `smooth` and `clip` the best setting stands for all, and alpha 0.5 for itself
-    without         output_error of the same layer without a remedy
-    left            output_error over that: below 1 the remedy pays
+    error    `output_error`; of a dump ||X - Q(X)|| / ||X||, which is 10^(-sqnr_db / 20)
+    module   of a dump the layer and site of what is read
+    kind     what the linear layer is called in every block, or the site
     """
-    known = quantization.filter(pl.col("output_error").is_not_null())
-    tried = known.filter(pl.col("remedy") != NONE)["scheme"].unique().to_list()
-    known = known.filter(pl.col("scheme").is_in(tried))
-    without = known.filter(remedy=NONE).select(*_SAME, without="output_error")
-    plain = known.filter(~pl.col("remedy").is_in([SMOOTH, CLIP])).with_columns(told="remedy")
-    papers = known.filter(remedy=SMOOTH, setting=f"alpha {ALPHAS[0]}").with_columns(told="remedy")
-    best = known.filter(pl.col("best")).unique([*_SAME, "remedy"], maintain_order=True)
-    best = best.with_columns(told=pl.col("remedy") + "_best")
-    rows = pl.concat([plain, papers, best]).join(without, on=_SAME, how="inner", maintain_order="left")
-    left = pl.when(pl.col("without") > 0).then(pl.col("output_error") / pl.col("without"))
-    order = pl.Enum([*TOLD])
-    return rows.with_columns(left=left).sort(pl.col("told").cast(order), maintain_order=True)
+    if of_outputs(quantization):
+        kind = pl.col("module").map_elements(kind_of, return_dtype=pl.String)
+        return quantization.with_columns(error="output_error", kind=kind).drop_nulls("error")
+    named = pl.format("layer {}, {}", "layer", "site")
+    rows = quantization.with_columns(error=10 ** (-pl.col("sqnr_db") / 20), module=named, kind="site")
+    return rows.drop_nulls("error")
+
+
+def whole(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of measured rows those with as much rounded as can be: input and weight, or of a dump the input."""
+    return rows.filter(quantized=BOTH if (rows["quantized"] == BOTH).any() else INPUT)
+
+
+def remedy_errors(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of measured rows one for each layer, scheme, setting of a remedy, what is quantized, and population.
+
+    told     a key of `TOLD`; of `smooth` and `clip` the best setting stands for all, and alpha 0.5 for itself
+    left     the error over that of the same layer without a remedy: below 1 the remedy pays
+    """
+    tried = rows.filter(pl.col("remedy") != NONE)["scheme"].unique().to_list()
+    rows = rows.filter(pl.col("scheme").is_in(tried))
+    without = rows.filter(remedy=NONE).select(*_SAME, without="error")
+    of_several = pl.col("remedy").is_in([SMOOTH, CLIP])
+    plain = rows.filter(~of_several | (pl.col("setting") == f"alpha {ALPHAS[0]}")).with_columns(told="remedy")
+    best = rows.filter(of_several).sort("error", maintain_order=True)
+    best = best.unique([*_SAME, "remedy"], keep="first", maintain_order=True).with_columns(
+        told=pl.col("remedy") + "_best"
+    )
+    found = pl.concat([plain, best]).join(without, on=_SAME, how="inner", maintain_order="left")
+    left = pl.when(pl.col("without") > 0).then(pl.col("error") / pl.col("without"))
+    return found.with_columns(left=left).sort(pl.col("told").cast(pl.Enum([*TOLD])), maintain_order=True)

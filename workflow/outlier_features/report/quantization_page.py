@@ -1,4 +1,4 @@
-"""What the report's chapter on quantization has beside its figures: linear layers in a table, and files to take along."""
+"""What the report's chapter on quantization has beside its figures: linear layers in a table, and files to take."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,10 +8,8 @@ from urllib.parse import quote
 
 import polars as pl
 
-from outlier_features.populations import over_population
-from outlier_features.quantize.output_errors import BOTH
 from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
-from outlier_features.quantize.remedy_errors import TOLD, remedy_errors, scheme_errors
+from outlier_features.quantize.remedy_errors import TOLD, measured, remedy_errors, whole
 from outlier_features.report.page_data import packed
 from outlier_features.summary.quantization_facts import ALL, first_scheme, quantization_sentence
 from outlier_features.summary.report_run import Run
@@ -85,10 +83,14 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
         return None
     return {
         "sentence": sentence,
-        "scheme": first_scheme(results) if sentence else None,
-        "over": over_population(ALL),
-        "modules": results["modules"] if sentence else 0,
+        "scheme": first_scheme(results) if sentence else "",
+        "of_outputs": bool(sentence) and results["of_outputs"],
+        "layers": results["modules"] if sentence else 0,
         "files": files,
+        "contents": [
+            *([("linear-layers", "Linear layers, one by one")] if sentence else []),
+            *([("quantizer-files", "Files to take along")] if files else []),
+        ],
     }
 
 
@@ -100,19 +102,20 @@ def _files(directory: Path, report: Path) -> Iterator[FileForQuantizers]:
             yield FileForQuantizers(file.name, file.what, file.use, beside)
 
 
-def packed_modules(quantization: pl.DataFrame, scheme: str) -> str:
-    """A row for each linear layer: its output error by scheme, and what of it the best remedy leaves under `scheme`."""
-    return packed(module_rows(quantization, scheme), _columns(scheme))
+def packed_layers(quantization: pl.DataFrame, scheme: str) -> str:
+    """The rows of `linear_layers`, for the page."""
+    return packed(linear_layers(quantization, scheme), _columns(scheme))
 
 
-def module_rows(quantization: pl.DataFrame, scheme: str) -> pl.DataFrame:
-    """Over all tokens, input and weight rounded: `layer`, `site`, `module`, a column for each scheme, `best_remedy`,
-    `left` and `left_random`, the least of any draw of random dims."""
-    both = quantization.filter(population=ALL, quantized=BOTH)
-    errors = scheme_errors(both)
-    place = ["layer", "site", "module"]
-    wide = errors.pivot("scheme", index=place, values="output_error", maintain_order=True)
-    left = remedy_errors(both.filter(scheme=scheme)).drop_nulls("left")
+def linear_layers(quantization: pl.DataFrame, scheme: str) -> pl.DataFrame:
+    """Over all tokens, with as much rounded as can be, a row for each linear layer: `layer`, `site`, `module`, the error
+    by each scheme, `best_remedy` under `scheme`, what it leaves of the error (`left`), and what the best draw of as
+    many random dims as are selected does (`left_random`)."""
+    rows = whole(measured(quantization.filter(population=ALL)))
+    wide = rows.filter(remedy=NONE).pivot(
+        "scheme", index=["layer", "site", "module"], values="error", maintain_order=True
+    )
+    left = remedy_errors(rows.filter(scheme=scheme)).drop_nulls("left")
     random = left.filter(told=EXACT_RANDOM).group_by("module").agg(left_random=pl.col("left").min())
     tried = left.filter(~pl.col("told").is_in([NONE, EXACT_RANDOM])).join(random, on="module", how="left")
     # Selected dims count where they leave less than every draw of random ones.

@@ -8,9 +8,8 @@ import polars as pl
 from outlier_features.dim_marks import dim_mark
 from outlier_features.model.bases import RESIDUAL, basis_of
 from outlier_features.populations import over_population
-from outlier_features.quantize.output_errors import BOTH
 from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
-from outlier_features.quantize.remedy_errors import TOLD, kind_of, remedy_errors, scheme_errors
+from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
 from outlier_features.wording import capital, count, listing, number, percent, some
@@ -20,21 +19,24 @@ ALL = "all"
 FEW = 4  # dims that are named
 
 
-def quantization_summary(quantization: pl.DataFrame, weight_outliers: pl.DataFrame, facts: Part) -> dict[str, Any]:
+def quantization_summary(
+    quantization: pl.DataFrame, weight_outliers: pl.DataFrame | None, facts: Part
+) -> dict[str, Any]:
     """How the layers were rounded and, by population, each scheme's errors and what remedies leave of them.
 
-    Errors are those of outputs with input and weight rounded. Quartiles are over linear layers. `dims` has, by basis,
-    the selected dims that were left exact.
+    Errors are those of outputs with input and weight rounded; of a dump, which has no `weight_outliers`, those of the
+    inputs. Quartiles are over linear layers. `dims` has, by basis, the selected dims that were left exact.
 
     facts   `quantize` of the tables' provenance
     """
-    both = quantization.filter(quantized=BOTH)
-    errors, remedied = scheme_errors(both), remedy_errors(both)
-    populations = both["population"].unique(maintain_order=True).to_list()
+    rows = whole(measured(quantization))
+    errors, remedied = rows.filter(remedy=NONE), remedy_errors(rows)
+    populations = quantization["population"].unique(maintain_order=True).to_list()
     return {
         **facts,
+        "of_outputs": of_outputs(quantization),
         "modules": errors["module"].n_unique(),
-        "dims": _selected(weight_outliers),
+        "dims": {} if weight_outliers is None else _selected(weight_outliers),
         "populations": {
             population: {
                 "schemes": _schemes(errors.filter(population=population)),
@@ -55,14 +57,14 @@ def _selected(weight_outliers: pl.DataFrame) -> dict[str, list[int]]:
 def _schemes(errors: pl.DataFrame) -> list[dict[str, Any]]:
     found = []
     for (scheme,), rows in errors.group_by("scheme", maintain_order=True):
-        worst = rows.sort("output_error", descending=True, maintain_order=True).row(0, named=True)
-        columns = ("module", "layer", "site", "output_error", "output_error_sd")
+        worst = rows.sort("error", descending=True, maintain_order=True).row(0, named=True)
+        columns = ("module", "kind", "layer", "site", "error", "output_error_sd")
         found.append(
             {
                 "scheme": scheme,
                 "modules": len(rows),
                 "bits": rows["bits"].mean(),
-                **_quartiles(rows["output_error"], "output_error"),
+                **_quartiles(rows["error"], "error"),
                 "worst": {name: worst[name] for name in columns},
             }
         )
@@ -82,7 +84,7 @@ def _remedies(rows: pl.DataFrame) -> list[dict[str, Any]]:
                 "remedy": told,
                 "settings": settings,
                 "modules": own["module"].n_unique(),
-                **_quartiles(own["output_error"], "output_error"),
+                **_quartiles(own["error"], "error"),
                 **_quartiles(left["left"], "left"),
                 "draws": by_draw["left"].to_list() if told == EXACT_RANDOM else [],
             }
@@ -103,14 +105,14 @@ def quantization_facts(results: Part) -> Iterator[Fact]:
     if not any(part["schemes"] for part in results["populations"].values()):
         yield Fact(what="quantization", topic="not found", short="No linear layer's output could be rounded.")
         return
-    parts = [*map(_scheme, results["populations"][ALL]["schemes"])]
+    parts = [_scheme(row, results["of_outputs"]) for row in results["populations"][ALL]["schemes"]]
     for scheme in dict.fromkeys(row["scheme"] for row in results["populations"][ALL]["remedies"]):
         parts.append(_remedies_said(results["populations"][ALL]["remedies"], scheme))
     rest = results["populations"].get("without_first")
     if rest and rest["schemes"]:
         row = of_scheme(rest["schemes"], first_scheme(results))
-        parts.append(f"{capital(over_population('without_first'))}, {_errors(row)}.")
-    if results["absent"]:
+        parts.append(f"{capital(over_population('without_first'))}, {_errors(row, results['of_outputs'])}.")
+    if results.get("absent"):
         reasons = dict.fromkeys(results["absent"].values())
         named = some([visible(name) for name in results["absent"]], 4)
         parts.append(f"Left as they are: {named} ({listing(map(visible, reasons))}).")
@@ -142,7 +144,8 @@ def quantization_sentence(results: Part) -> str:
         return ""
     part, scheme = results["populations"][ALL], first_scheme(results)
     row = of_scheme(part["schemes"], scheme)
-    said = f"With inputs and weights rounded by {scheme}, {_errors(row)}."
+    what = "inputs and weights" if results["of_outputs"] else "the inputs"
+    said = f"With {what} rounded by {scheme}, {_errors(row, results['of_outputs'])}."
     remedies = {one["remedy"]: one for one in part["remedies"] if one["scheme"] == scheme}
     if EXACT_DIMS in remedies:
         said += f" {_dims(remedies, row, results['dims'])}."
@@ -175,12 +178,12 @@ def beats_random(remedies: Mapping[str, Part]) -> bool:
     return bool(draws) and remedies[EXACT_DIMS]["left_median"] < min(draws)
 
 
-def _errors(row: Part) -> str:
+def _errors(row: Part, of_output: bool) -> str:
     worst = row["worst"]
     return (
-        f"the outputs of linear layers are off by {percent(row['output_error_median'])} in the median of "
-        f"{row['modules']:,} and by {percent(worst['output_error'])} in the worst ({visible(kind_of(worst['module']))} "
-        f"of layer {worst['layer']})"
+        f"{'outputs' if of_output else 'inputs'} of linear layers are off by {percent(row['error_median'])} in the "
+        f"median of {row['modules']:,} and by {percent(worst['error'])} in the worst ({visible(worst['kind'])} of layer "
+        f"{worst['layer']})"
     )
 
 
@@ -219,8 +222,8 @@ def _span_taken(draws: Sequence[float]) -> str:
     return least if least == most else f"{least.removesuffix(' %')} to {most}"
 
 
-def _scheme(row: Part) -> str:
-    return f"{row['scheme']} ({number(row['bits'])} bits): {_errors(row)}."
+def _scheme(row: Part, of_output: bool) -> str:
+    return f"{row['scheme']} ({number(row['bits'])} bits): {_errors(row, of_output)}."
 
 
 def _remedies_said(rows: Sequence[Part], scheme: str) -> str:

@@ -93,7 +93,8 @@ def summarize_run(
         knocked = knock_outs_summary(knocked_rows, rows(KNOCK_OUT_DIMS), facts["knock_out"])
     if "quantization" in had:
         rounded, facts = checked(QUANTIZATION)
-        quantization = quantization_summary(rounded, rows(WEIGHT_OUTLIERS), facts["quantize"])
+        outliers = rows(WEIGHT_OUTLIERS) if "weight_outliers" in tables else None
+        quantization = quantization_summary(rounded, outliers, facts["quantize"])
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
         run.files.require(located, tables["locations"])
