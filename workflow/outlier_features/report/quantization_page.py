@@ -76,7 +76,7 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
 
     directory   of the run, in which the files for quantizers are looked for
     """
-    results = run.summary.get("quantization")
+    results: Mapping[str, Any] = run.summary.get("quantization") or {}
     sentence = quantization_sentence(results) if results else ""
     files = [*_files(directory, report)]
     if not sentence and not files:
@@ -108,8 +108,8 @@ def packed_layers(quantization: pl.DataFrame, scheme: str) -> str:
 
 
 def linear_layers(quantization: pl.DataFrame, scheme: str) -> pl.DataFrame:
-    """Over all tokens, with as much rounded as can be, a row for each linear layer: `layer`, `site`, `module`, the error
-    by each scheme, `best_remedy` under `scheme`, what it leaves of the error (`left`), and what the best draw of as
+    """Over all tokens, with as much rounded as can be, a row for each linear layer: `layer`, `site`, `module`, the
+    error by each scheme, `best_remedy` under `scheme`, what it leaves of the error (`left`), and what the best draw of as
     many random dims as are selected does (`left_random`)."""
     rows = whole(measured(quantization.filter(population=ALL)))
     wide = rows.filter(remedy=NONE).pivot(

@@ -182,8 +182,8 @@ def _errors(row: Part, of_output: bool) -> str:
     worst = row["worst"]
     return (
         f"{'outputs' if of_output else 'inputs'} of linear layers are off by {percent(row['error_median'])} in the "
-        f"median of {row['modules']:,} and by {percent(worst['error'])} in the worst ({visible(worst['kind'])} of layer "
-        f"{worst['layer']})"
+        f"median of {row['modules']:,} and by {percent(worst['error'])} in the worst ({visible(worst['kind'])} of "
+        f"layer {worst['layer']})"
     )
 
 
