@@ -35,6 +35,7 @@ rule render_report:
         tokens=of_reported("tokens"),
         comparison=[*COMPARISON.values()],
         galleries=GALLERIES,
+        for_quantizers=of_runs_of_models(*QUANTIZER_FILES.values()),
         published=PUBLISHED,
     output:
         report=f"{RESULTS}/report.html",

@@ -42,9 +42,9 @@ def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]
         f"Left: {formula} of linear layers. Right: that over the same layer's without a remedy, so that each is "
         "compared with itself; left of the dashed line a remedy pays. Marks: the median over the linear layers that it "
         "was tried on, whose number stands beside its name; thick lines: the middle half; thin lines: nine tenths. "
-        f"Grey: {count(len(_settings(errors, EXACT_RANDOM)), 'draw')} of as many random dims, all together; it is for being "
-        "outliers that selected dims pay only where they leave less. The best alpha and quantile are chosen by this "
-        "very error, layer by layer.",
+        f"Grey: {count(len(_settings(errors, EXACT_RANDOM)), 'draw')} of as many random dims, all together; it is "
+        "for being outliers that selected dims pay only where they leave less. The best alpha and quantile are chosen "
+        "by this very error, layer by layer.",
         min_width=820,
     )
     if errors.filter(pl.col("told") != NONE).is_empty():

@@ -63,9 +63,9 @@ def weight_outliers(outliers: pl.DataFrame) -> Drawing:
         "all; weights are the model's, of no population",
         "A point is a dim of a site in a layer. Upward: its largest |x| over the mean of all dims' largest. To the "
         "right: its largest |w| over the mean of all columns', in the linear layer that reads the site where that is "
-        "largest. Dashed: the mean. Top left: large activations that small weights meet; bottom right: large weights of a "
-        "small dim. Drawn are of each linear layer the five dims that stand out most by weight, the five by activation, and "
-        f"the selected ones; the others lie nearer to the mean.{left_out}",
+        "largest. Dashed: the mean. Top left: large activations that small weights meet; bottom right: large weights "
+        "of a small dim. Drawn are of each linear layer the five dims that stand out most by weight, the five by "
+        f"activation, and the selected ones; the others lie nearer to the mean.{left_out}",
         min_width=640,
     )
     if points.is_empty():

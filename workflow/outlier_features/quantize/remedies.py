@@ -6,7 +6,7 @@ Whatever is done, input times weight is what it was but for the rounding: `(X / 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,15 @@ from outlier_features.quantize.schemes import LLM_INT8_THRESHOLD, Scheme, Seen, 
 from outlier_features.wording import count
 
 Tensor = torch.Tensor
-NONE, EXACT_DIMS, EXACT_RANDOM, EXACT_POSITIONS = "none", "exact_dims", "exact_random", "exact_positions"
-EXACT_SUPER_WEIGHT, SMOOTH, HADAMARD, CLIP = "exact_super_weight", "smooth", "hadamard", "clip"
-ALPHAS = (0.5, 0.25, 0.75)
+NONE: Final = "none"
+EXACT_DIMS: Final = "exact_dims"
+EXACT_RANDOM: Final = "exact_random"
+EXACT_POSITIONS: Final = "exact_positions"
+EXACT_SUPER_WEIGHT: Final = "exact_super_weight"
+SMOOTH: Final = "smooth"
+HADAMARD: Final = "hadamard"
+CLIP: Final = "clip"
+ALPHAS: tuple[float, ...] = (0.5, 0.25, 0.75)
 QUANTILES = (0.99, 0.999)
 
 

@@ -43,9 +43,7 @@ FILES = (
     FileForQuantizers(
         "imatrix.gguf",
         "llama.cpp: sums of squares of each input channel, by tensor.",
-        "python convert_hf_to_gguf.py MODEL --outfile model-f16.gguf\n"
-        "llama-quantize --imatrix quantization/imatrix.gguf \\\n"
-        "  model-f16.gguf model-q4_k_m.gguf Q4_K_M",
+        "llama-quantize --imatrix quantization/imatrix.gguf model-f16.gguf model-q4_k_m.gguf Q4_K_M",
     ),
     FileForQuantizers(
         "llmcompressor_recipe.yaml",
@@ -57,6 +55,7 @@ FILES = (
     FileForQuantizers(
         "bitsandbytes.json",
         "transformers with bitsandbytes: modules to skip, and the threshold.",
+        "import json\n"
         "from transformers import AutoModelForCausalLM, BitsAndBytesConfig\n"
         'config = BitsAndBytesConfig(**json.load(open("quantization/bitsandbytes.json")))\n'
         "model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config)",
@@ -78,7 +77,7 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
     """
     results: Mapping[str, Any] = run.summary.get("quantization") or {}
     sentence = quantization_sentence(results) if results else ""
-    files = [*_files(directory, report)]
+    files = [] if "channels" in run.summary["missing"] else [*_files(directory, report)]
     if not sentence and not files:
         return None
     return {
@@ -109,8 +108,8 @@ def packed_layers(quantization: pl.DataFrame, scheme: str) -> str:
 
 def linear_layers(quantization: pl.DataFrame, scheme: str) -> pl.DataFrame:
     """Over all tokens, with as much rounded as can be, a row for each linear layer: `layer`, `site`, `module`, the
-    error by each scheme, `best_remedy` under `scheme`, what it leaves of the error (`left`), and what the best draw of as
-    many random dims as are selected does (`left_random`)."""
+    error by each scheme, `best_remedy` under `scheme`, what it leaves of the error (`left`), and what the best draw
+    of as many random dims as are selected does (`left_random`)."""
     rows = whole(measured(quantization.filter(population=ALL)))
     wide = rows.filter(remedy=NONE).pivot(
         "scheme", index=["layer", "site", "module"], values="error", maintain_order=True

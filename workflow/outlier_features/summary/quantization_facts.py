@@ -12,7 +12,7 @@ from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
-from outlier_features.wording import capital, count, listing, number, percent, some
+from outlier_features.wording import capital, count, listing, number, percent, rules_named, some
 
 Part = Mapping[str, Any]
 ALL = "all"
@@ -203,8 +203,9 @@ def _named(dims: Part, selected: Mapping[str, Sequence[int]]) -> str:
     (first, *more) = dims["settings"]
     if more or set(selected) != {RESIDUAL} or len(selected[RESIDUAL]) > FEW:
         return f"the selected dims ({listing(map(visible, dims['settings']))})"
+    rules = visible(first.partition(" of ")[2]).split(", ")
     noun = "dim" if len(selected[RESIDUAL]) == 1 else "dims"
-    return f"{noun} {listing(map(dim_mark, selected[RESIDUAL]))} (rules {visible(first.partition(' of ')[2])})"
+    return f"{noun} {listing(map(dim_mark, selected[RESIDUAL]))} ({rules_named(rules)})"
 
 
 def _taken(one: Part) -> str:
