@@ -22,7 +22,7 @@ from reading import MARK, SCRIPT, Reader
 PUBLISHED = Path(__file__).parents[2] / "workflow/published"
 HOSTILE = (f"\u202e{SCRIPT}", " שלום", "\t\x07", "<b>'", "\u2028&amp;", '`${1}"', "=HYPERLINK()", "x" * 100_000)
 RUNS = ("tiny/text", "hostile/text")
-CHAPTERS = ("", "/where", "/why", "/attention", "/effect", "/criteria", "/data")
+CHAPTERS = ("", "/where", "/why", "/attention", "/effect", "/quantization", "/criteria", "/data")
 SITES = ("attn_norm", "mlp_norm", "resid_post")
 COSTS = pl.DataFrame(
     {"rule": ["extract_activations", "=evil()"], "jobs": [4, 1], "seconds": [12.5, None], "output_bytes": [10**9, 7]}

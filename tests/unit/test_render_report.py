@@ -483,10 +483,12 @@ def test_a_run_without_norms(page):
 
 def test_nothing_found_is_said(page):
     parsed = page(FakeRun(outliers=(), massive=(), hits=(), attention=False))
-    toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity")
+    toggled = ("magnitude-by-layer", "surface", "surface-map", "positions", "distribution", "kurtosis", "sensitivity",
+               "quantization-map", "quantization-remedies")  # fmt: skip
     views = [f"{name}/{population}" for name in toggled for population in POPULATIONS]
     assert parsed.figures.keys() == {
-        f"tiny/text/{view}" for view in ["first-screen/all", *views, "norm-gains/all", "ablation/all"]
+        f"tiny/text/{view}"
+        for view in ["first-screen/all", *views, "norm-gains/all", "ablation/all", "weight-outliers/all"]
     }
     for text in (
         "Nothing is drawn: no dimension is selected by rule dettmers or rule massive in any population.",

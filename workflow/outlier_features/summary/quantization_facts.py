@@ -128,9 +128,9 @@ def quantization_facts(results: Part) -> Iterator[Fact]:
 
 
 def first_scheme(results: Part) -> str:
-    """The scheme that the first words are about: the first of those that remedies were tried on."""
-    had = [row["scheme"] for row in results["populations"][ALL]["schemes"]]
-    return str(next((name for name in results["remedied"] if name in had), had[0]))
+    """The scheme that the first words are about: the first of those that remedies were tried on; nothing without any."""
+    had = [row["scheme"] for row in results["populations"].get(ALL, {}).get("schemes", [])]
+    return next((name for name in (*results["remedied"], *had) if name in had), "")
 
 
 def of_scheme(rows: Sequence[Part], scheme: str) -> Part:
