@@ -240,6 +240,9 @@ class FakeRun:
                if self.experts else {}),
             "knock_out": {"sequences": self.sequences, "tokens": length, "head_tokens": 4, "dims": [*self.massive],
                           "not_tried": {"attention": {"it has none": [0]}}},
+            "quantize_model": {"sequences": self.sequences, "tokens": length, "schemes": ["int8_token", "mxfp4"],
+                               "remedied": ["int8_token"], "loss_scheme": "int8_token", "budget": 0.01, "seeds": 2,
+                               "absent": {}, "prefix": []},
             "quantize": {"schemes": ["int8_token", "int8_tensor_static", "mxfp4"], "remedied": ["int8_token"],
                          "output_tokens": 8, "seeds": 2, "absent": {}},
         }  # fmt: skip

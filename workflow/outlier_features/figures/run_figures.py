@@ -24,6 +24,7 @@ from outlier_features.figures.norm_gains import norm_gains
 from outlier_features.figures.origin import origin
 from outlier_features.figures.origin_shares import origin_shares
 from outlier_features.figures.positions import positions
+from outlier_features.figures.quantization_loss import quantization_loss_figures
 from outlier_features.figures.quantization_map import quantization_map
 from outlier_features.figures.quantization_remedies import quantization_remedies
 from outlier_features.figures.rules_side_by_side import rules_side_by_side
@@ -65,6 +66,7 @@ PLACES = {
     "ablation": ("ablation", "Does it matter?"),
     "expert_ablation": ("expert-ablation", "Without the super experts"),
     "knock_outs": ("knock-outs", "Without a sublayer"),
+    "quantization_losses": ("quantization-loss", "What rounding costs the whole model"),
     "quantization": ("quantization-map", "What rounding costs each linear layer"),
 }
 
@@ -103,7 +105,7 @@ def figures_by_name(run: Run) -> Figures:
         WHY: _optional(run, "origin") | _optional(run, "norms") | _optional(run, "experts"),
         ATTENTION: _optional(run, "attention_maps"),
         EFFECT: _optional(run, "ablation") | _optional(run, "expert_ablation") | _optional(run, "knock_outs"),
-        QUANTIZED: _optional(run, "quantization"),
+        QUANTIZED: _optional(run, "quantization_losses") | _optional(run, "quantization"),
         CRITERIA: {
             "rules": lambda: rules_side_by_side(tables["dims"], of_residual, blocks, populations),
             "signs": lambda: signs(tables["dims"], tables["emergence"], followed, populations),
@@ -162,6 +164,10 @@ def _optional(run: Run, analysis: str) -> Figures:
         of_knock_outs = (tables["knock_outs"], tables["knock_out_dims"], summary["knock_outs"])
         names = ("knock-outs", "head-map", "super-weight-scale")
         return _together(names, lambda: knock_out_figures(*of_knock_outs, rules))
+    if analysis == "quantization_losses" and "quantization_loss" in tables:
+        of_losses = (tables["quantization_loss"], tables["quantization_signals"], summary["quantization_losses"])
+        names = ("quantization-loss", "quantization-kept", "quantization-signals")
+        return _together(names, lambda: quantization_loss_figures(*of_losses))
     if analysis == "quantization" and "quantization" in tables:
         rounded, scheme = tables["quantization"], first_scheme(summary["quantization"])
         figures: Figures = {

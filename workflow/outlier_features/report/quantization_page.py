@@ -12,6 +12,7 @@ from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, remedy_errors, whole
 from outlier_features.report.page_data import packed
 from outlier_features.summary.quantization_facts import ALL, first_scheme, quantization_sentence
+from outlier_features.summary.quantization_loss_facts import loss_sentence
 from outlier_features.summary.report_run import Run
 
 FOLDER = "quantization"
@@ -77,11 +78,12 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
     """
     results: Mapping[str, Any] = run.summary.get("quantization") or {}
     sentence = quantization_sentence(results) if results else ""
+    whole = run.summary.get("quantization_losses")
     files = [] if "channels" in run.summary["missing"] else [*_files(directory, report)]
-    if not sentence and not files:
+    if not sentence and not files and not whole:
         return None
     return {
-        "sentence": sentence,
+        "sentence": (loss_sentence(whole) if whole else "") or sentence,
         "scheme": first_scheme(results) if sentence else "",
         "of_outputs": bool(sentence) and results["of_outputs"],
         "layers": results["modules"] if sentence else 0,

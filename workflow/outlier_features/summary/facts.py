@@ -14,6 +14,7 @@ from outlier_features.summary.expert_facts import expert_facts
 from outlier_features.summary.fact import Fact
 from outlier_features.summary.knock_out_facts import knock_out_facts
 from outlier_features.summary.quantization_facts import quantization_facts
+from outlier_features.summary.quantization_loss_facts import quantization_loss_facts
 from outlier_features.summary.rule_facts import DIMS_IN_FULL, rule_facts
 from outlier_features.visible_text import visible
 from outlier_features.wording import count, number
@@ -40,6 +41,7 @@ def facts_in(summary: Part, tables: Mapping[str, pl.DataFrame] | None = None) ->
         *(pruning_facts(summary["expert_ablation"], summary["rules"], loss) if summary.get("expert_ablation") else ()),
         *(knock_out_facts(summary["knock_outs"], loss) if summary.get("knock_outs") else ()),
         *(quantization_facts(summary["quantization"]) if summary.get("quantization") else ()),
+        *(quantization_loss_facts(summary["quantization_losses"]) if summary.get("quantization_losses") else ()),
     ]
 
 

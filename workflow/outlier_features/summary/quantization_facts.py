@@ -128,7 +128,7 @@ def quantization_facts(results: Part) -> Iterator[Fact]:
 
 
 def first_scheme(results: Part) -> str:
-    """The scheme that the first words are about: the first of those that remedies were tried on; nothing without any."""
+    """The scheme that the first words are about: the first that remedies were tried on; nothing without any."""
     had = [row["scheme"] for row in results["populations"].get(ALL, {}).get("schemes", [])]
     return next((name for name in (*results["remedied"], *had) if name in had), "")
 

@@ -23,7 +23,7 @@ SHOWN = {
     "layers", "distribution", "dims", "emergence", "sensitivity", "massive", "positions", "surface", "norms", "gains",
     "sinks", "lifecycle", "origin", "origin_shares", "origin_neurons", "experts", "routing", "expert_load",
     "expert_balance", "ablation", "expert_ablation", "knock_outs", "knock_out_dims", "triggers",
-    "quantization", "weight_outliers",
+    "quantization", "weight_outliers", "quantization_loss", "quantization_signals",
 }  # fmt: skip
 # Tables of the gallery, which has a page for them.
 OF_THE_GALLERY = {

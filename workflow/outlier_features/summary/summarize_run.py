@@ -29,10 +29,12 @@ from outlier_features.model.bases import RESIDUAL
 from outlier_features.norms.gain_summary import gain_summary
 from outlier_features.norms.norms_schema import GAINS, NORMS
 from outlier_features.populations import population_sizes, populations_of
+from outlier_features.quantize.loss_schema import PREFIX_TRIAL, QUANTIZATION_LOSS, QUANTIZATION_SIGNALS
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.rules.kinds import applied_sites, hit_rules
 from outlier_features.summary.knock_out_facts import knock_outs_summary
 from outlier_features.summary.quantization_facts import quantization_summary
+from outlier_features.summary.quantization_loss_facts import quantization_loss_summary
 from outlier_features.tokens.tokens import Tokens
 
 SUMMARY_KEYS = ("model", "corpus", "run", "sites", "rules", "tables", "missing", "populations")
@@ -77,7 +79,7 @@ def summarize_run(
         _require_none(missing, provenance)
     had = [name for name in tables if name not in missing]
     layer_rows, dim_rows, massive_rows = rows(LAYERS), rows(DIMS), rows(MASSIVE)
-    experts = ablation = pruning = knocked = quantization = None
+    experts = ablation = pruning = knocked = quantization = quantized_model = None
     if "experts" in had:
         expert_rows, facts = checked(EXPERTS)
         experts = experts_summary(expert_rows, rows(ROUTING), rows(EXPERT_BALANCE), massive_rows, Ranking.of(facts))
@@ -95,6 +97,11 @@ def summarize_run(
         rounded, facts = checked(QUANTIZATION)
         outliers = rows(WEIGHT_OUTLIERS) if "weight_outliers" in tables else None
         quantization = quantization_summary(rounded, outliers, facts["quantize"])
+    if "quantization_loss" in had and "quantization_losses" not in missing:
+        losses, facts = checked(QUANTIZATION_LOSS)
+        quantized_model = quantization_loss_summary(
+            losses, rows(QUANTIZATION_SIGNALS), rows(PREFIX_TRIAL), facts["quantize_model"]
+        )
     located = read_json(tables["locations"], *LOCATION_KEYS) if "locations" in tables else None
     if located:
         run.files.require(located, tables["locations"])
@@ -141,6 +148,7 @@ def summarize_run(
             "expert_ablation": pruning,
             "knock_outs": knocked,
             "quantization": quantization,
+            "quantization_losses": quantized_model,
             "populations": {
                 population: {
                     "largest": _largest(layer_rows.filter(population=population)),
