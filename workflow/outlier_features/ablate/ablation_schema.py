@@ -24,4 +24,4 @@ ABLATION = Table(
     ),
 )  # fmt: skip
 
-ABLATION_SEQUENCES = scores_by_sequence("ablation")
+ABLATION_SEQUENCES: Table = scores_by_sequence("ablation")

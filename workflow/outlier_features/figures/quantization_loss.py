@@ -59,7 +59,9 @@ def _loss(results: Part) -> Drawing:
     for row in finite:
         _add_loss(figure, row, base["perplexity"], names.index(_row_name(row)))
     figure.add_vline(x=base["perplexity"], line={"color": INK, "dash": "dash", "width": 1.2})
-    values = [base["perplexity"], *(row["perplexity"] for row in finite)]
+    ends = (row[end] for row in finite for end in ("low", "high") if row[end] is not None)
+    reached = (base["perplexity"] * math.exp(min(end, 700)) for end in ends)
+    values = [base["perplexity"], *(row["perplexity"] for row in finite), *reached]
     figure.update_xaxes(**_axis(values), title_text="perplexity")
     figure.update_yaxes(tickvals=[*range(len(names))], ticktext=names, range=[len(names) - 0.5, -0.5])
     figure.update_layout(margin_l=270)

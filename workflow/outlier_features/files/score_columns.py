@@ -5,10 +5,10 @@ import polars as pl
 from outlier_features.files.columns import SEQUENCE
 from outlier_features.files.tables import Column, Table
 
-VARIANT = Column("variant", pl.UInt16, "index of the variant of the model, from 0, the unchanged model")
+VARIANT: Column = Column("variant", pl.UInt16, "index of the variant of the model, from 0, the unchanged model")
 _TOKENS = Column("tokens", pl.Int64, "predicted tokens", "tokens")
 _TOP1 = Column("top1_probability", pl.Float64, "largest probability of any token, mean over predicted tokens", "share")
-SCORES = (
+SCORES: tuple[Column, ...] = (
     _TOKENS,
     Column("nll", pl.Float64, "their mean negative log-likelihood; null where it is not finite", "nats per token"),
     Column("perplexity", pl.Float64, "exp(nll); null where it is not finite"),

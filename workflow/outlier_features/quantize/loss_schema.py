@@ -44,7 +44,7 @@ QUANTIZATION_LOSS = Table(
 )
 
 _BY_SEQUENCE = scores_by_sequence("quantization_loss")
-QUANTIZATION_LOSS_SEQUENCES = Table(_BY_SEQUENCE.name, _BY_SEQUENCE.row, (*_BY_SEQUENCE.columns, _KL))
+QUANTIZATION_LOSS_SEQUENCES: Table = Table(_BY_SEQUENCE.name, _BY_SEQUENCE.row, (*_BY_SEQUENCE.columns, _KL))
 
 QUANTIZATION_SENSITIVITY = Table(
     "quantization_sensitivity",
