@@ -156,7 +156,7 @@ def _heat(
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": "error"}, "tickvals": [math.log10(tick) for tick in _TICKS],
+        colorbar={"title": {"text": "error<br> "}, "tickvals": [math.log10(tick) for tick in _TICKS],
                   "ticktext": [*map(percent, _TICKS)], "thickness": 12},
     )  # fmt: skip
 
