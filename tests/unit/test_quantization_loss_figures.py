@@ -39,6 +39,12 @@ SIGNALS = [
     {"order": "output_error", "inputs": 4, "spearman": 0.2, "spearman_kl": 0.8, "kept": 4},
     {"order": "random", "inputs": 4, "spearman": 0.3, "spearman_kl": 0.0, "kept": 8},
 ]
+TRIAL = [
+    {"prefix": 0, "perplexity": 20.5, "massive": 4},
+    {"prefix": 0, "scheme": "int8_token", "quantized": "xw", "exact": False, "perplexity": 33.25, "massive": 5},
+    {"prefix": 2, "perplexity": 20.75, "massive": 1},
+    {"prefix": 2, "scheme": "int8_token", "quantized": "xw", "exact": True, "perplexity": 21.5, "massive": 1},
+]
 
 
 def table(rows=ALONE):
@@ -55,7 +61,7 @@ def table(rows=ALONE):
 
 def summarized(losses):
     signals, prefix = (pl.DataFrame(rows, schema=one.schema, strict=False) for rows, one in
-                       ((SIGNALS, QUANTIZATION_SIGNALS), ([], PREFIX_TRIAL)))  # fmt: skip
+                       ((SIGNALS, QUANTIZATION_SIGNALS), (TRIAL, PREFIX_TRIAL)))  # fmt: skip
     return quantization_loss_summary(losses, signals, prefix, FACTS), signals
 
 
@@ -69,7 +75,9 @@ def test_the_sentence_names_the_rise_its_control_and_the_best():
     (fact,) = quantization_loss_facts(results)
     said = [part.short for part in fact.parts]
     assert len([line for line in said if line.startswith(("fp8_token", "int8_token"))]) == 7
-    assert "output_error 0.80" in said[-1] and "kurtosis -0.40" in said[-1]
+    assert "output_error 0.80" in said[-2] and "kurtosis -0.40" in said[-2]
+    assert "prefix of 2 tokens, 1 of the text's tokens" in said[-1] and "without it 4." in said[-1]
+    assert "unchanged 20.75 and int8_token with the prefix exact 21.5; without it: unchanged 20.5 and" in said[-1]
 
 
 def test_dims_that_are_no_better_than_random_ones_do_not_count():

@@ -47,10 +47,32 @@ def quantization_loss_facts(results: Part) -> Iterator[Fact]:
     if ranked:
         each = listing(f"{one['order']} {one['spearman_kl']:.2f}" for one in ranked)
         parts.append(f"Rank correlation with what inputs cost alone, by divergence of predictions: {each}.")
+    parts += _prefix(results["prefix_trial"])
     told = tuple(Fact(what="rounded model", topic="effect", short=part) for part in parts)
     yield Fact(
         what="quantized model", topic="effect", short=loss_sentence(results), values=results, parts=told
     )  # fmt: skip
+
+
+def _prefix(trial: Sequence[Part]) -> Iterator[str]:
+    """What the run's prefix does to massive tokens and to the loss, of the same tokens with and without it."""
+    without, behind = ([row for row in trial if bool(row["prefix"]) == there] for there in (False, True))
+    if not without or not behind:
+        return
+    said = [f"{_rounding(row)} {number(row['perplexity'])}" for row in behind if row["perplexity"] is not None]
+    before = [f"{_rounding(row)} {number(row['perplexity'])}" for row in without if row["perplexity"] is not None]
+    yield (
+        f"Behind a prefix of {count(behind[0]['prefix'], 'token')}, {behind[0]['massive']:,} of the text's tokens "
+        f"have massive activations, without it {without[0]['massive']:,}. Perplexity on the same tokens: {listing(said)}; "
+        f"without it: {listing(before)}."
+    )
+
+
+def _rounding(row: Part) -> str:
+    if row["scheme"] is None:
+        return "unchanged"
+    what = "the prefix" if row["prefix"] else "first and special positions"
+    return f"{visible(row['scheme'])}{f' with {what} exact' if row['exact'] else ''}"
 
 
 def remedy_name(row: Part) -> str:
