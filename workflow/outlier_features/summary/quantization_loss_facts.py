@@ -63,8 +63,8 @@ def _prefix(trial: Sequence[Part]) -> Iterator[str]:
     before = [f"{_rounding(row)} {number(row['perplexity'])}" for row in without if row["perplexity"] is not None]
     yield (
         f"Behind a prefix of {count(behind[0]['prefix'], 'token')}, {behind[0]['massive']:,} of the text's tokens "
-        f"have massive activations, without it {without[0]['massive']:,}. Perplexity on the same tokens: {listing(said)}; "
-        f"without it: {listing(before)}."
+        f"have massive activations, without it {without[0]['massive']:,}. Perplexity on the same tokens: "
+        f"{listing(said)}; without it: {listing(before)}."
     )
 
 
