@@ -94,7 +94,7 @@ def _figure(errors: pl.DataFrame, schemes: Sequence[str], first: str, population
         for row, what in enumerate(whats, start=1):
             cells = _cells(here.filter(scheme=scheme, quantized=what))
             heat = _heat(cells, kinds, last, ends, _ROUNDED[what])
-            figure.add_trace(heat.update(visible=scheme == first), row=row, col=1)
+            figure.add_trace(heat.update(visible=scheme == first, showscale=row == 1), row=row, col=1)
     for row, what in enumerate(whats, start=1):
         ticks = {"tickvals": [*range(len(kinds))], "ticktext": [label(kind) for _, kind in kinds]}
         figure.update_yaxes(**ticks, range=[len(kinds) - 0.5, -0.5], showgrid=False, row=row, col=1)
