@@ -17,6 +17,7 @@ from outlier_features.report.quantization_page import FILES, linear_layers, quan
 from outlier_features.summary.facts import facts_in
 from outlier_features.summary.quantization_facts import quantization_facts, quantization_summary
 from outlier_features.summary.report_run import Run
+from outlier_features.wording import percent
 
 BLOCKS = 5
 MODULES = [  # of a block: those of the residual stream have selected dims
@@ -188,7 +189,7 @@ def test_each_cell_of_the_map_is_the_largest_of_its_kind():
 
 def test_marks_of_remedies_are_medians_over_layers():
     table = quantized()
-    figure = quantization_remedies(table, POPULATIONS).views["without_first"]
+    figure = quantization_remedies(table, "int8_token", POPULATIONS).views["without_first"]
     marks = [trace for trace in figure.data if trace.mode == "markers" and trace.x[0] is not None]
     for scheme, start in (("int8_token", 1), ("mxfp4", 3)):
         for offset, index in ((0, 0), (1, 1)):
@@ -205,6 +206,10 @@ def test_marks_of_remedies_are_medians_over_layers():
     draws = rows.filter(remedy="exact_random").select("module", "output_error").rows()
     assert drawn["as many random dims exact"] == pytest.approx(np.median([left / whole[name] for name, left in draws]))
     assert len(draws) == 3 * BLOCKS * 4
+    own = pairs(table, "int8_token", "exact_dims").values()
+    left = percent(np.median([one / without for one, without in own]))
+    finding = quantization_remedies(table, "int8_token", POPULATIONS).finding
+    assert f"under int8_token are left: {left} with selected dims exact," in finding
 
 
 @pytest.mark.parametrize("more", [(), tuple(range(100, 500))])
@@ -264,7 +269,7 @@ def test_of_a_dump_errors_are_those_of_inputs():
     assert row["error_median"] == pytest.approx(np.median(lost)) and row["modules"] == len(lost)
     figure = quantization_map(table, "int8_token", POPULATIONS)
     assert len(figure.views["all"].data) == len(FACTS["schemes"]) and "no weights" in figure.text
-    assert quantization_remedies(table, POPULATIONS).views
+    assert quantization_remedies(table, "int8_token", POPULATIONS).views
     assert len(linear_layers(table, "int8_token")) == len(lost)
 
 

@@ -26,12 +26,17 @@ from outlier_features.wording import capital, count, listing, number, percent
 _ROW = 26  # pixels
 _QUARTILES = {"low": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "high": 0.95}
 _MEASURES = {"error": "error", "left": "of the error without a remedy"}
+_CONTROL = " Grey: {} of as many random dims, all together; selected dims pay where they leave less."
 _FORMULAS = {True: "||Q(X) Q(W) - X W|| / ||X W||", False: "||Q(X) - X|| / ||X||"}  # of outputs, or of inputs
 
 
-def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]) -> Drawing:
-    """Median and spread over linear layers of the output error, and of what is left of each layer's own, by remedy."""
+def quantization_remedies(quantization: pl.DataFrame, scheme: str, populations: Sequence[str]) -> Drawing:
+    """Median and spread over linear layers of the error, and of what is left of each layer's own, by remedy.
+
+    scheme   that the finding is of
+    """
     errors = remedy_errors(whole(measured(quantization)))
+    draws = len(_settings(errors, EXACT_RANDOM))
     formula = _FORMULAS[of_outputs(quantization)]
     drawing = Drawing(
         "quantization-remedies",
@@ -41,10 +46,9 @@ def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]
         listing(populations),
         f"Left: {formula} of linear layers. Right: that over the same layer's without a remedy, so that each is "
         "compared with itself; left of the dashed line a remedy pays. Marks: the median over the linear layers that it "
-        "was tried on, whose number stands beside its name; thick lines: the middle half; thin lines: nine tenths. "
-        f"Grey: {count(len(_settings(errors, EXACT_RANDOM)), 'draw')} of as many random dims, all together; it is "
-        "for being outliers that selected dims pay only where they leave less. The best alpha and quantile are chosen "
-        "by this very error, layer by layer.",
+        "was tried on, whose number stands beside its name; thick lines: the middle half; thin lines: nine tenths."
+        + (_CONTROL.format(count(draws, "draw")) if draws else "")
+        + " The best alpha and quantile are chosen by this very error, layer by layer.",
         min_width=820,
     )
     if errors.filter(pl.col("told") != NONE).is_empty():
@@ -54,7 +58,7 @@ def quantization_remedies(quantization: pl.DataFrame, populations: Sequence[str]
         drawing,
         views={name: _figure(drawn.filter(population=name), drawn, formula) for name in populations},
         data=drawn,
-        finding=_finding(drawn.filter(population=populations[0]), populations[0]),
+        finding=_finding(drawn.filter(population=populations[0], scheme=scheme), scheme, populations[0]),
     )
 
 
@@ -74,21 +78,23 @@ def _drawn(errors: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _finding(drawn: pl.DataFrame, population: str) -> str:
-    """Of the first scheme, what is left with the selected dims exact, with random ones, and by the best of all."""
-    scheme = drawn["scheme"][0]
-    rows = {row["told"]: row for row in drawn.filter(scheme=scheme).iter_rows(named=True)}
-    said = [
-        f"{percent(rows[told]['left_median'])} of the error is left with {TOLD[told]}"
-        for told in (EXACT_DIMS, EXACT_RANDOM)
-        if told in rows
+def _finding(drawn: pl.DataFrame, scheme: str, population: str) -> str:
+    """What is left with the selected dims exact, with random ones, and by the best of what was tried on all layers."""
+    rows = {row["told"]: row for row in drawn.drop_nulls("left_median").iter_rows(named=True)}
+    told = [told for told in (EXACT_DIMS, EXACT_RANDOM) if told in rows]
+    every = [
+        told
+        for told, row in rows.items()
+        if told not in (NONE, EXACT_DIMS, EXACT_RANDOM) and row["modules"] == rows[NONE]["modules"]
     ]
-    rest = {told: row for told, row in rows.items() if told not in (NONE, EXACT_DIMS, EXACT_RANDOM)}
-    rest = {told: row for told, row in rest.items() if row["modules"] == rows[NONE]["modules"]}
-    if rest:
-        best = min(rest, key=lambda told: rest[told]["left_median"])
-        said.append(f"{percent(rest[best]['left_median'])} with {TOLD[best]}")
-    return f"{capital(over_population(population))}, under {scheme}: {'; '.join(said)} (medians over linear layers)."
+    told += sorted(every, key=lambda told: float(rows[told]["left_median"]))[:1]
+    if not told:
+        return ""
+    said = listing(f"{percent(rows[one]['left_median'])} with {TOLD[one]}" for one in told)
+    return (
+        f"{capital(over_population(population))}, of the errors under {scheme} are left: {said} (medians over linear "
+        "layers)."
+    )
 
 
 def _figure(drawn: pl.DataFrame, every: pl.DataFrame, formula: str) -> go.Figure:

@@ -172,7 +172,7 @@ def _optional(run: Run, analysis: str) -> Figures:
         rounded, scheme = tables["quantization"], first_scheme(summary["quantization"])
         figures: Figures = {
             "quantization-map": lambda: quantization_map(rounded, scheme, populations),
-            "quantization-remedies": lambda: quantization_remedies(rounded, populations),
+            "quantization-remedies": lambda: quantization_remedies(rounded, scheme, populations),
         }
         if "weight_outliers" in tables:
             figures["weight-outliers"] = lambda: weight_outliers(tables["weight_outliers"])
