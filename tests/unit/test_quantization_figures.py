@@ -135,7 +135,7 @@ def test_the_sentence_says_whose_errors_and_names_the_control():
                     "int8_token", "exact_random")  # fmt: skip
         draws.append(np.median([left / whole for left, whole in own.values()]))
     least, most = taken([max(draws)]), taken([min(draws)])
-    assert f"as many random dims {least.removesuffix(' %')} to {most} (3 draws)" in text
+    assert f"as many random dims take {least.removesuffix(' %')} to {most} (3 draws)" in text
     assert "does not count" not in text
 
     def left_by(remedy):

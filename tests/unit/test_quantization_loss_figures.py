@@ -70,7 +70,7 @@ def test_the_sentence_names_the_rise_its_control_and_the_best():
     text = loss_sentence(results)
     assert "rounded by int8_token, input and weight, perplexity goes from 20.09 to 33.12 (+64.9 %; " in text
     assert "95 % interval over sequences 0.4 to 0.6" in text and "the first 128 tokens of 4 sequences" in text
-    assert "exact takes away 80 % of the rise, as many random dims -1 to 2 % (2 draws)." in text
+    assert "exact takes away 80 % of the rise, as many random dims take -1 to 2 % (2 draws)." in text
     assert text.endswith("Hadamard rotation takes away most, 90 %.")
     (fact,) = quantization_loss_facts(results)
     said = [part.short for part in fact.parts]

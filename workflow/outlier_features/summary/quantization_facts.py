@@ -195,7 +195,7 @@ def _dims(remedies: Mapping[str, Part], row: Part, selected: Mapping[str, Sequen
         return f"{text}; there are too few other dims to compare with"
     draws = remedies[EXACT_RANDOM]["draws"]
     than = "" if beats_random(remedies) else ", so that it does not count"
-    return f"{text}, as many random dims {_span_taken(draws)} ({count(len(draws), 'draw')}){than}"
+    return f"{text}, as many random dims take {_span_taken(draws)} ({count(len(draws), 'draw')}){than}"
 
 
 def _named(dims: Part, selected: Mapping[str, Sequence[int]]) -> str:

@@ -102,7 +102,7 @@ def loss_sentence(results: Part) -> str:
     dims = [share for one, share in known if one["remedy"] == EXACT_DIMS]
     counts = bool(dims and draws and dims[0] > max(draws))
     if dims:
-        control = f", as many random dims {_span(draws)} ({count(len(draws), 'draw')})" if draws else ""
+        control = f", as many random dims take {_span(draws)} ({count(len(draws), 'draw')})" if draws else ""
         than = "" if counts or not draws else ", so that it does not count"
         said += f" Leaving the selected dims exact takes away {percent(dims[0])} of the rise{control}{than}."
     rest = [
