@@ -98,13 +98,13 @@ bench: $(VENV)/installed
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python " + sys.version.split()[0] + ", expected 3.11 or later; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
+	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 $(DOCS_VENV)/installed: docs/requirements.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --no-compile -r docs/requirements.lock
+	$(DOCS_VENV)/bin/python -m pip install --quiet -r docs/requirements.lock
 	touch $@
 
 # Of what llm-compressor asks for, what moves and calibrates weights on GPUs is left out; the run's packages stand behind.
