@@ -10,7 +10,7 @@ from outlier_features.files.artifacts import read_json
 # All but the activations, their tables and the loss.
 SKIPPED = [
     *("surface", "norms", "origin", "experts", "attention_maps", "super_weights", "expert_ablation", "neurons"),
-    *("gallery", "ablation"),
+    *("gallery", "channels", "quantization", "ablation"),
 ]
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 

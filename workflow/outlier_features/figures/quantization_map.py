@@ -15,7 +15,7 @@ from outlier_features.quantize.remedies import NONE
 from outlier_features.quantize.remedy_errors import measured, of_outputs, whole
 from outlier_features.wording import capital, listing, number, percent
 
-_ROW = 24  # pixels
+_ROW, _LEAST = 24, 96  # pixels of a row, and of all
 _ROUNDED = {BOTH: "input and weight rounded", INPUT: "input alone rounded", WEIGHT: "weight alone rounded"}
 _ALONE = {INPUT: "its input alone", WEIGHT: "its weight alone"}
 _OF_OUTPUTS = (
@@ -86,7 +86,7 @@ def _figure(errors: pl.DataFrame, schemes: Sequence[str], first: str, population
     kinds = _kinds(errors)
     here = errors.filter(population=population)
     whats = [what for what in _ROUNDED if (errors["quantized"] == what).any()]
-    figure = panels([_ROW * len(kinds)] * len(whats), [""], gap=34)
+    figure = panels([max(_ROW * len(kinds), _LEAST)] * len(whats), [""], gap=34)
     logs = errors.filter(pl.col("error") > 0)["error"].log10()
     ends = (logs.min() or 0.0, logs.max() or 0.0)
     last = int(errors["layer"].to_numpy().max())

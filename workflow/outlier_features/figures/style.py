@@ -93,7 +93,7 @@ def panels(heights: Sequence[int], columns: Sequence[str], *, gap: int = _GAP, *
         cols=len(columns),
         column_titles=list(columns),
         row_heights=list(heights),
-        vertical_spacing=gap / plot,
+        vertical_spacing=gap / plot if len(heights) > 1 else 0,
         **{"horizontal_spacing": 0.03, "shared_xaxes": "columns", "shared_yaxes": "rows", **options},
     )
     figure.update_annotations(font_size=13, yshift=2)

@@ -8,6 +8,9 @@ from urllib.parse import quote
 
 import polars as pl
 
+from outlier_features.files.artifacts import read_json
+from outlier_features.files.foreign_files import foreign_provenance
+from outlier_features.files.tensorfile import TensorFile
 from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, remedy_errors, whole
 from outlier_features.report.page_data import packed
@@ -75,11 +78,13 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
     """What the templates show of a run's quantization; None where it has none.
 
     directory   of the run, in which the files for quantizers are looked for
+
+    Raises `InputError` where one of these is damaged or of another run.
     """
     results: Mapping[str, Any] = run.summary.get("quantization") or {}
     sentence = quantization_sentence(results) if results else ""
     whole = run.summary.get("quantization_losses")
-    files = [] if "channels" in run.summary["missing"] else [*_files(directory, report)]
+    files = [] if "channels" in run.summary["missing"] else [*_files(run, directory, report)]
     if not sentence and not files and not whole:
         return None
     return {
@@ -95,12 +100,20 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
     }
 
 
-def _files(directory: Path, report: Path) -> Iterator[FileForQuantizers]:
+def _files(run: Run, directory: Path, report: Path) -> Iterator[FileForQuantizers]:
     for file in FILES:
         path = directory / FOLDER / file.name
         if path.exists():
+            run.tokens.files.require(_provenance(path), path)
             beside = quote(str(path.relative_to(report.parent)))
             yield FileForQuantizers(file.name, file.what, file.use, beside)
+
+
+def _provenance(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".safetensors":
+        return TensorFile(path).provenance
+    found: Mapping[str, Any] = read_json(path) if path.suffix == ".json" else foreign_provenance(path)
+    return found
 
 
 def packed_layers(quantization: pl.DataFrame, scheme: str) -> str:
