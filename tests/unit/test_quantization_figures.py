@@ -8,9 +8,11 @@ import polars as pl
 import pytest
 
 from fake_run import FakeRun
+from outlier_features.errors import InputError
 from outlier_features.figures.quantization_map import quantization_map
 from outlier_features.figures.quantization_remedies import quantization_remedies
 from outlier_features.figures.weight_outliers import MOST_DIMS, MOST_POINTS, weight_outliers
+from outlier_features.files.foreign_files import write_gguf, write_yaml
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.quantize.remedy_errors import kind_of
 from outlier_features.report.quantization_page import FILES, linear_layers, quantization_part
@@ -279,13 +281,17 @@ def test_a_run_leads_to_the_files_that_are_there(tmp_path):
     report = tmp_path / "report.html"
     part = quantization_part(run, directory, report)
     assert not part["files"] and part["scheme"] == "int8_token" and len(part["contents"]) == 1
-    (directory / "quantization").mkdir()
-    for file in FILES[1:3]:
-        (directory / "quantization" / file.name).touch()
+    folder = directory / "quantization"
+    folder.mkdir()
+    write_gguf(folder / FILES[1].name, {}, {}, run.tokens.provenance)
+    write_yaml(folder / FILES[2].name, None, [], run.tokens.provenance)
     files = quantization_part(run, directory, report)["files"]
     assert [Path(tmp_path / file.path).exists() for file in files] == [True, True]
     assert [file.name for file in files] == [file.name for file in FILES[1:3]]
     assert all(f"quantization/{file.name}" in file.use for file in FILES)
+    write_yaml(folder / FILES[2].name, None, [], run.tokens.provenance | {"tokens_sha256": "another"})
+    with pytest.raises(InputError, match="another run"):
+        quantization_part(run, directory, report)
 
 
 def test_without_the_analysis_there_is_the_reason(tmp_path):
