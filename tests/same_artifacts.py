@@ -45,6 +45,8 @@ def content(path: Path) -> Any:
         return table.num_rows, fields, bits if table.num_rows else {}, metadata, provenance
     if path.suffix == ".json":
         return read_json(path)
+    if path.suffix == ".gguf":
+        return path.read_bytes()
     return re.sub(_COSTS, "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
