@@ -63,7 +63,7 @@ def test_evicted_weights_are_no_reason_to_run_again_and_are_fetched_where_a_job_
     project.write(**changes | {"skip": SKIPPED[:-1]}, ablate={"seeds": 1})
     first = "results-evicted/evicted/one.json"
     planned = project.snakemake(first, "--dry-run", "--nocolor", "--configfile", "mine.yaml", env=environment)
-    assert planned.jobs() == {"ablate_dims", "prune_experts", "evict_weights"}
+    assert planned.jobs() == {"ablate_dims", "prune_experts", "quantize_sites", "evict_weights"}
     run = project.snakemake(first, "--configfile", "mine.yaml", env=environment)
     assert run.status == 0, run.output
     assert len(hub.downloads("model.safetensors")) == 1 and weights(project.folder) == []
