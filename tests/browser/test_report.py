@@ -14,6 +14,7 @@ from outlier_features.compare.compare_models import compare_models
 from outlier_features.dims.compare_runs import compare_runs
 from outlier_features.figures.run_figures import run_figures
 from outlier_features.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
+from outlier_features.files.foreign_files import write_gguf, write_yaml
 from outlier_features.populations import population_title
 from outlier_features.report.render_report import render_report
 from outlier_features.summary.report_run import OF_THE_GALLERY, Run
@@ -45,6 +46,11 @@ def results(tmp_path_factory):
         ),
     }  # fmt: skip
     paths = [run.write(folder / name) for name, run in runs.items()]
+    provenance = Run.read(paths[0]).tokens.provenance
+    for_quantizers = paths[0] / "quantization"
+    for_quantizers.mkdir()
+    write_gguf(for_quantizers / "imatrix.gguf", {}, {}, provenance)
+    write_yaml(for_quantizers / "llmcompressor_recipe.yaml", None, [], provenance)
     (folder / "comparison").mkdir()
     compare_runs(paths, folder / "comparison/dims.parquet", folder / "comparison/compared_dims.parquet")
     compare_models(paths, PUBLISHED, folder / "comparison/models.parquet")
