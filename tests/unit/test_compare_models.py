@@ -17,12 +17,12 @@ from outlier_features.compare.compare_models import compare_models
 from outlier_features.compare.failures import read_failures, write_failures
 from outlier_features.compare.models_schema import MODELS
 from outlier_features.compare.published_numbers import numbers_of_model, published_numbers
-from outlier_features.compare.resampling import DRAWS, SEED, Resampling
 from outlier_features.compare.rule_numbers import rule_numbers
 from outlier_features.dims.dims_schema import PAIRS
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.tables import public_tables, read_table, write_table
+from outlier_features.resampling import DRAWS, SEED, Resampling
 from outlier_features.rules.kinds import hit_rules
 
 PUBLISHED = Path(__file__).parents[2] / "workflow/published"

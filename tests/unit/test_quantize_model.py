@@ -19,6 +19,7 @@ from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.errors import InputError
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_POSITIONS, EXACT_SUPER_WEIGHT
 from outlier_features.files.tables import public_tables, read_table, write_table
 from outlier_features.files.tensorfile import write_tensors
 from outlier_features.model.models import load_model
@@ -29,7 +30,7 @@ from outlier_features.quantize.prefix_trial import PrefixPasses, try_prefix
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.quantize_model import quantize_model
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_POSITIONS, EXACT_SUPER_WEIGHT, RunFindings
+from outlier_features.quantize.remedies import RunFindings
 from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensitivity_rows, signal_rows
 from outlier_features.tokens.tokens import Tokens

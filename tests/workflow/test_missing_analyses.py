@@ -56,7 +56,13 @@ def test_a_run_goes_on_without_what_cannot_be_had(project, mamba):
     summary = summary_of(project)
     assert set(SUMMARY_KEYS) <= summary.keys()
     causes = {analysis: facts["cause"] for analysis, facts in summary["missing"].items()}
-    assert causes == {"surface": "off", "channels": "off", "origin": "off", **dict.fromkeys(WITHOUT, "model")}
+    assert causes == {
+        "surface": "off",
+        "channels": "off",
+        "quantization": "off",
+        "origin": "off",
+        **dict.fromkeys(WITHOUT, "model"),
+    }
     for facts in summary["missing"].values():
         assert (project.folder / "missing" / facts["log"]).is_file()
     for line in ("tiny-mamba on text: The map of attention sinks and patterns cannot be had:",

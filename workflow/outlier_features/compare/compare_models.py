@@ -21,7 +21,6 @@ from outlier_features.compare.published_numbers import (
     numbers_of_model,
     published_numbers,
 )
-from outlier_features.compare.resampling import DRAWS, LEVEL, SEED, Resampling
 from outlier_features.compare.revisions import Revision, revisions_of, same_weights
 from outlier_features.compare.rule_numbers import rule_numbers
 from outlier_features.detect.layers_schema import LAYERS
@@ -35,6 +34,7 @@ from outlier_features.largest import largest_of_each
 from outlier_features.model.bases import NORM_OUTPUTS, RESID_POST
 from outlier_features.model_name import is_trained
 from outlier_features.progress import item_bar
+from outlier_features.resampling import DRAWS, LEVEL, SEED, Resampling
 from outlier_features.rules.kinds import hit_rules
 from outlier_features.rules.massive import Massive
 from outlier_features.rules.rule import HitRule

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from outlier_features.compare.resampling import Array, Counts, Resampling, quotient, weighted_sums
+from outlier_features.resampling import Array, Counts, Resampling, quotient, weighted_sums
 from outlier_features.rules.rule import HitRule
 from outlier_features.rules.systematic import Systematic
 

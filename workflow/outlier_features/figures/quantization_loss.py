@@ -22,7 +22,7 @@ from outlier_features.figures.style import (
     label,
     panels,
 )
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.summary.quantization_loss_facts import loss_sample, remedy_name, rise
 from outlier_features.wording import count, number
 

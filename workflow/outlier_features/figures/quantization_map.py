@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 import polars as pl
 
 from outlier_features.figures.style import Drawing, above, label, panels, set_layer_axis
+from outlier_features.files.quantization_columns import BOTH, INPUT, NONE, WEIGHT
 from outlier_features.populations import over_population
-from outlier_features.quantize.output_errors import BOTH, INPUT, WEIGHT
-from outlier_features.quantize.remedies import NONE
 from outlier_features.quantize.remedy_errors import measured, of_outputs, whole
 from outlier_features.wording import capital, listing, number, percent
 

@@ -18,8 +18,8 @@ from outlier_features.figures.style import (
     label,
     panels,
 )
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.populations import over_population
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.wording import capital, count, listing, number, percent
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from outlier_features.channels.linear_layers import Rows
+from outlier_features.files.quantization_columns import NONE
 from outlier_features.populations import EXCLUDED, PADDING, POPULATIONS, REST
-from outlier_features.quantize.remedies import NONE, Read, Treatment
+from outlier_features.quantize.remedies import Read, Treatment
 from outlier_features.quantize.schemes import Scheme, Seen
 from outlier_features.tokens.tokens import Tokens
 

@@ -3,9 +3,9 @@
 import polars as pl
 
 from outlier_features.files.columns import LAYER, SITE
+from outlier_features.files.quantization_columns import MODULE, QUANTIZED, REMEDY, SCHEME, SETTING
 from outlier_features.files.score_columns import SCORES, VARIANT, scores_by_sequence
 from outlier_features.files.tables import Column, Table
-from outlier_features.quantize.quantization_schema import MODULE, QUANTIZED, REMEDY, SCHEME, SETTING
 
 _KL = Column(
     "kl",

@@ -10,13 +10,12 @@ import torch
 
 from outlier_features.ablate.variant_passes import mean_scores
 from outlier_features.channels.linear_layers import LinearInput
-from outlier_features.compare.resampling import Resampling
+from outlier_features.files.quantization_columns import ALPHAS, BOTH, INPUT, NONE, SMOOTH, WEIGHT
 from outlier_features.quantize.loss_schema import QUANTIZATION_LOSS
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses, remedy_of_model
-from outlier_features.quantize.remedies import ALPHAS, NONE, SMOOTH, RunFindings, Treatment, treatments
+from outlier_features.quantize.remedies import RunFindings, Treatment, treatments
 from outlier_features.quantize.schemes import SCHEMES
-
-INPUT, WEIGHT, BOTH = "x", "w", "xw"
+from outlier_features.resampling import Resampling
 
 
 def whole_variants(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from outlier_features.channels.linear_layers import LinearLayer
+from outlier_features.files.quantization_columns import BOTH, INPUT, WEIGHT
 from outlier_features.populations import POPULATIONS
 from outlier_features.quantize.input_errors import InputErrors, KeptRows
 from outlier_features.quantize.remedies import Treatment
@@ -15,7 +16,6 @@ from outlier_features.quantize.schemes import Scheme, WeightScheme
 
 Array = np.ndarray[Any, Any]
 Tensor = torch.Tensor
-INPUT, WEIGHT, BOTH = "x", "w", "xw"
 
 
 @dataclass

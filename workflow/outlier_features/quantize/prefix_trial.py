@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 import torch
 
+from outlier_features.files.quantization_columns import BOTH, EXACT_POSITIONS, NONE
 from outlier_features.model.bases import RESID_POST
 from outlier_features.model.sites import hooked
 from outlier_features.populations import EXCLUDED
 from outlier_features.quantize.loss_schema import PREFIX_TRIAL
-from outlier_features.quantize.loss_variants import BOTH, Measured
+from outlier_features.quantize.loss_variants import Measured
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses
-from outlier_features.quantize.remedies import EXACT_POSITIONS, NONE, Treatment
+from outlier_features.quantize.remedies import Treatment
 from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.tokens.tokens import Tokens
 

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 
 from outlier_features.channels.linear_layers import LinearLayer
+from outlier_features.files.quantization_columns import INPUT, WEIGHT
 from outlier_features.quantize.input_errors import InputErrors, KeptRows, of_population
-from outlier_features.quantize.output_errors import INPUT, WEIGHT, LayerErrors, relative_error
+from outlier_features.quantize.output_errors import LayerErrors, relative_error
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.remedies import Treatment
 from outlier_features.quantize.schemes import EXACT_BITS, Scheme

@@ -3,18 +3,8 @@
 import polars as pl
 
 from outlier_features.files.columns import LAYER, SITE
+from outlier_features.files.quantization_columns import MODULE, QUANTIZED, REMEDY, SCHEME, SETTING
 from outlier_features.files.tables import Column, Table
-
-MODULE = Column("module", pl.String, "the linear layer, by transformers' name of its module or of its experts' tensor")
-SCHEME = Column("scheme", pl.String, "how values are rounded, see docs/definitions.md")
-REMEDY = Column(
-    "remedy",
-    pl.String,
-    "`none`; exact: `exact_dims` (selected), `exact_random` (as many), `exact_positions` (first and massive tokens), "
-    "`exact_super_weight`; changed before the rounding: `smooth`, `hadamard`, `clip`",
-)
-SETTING = Column("setting", pl.String, "of the remedy: alpha, seed, quantile, dims or weights; null where it has none")
-QUANTIZED = Column("quantized", pl.String, "what is rounded: `x`, the layer's input; `w`, its weight; `xw`, both")
 
 QUANTIZATION = Table(
     "quantization",

@@ -17,6 +17,7 @@ from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dims.dims_schema import MASSIVE as MASSIVE_TABLE
 from outlier_features.errors import InputError
 from outlier_features.files.missing import require_had
+from outlier_features.files.quantization_columns import BOTH, NONE
 from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import write_table
 from outlier_features.files.tensorfile import TensorFile
@@ -30,11 +31,10 @@ from outlier_features.quantize.loss_schema import (
     QUANTIZATION_SENSITIVITY,
     QUANTIZATION_SIGNALS,
 )
-from outlier_features.quantize.loss_variants import BOTH, Measured, kept_variants, part_variants, whole_variants
+from outlier_features.quantize.loss_variants import Measured, kept_variants, part_variants, whole_variants
 from outlier_features.quantize.prefix_trial import PrefixPasses, try_prefix
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses
-from outlier_features.quantize.remedies import NONE
 from outlier_features.quantize.run_findings import massive_places, run_findings
 from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensitivity_rows, signal_rows
 from outlier_features.tokens.tokens import Tokens

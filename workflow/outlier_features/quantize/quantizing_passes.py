@@ -11,10 +11,11 @@ import torch
 from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.variant_passes import VariantPasses
 from outlier_features.channels.linear_layers import LinearInput
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_SUPER_WEIGHT, NONE
 from outlier_features.quantize.divergence import Divergence
 from outlier_features.quantize.fake_quantization import Batch, Rounding, quantizing
 from outlier_features.quantize.loss_schema import QUANTIZATION_LOSS_SEQUENCES
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_SUPER_WEIGHT, NONE, RunFindings, Treatment, treatments
+from outlier_features.quantize.remedies import RunFindings, Treatment, treatments
 from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.tokens.tokens import Tokens
 

@@ -6,25 +6,27 @@ Whatever is done, input times weight is what it was but for the rounding: `(X / 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from outlier_features.channels.linear_layers import LinearLayer
+from outlier_features.files.quantization_columns import (
+    ALPHAS,
+    CLIP,
+    EXACT_DIMS,
+    EXACT_POSITIONS,
+    EXACT_RANDOM,
+    EXACT_SUPER_WEIGHT,
+    HADAMARD,
+    NONE,
+    SMOOTH,
+)
 from outlier_features.quantize.schemes import LLM_INT8_THRESHOLD, Scheme, Seen, WeightScheme, largest_abs
 from outlier_features.wording import count
 
 Tensor = torch.Tensor
-NONE: Final = "none"
-EXACT_DIMS: Final = "exact_dims"
-EXACT_RANDOM: Final = "exact_random"
-EXACT_POSITIONS: Final = "exact_positions"
-EXACT_SUPER_WEIGHT: Final = "exact_super_weight"
-SMOOTH: Final = "smooth"
-HADAMARD: Final = "hadamard"
-CLIP: Final = "clip"
-ALPHAS: tuple[float, ...] = (0.5, 0.25, 0.75)
 QUANTILES = (0.99, 0.999)
 
 

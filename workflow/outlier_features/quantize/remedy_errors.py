@@ -4,15 +4,16 @@ import re
 
 import polars as pl
 
-from outlier_features.quantize.output_errors import BOTH, INPUT
-from outlier_features.quantize.remedies import (
+from outlier_features.files.quantization_columns import (
     ALPHAS,
+    BOTH,
     CLIP,
     EXACT_DIMS,
     EXACT_POSITIONS,
     EXACT_RANDOM,
     EXACT_SUPER_WEIGHT,
     HADAMARD,
+    INPUT,
     NONE,
     SMOOTH,
 )

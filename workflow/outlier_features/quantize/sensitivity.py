@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from outlier_features.channels.linear_layers import LinearInput
+from outlier_features.files.quantization_columns import BOTH, NONE
 from outlier_features.quantize.loss_schema import QUANTIZATION_SENSITIVITY, QUANTIZATION_SIGNALS
-from outlier_features.quantize.loss_variants import BOTH, kept_numbers
-from outlier_features.quantize.remedies import NONE
+from outlier_features.quantize.loss_variants import kept_numbers
 
 Array = np.ndarray[Any, Any]
 COSTS = ("nll_change", "kl")  # of an input alone

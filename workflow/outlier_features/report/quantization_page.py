@@ -10,8 +10,8 @@ import polars as pl
 
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.foreign_files import foreign_provenance
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.files.tensorfile import TensorFile
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, remedy_errors, whole
 from outlier_features.report.page_data import packed
 from outlier_features.summary.quantization_facts import ALL, first_scheme, quantization_sentence

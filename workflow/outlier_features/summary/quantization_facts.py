@@ -6,9 +6,9 @@ from typing import Any
 import polars as pl
 
 from outlier_features.dim_marks import dim_mark
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.model.bases import RESIDUAL, basis_of
 from outlier_features.populations import over_population
-from outlier_features.quantize.remedies import EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible

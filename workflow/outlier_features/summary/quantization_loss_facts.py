@@ -5,8 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from outlier_features.quantize.output_errors import BOTH
-from outlier_features.quantize.remedies import CLIP, EXACT_DIMS, EXACT_RANDOM, NONE
+from outlier_features.files.quantization_columns import BOTH, CLIP, EXACT_DIMS, EXACT_RANDOM, NONE
 from outlier_features.quantize.remedy_errors import TOLD
 from outlier_features.summary.fact import Fact
 from outlier_features.visible_text import visible
