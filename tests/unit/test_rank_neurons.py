@@ -301,19 +301,6 @@ def test_longer_lists_serve_shorter_ones(tmp_path):
     assert serving_ranking(shorter, tmp_path / "plain/neurons") == shorter
 
 
-def test_a_fault_of_the_ranking_leaves_the_rest(tmp_path, monkeypatch):
-    run = Run(tmp_path, "llama")
-    expected = bits(TensorFile(plain(run, tmp_path / "plain")))
-
-    def fails(self, index, output):
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(record_neurons.NeuronRecorder, "_take", fails)
-    with pytest.raises(MissingInput, match="RuntimeError: no"):
-        Ranked(run, "failed")
-    assert bits(TensorFile(tmp_path / "failed/activations0")) == expected
-
-
 def test_a_model_whose_neurons_are_not_seen(tmp_path):
     with pytest.raises(MissingInput, match="2 parts that treat each token alone"):
         Ranked(Run(tmp_path, "granitemoeshared"), "ranked")

@@ -9,7 +9,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import zoo
-from outlier_features.channels.channels_in_passes import ChannelsInPasses
 from outlier_features.channels.kept_channels import ABSENT, INPUTS, RECORDED, merged
 from outlier_features.channels.linear_layers import LinearInput, LinearInputs, LinearLayer
 from outlier_features.channels.record_channels import ChannelRecorder
@@ -186,44 +185,6 @@ def test_block_by_block(name, tmp_path):
     (layerwise,) = record(run, tmp_path / "layerwise", placement="layerwise")
     assert bits(whole) == bits(layerwise)
     assert whole.provenance[INPUTS] == layerwise.provenance[INPUTS]
-
-
-def test_a_layerwise_job_goes_on_from_the_last_block(tmp_path, monkeypatch, capfd):
-    run = Run(tmp_path, "llama", lengths=LENGTHS)
-    (whole,) = record(run, tmp_path / "whole")
-    keep, seen = ChannelsInPasses.keep, []
-
-    def dies(self, block, file):
-        if block == 2 and not seen:
-            seen.append(block)
-            raise KeyboardInterrupt
-        keep(self, block, file)
-
-    monkeypatch.setattr(ChannelsInPasses, "keep", dies)
-    with pytest.raises(KeyboardInterrupt):
-        record(run, tmp_path / "killed", placement="layerwise")
-    paths = [tmp_path / "killed" / f"{kind}0" for kind in ("activations", "losses", "neurons", "channels")]
-    settings = {**SETTINGS, "placement": "layerwise", "recording": True}
-    extract_activations(run.source, run.tokens, *paths, start=0, stop=len(run.ids), **settings)
-    assert "2 of 4 were finished before" in capfd.readouterr().err
-    assert bits(TensorFile(paths[-1])) == bits(whole)
-
-
-@pytest.mark.parametrize("placement", ["one", "layerwise"])
-def test_a_fault_never_costs_the_pass(placement, tmp_path, monkeypatch):
-    run = Run(tmp_path, "llama", lengths=LENGTHS)
-    record(run, tmp_path / "whole")
-
-    def fails(self, one, rows):
-        if "layers.1.self_attn.o_proj" in one.name:
-            raise RuntimeError("planted")
-
-    monkeypatch.setattr(ChannelRecorder, "_receive", fails)
-    (file,) = record(run, tmp_path / "failed", placement=placement)
-    assert not file.entries and file.provenance[RECORDED]
-    assert file.provenance[MISSING]["analysis"] == "channels" and file.provenance[MISSING]["cause"] == "fault"
-    activations = [TensorFile(tmp_path / folder / "activations0") for folder in ("whole", "failed")]
-    assert bits(activations[0]) == bits(activations[1])
 
 
 def test_what_is_not_wanted_and_a_chunk_without_sequences(tmp_path):

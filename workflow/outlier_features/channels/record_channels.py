@@ -1,14 +1,16 @@
 """The channels of what linear layers read, reduced while a model runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from outlier_features.channels.kept_channels import ABSENT, INPUTS, TOKEN_ABSMAX, KeptChannels
+from outlier_features.channels.kept_channels import ABSENT, INPUTS, TOKEN_ABSMAX, KeptChannels, merged
 from outlier_features.channels.linear_layers import LinearInput, LinearInputs, Rows
+from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.record_in_passes import Recorder
 from outlier_features.populations import EXCLUDED, REST
 
 Array = np.ndarray[Any, Any]
@@ -16,30 +18,21 @@ Array = np.ndarray[Any, Any]
 _AT_ONCE_ON_CPU, _AT_ONCE = 1 << 17, 1 << 24
 
 
-class ChannelRecorder:
-    """The statistics of the inputs of a model's linear layers.
-
-    absent   by name of the layer, why nothing is known of what it reads
-    failed   what stopped the recording, which must not stop a pass
-    """
+class ChannelRecorder(Recorder):
+    """The statistics of the inputs of a model's linear layers; absent are layers by name."""
 
     def __init__(self, inputs: LinearInputs, parts: Array, start: int, stop: int):
         """parts         of the run's positions, (N, T)
         start, stop   the first sequence that the model will run and one past the last
         """
+        super().__init__()
         self._inputs, self._parts, self._start = inputs, parts, start
         self._shape = stop - start, parts.shape[1]
         self.absent = dict(inputs.absent)
-        self.failed: Exception | None = None
         self._kept: dict[str, dict[int, KeptChannels]] = {}
         self._tokens: dict[str, Array] = {}
         self._first, self._of_batch = start, parts[:0]
         self._dense: list[tuple[int, int, Array]] = []  # of an input that every token goes through: part, 0 and rows
-
-    @property
-    def names(self) -> list[str]:
-        """Of the inputs."""
-        return [one.name for one in self._inputs.inputs]
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -61,21 +54,10 @@ class ChannelRecorder:
 
     @contextmanager
     def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
-        """While the model runs (B, T) of the run's sequences, from `first` on."""
         self._first, self._of_batch = first, self._parts[first : first + shape[0]]
         self._dense = [(part, 0, np.flatnonzero(self._of_batch.reshape(-1) == part)) for part in (EXCLUDED, REST)]
-        with self._inputs.listening(self._receive, guard=self._going_on):
+        with self._inputs.listening(self._receive, guard=self.going_on):
             yield
-
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Whatever happens here, the model's pass goes on."""
-        try:
-            yield
-        except Exception as error:
-            self.failed = self.failed or error
-            self._kept.clear()
-            self._tokens.clear()
 
     def _receive(self, one: LinearInput, rows: Rows) -> None:
         if self.failed or one.name in self.absent:
@@ -122,14 +104,28 @@ class ChannelRecorder:
         np.maximum(own, found, out=own)  # a layer may be called more than once in a pass
 
     def arrays(self) -> dict[str, Array]:
-        """What was recorded, as it is named in a file; it is forgotten here."""
         found: dict[str, Array] = {}
         for name, kept in self._kept.items():
             for part, channels in sorted(kept.items()):
                 found |= channels.arrays(name, part)
         found |= {f"{name}.{TOKEN_ABSMAX}": values for name, values in self._tokens.items()}
-        self._kept, self._tokens = {}, {}
+        self.forget()
         return found
+
+    def together(self, files: Sequence[TensorFile]) -> dict[str, Array]:
+        """An input of a layer that several blocks share was recorded in the passes of each."""
+        found: dict[str, Array] = {}
+        for name in (one.name for one in self._inputs.inputs):
+            for part in (EXCLUDED, REST):
+                if kept := merged(files, name, [part]):
+                    found |= kept.arrays(name, part)
+            tokens = f"{name}.{TOKEN_ABSMAX}"
+            if of_blocks := [file.array(tokens) for file in files if tokens in file.entries]:
+                found[tokens] = np.maximum.reduce(of_blocks)
+        return found
+
+    def forget(self) -> None:
+        self._kept, self._tokens = {}, {}
 
 
 def _some(values: torch.Tensor, rows: Array) -> torch.Tensor:

@@ -73,7 +73,7 @@ class BlockByBlock:
         losses: Callable[[Batch, Callable[[], None]], Array] | None,
         *,
         listening: Listening,
-        beside: Mapping[str, Callable[[int, Path], None]],
+        beside: Mapping[str, Callable[[Path], None]],
     ) -> None:
         """Run the blocks that are not finished.
 
@@ -82,7 +82,7 @@ class BlockByBlock:
         take        makes what is kept of a site's tensor
         losses      runs the last block's pass, which it is given, and makes what is kept as `LOSSES`
         listening   around each pass of a batch
-        beside      by name, writes what else is kept of a block, once it has run: to a file beside the block's, or not
+        beside      by name, writes what else is kept of a block, once it has run: to a file beside the block's
         """
         done = self._done()
         if done:
@@ -101,7 +101,7 @@ class BlockByBlock:
                     else:
                         run()
                 for name, keep in beside.items():
-                    keep(block, self._beside(block, name))
+                    keep(self._beside(block, name))
             for left in self._place.glob(f"{block:05d}.*.hidden"):
                 left.unlink()
 
@@ -133,9 +133,9 @@ class BlockByBlock:
         for batch in self._batches:
             yield batch, {name: file.array(name)[batch.rows] for file in files for name in file.entries}
 
-    def kept_beside(self, name: str) -> dict[int, Path]:
-        """What `beside` of that name wrote of each block."""
-        return {block: self._beside(block, name) for block in range(len(self._loaded.stack))}
+    def kept_beside(self, name: str) -> list[Path]:
+        """What `beside` of that name wrote, block by block."""
+        return [self._beside(block, name) for block in range(len(self._loaded.stack))]
 
     def remove(self) -> None:
         shutil.rmtree(self._place, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +14,6 @@ import transformers
 from tqdm import tqdm
 
 from outlier_features import __version__
-from outlier_features.channels.channels_in_passes import ChannelsInPasses
 from outlier_features.channels.kept_channels import RECORDED
 from outlier_features.channels.linear_layers import find_linear_inputs
 from outlier_features.channels.record_channels import ChannelRecorder
@@ -28,8 +28,8 @@ from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
 from outlier_features.model.models import LoadedModel, load_model
 from outlier_features.model.prefixes import Prefixes
+from outlier_features.model.record_in_passes import RecordInPasses
 from outlier_features.model.sites import Block, hooked
-from outlier_features.neurons.rank_in_passes import RankInPasses
 from outlier_features.neurons.ranked_at import RANKING, Ranking
 from outlier_features.neurons.record_neurons import NeuronRecorder
 from outlier_features.norms.kept_norms import norm_tensors, norms_or_why
@@ -115,9 +115,12 @@ class Passes:
         shape = self._chunk.ids.shape
         self.shapes = found.shapes(shape)
         self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
-        self._neurons = RankInPasses(ranking, lambda asked: self._neuron_recorder(found.blocks, asked, threads), log)
-        self._channels = ChannelsInPasses(recording, lambda: self._channel_recorder(found.blocks), log)
-        self._stepwise = self._one_block_at_a_time(kept, {RANKING: ranking, RECORDED: recording})
+        self._asked = {RANKING: ranking, RECORDED: recording}
+        ranks = partial(self._neuron_recorder, found.blocks, ranking, threads) if ranking else None
+        records = partial(self._channel_recorder, found.blocks) if recording else None
+        self._neurons = RecordInPasses("neurons", ranks, log)
+        self._channels = RecordInPasses("channels", records, log)
+        self._stepwise = self._one_block_at_a_time(kept)
 
     @classmethod
     def of_fetched(
@@ -185,11 +188,10 @@ class Passes:
 
     def write_beside(self, neurons: Path, channels: Path) -> None:
         """Write what was ranked and recorded, once all have run."""
-        self._neurons.write(neurons, self.provenance, self._kept_beside(_NEURONS))
-        self._channels.write(channels, self.provenance, self._kept_beside(_CHANNELS))
-
-    def _kept_beside(self, name: str) -> dict[int, Path]:
-        return self._stepwise.kept_beside(name) if self._stepwise else {}
+        recordings = {_NEURONS: (self._neurons, neurons, RANKING), _CHANNELS: (self._channels, channels, RECORDED)}
+        for name, (recording, path, asked) in recordings.items():
+            kept = self._stepwise.kept_beside(name) if self._stepwise else []
+            recording.write(path, self.provenance | {asked: self._asked[asked]}, kept)
 
     def finish(self) -> None:
         """Remove what was kept of them, once all else is written."""
@@ -242,11 +244,8 @@ class Passes:
         require_finite(nonfinite, self._loaded.dtype, chunk.start + rows.start)
         return _losses(recorder, ids, mask) if recorder else None
 
-    def _one_block_at_a_time(self, kept: Path, beside: Mapping[str, Any]) -> BlockByBlock | None:
-        """The passes of a model whose weights stay on disk, if they give the same numbers that way.
-
-        beside   what else is reduced while they run
-        """
+    def _one_block_at_a_time(self, kept: Path) -> BlockByBlock | None:
+        """The passes of a model whose weights stay on disk, if they give the same numbers that way."""
         loaded = self._loaded
         if loaded.placement.kind != "layerwise":
             return None
@@ -258,7 +257,7 @@ class Passes:
             return None
         batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
         own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
-        job = {**self.provenance, "files": self._request.model["files"], **own, **beside}
+        job = {**self.provenance, "files": self._request.model["files"], **own, **self._asked}
         return BlockByBlock(loaded, prefixes, batches, kept, job)
 
     def _run_block_by_block(

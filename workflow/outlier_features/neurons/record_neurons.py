@@ -11,8 +11,10 @@ from torch import nn
 
 from outlier_features.errors import InputError
 from outlier_features.experts.moe_layers import MoeLayer, find_moe_layers, neuron_hook
+from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel
+from outlier_features.model.record_in_passes import Recorder
 from outlier_features.model.sites import Block, Site
 from outlier_features.neurons.bank import Bank, Job
 from outlier_features.neurons.kept_neurons import ABSENT, BANKS, BankShape
@@ -22,13 +24,11 @@ Array = np.ndarray[Any, Any]
 _ACTIVATION, _STREAM = "mlp_act", "resid_post"
 
 
-class NeuronRecorder:
+class NeuronRecorder(Recorder):
     """The neurons of the blocks whose `mlp_act`, or whose experts, are known. Routed experts are a bank, a shared one
     beside them is another.
 
-    sites    by name `{site}.{block}`, whose tensors `receive` wants
     absent   by block, why its neurons are not known
-    failed   what stopped the recording, which must not stop a pass
 
     Raises `InputError` where no block has neurons that are known.
     """
@@ -50,15 +50,13 @@ class NeuronRecorder:
         high_norm   see `position_classes`
         threads     that share a block's neurons
         """
+        super().__init__()
         self._parts, self._high_norm = parts, high_norm
         self._examples = min(examples, sequences)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._experts: dict[int, MoeLayer] = {}
-        self.sites: dict[str, Site] = {}
         self._shapes: dict[int, list[BankShape]] = {}
-        self.absent: dict[int, str] = {}
-        self.failed: Exception | None = None
         self._find(loaded, blocks)
         if not self._shapes:
             raise InputError(next(iter(self.absent.values())))
@@ -72,7 +70,7 @@ class NeuronRecorder:
         layers = {layer.layer: layer for layer in routed.layers} if routed else {}
         for index, block in enumerate(blocks):
             if _STREAM not in block.sites:
-                self.absent[index] = f"{_STREAM} is absent: {block.absent[_STREAM]}"
+                self.absent[f"{index}"] = f"{_STREAM} is absent: {block.absent[_STREAM]}"
                 continue
             if _ACTIVATION in block.sites:
                 shapes = [self._dense(f"{index}", index, block.sites[_ACTIVATION])]
@@ -85,7 +83,7 @@ class NeuronRecorder:
                     shapes.insert(0, self._dense(f"{index}.shared", index, shared))
             else:
                 known = routed.absent if routed and block.routed else None
-                self.absent[index] = known or block.absent[_ACTIVATION]
+                self.absent[f"{index}"] = known or block.absent[_ACTIVATION]
                 continue
             self.sites[f"{_STREAM}.{index}"] = block.sites[_STREAM]
             self._shapes[index] = shapes
@@ -95,19 +93,13 @@ class NeuronRecorder:
         return BankShape(name, index, 0, site.width)
 
     @property
-    def blocks(self) -> list[int]:
-        """Those that may have neurons."""
-        return sorted(self._shapes)
-
-    @property
     def provenance(self) -> dict[str, Any]:
-        known = [one for i, shapes in self._shapes.items() if i not in self.absent for one in shapes]
+        known = [one for i, shapes in self._shapes.items() if f"{i}" not in self.absent for one in shapes]
         there = {one.name: [one.experts, one.neurons] for one in known}
-        return {BANKS: there, ABSENT: {str(i): reason for i, reason in sorted(self.absent.items())}}
+        return {BANKS: there, ABSENT: dict(sorted(self.absent.items(), key=lambda item: int(item[0])))}
 
     @contextmanager
     def listening(self, first: int, shape: tuple[int, ...]) -> Iterator[None]:
-        """While the model runs sequences from `first` on, (B, T) of them, listen to its experts."""
         self._first, self._shape = first, shape
         self._waiting.clear()
         after = [(layer.experts, self._of_experts(index)) for index, layer in self._experts.items()]
@@ -118,26 +110,15 @@ class NeuronRecorder:
         take = neuron_hook(lambda expert, rows, values: self._wait(index, True, expert, values, rows.cpu().numpy()))
 
         def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            with self._going_on():
+            with self.going_on():
                 take(module, args, kwargs, output)
 
         return hand_on
 
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Whatever happens here, the model's pass goes on."""
-        try:
-            yield
-        except Exception as error:
-            self.failed = self.failed or error
-            self._banks.clear()
-
     def receive(self, name: str, value: torch.Tensor) -> None:
-        """A site's tensor, (B, T, H) or (B*T, H); with the block's output its neurons are taken."""
+        """With the block's output its neurons are taken."""
         site, _, layer = name.rpartition(".")
-        if self.failed:
-            return
-        with self._going_on():
+        with self.going_on():
             if site == _ACTIVATION:
                 flat = value.detach().reshape(-1, value.shape[-1])
                 self._wait(int(layer), False, 0, flat, np.arange(len(flat)))
@@ -152,7 +133,7 @@ class NeuronRecorder:
     def _take(self, index: int, output: torch.Tensor) -> None:
         """Take a block's neurons, now that the norms of its positions are known."""
         waiting = self._waiting.pop(index, [])
-        if index in self.absent:
+        if f"{index}" in self.absent:
             return
         batch, tokens = self._shape
         stream = output.detach().reshape(batch, tokens, -1).to("cpu", torch.float32).numpy()
@@ -167,17 +148,24 @@ class NeuronRecorder:
                 own = slice(*np.searchsorted(rows, (b * tokens, (b + 1) * tokens)))
                 jobs += banks[-1 if routed else 0].jobs(expert, values[own], rows[own] - b * tokens, classes, sequence)
             if not all(self._pool.map(lambda job: job(), jobs)):
-                self.absent[index] = f"{_ACTIVATION} has values that are NaN or infinite"
+                self.absent[f"{index}"] = f"{_ACTIVATION} has values that are NaN or infinite"
                 del self._banks[index]
                 return
 
-    def arrays(self, index: int) -> dict[str, Array]:
-        """What was recorded of a block, as it is named in a file; it is forgotten here."""
+    def arrays(self) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        for shape, bank in zip(self._shapes[index], self._banks.pop(index, []), strict=False):
-            for of_class, kept in bank.kept():
-                found |= kept.arrays(shape.name, of_class)
+        for index, banks in sorted(self._banks.items()):
+            for shape, bank in zip(self._shapes[index], banks, strict=True):
+                for of_class, kept in bank.kept():
+                    found |= kept.arrays(shape.name, of_class)
+        self.forget()
         return found
+
+    def together(self, files: Sequence[TensorFile]) -> dict[str, Array]:
+        return {name: file.array(name) for file in files for name in file.entries}
+
+    def forget(self) -> None:
+        self._banks.clear()
 
     def close(self) -> None:
         self._pool.shutdown()
