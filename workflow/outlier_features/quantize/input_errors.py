@@ -17,7 +17,11 @@ from outlier_features.tokens.tokens import Tokens
 Array = np.ndarray[Any, Any]
 Tensor = torch.Tensor
 PARTS = (EXCLUDED, REST)
-CERTAIN = 8.0  # medians of the tokens' largest abs(x), above which a token is always among the kept
+# A token is sought out beside first and massive ones if its largest abs(x) is above so many medians of the tokens'.
+LARGE = 8.0
+# Of those that are sought out, so many times `keep` of a sequence are kept for certain: where most tokens are massive,
+# they are drawn like others.
+MOST_CERTAIN = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class KeptRows:
     exact     bool (n,): first, special and massive tokens
     weight    (n,): how many rows each stands for, 1 where its like are all there
     experts   (n,), of an input of experts the one that reads the row
-    seen      by treatment, what its schemes know of each row's sequence
+    seen      by treatment, what its schemes know of each row's sequence, or of its expert's rows there
     """
 
     values: Tensor
@@ -74,7 +78,8 @@ class InputErrors:
     """Of one input, for its treatments: by treatment and scheme, sums over the tokens of each part.
 
     absmax     largest abs(x) of each channel over the run, (width,)
-    keep       rows of a sequence that are kept, beside those that always are; None: none at all
+    keep       rows of a sequence that are drawn, of those that stay exact and of the others each, beside the first and
+               the largest `MOST_CERTAIN` times as many massive and large ones; None: none are kept at all
     noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part; of remedies, which are many, on the
                rows that are kept, each for as many as it stands for, unless none are
     signal     by treatment, those of x^2, of what is rounded
@@ -122,32 +127,44 @@ class InputErrors:
             inside = (positions >= 0) & (positions < length)
             here = positions[inside].cpu().numpy()
             there = torch.from_numpy(place.parts[here] != PADDING).to(rows.values.device)
-            experts = None if rows.experts is None else rows.experts[inside][there]
-            self._add(rows.values[inside][there].float(), here[there.cpu().numpy()], experts, place)
+            x, at = rows.values[inside][there].float(), here[there.cpu().numpy()]
+            if not len(x):
+                continue
+            if rows.experts is None:
+                self._add(x, at, None, place)
+            else:
+                experts, order = torch.sort(rows.experts[inside][there], stable=True)
+                self._add(x[order], at[order.cpu().numpy()], experts, place)
 
     def _add(self, x: Tensor, positions: Array, experts: Tensor | None, place: SequencePlaces) -> None:
-        if not len(x):
-            return
+        """experts   ascending, of rows that they read; each sees its own alone"""
         parts = place.parts[positions]
         exact = (parts == EXCLUDED) | place.massive[positions]
         on_device = torch.from_numpy(exact).to(x.device)
         for n, part in enumerate(PARTS):
             self.tokens[n] += int((parts == part).sum())
             self.exact[n] += int((exact & (parts == part)).sum())
-        seen = []
-        for index, treatment in enumerate(self.treatments):
-            schemes = self.schemes_of(index)
-            changed = x[:0] if all(scheme.by_row for scheme in schemes) else treatment.input(x)
-            seen.append(treatment.seen(changed, self.absmax, on_device[: len(changed)], schemes))
+        counts = [len(x)] if experts is None else torch.unique_consecutive(experts, return_counts=True)[1].tolist()
+        seen = [self._seen(index, x, on_device, counts) for index in range(len(self.treatments))]
         whole = range(len(seen)) if self.keep is None else (0,)
         self._sum_errors(x, on_device, parts, np.ones(len(x)), seen, whole)
         if self.keep is None:
             return
-        chosen, weight = self._chosen(x, exact, place.order[positions])
+        chosen, weight = self._chosen(x, parts == EXCLUDED, exact, place.order[positions])
         at = torch.from_numpy(chosen).to(x.device)
+        of_rows = seen if len(counts) == 1 else [one.at(at) for one in seen]
         self.kept.append(
-            KeptRows(x[at], parts[chosen], on_device[at], weight, None if experts is None else experts[at], seen)
+            KeptRows(x[at], parts[chosen], on_device[at], weight, None if experts is None else experts[at], of_rows)
         )
+
+    def _seen(self, index: int, x: Tensor, exact: Tensor, counts: Sequence[int]) -> Seen:
+        """What the schemes of a treatment know of x, so many rows of which are read together."""
+        treatment, schemes = self.treatments[index], self.schemes_of(index)
+        if all(scheme.by_row for scheme in schemes):
+            return Seen()
+        parts = list(zip(treatment.input(x).split(counts), exact.split(counts), strict=True))
+        found = [treatment.seen(own, self.absmax, rows, schemes) for own, rows in parts]
+        return found[0] if len(found) == 1 else Seen.joined(list(zip(found, counts, strict=True)), x.device)
 
     def add_remedies(self, kept: KeptRows) -> None:
         """The sums of remedies, on the rows that were kept."""
@@ -168,14 +185,20 @@ class InputErrors:
         values = by_row.double().cpu().numpy() * weight
         sums[key] = sums.get(key, 0) + np.array([values[parts == part].sum() for part in PARTS])
 
-    def _chosen(self, x: Tensor, exact: Array, order: Array) -> tuple[Array, Array]:
+    def _chosen(self, x: Tensor, first: Array, exact: Array, order: Array) -> tuple[Array, Array]:
         """Rows that are kept, and how many each stands for."""
+        assert self.keep is not None
         largest = x.abs().amax(1).cpu().numpy()
-        certain = exact | (largest > CERTAIN * np.median(largest))
-        others = np.flatnonzero(~certain)
-        drawn = others[np.argsort(order[others], kind="stable")[: self.keep]]
-        weight = np.concatenate([np.ones(certain.sum()), np.full(len(drawn), len(others) / max(len(drawn), 1))])
-        return np.concatenate([np.flatnonzero(certain), drawn]), weight
+        sought = np.flatnonzero(exact | (largest > LARGE * np.median(largest)))
+        ranked = sought[np.lexsort((-largest[sought], ~first[sought]))]
+        chosen = [np.sort(ranked[: MOST_CERTAIN * self.keep])]
+        weight = [np.ones(len(chosen[0]))]
+        left = np.setdiff1d(np.arange(len(x)), chosen[0])
+        for stratum in (left[~exact[left]], left[exact[left]]):
+            drawn = stratum[np.argsort(order[stratum], kind="stable")[: self.keep]]
+            chosen.append(drawn)
+            weight.append(np.full(len(drawn), len(stratum) / max(len(drawn), 1)))
+        return np.concatenate(chosen), np.concatenate(weight)
 
 
 def of_population(sums: Array, population: str) -> Any:

@@ -133,8 +133,9 @@ def relative_error(
 
     errors, squares   squared norms of each row, (n,)
 
-    First and massive tokens are all there; the others are drawn, so both sums are estimated (Horvitz and Thompson), and
-    their ratio's error is that of a linear approximation. The standard error is None where all tokens are there.
+    Of a sequence's tokens that stay exact and of its others as many are drawn, so both sums are estimated (Horvitz and
+    Thompson), and their ratio's error is that of a linear approximation. The standard error is None where all tokens
+    are there, or one was drawn.
     """
     inside = np.isin(rows.parts, POPULATIONS[population])
     weight, own, output = rows.weight[inside], errors[inside], squares[inside]
@@ -142,12 +143,16 @@ def relative_error(
     if not signal or not np.isfinite(noise):
         return None, None, int(inside.sum())
     ratio = noise / signal
-    drawn = weight > 1
+    variance, of_exact = 0.0, rows.exact.cpu().numpy()[inside]
+    for drawn in ((weight > 1) & ~of_exact, (weight > 1) & of_exact):
+        if (number := int(drawn.sum())) == 1:
+            return float(np.sqrt(ratio)), None, int(inside.sum())
+        if number:
+            every = float(weight[drawn].sum())
+            spread = (own - ratio * output)[drawn].var(ddof=1)
+            variance += every**2 * (1 - number / every) * spread / number / signal**2
     deviation = None
-    if (number := int(drawn.sum())) > 1:
-        every = float(weight[drawn].sum())
-        spread = (own - ratio * output)[drawn].var(ddof=1)
-        variance = every**2 * (1 - number / every) * spread / number / signal**2
+    if (weight > 1).any():
         deviation = float(np.sqrt(variance) / (2 * np.sqrt(ratio))) if ratio else 0.0
     return float(np.sqrt(ratio)), deviation, int(inside.sum())
 

@@ -1,6 +1,6 @@
 """Rule quantize_model: what the model loses when its linear layers are rounded, all, some, and behind a prefix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,7 +10,6 @@ import torch
 
 from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
-from outlier_features.channels.linear_layers import LinearInput, find_linear_inputs
 from outlier_features.channels.prefix_schema import PREFIX_TOKENS
 from outlier_features.detect.layers_schema import LAYERS
 from outlier_features.dims.dims_schema import DIMS
@@ -20,10 +19,10 @@ from outlier_features.files.missing import require_had
 from outlier_features.files.quantization_columns import BOTH, NONE
 from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import write_table
-from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.loading import Loading
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.populations import EXCLUDED
+from outlier_features.quantize.known_inputs import known_inputs
 from outlier_features.quantize.loss_schema import (
     PREFIX_TRIAL,
     QUANTIZATION_LOSS,
@@ -40,7 +39,6 @@ from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensit
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
-_UNKNOWN = "the run has no statistics of its input"
 
 
 def quantize_model(
@@ -94,19 +92,15 @@ def quantize_model(
     run.files.model(source)
     subject = Subject.fetched(source, **loading)
     keep_proven(subject.blocks, prove_sites(subject.loaded, subject.blocks))
-    listed = find_linear_inputs(subject.loaded, subject.blocks)
-    of_blocks = [one for one in listed.inputs if one.layer is not None]
-    inputs = tuple(one for one in of_blocks if f"{one.name}.absmax" in file.entries)
-    unknown = {layer.name: _UNKNOWN for one in of_blocks if one not in inputs for layer in one.layers}
-    if not inputs:
-        raise InputError(f"{subject.loaded.model_type}: no linear layer of its blocks whose input is known")
-    channels = {one.name: _channels(file, one) for one in inputs}
+    known = known_inputs(subject.loaded, subject.blocks, file)
+    inputs = known.inputs
+    channels = {one.name: {"absmax": known.absmax(one), "mean_square": known.mean_square(one)} for one in inputs}
     widths = {one.site: one.width for one in inputs if one.site}
     findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds)
     sample = run.head(sequences, length)
     given: dict[str, Any] = {
         "inputs": inputs,
-        "absmax": {name: torch.from_numpy(one["absmax"].astype(np.float32)) for name, one in channels.items()},
+        "absmax": {one.name: torch.from_numpy(known.absmax(one)) for one in inputs},
         "found": findings,
         "exact": ((run.parts == EXCLUDED) | massive_places(massive_rows, run.tokens.shape))[:sequences, :length],
     }
@@ -131,7 +125,7 @@ def quantize_model(
             "loss_scheme": loss_scheme,
             "budget": budget,
             "seeds": seeds,
-            "absent": {**listed.absent, **unknown},
+            "absent": known.absent,
             "prefix": prefix,
         }
     }
@@ -151,16 +145,6 @@ def quantize_model(
         most = getattr(subject.loaded.config, "max_position_embeddings", None)
         trial = try_prefix(PrefixPasses(subject, sample, batch_size, **given), sample, prefix, loss_scheme, most)
     write_table(prefix_trial, trial, PREFIX_TRIAL, provenance)
-
-
-def _channels(file: TensorFile, one: LinearInput) -> Mapping[str, Array]:
-    """Of each channel `absmax` and `mean_square` (width,), over all experts where the input has them."""
-    absmax, square = (file.array(f"{one.name}.{name}") for name in ("absmax", "mean_square"))
-    if not one.experts:
-        return {"absmax": absmax, "mean_square": square.astype(np.float64)}
-    count = file.array(f"{one.name}.count").astype(np.float64)
-    weighted = np.where(count[:, None] > 0, square, 0) * count[:, None]
-    return {"absmax": np.nanmax(absmax, axis=0), "mean_square": weighted.sum(0) / max(count.sum(), 1.0)}
 
 
 def _prefix_ids(files: RunFiles, path: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """Rule quantize_sites: what rounding does to the input, the weight and the output of every linear layer."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,21 +11,23 @@ import polars as pl
 import torch
 
 from outlier_features.ablate.super_weights_schema import SUPER_WEIGHTS
-from outlier_features.channels.linear_layers import LinearInput, LinearLayer, Rows, find_linear_inputs
+from outlier_features.channels.linear_layers import LinearInput, LinearLayer, Rows
 from outlier_features.dims.dims_schema import DIMS
 from outlier_features.dims.dims_schema import MASSIVE as MASSIVE_TABLE
+from outlier_features.extract.block_by_block import Batch, BlockByBlock, Listening, place_beside
 from outlier_features.extract.request import Sequences
 from outlier_features.files.missing import require_had
 from outlier_features.files.tables import write_table
-from outlier_features.files.tensorfile import TensorFile
 from outlier_features.model.forward_pass import run_blocks, sees_padding
 from outlier_features.model.loading import Loading
-from outlier_features.model.models import load_model
+from outlier_features.model.models import LoadedModel, load_model
+from outlier_features.model.prefixes import Prefixes
 from outlier_features.model.sites import find_sites
 from outlier_features.model.verify_sites import keep_proven, prove_sites
 from outlier_features.populations import populations_of
 from outlier_features.progress import item_bar
-from outlier_features.quantize.input_errors import InputErrors, KeptRows, SequencePlaces, sequence_places
+from outlier_features.quantize.input_errors import InputErrors, KeptRows, sequence_places
+from outlier_features.quantize.known_inputs import KnownInputs, known_inputs
 from outlier_features.quantize.output_errors import LayerOutputs
 from outlier_features.quantize.quantization_rows import Row, quantization_table, rows_of_layer
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
@@ -76,29 +79,27 @@ def quantize_sites(
     loaded = load_model(Path(model["location"]), **loading)
     blocks = find_sites(loaded)
     keep_proven(blocks, prove_sites(loaded, blocks))
-    found = find_linear_inputs(loaded, blocks)
-    widths = {one.site: one.width for one in found.inputs if one.site}
+    known = known_inputs(loaded, blocks, channels)
+    widths = {one.site: one.width for one in known.inputs if one.site}
     findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds)
     asked = [SCHEMES[name] for name in schemes]
     errors = [
-        _input_errors(one, channels, loaded.device, findings, asked, remedied, -(-output_tokens // len(run.tokens)))
-        for one in found.inputs
-        if one.layer is not None  # the head is left as it is
+        _input_errors(one, known, loaded.device, findings, asked, remedied, -(-output_tokens // len(run.tokens)))
+        for one in known.inputs
     ]
     places = sequence_places(run, massive_places(massive_rows, run.tokens.shape))
     by_input = {one.one: one for one in errors}
-    sequences = Sequences(run.tokens, run.mask)
-    size = 1 if loaded.device.type == "cpu" else batch_size
-    batches = sequences.batches(size, apart=sees_padding(loaded))
-    for rows in item_bar(batches, "quantized inputs", "batch"):
-        at = places[rows]
 
-        def add(one: LinearInput, values: Rows, at: Sequence[SequencePlaces] = at) -> None:
+    def listening(batch: Batch) -> AbstractContextManager[None]:
+        at = places[batch.rows]
+
+        def add(one: LinearInput, values: Rows) -> None:
             if one in by_input:
                 by_input[one].add(values, at)
 
-        with found.listening(add):
-            run_blocks(loaded, *sequences.tensors(rows, loaded.device))
+        return known.listed.listening(add)
+
+    _run(loaded, run, batch_size, listening, place_beside(quantization))
     populations = populations_of(run.parts)
     table: list[Row] = []
     outliers: list[pl.DataFrame] = []
@@ -119,24 +120,44 @@ def quantize_sites(
             "remedied": list(remedied),
             "output_tokens": output_tokens,
             "seeds": seeds,
-            "absent": dict(found.absent),
+            "absent": dict(known.absent),
         }
     }
     write_table(quantization, quantization_table(table), QUANTIZATION, provenance)
     write_table(weight_outliers, pl.concat(outliers), WEIGHT_OUTLIERS, provenance)
 
 
+def _run(loaded: LoadedModel, run: Tokens, batch_size: int, listening: Listening, place: Path) -> None:
+    """Run all sequences, block by block where weights stay on disk, so that these are read once.
+
+    place   where hidden states then lie
+    """
+    sequences = Sequences(run.tokens, run.mask)
+    size = 1 if loaded.device.type == "cpu" else batch_size
+    rows = sequences.batches(size, apart=sees_padding(loaded))
+    batches = [Batch(own, *sequences.tensors(own, loaded.device)) for own in rows]
+    prefixes = Prefixes(loaded)
+    if loaded.placement.kind == "layerwise" and not prefixes.no_steps():
+        passes = BlockByBlock(loaded, prefixes, batches, place, {})
+        passes.remove()  # what a killed job left: the sums of its blocks are lost
+        passes.run({}, {}, lambda name, value, batch: None, None, listening=listening, beside={})
+        passes.remove()
+        return
+    for batch in item_bar(batches, "quantized inputs", "batch"):
+        with listening(batch):
+            run_blocks(loaded, batch.ids, batch.mask)
+
+
 def _input_errors(
     one: LinearInput,
-    channels: TensorFile,
+    known: KnownInputs,
     device: torch.device,
     findings: RunFindings,
     asked: Sequence[Scheme],
     remedied: Sequence[str],
     keep: int,
 ) -> InputErrors:
-    absmax = torch.from_numpy(channels.array(f"{one.name}.absmax").astype(np.float32)).to(device)
-    absmax = absmax.amax(0) if absmax.ndim > 1 else absmax
+    absmax = torch.from_numpy(known.absmax(one)).to(device)
 
     @cache
     def heaviest() -> Tensor:

@@ -29,8 +29,8 @@ class Seen:
     """What a scheme knows of the tensor (n, width) whose rows it rounds.
 
     static    largest abs(x) over the calibration tokens, which are all of the run
-    dynamic   the same over the tokens of the row's sequence: a number for all rows, or (n, 1)
-    kept      0 where the row's sequence has an abs(x) >= 6 in that column, else 1: (1, width) or (n, width)
+    dynamic   the same over the tokens of the row's sequence (and expert): a number for all rows, or (n, 1)
+    kept      0 where one of these tokens has an abs(x) >= 6 in that column, else 1: (1, width) or (n, width)
 
     What no scheme asks for is None.
     """
@@ -46,9 +46,13 @@ class Seen:
 
     @classmethod
     def joined(cls, parts: "Sequence[tuple[Seen, int]]", device: torch.device) -> "Seen":
-        """Of rows of several sequences, so many of each."""
-        largest = [seen.dynamic for seen, n in parts if seen.dynamic is not None for _ in range(n)]
-        dynamic = torch.tensor(largest, device=device)[:, None] if largest else None
+        """Of rows of several sequences or experts, so many of each."""
+        largest = [
+            torch.as_tensor(seen.dynamic, dtype=torch.float32, device=device).expand(n, 1)
+            for seen, n in parts
+            if seen.dynamic is not None
+        ]
+        dynamic = torch.cat(largest) if largest else None
         kept = [seen.kept.expand(n, -1) for seen, n in parts if seen.kept is not None]
         return cls(parts[0][0].static, dynamic, torch.cat(kept) if kept else None)
 
