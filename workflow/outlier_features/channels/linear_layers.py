@@ -126,20 +126,16 @@ class LinearInputs:
     def listening(
         self,
         receive: Callable[[LinearInput, Rows], None],
-        only: Sequence[int] | None = None,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Iterator[None]:
         """While the model runs on (B, T) tokens without its head, hand on each input once it is there.
 
-        only    blocks that are listened to; None: all, and what the head reads
         guard   around all that is done in the model's pass, which may keep what fails there from it
         """
         before: list[Any] = []
         after: list[Any] = []
         experts: dict[nn.Module, list[LinearInput]] = {}
         for one in self.inputs:
-            if only is not None and one.layer not in only:
-                continue
             first = one.layers[0]
             if one.layer is None:
                 after.append((self.body, _guarded(_handing_on(one, receive), guard)))
