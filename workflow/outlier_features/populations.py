@@ -13,7 +13,11 @@ from outlier_features.wording import listing
 
 EXCLUDED, REST, PADDING = 0, 1, 2
 POPULATIONS = {"all": (EXCLUDED, REST), "without_first": (REST,)}
-_TITLES = {"all": "all tokens", "without_first": "without first tokens"}
+_TITLES = {
+    "all": "all tokens",
+    "without_first": "without first tokens",
+    "without_high_norm": "without tokens of a large norm",  # of neurons
+}
 
 
 def position_parts(

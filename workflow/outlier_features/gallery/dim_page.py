@@ -10,6 +10,7 @@ from outlier_features.gallery.gallery_run import GalleryRun
 from outlier_features.gallery.names import Neuron, sequence_name
 from outlier_features.gallery.packed_values import halves
 from outlier_features.origin.origin_findings import lifecycle_sentences
+from outlier_features.populations import POPULATIONS, population_title
 from outlier_features.visible_text import visible
 
 FEEDERS = 30
@@ -33,6 +34,7 @@ def dim_page(run: GalleryRun, dim: int) -> dict[str, Any]:
         "selected": run.selected.filter(dim=dim)
         .select("population", "rule", "sites", "kind", "max_abs", "first_layer", "last_layer", "step_up", "step_down")
         .to_dicts(),
+        "populations": {one: population_title(one) for one in POPULATIONS},
         "curves": [
             {"site": site, "population": population, **one.select("layer", "max_abs").to_dict(as_series=False)}
             for (site, population), one in run.emergence.filter(dim=dim).sort("layer").group_by(

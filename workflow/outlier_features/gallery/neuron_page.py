@@ -15,6 +15,7 @@ from outlier_features.gallery.packed_values import halves
 from outlier_features.gallery.token_pieces import shown_bytes
 from outlier_features.gallery.windows import joined_windows
 from outlier_features.neurons.neurons_schema import NEURON_STATISTICS, NEURONS
+from outlier_features.populations import population_title
 
 SIDES = ("max", "min")
 MUCH = 2  # a page that shows more than one in so many of the values along the text has them all
@@ -104,6 +105,7 @@ def neuron_page(
         "has_page": rows.page is not None,
         "reasons": page["reasons"] or [],
         "around": [None if one is None else str(one) for one in around],
+        "populations": {row["population"]: population_title(row["population"]) for row in rows.statistics},
         "statistics": {row["population"]: {name: row[name] for name in STATISTICS} for row in rows.statistics},
         "histograms": {row["population"]: _histogram(row) for row in rows.statistics if row["tokens"]},
         "limit": limit(rows),

@@ -5,14 +5,14 @@ filling(document.getElementById("content"), async () => {
 
   if (data.selected.length) {
     parts.push(sectionOf("Selected by", tableOf(["Population", "Rule", "Sites", "Kind", "Max |x|", "Layers", "Steps up", "Steps down"],
-      data.selected.map((row) => [row.population, row.rule, row.sites.replaceAll("+", " + "), row.kind, row.max_abs, `${row.first_layer} to ${row.last_layer}`, row.step_up, row.step_down]), "Selected by")));
+      data.selected.map((row) => [data.populations[row.population], row.rule, row.sites.replaceAll("+", " + "), row.kind, row.max_abs, `${row.first_layer} to ${row.last_layer}`, row.step_up, row.step_down]), "Selected by")));
   } else {
     parts.push(element("p", { className: "notice", textContent: "No rule selects this dimension." }));
   }
   if (data.curves.length) {
     const box = element("div");
     const sites = [...new Set(data.curves.map((one) => one.site))].reverse();
-    const draw = (site) => box.replaceChildren(curvesOf(data.curves.filter((one) => one.site === site).map((one) => [one.population, one.layer, one.max_abs]), `Largest |x| on ${site} by layer`));
+    const draw = (site) => box.replaceChildren(curvesOf(data.curves.filter((one) => one.site === site).map((one) => [data.populations[one.population], one.layer, one.max_abs]), `Largest |x| on ${site} by layer`));
     const [chooser, site] = chooserOf("site", "Site", sites.map((one) => [one, one]), draw);
     draw(site);
     parts.push(sectionOf("Over the layers", chooser, box, caption("Largest |x| over the run's positions, on a logarithmic scale.")));

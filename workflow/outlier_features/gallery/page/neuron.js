@@ -74,7 +74,7 @@ filling(document.getElementById("content"), async () => {
     details.append(places.length ? element("ol", { className: "examples" }, ...places.map((place) => example(place))) : element("p", { className: "soft", textContent: "None." }));
   }));
   const showAll = () => {
-    for (const box of legends) box.replaceChildren(values ? legendOf(fullAt(state), strengthOf(state.colours), state.colours === "population" ? `activation; full at the largest of population ${state.population}` : "activation; one scale for all text of this neuron") : "");
+    for (const box of legends) box.replaceChildren(values ? legendOf(fullAt(state), strengthOf(state.colours), state.colours === "population" ? `activation; full at the largest (${data.populations[state.population]})` : "activation; one scale for all text of this neuron") : "");
     showExamples();
     showTypical();
     openTypical();
@@ -83,13 +83,13 @@ filling(document.getElementById("content"), async () => {
       caption(`Deciles, approximate, since the bins alone are kept (each is off by less than ${numberText(drawnOf.width)}): ${drawnOf.deciles.map((one) => numberText(one)).join(", ")}.`)] : [caption("There are no positions.")]));
   };
   statistics.append(tableOf(["Population", ...heads],
-    populations.map((name) => [name, ...numbers.map((number) => data.statistics[name][number])]), "Statistics"));
+    populations.map((name) => [data.populations[name], ...numbers.map((number) => data.statistics[name][number])]), "Statistics"));
 
   const choose = (name) => (value) => {
     state[name] = value;
     showAll();
   };
-  const [population, chosen] = chooserOf("population", "Population", populations.map((name) => [name, name]), choose("population"));
+  const [population, chosen] = chooserOf("population", "Population", populations.map((name) => [name, data.populations[name]]), choose("population"));
   const [side, ofSide] = chooserOf("side", "Side", [["max", "largest"], ["min", "smallest"]], choose("side"));
   const [colours, ofColours] = chooserOf("colours", "Colours", [["linear", "by value"], ["root", "by its square root"], ["population", "by value, full at the population's largest"]], choose("colours"));
   Object.assign(state, { population: chosen, side: ofSide, colours: ofColours });
@@ -105,7 +105,7 @@ filling(document.getElementById("content"), async () => {
     sectionOf("Examples", element("div", { className: "bar sticky" }, population, side, ...(values ? [colours] : [])), legends[0], examples,
       caption("One for each sequence, its largest or smallest activation first; 50 tokens before it and 10 after. The arrow keys go through a text that has the focus.")),
     ...(data.published ? [sectionOf("What was published", tableOf(["Rank", "Published", "Sequence", "Position", "Here", "Sequence", "Position"], data.published.rows, "Published examples"),
-      caption(`The largest activations by ${data.published.source}, beside this run's of population all. There, padding and the first token were counted; here padding never is. A sequence is the same text where the run has one document a sequence, in the corpus's order.`))] : []),
+      caption(`The largest activations by ${data.published.source}, beside this run's over all tokens. There, padding and the first token were counted; here padding never is. A sequence is the same text where the run has one document a sequence, in the corpus's order.`))] : []),
     ...(data.intervals.length ? [sectionOf("Typical examples", caption("Ten equal parts of the range from the smallest to the largest activation, over all positions; up to five examples of each, chosen by a hash."), legends[1], typical)] : []),
     sectionOf("Histogram", histogram),
     ...(data.writes.length ? [sectionOf("Dimensions that it writes", tableOf(["Dim", "Contribution", "Weight"],
