@@ -9,6 +9,7 @@ import yaml
 
 from outlier_features.errors import InputError
 from outlier_features.model_name import step_of
+from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.rules.configured import complete_rules, rules_schema
 from outlier_features.run.catalog import read_catalog, with_catalog
 from outlier_features.run.config import dereferenced, fetched_name, read_schema, resolve_config
@@ -318,3 +319,7 @@ def test_a_name_with_an_at_sign_is_that_of_a_revision():
 )  # fmt: skip
 def test_steps_that_names_tell(revision, step):
     assert step_of(revision) == step
+
+
+def test_the_schemes_that_can_be_asked_for_are_those_that_there_are():
+    assert SCHEMA["$defs"]["scheme"]["enum"] == list(SCHEMES)
