@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from outlier_features.files.missing import ANALYSES
+
 ROOT = Path(__file__).parents[1]
 RUN = "results/smollm2-135m/python-docs"
 BARE = f"""
@@ -38,7 +40,7 @@ def seconds(command: list[str], folder: Path) -> float:
     return time.perf_counter() - start
 
 
-SKIP = ["surface", "norms", "origin", "experts", "attention_maps", "super_weights", "ablation"]
+SKIP = [*ANALYSES]
 WAYS = {
     "tables, follow-ups off": ("tables", {"skip": SKIP}),
     "the same in the passes": ("tables", {"skip": SKIP, "extract": {"keep_activations": False}}),
