@@ -43,7 +43,7 @@ test-slurm: $(VENV)/installed
 
 # What a run exports, read by llm-compressor, compressed-tensors and bitsandbytes, in an environment of their own.
 test-quantizers: $(QUANTIZERS_VENV)/installed
-	$(QUANTIZERS_VENV)/bin/python -m pytest tests/quantizers
+	PYTHONPATH=workflow $(QUANTIZERS_VENV)/bin/python -m pytest tests/quantizers
 
 # Five parts that run beside each other: make -j lint
 lint: lint-code lint-types lint-workflow lint-lock docs-site
