@@ -49,7 +49,8 @@ def _loss(results: Part) -> Drawing:
         "all",
         f"Perplexity on {loss_sample(results)} with input and weight of all linear layers rounded. Dashed: the model "
         "as it is. Bars: 95 % intervals of the change over resampled sequences. Grey: as many random dims left exact "
-        "as are selected, each draw by itself.",
+        "as are selected, each draw by itself. The last bit of a sum decides how a value at a tie is rounded, so on "
+        "another machine small differences are others (docs/definitions.md).",
         min_width=640,
     )
     if not finite or base["perplexity"] is None:
