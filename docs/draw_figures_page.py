@@ -1,4 +1,7 @@
-"""Write docs/figures.md and its pictures from a finished run: python docs/draw_figures_page.py RUN"""
+"""Write docs/figures.md and its pictures from a finished run, one with `quantize.losses: true`:
+
+python docs/draw_figures_page.py RUN
+"""
 
 import sys
 from pathlib import Path

@@ -46,7 +46,7 @@ def _loss(results: Part) -> Drawing:
         "What rounding costs the whole model",
         "what each linear layer of the blocks reads",
         "each scheme, without and with remedies",
-        "all",
+        "predicted tokens of the sample",
         f"Perplexity on {loss_sample(results)} with input and weight of all linear layers rounded. Dashed: the model "
         "as it is. Bars: 95 % intervals of the change over resampled sequences. Grey: as many random dims left exact "
         "as are selected, each draw by itself. The last bit of a sum decides how a value at a tie is rounded, so on "
@@ -115,7 +115,7 @@ def _kept(losses: pl.DataFrame, results: Part) -> Drawing:
         "With some inputs kept in 16 bits",
         "what each linear layer of the blocks reads",
         f"rounded by {scheme}",
-        "all",
+        "predicted tokens of the sample",
         f"Perplexity on {loss_sample(results)} with all linear layers rounded but those that read the first inputs of "
         "an order, which are left as they are: by what each costs alone (kl, nll_change), by signals that are known "
         "without such passes, and by chance. Layers that read the same tensor are kept together. Dashed: the model as "
@@ -177,7 +177,7 @@ def _signals(signals: pl.DataFrame, results: Part) -> Drawing:
         "Which signals foretell what an input costs",
         "what each linear layer of the blocks reads",
         f"rounded by {results['loss_scheme']}",
-        "all",
+        "predicted tokens of the sample",
         "Spearman's rank correlation over the inputs between a signal that is known without passes of a quantized "
         "model and what the input costs when it alone is rounded: the divergence of predictions (kl) and the change "
         "of the loss, which on a small sample is mostly chance.",

@@ -60,7 +60,7 @@ def weight_outliers(outliers: pl.DataFrame) -> Drawing:
         "Outliers of weights, and of what they multiply",
         " + ".join(_sites(points)) or "none",
         "the dimensions that a rule selects are marked",
-        "all; weights are the model's, of no population",
+        "all tokens; weights are the model's, of no population",
         "A point is a dim of a site in a layer. Upward: its largest |x| over the mean of all dims' largest. To the "
         "right: its largest |w| over the mean of all columns', in the linear layer that reads the site where that is "
         "largest. Dashed: the mean. Top left: large activations that small weights meet; bottom right: large weights "
