@@ -28,7 +28,7 @@ def test_the_sentence_is_what_the_tables_hold(told):
     massive = run.tables["massive"].filter(dim=7).sort(pl.col("value").abs())
     largest = massive.row(-1, named=True)
     assert set(massive["token"]) == {0} and massive["sequence"].n_unique() == run.summary["corpus"]["sequences"]
-    start = f"At the first token of every sequence, dimension 7 reaches {number(largest['value'])} in layer "
+    start = f"At the first token of both sequences, dimension 7 reaches as low as {number(largest['value'])} in layer "
     assert words.sentence.startswith(f"{start}{largest['layer']}.")
     rows = run.tables["ablation"]
     zeros = rows.filter(target="dims", dims="7", value="zero").sort("perplexity")
@@ -40,19 +40,19 @@ def test_the_sentence_is_what_the_tables_hold(told):
 
 def test_a_dim_jumps_where_one_layer_makes_half_of_it(told):
     run, words = told()
-    assert "reaches -2,009 in layer 2" in words.sentence  # of which layer 1 made most
+    assert "reaches as low as -2,009 in layer 2" in words.sentence  # of which layer 1 made most
     tables = dict(run.tables)
     life = tables["lifecycle"]
     made_there = pl.when(pl.col("part") == "resid_pre", pl.col("layer") == 2).then(0.0).otherwise(pl.col("value"))
     tables["lifecycle"] = life.with_columns(value=made_there)
-    assert "jumps to -2,009 in layer 2" in first_words(run.summary, tables).sentence
+    assert "jumps to as low as -2,009 in layer 2" in first_words(run.summary, tables).sentence
     del tables["lifecycle"]
-    assert "reaches -2,009 in layer 2" in first_words(run.summary, tables).sentence
+    assert "reaches as low as -2,009 in layer 2" in first_words(run.summary, tables).sentence
 
 
 def test_other_tokens_than_the_first_are_counted(told):
     _, words = told(position=2)
-    assert words.sentence.startswith("At 2 tokens in every sequence, dimension 7")
+    assert words.sentence.startswith("At 2 tokens in both sequences, dimension 7")
 
 
 def test_without_an_ablation_nothing_is_said_of_it(told):
@@ -67,7 +67,7 @@ def test_an_outlier_feature_alone(told):
     row = run.tables["dims"].filter(population="all", rule="dettmers", dim=5).row(0, named=True)
     assert f"at {100 * row['union_mean']:.3g} % of the tokens" in words.sentence
     assert f"in {100 * row['blocks_mean']:.3g} % of the layers" in words.sentence
-    assert words.sentence.startswith("Dimension 5 is an outlier in every sequence: |x| >= 6")
+    assert words.sentence.startswith("Dimension 5 is an outlier in both sequences: |x| >= 6")
 
 
 def test_that_nothing_was_found_is_the_sentence(told):
@@ -106,7 +106,7 @@ def test_readings_that_disagree_are_told(told):
         pairs=pl.when(by_sites).then(0).otherwise(pl.col("pairs"))
     )
     (note,) = first_words(run.summary, tables).notes
-    assert "pass 100 by reading blocks and none by reading sites_share" in note
+    assert "100 pairs of a sequence and a dimension pass" in note and "This page counts by blocks." in note
 
 
 def test_the_picture_is_the_traced_value(told):

@@ -144,7 +144,7 @@ def test_the_sentence_says_whose_errors_and_names_the_control():
         return np.median([left / whole for left, whole in pairs(table, "int8_token", remedy).values()])
 
     best = min(("smooth", "clip", "hadamard", "exact_positions"), key=left_by)
-    words = {"smooth": "smoothing", "clip": "clipping", "hadamard": "Hadamard", "exact_positions": "first and massive"}
+    words = {"smooth": "smoothing", "clip": "clipping", "hadamard": "Hadamard", "exact_positions": "first tokens"}
     assert f"on all of them, {words[best]}" in text
 
 

@@ -188,23 +188,34 @@ def test_the_best_setting_is_marked(quantized):
             assert one.filter("best")["output_error"].to_list()[0] == one["output_error"].min()
 
 
-@pytest.mark.parametrize("most_massive", [False, True])
-def test_a_sample_says_how_sure_it_is(most_massive, tmp_path):
-    """Of what all tokens give, its errors are off by no more than a few of their standard errors."""
-    run = Run(tmp_path, "llama", shape=(6, 64))
-    places = [(n, t) for n in range(6) for t in range(64) if t % 4] if most_massive else [PLACE]
+@pytest.mark.parametrize(("massive_tokens", "output_tokens"), [(1, 48), (14, 12)])
+def test_a_sample_says_how_sure_it_is(massive_tokens, output_tokens, tmp_path):
+    """Of what all tokens give, its errors are off by no more than a few of their standard errors: those of tokens that
+    stay exact, too, of which some are drawn where they are more than are kept for certain."""
+    run = Run(tmp_path, "llama", shape=(6, 128))
+    places = [(n, 9 * t + 1) for n in range(6) for t in range(massive_tokens)]
     whole = Quantized(run, tmp_path / "whole", places=places).rows
-    some = Quantized(run, tmp_path / "some", output_tokens=48, places=places).rows
+    some = Quantized(run, tmp_path / "some", output_tokens=output_tokens, places=places).rows
     key = ["module", "scheme", "remedy", "setting", "quantized", "population"]
     both = some.join(whole, on=key, suffix="_whole", nulls_equal=True)
     assert len(both) == len(whole) == len(some)
-    assert (both["output_tokens"] <= 6 * (4 + 1 + 1) * 8).all()
+    assert (both["output_tokens"] <= (4 + 1 + 1) * output_tokens).all()
     unremedied = both.filter(remedy="none")
     assert unremedied["sqnr_db"].eq_missing(unremedied["sqnr_db_whole"]).all()
     of_many = both.filter(pl.col("module").n_unique().over("remedy") > 1)
     for (remedy,), rows in of_many.group_by("remedy"):
         off = (rows["output_error"] - rows["output_error_whole"]) / rows["output_error_sd"]
         assert off.abs().mean() < 1.5 and off.abs().max() < 8 and off.std() > 0.4, remedy
+
+
+def test_where_most_tokens_are_massive_only_first_ones_stay_exact(tmp_path):
+    run = Run(tmp_path, "llama", shape=(6, 64))
+    places = [(n, t) for n in range(6) for t in range(64) if t % 4]
+    most, none = (Quantized(run, tmp_path / f"{len(of)}", places=of).rows for of in (places, ()))
+    of = {"remedy": "exact_positions"}
+    assert most.filter(**of)["setting"].unique().to_list() == ["first and special: 6 of 384 tokens; massive are 288"]
+    assert none.filter(**of)["setting"].unique().to_list() == ["first, special and massive: 6 of 384 tokens"]
+    assert_frame_equal(most.filter(**of).drop("setting"), none.filter(**of).drop("setting"))
 
 
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])

@@ -18,7 +18,7 @@ _ROW, _LEAST = 24, 96  # pixels of a row, and of all
 _ROUNDED = {BOTH: "input and weight rounded", INPUT: "input alone rounded", WEIGHT: "weight alone rounded"}
 _ALONE = {INPUT: "its input alone", WEIGHT: "its weight alone"}
 _OF_OUTPUTS = (
-    "Colour: ||Q(X) Q(W) - X W|| / ||X W|| of a linear layer, X its input and W its weight, on all first and massive "
+    "Colour: ||Q(X) Q(W) - X W|| / ||X W|| of a linear layer, X its input and W its weight, on first and massive "
     "tokens and a sample of the others; above with both rounded, then with X alone, then with W alone. Rows are kinds "
     "of linear layers, grouped by the site that they read."
 )

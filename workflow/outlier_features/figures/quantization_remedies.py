@@ -18,7 +18,7 @@ from outlier_features.figures.style import (
     label,
     panels,
 )
-from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_RANDOM, NONE
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_POSITIONS, EXACT_RANDOM, NONE
 from outlier_features.populations import over_population
 from outlier_features.quantize.remedy_errors import TOLD, measured, of_outputs, remedy_errors, whole
 from outlier_features.wording import capital, count, listing, number, percent
@@ -42,7 +42,8 @@ def quantization_remedies(quantization: pl.DataFrame, scheme: str, populations: 
         "quantization-remedies",
         "What each remedy leaves",
         " + ".join(errors["site"].drop_nulls().unique(maintain_order=True)) or "none",
-        f"exact dims: {listing(_settings(errors, EXACT_DIMS)) or 'none selected'}",
+        f"exact dims: {listing(_settings(errors, EXACT_DIMS)) or 'none selected'}"
+        + "".join(f"; exact tokens: {which}" for which in _settings(errors, EXACT_POSITIONS)),
         listing(populations),
         f"Left: {formula} of linear layers. Right: that over the same layer's without a remedy, so that each is "
         "compared with itself; left of the dashed line a remedy pays. Marks: the median over the linear layers that it "

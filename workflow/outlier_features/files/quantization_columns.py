@@ -27,8 +27,8 @@ SCHEME: Column = Column("scheme", pl.String, "how values are rounded, see docs/d
 REMEDY: Column = Column(
     "remedy",
     pl.String,
-    "`none`; exact: `exact_dims` (selected), `exact_random` (as many), `exact_positions` (first and massive tokens), "
-    "`exact_super_weight`; changed before the rounding: `smooth`, `hadamard`, `clip`",
+    "`none`; exact: `exact_dims` (selected), `exact_random` (as many), `exact_positions` (first and special tokens, "
+    "and massive ones if few), `exact_super_weight`; changed before the rounding: `smooth`, `hadamard`, `clip`",
 )
 SETTING: Column = Column(
     "setting", pl.String, "of the remedy: alpha, seed, quantile, dims or weights; null where it has none"

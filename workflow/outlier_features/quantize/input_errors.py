@@ -17,10 +17,10 @@ from outlier_features.tokens.tokens import Tokens
 Array = np.ndarray[Any, Any]
 Tensor = torch.Tensor
 PARTS = (EXCLUDED, REST)
-# A token is sought out beside first and massive ones if its largest abs(x) is above so many medians of the tokens'.
+# A token is sought out beside exact ones if its largest abs(x) is above so many medians of the tokens'.
 LARGE = 8.0
-# Of those that are sought out, so many times `keep` of a sequence are kept for certain: where most tokens are massive,
-# they are drawn like others.
+# Of those that are sought out, so many times `keep` of a sequence are kept for certain: where they are many, they are
+# drawn like others.
 MOST_CERTAIN = 4
 
 
@@ -29,12 +29,12 @@ class SequencePlaces:
     """Of the positions of a sequence, (T,).
 
     parts     see `position_parts`
-    massive   bool, where the run found massive activations
+    exact     bool, see `exact_tokens`
     order     in which positions are drawn
     """
 
     parts: Array
-    massive: Array
+    exact: Array
     order: Array
 
 
@@ -44,7 +44,7 @@ class KeptRows:
 
     values    (n, width)
     parts     (n,)
-    exact     bool (n,): first, special and massive tokens
+    exact     bool (n,), see `exact_tokens`
     weight    (n,): how many rows each stands for, 1 where its like are all there
     experts   (n,), of an input of experts the one that reads the row
     seen      by treatment, what its schemes know of each row's sequence, or of its expert's rows there
@@ -79,7 +79,7 @@ class InputErrors:
 
     absmax     largest abs(x) of each channel over the run, (width,)
     keep       rows of a sequence that are drawn, of those that stay exact and of the others each, beside the first and
-               the largest `MOST_CERTAIN` times as many massive and large ones; None: none are kept at all
+               the largest of exact and large ones, `MOST_CERTAIN` times as many; None: none are kept at all
     noise      by (treatment, scheme's name), the sums of (x - Q(x))^2 of each part; of remedies, which are many, on the
                rows that are kept, each for as many as it stands for, unless none are
     signal     by treatment, those of x^2, of what is rounded
@@ -139,7 +139,7 @@ class InputErrors:
     def _add(self, x: Tensor, positions: Array, experts: Tensor | None, place: SequencePlaces) -> None:
         """experts   ascending, of rows that they read; each sees its own alone"""
         parts = place.parts[positions]
-        exact = (parts == EXCLUDED) | place.massive[positions]
+        exact = place.exact[positions]
         on_device = torch.from_numpy(exact).to(x.device)
         for n, part in enumerate(PARTS):
             self.tokens[n] += int((parts == part).sum())
@@ -206,13 +206,13 @@ def of_population(sums: Array, population: str) -> Any:
     return sum(sums[PARTS.index(part)] for part in POPULATIONS[population])
 
 
-def sequence_places(run: Tokens, massive: Array) -> list[SequencePlaces]:
+def sequence_places(run: Tokens, exact: Array) -> list[SequencePlaces]:
     """Of each sequence of a run.
 
-    massive   bool (N, T), where massive activations are
+    exact   bool (N, T), see `exact_tokens`
     """
     length = run.tokens.shape[1]
     return [
         SequencePlaces(parts, found, np.random.default_rng([sequence, length]).permutation(length))
-        for sequence, (parts, found) in enumerate(zip(run.parts, massive, strict=True))
+        for sequence, (parts, found) in enumerate(zip(run.parts, exact, strict=True))
     ]

@@ -10,7 +10,16 @@ import torch
 
 from outlier_features.ablate.variant_passes import mean_scores
 from outlier_features.channels.linear_layers import LinearInput
-from outlier_features.files.quantization_columns import ALPHAS, BOTH, INPUT, NONE, SMOOTH, WEIGHT
+from outlier_features.files.quantization_columns import (
+    ALPHAS,
+    BOTH,
+    EXACT_DIMS,
+    EXACT_SUPER_WEIGHT,
+    INPUT,
+    NONE,
+    SMOOTH,
+    WEIGHT,
+)
 from outlier_features.quantize.loss_schema import QUANTIZATION_LOSS
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses, remedy_of_model
 from outlier_features.quantize.remedies import RunFindings, Treatment, treatments
@@ -67,9 +76,8 @@ def settings_of_remedies(inputs: Sequence[LinearInput], found: RunFindings) -> d
         for treatment in _tried(one, found):
             texts = said.setdefault(remedy_of_model(treatment), {})
             if treatment.setting:
-                texts[
-                    f"{one.site}: {treatment.setting}" if remedy_of_model(treatment)[1] is None else treatment.setting
-                ] = None
+                of_site = treatment.remedy in (EXACT_DIMS, EXACT_SUPER_WEIGHT)
+                texts[f"{one.site}: {treatment.setting}" if of_site else treatment.setting] = None
     return {key: "; ".join(texts) or None for key, texts in said.items()}
 
 

@@ -23,7 +23,7 @@ from outlier_features.quantize.input_errors import InputErrors, sequence_places
 from outlier_features.quantize.quantization_rows import Row, quantization_table, rows_of_input
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.remedies import treatments
-from outlier_features.quantize.run_findings import massive_places, run_findings
+from outlier_features.quantize.run_findings import exact_tokens, run_findings
 from outlier_features.quantize.schemes import SCHEMES
 from outlier_features.scan.site_tensors import SiteTensors
 from outlier_features.tokens.tokens import Tokens
@@ -66,9 +66,10 @@ def quantize_dump(
         raise InputError(f"sites: found none of {', '.join(READ_BY_LAYERS)} in the dump, which linear layers read")
     widths = {site: tensors.dims for site, tensors in sites.items()}
     no_weights = pl.DataFrame(schema=SUPER_WEIGHTS.schema)
-    findings = run_findings(dim_rows, no_weights, provenance["rules"], widths, seeds)
+    exact, said = exact_tokens(run, run.files.rows(massive, MASSIVE_TABLE))
+    findings = run_findings(dim_rows, no_weights, provenance["rules"], widths, seeds, said)
     asked = [SCHEMES[name] for name in schemes]
-    places = sequence_places(run, massive_places(run.files.rows(massive, MASSIVE_TABLE), run.tokens.shape))
+    places = sequence_places(run, exact)
     populations, rows = populations_of(run.parts), list[Row]()
     every = [(site, index) for site, tensors in sites.items() for index in range(len(tensors.layers))]
     for site, index in item_bar(every, "quantized sites", "tensor"):

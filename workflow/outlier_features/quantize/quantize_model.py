@@ -21,7 +21,6 @@ from outlier_features.files.run_files import RunFiles
 from outlier_features.files.tables import write_table
 from outlier_features.model.loading import Loading
 from outlier_features.model.verify_sites import keep_proven, prove_sites
-from outlier_features.populations import EXCLUDED
 from outlier_features.quantize.known_inputs import known_inputs
 from outlier_features.quantize.loss_schema import (
     PREFIX_TRIAL,
@@ -34,7 +33,7 @@ from outlier_features.quantize.loss_variants import Measured, kept_variants, par
 from outlier_features.quantize.prefix_trial import PrefixPasses, try_prefix
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.quantizing_passes import Quantized, QuantizingPasses
-from outlier_features.quantize.run_findings import massive_places, run_findings
+from outlier_features.quantize.run_findings import exact_tokens, run_findings
 from outlier_features.quantize.sensitivity import orders_of, sensitivity, sensitivity_rows, signal_rows
 from outlier_features.tokens.tokens import Tokens
 
@@ -96,13 +95,14 @@ def quantize_model(
     inputs = known.inputs
     channels = {one.name: {"absmax": known.absmax(one), "mean_square": known.mean_square(one)} for one in inputs}
     widths = {one.site: one.width for one in inputs if one.site}
-    findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds)
+    exact, said = exact_tokens(run, massive_rows)
+    findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds, said)
     sample = run.head(sequences, length)
     given: dict[str, Any] = {
         "inputs": inputs,
         "absmax": {one.name: torch.from_numpy(known.absmax(one)) for one in inputs},
         "found": findings,
-        "exact": ((run.parts == EXCLUDED) | massive_places(massive_rows, run.tokens.shape))[:sequences, :length],
+        "exact": exact[:sequences, :length],
     }
     passes = QuantizingPasses(subject, sample, batch_size, **given)
     whole = list(whole_variants(inputs, findings, schemes, remedied))

@@ -32,7 +32,7 @@ from outlier_features.quantize.output_errors import LayerOutputs
 from outlier_features.quantize.quantization_rows import Row, quantization_table, rows_of_layer
 from outlier_features.quantize.quantization_schema import QUANTIZATION, WEIGHT_OUTLIERS
 from outlier_features.quantize.remedies import RunFindings, treatments
-from outlier_features.quantize.run_findings import massive_places, run_findings
+from outlier_features.quantize.run_findings import exact_tokens, run_findings
 from outlier_features.quantize.schemes import SCHEMES, Scheme
 from outlier_features.quantize.weight_outliers import outliers_of_weight
 from outlier_features.tokens.tokens import Tokens
@@ -59,7 +59,7 @@ def quantize_sites(
     **loading: Unpack[Loading],
 ) -> None:
     """Run the sequences once more and write `quantization`: the errors of the inputs of linear layers over all tokens,
-    those of their weights, and of their outputs over `output_tokens` tokens beside all first and massive ones; and
+    those of their weights, and of their outputs over `output_tokens` tokens beside first and massive ones; and
     `weight_outliers`.
 
     channel_stats   the largest abs(x) of each channel, which static scales are made of
@@ -81,13 +81,14 @@ def quantize_sites(
     keep_proven(blocks, prove_sites(loaded, blocks))
     known = known_inputs(loaded, blocks, channels)
     widths = {one.site: one.width for one in known.inputs if one.site}
-    findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds)
+    exact, said = exact_tokens(run, massive_rows)
+    findings = run_findings(dim_rows, weight_rows, provenance["rules"], widths, seeds, said)
     asked = [SCHEMES[name] for name in schemes]
     errors = [
         _input_errors(one, known, loaded.device, findings, asked, remedied, -(-output_tokens // len(run.tokens)))
         for one in known.inputs
     ]
-    places = sequence_places(run, massive_places(massive_rows, run.tokens.shape))
+    places = sequence_places(run, exact)
     by_input = {one.one: one for one in errors}
 
     def listening(batch: Batch) -> AbstractContextManager[None]:

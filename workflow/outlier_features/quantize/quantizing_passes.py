@@ -11,7 +11,7 @@ import torch
 from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.variant_passes import VariantPasses
 from outlier_features.channels.linear_layers import LinearInput
-from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_SUPER_WEIGHT, NONE
+from outlier_features.files.quantization_columns import EXACT_DIMS, EXACT_POSITIONS, EXACT_SUPER_WEIGHT, NONE
 from outlier_features.quantize.divergence import Divergence
 from outlier_features.quantize.fake_quantization import Batch, Rounding, quantizing
 from outlier_features.quantize.loss_schema import QUANTIZATION_LOSS_SEQUENCES
@@ -128,7 +128,8 @@ class QuantizingPasses(VariantPasses[Quantized]):
 
 def remedy_of_model(treatment: Treatment) -> tuple[str, str | None]:
     """Remedy and setting under which inputs are treated together: what is exact is another number of dims at each."""
-    return treatment.remedy, None if treatment.remedy in (EXACT_DIMS, EXACT_SUPER_WEIGHT) else treatment.setting
+    counted = treatment.remedy in (EXACT_DIMS, EXACT_POSITIONS, EXACT_SUPER_WEIGHT)
+    return treatment.remedy, None if counted else treatment.setting
 
 
 def heaviest(one: LinearInput) -> Tensor:

@@ -36,7 +36,7 @@ class Treatment:
 
     exact      bool (width,), columns that are not rounded, nor are their rows of the weight
     weights    by layer's name, the (row, column) of weights that are not rounded
-    positions  first and massive tokens are not rounded
+    positions  tokens are not rounded, see `exact_tokens`
     divisor    (width,), what input channels are divided by, and the weight's multiplied
     rotation   of both
     quantile   of the abs(x) that share a scale, which the scale is made of instead of the largest
@@ -180,11 +180,13 @@ class RunFindings:
     dims          by site, the dims that its rules selected, and the rules' names
     super_weights by layer's name, row and column
     seeds         draws of random dims
+    tokens        which tokens `exact_positions` leaves exact, and how many
     """
 
     dims: Mapping[str, tuple[Sequence[int], str]]
     super_weights: Mapping[str, Sequence[tuple[int, int]]]
     seeds: int
+    tokens: str | None = None
 
 
 def treatments(
@@ -203,7 +205,7 @@ def treatments(
         for seed in range(found.seeds if len(dims) <= len(free) else 0):
             drawn = np.random.default_rng([seed, len(dims)]).choice(free, len(dims), replace=False)
             yield Treatment(EXACT_RANDOM, f"seed {seed}", _columns(one.width, drawn.tolist(), absmax.device))
-    yield Treatment(EXACT_POSITIONS, positions=True)
+    yield Treatment(EXACT_POSITIONS, found.tokens, positions=True)
     if own := {
         layer.name: found.super_weights[layer.name] for layer in one.layers if layer.name in found.super_weights
     }:

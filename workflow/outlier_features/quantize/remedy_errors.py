@@ -25,7 +25,7 @@ TOLD = {
     NONE: "no remedy",
     EXACT_DIMS: "selected dims exact",
     EXACT_RANDOM: "as many random dims exact",
-    EXACT_POSITIONS: "first and massive tokens exact",
+    EXACT_POSITIONS: "first tokens exact",
     EXACT_SUPER_WEIGHT: "super weights exact",
     SMOOTH: f"smoothing, alpha {ALPHAS[0]}",
     SMOOTH_BEST: "smoothing, best alpha",

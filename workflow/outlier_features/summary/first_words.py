@@ -115,16 +115,22 @@ def _found(summary: Part, tables: Tables, first: Lead) -> str:
 def _massive(summary: Part, tables: Tables, first: Lead) -> str:
     row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
     jumps = _jumps(tables.get("lifecycle"), first.dim, row["layer"])
-    return (
-        f"{_at(summary, tables['massive'], first)}, dimension {dim_mark(first.dim)} "
-        f"{'jumps to' if jumps else 'reaches'} {number(row['value'])} in layer {row['layer']}."
-    )
+    verb = "jumps to" if jumps else "reaches"
+    if len(_tokens_of(tables["massive"], first)) > 1:
+        verb += " as low as" if row["value"] < 0 else " as much as"
+    at = _at(summary, tables["massive"], first)
+    return f"{at}, dimension {dim_mark(first.dim)} {verb} {number(row['value'])} in layer {row['layer']}."
+
+
+def _tokens_of(massive: pl.DataFrame, first: Lead) -> pl.DataFrame:
+    """Sequence and token of its massive activations."""
+    rows = massive.filter("massive_all", rule=first.rule.name, dim=first.dim)
+    return rows.select("sequence", "token").unique()
 
 
 def _at(summary: Part, massive: pl.DataFrame, first: Lead) -> str:
-    """At which tokens the dim has massive activations: `At the first token of every sequence`."""
-    rows = massive.filter("massive_all", rule=first.rule.name, dim=first.dim)
-    places = rows.select("sequence", "token").unique()
+    """At which tokens the dim has massive activations: `At the first token of all 16 sequences`."""
+    places = _tokens_of(massive, first)
     sequences, firsts = places["sequence"].n_unique(), len(places.filter(token=0))
     of = _of_sequences(sequences, summary["corpus"]["sequences"])
     if firsts == len(places):
@@ -161,7 +167,7 @@ def _row(summary: Part, first: Lead) -> Part:
 
 def _of_sequences(some_of: int, sequences: int) -> str:
     if some_of == sequences:
-        return "every sequence" if sequences > 1 else "the one sequence"
+        return {1: "the one sequence", 2: "both sequences"}.get(sequences, f"all {sequences:,} sequences")
     return f"{some_of:,} of {count(sequences, 'sequence')}"
 
 
@@ -231,8 +237,8 @@ def _effect_clause(summary: Part, first: Lead) -> str:
     if mean is None or mean["perplexity"] is None or effect.zero["ratio"] < WORSE:
         return f"{text}."
     if abs(mean["ratio"] - 1) <= SAME:
-        return f"{text}, with its mean in its place nothing changes ({in_words(mean['perplexity'])})."
-    return f"{text}, with its mean in its place {_called(mean)} ({in_words(mean['perplexity'])})."
+        return f"{text}, with its mean over the same tokens nothing changes ({in_words(mean['perplexity'])})."
+    return f"{text}, with its mean over the same tokens {_called(mean)} ({in_words(mean['perplexity'])})."
 
 
 def _called(effect: Part) -> str:
@@ -257,6 +263,8 @@ def in_words(value: float) -> str:
 
 
 # What the answer hangs on.
+
+_COUNTED = {"blocks": "one hit tensor makes a layer count", "sites_share": "each tensor counts by itself"}
 
 
 def _fixed_threshold(summary: Part) -> Iterator[str]:
@@ -290,13 +298,11 @@ def _readings(summary: Part, tables: Tables) -> Iterator[str]:
         )
         pairs = {row["layer_reading"]: row["pairs"] for row in rows.iter_rows(named=True)}
         if len(pairs) == len(LAYER_READINGS) and min(pairs.values()) == 0 < max(pairs.values()):
-            told = listing(
-                f"{number(pairs[reading]) if pairs[reading] else 'none'} by reading {reading}"
-                for reading in sorted(pairs, key=lambda reading: -pairs[reading])
-            )
+            some_by, none_by = sorted(LAYER_READINGS, key=lambda reading: -pairs[reading])
             yield (
-                f"By rule {name} the answer hangs on how the share of layers is counted: of its pairs of a sequence "
-                f"and a dimension pass {told}. This page counts by {rule.layer_reading}."
+                f"What rule {name} finds hangs on how layers are counted: {count(pairs[some_by], 'pair')} of a "
+                f"sequence and a dimension pass where {_COUNTED[some_by]} ({some_by}), none where {_COUNTED[none_by]} "
+                f"({none_by}). This page counts by {rule.layer_reading}."
             )
 
 
@@ -312,10 +318,10 @@ def _numbers(summary: Part, tables: Tables, first: Lead | None) -> Iterator[BigN
         row = next(row for row in listed(summary, "all", first.rule.name)["dims"] if row["dim"] == first.dim)
         around = f"{number(row['ratio'])} times the median size in that layer, {number(row['median'])}"
         yield BigNumber(number(row["value"]), Sentence(f"largest value of dimension {dim_mark(first.dim)}"), around)
-        rows = tables["massive"].filter("massive_all", rule=first.rule.name, dim=first.dim)
-        sequences, tokens = rows["sequence"].n_unique(), len(rows.select("sequence", "token").unique())
-        of = f"{sequences:,} of {summary['corpus']['sequences']:,}"
-        yield BigNumber(of, "sequences have it", f"{first.rule.noun}s, at {count(tokens, 'token')}")  # fmt: skip
+        tokens = _tokens_of(tables["massive"], first)
+        of = f"{tokens['sequence'].n_unique():,} of {summary['corpus']['sequences']:,}"
+        has = f"{first.rule.noun}s of dimension {dim_mark(first.dim)}, at {count(len(tokens), 'token')}"
+        yield BigNumber(of, "sequences have it", Sentence(has))
     else:
         value, where, ratio = _largest(summary)
         yield BigNumber(value, "largest value of all", where)
@@ -335,12 +341,14 @@ def _effect_number(summary: Part, first: Lead | None) -> BigNumber:
     effect = _effect(summary, first) if first else None
     loss = summary["loss"]
     if effect and first:
-        whole = f"; {number(loss['perplexity'])} is that of all the text" if loss else ""
-        ratio = effect.zero["ratio"]
+        whole = f"; the unchanged model has {number(loss['perplexity'])} on all the text" if loss else ""
+        ratio, after = effect.zero["ratio"], effect.zero["perplexity"]
+        change = number(effect.base["perplexity"]) + (f" to {in_words(after)}" if after is not None else "")
+        sample = ablation_sample(summary["ablation"])
         return BigNumber(
             "no number" if ratio is None else f"× {in_words(ratio)}",
             Sentence(f"perplexity without dimension {dim_mark(first.dim)}"),
-            f"zero in its place at {effect.where}, over the {ablation_sample(summary['ablation'])}{whole}",
+            f"{change} with zero in its place at {effect.where}, over the {sample}{whole}",
         )
     if loss:
         return BigNumber(number(loss["perplexity"]), "perplexity", f"over {count(loss['tokens'], 'predicted token')}")
