@@ -101,4 +101,5 @@ def _prefix(files: RunFiles, table: Path | None) -> dict[str, Any]:
     if absent is not None:
         return {"prefixed_tokens": None, "texts": None, "absent": absent}
     chosen = rows.filter("chosen").sort("prefix_position")
-    return {"prefixed_tokens": chosen["token_id"].to_list(), "texts": chosen["text"].to_list()}
+    found = {"prefixed_tokens": chosen["token_id"].to_list(), "texts": chosen["text"].to_list()}
+    return found if len(chosen) else {**found, "absent": "behind first positions no token is an outlier token"}

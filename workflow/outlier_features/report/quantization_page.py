@@ -1,7 +1,7 @@
 """What the report's chapter on quantization has beside its figures: linear layers in a table, and files to take."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,7 @@ class FileForQuantizers:
     """A file of a run that some other program reads; `path` is seen from the report's directory.
 
     what   it holds
-    use    the lines that use it, in the directory of the run
+    use    the lines that use it, in the directory of the run; nothing where there is nothing to use
     """
 
     name: str
@@ -101,12 +101,19 @@ def quantization_part(run: Run, directory: Path, report: Path) -> dict[str, Any]
 
 
 def _files(run: Run, directory: Path, report: Path) -> Iterator[FileForQuantizers]:
+    has_loss = run.summary["missing"].get("loss", {}).get("cause") != "model"
     for file in FILES:
         path = directory / FOLDER / file.name
         if path.exists():
-            run.tokens.files.require(_provenance(path), path)
+            facts = _provenance(path)
+            run.tokens.files.require(facts, path)
             beside = quote(str(path.relative_to(report.parent)))
-            yield FileForQuantizers(file.name, file.what, file.use, beside)
+            what, use = file.what, file.use
+            if facts.get("absent"):
+                what, use = f"{what.partition(':')[0]}: none, {facts['absent']}.", ""
+            elif not has_loss:
+                use = use.replace("AutoModelForCausalLM", "AutoModel")
+            yield replace(file, what=what, use=use, path=beside)
 
 
 def _provenance(path: Path) -> Mapping[str, Any]:

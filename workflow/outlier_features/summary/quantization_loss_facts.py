@@ -86,7 +86,8 @@ def loss_sample(results: Part) -> str:
 
 
 def loss_sentence(results: Part) -> str:
-    """Of the first scheme: perplexity, and what remedies take away of its rise, selected dims beside random ones."""
+    """Of the first scheme: perplexity, and what remedies take away of the divergence from the unchanged predictions,
+    selected dims beside random ones. A rise of perplexity is too much one draw of rounding errors for shares of it."""
     effects = results["effects"][1:]
     row = _first(results, effects)
     if row is None:
@@ -103,7 +104,10 @@ def loss_sentence(results: Part) -> str:
     if dims:
         control = f", as many random dims take {_span(draws)} ({count(len(draws), 'draw')})" if draws else ""
         than = "" if counts or not draws else ", so that it does not count"
-        said += f" Leaving the selected dims exact takes away {percent(dims[0])} of the rise{control}{than}."
+        said += (
+            f" Of the divergence from the unchanged predictions, {number(row['kl'])} nats per token, leaving the "
+            f"selected dims exact takes away {percent(dims[0])}{control}{than}."
+        )
     rest = [
         (one, share)
         for one, share in known
@@ -112,7 +116,8 @@ def loss_sentence(results: Part) -> str:
     if not rest:
         return f"{said} Nothing that was tried takes any of it away." if own else said
     best, share = max(rest, key=lambda one: one[1])
-    return f"{said} {capital(remedy_name(best))} takes away most, {percent(share)}."
+    of = "" if dims else " of the divergence from the unchanged predictions"
+    return f"{said} {capital(remedy_name(best))} takes away most{of}, {percent(share)}."
 
 
 def rise(results: Part) -> str:
@@ -128,10 +133,10 @@ def rise(results: Part) -> str:
 
 
 def taken_away(row: Part, without: Part) -> float | None:
-    """The share of the rise of the loss that a remedy takes away; None where either is not finite, or nothing rose."""
-    if row["nll_change"] is None or not without["nll_change"] or without["nll_change"] < 0:
+    """The share of the divergence that a remedy takes away; None where either is not finite."""
+    if row["kl"] is None or not without["kl"]:
         return None
-    return 1 - float(row["nll_change"]) / float(without["nll_change"])
+    return 1 - float(row["kl"]) / float(without["kl"])
 
 
 def _first(results: Part, effects: Sequence[Part]) -> Part | None:
