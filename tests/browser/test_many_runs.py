@@ -1,4 +1,4 @@
-"""A report of twenty runs: its first page says what all found, and data of a run are loaded once it is asked for."""
+"""A report of many runs: its first page says what all found, and data of a run are loaded once it is asked for."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from outlier_features.report.render_report import render_report
 from reading import Reader
 
 ROOT = Path(__file__).parents[2]
-RUNS = [f"model{number}/text" for number in range(20)]
+RUNS = [f"model{number}/text" for number in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_data_of_a_run_are_loaded_once_it_is_shown(browser, results):
     reader.drawn(f"{RUNS[7]}/first-screen")
     reader.page.wait_for_load_state("networkidle")
     assert of_runs(reader) == {RUNS[7]}
-    reader.figure(f"{RUNS[12]}/shares")
-    assert of_runs(reader) == {RUNS[7], RUNS[12]}
+    reader.figure(f"{RUNS[2]}/shares")
+    assert of_runs(reader) == {RUNS[7], RUNS[2]}
     assert reader.complaints == []
     reader.context.close()
 

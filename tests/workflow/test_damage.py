@@ -43,7 +43,7 @@ class Extent:
 
 PLACES = (Path("results"), Path("resources"))
 GALLERY, REPORT = Path("results/gallery"), Path("results/report")
-FEW, GRID = Extent(2, (1,), each=False), Extent(6, (-2, -1, 1, 2), each=True)
+FEW, GRID = Extent(1, (1,), each=False), Extent(6, (-2, -1, 1, 2), each=True)
 
 
 @dataclass(frozen=True)
