@@ -16,6 +16,7 @@ import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.extract_activations import extract_activations
+from outlier_features.extract.proven_sites import not_finite
 from outlier_features.extract.request import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
 from outlier_features.model.loading import Loading
@@ -330,3 +331,12 @@ def test_the_script_passes_the_rules_values_on(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"
     runpy.run_path(str(script), init_globals={"snakemake": rule})
     assert TensorFile(outputs["losses"]).entry("nll").shape == (2, T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_every_value_that_is_not_finite_is_counted(dtype, bad):
+    value = torch.randn(3, 7, 5).to(dtype)
+    assert not_finite(value) == not_finite(value[:0]) == 0
+    value[0, 0, 0] = value[1, 2, 3] = bad
+    assert not_finite(value) == 2
