@@ -126,6 +126,9 @@ MISTAKES = {
     "rules.massive.threshold is 50, below detect.floors.resid_post: 100": {
         "detect__floors__resid_post": 100.0, "rules__massive__threshold": 50.0
     },
+    "quantize.remedied names 'mxfp4', expected schemes that quantize.schemes names: int8_token": {
+        "quantize__schemes": ["int8_token"], "quantize__remedied": ["int8_token", "mxfp4"]
+    },
     "detect.threads is True, expected auto or an integer from 1 to 1024": {"detect__threads": True},
 }  # fmt: skip
 
@@ -323,3 +326,16 @@ def test_steps_that_names_tell(revision, step):
 
 def test_the_schemes_that_can_be_asked_for_are_those_that_there_are():
     assert SCHEMA["$defs"]["scheme"]["enum"] == list(SCHEMES)
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedied"),
+    [
+        ({}, ["int8_token", "int4_group128"]),
+        ({"schemes": ["llm_int8", "int4_group128"]}, ["int4_group128"]),
+        ({"schemes": ["mxfp4"]}, []),
+        ({"schemes": ["mxfp4"], "remedied": ["mxfp4"]}, ["mxfp4"]),
+    ],
+)
+def test_remedies_are_tried_on_schemes_that_are_measured(asked, remedied):
+    assert resolve_config({**SHIPPED, "quantize": asked}, SCHEMA)["quantize"]["remedied"] == remedied

@@ -60,9 +60,8 @@ def foreign_provenance(path: Path) -> Provenance:
         found = Provenance(path, _of_gguf(path) if path.suffix == ".gguf" else _of_yaml(content.decode()))
     except (OSError, ValueError, KeyError, IndexError, StopIteration) as error:
         kind = path.suffix.removeprefix(".").upper()
-        raise DamagedFile(
-            path, f"expected a {kind} file that this workflow wrote, found {type(error).__name__}: {error}"
-        ) from error
+        why = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise DamagedFile(path, f"expected a {kind} file that this workflow wrote, found {why}") from error
     del found[MARK]
     return found
 

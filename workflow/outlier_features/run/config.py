@@ -76,6 +76,7 @@ def resolve_config(config: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     _require_apart(complete)
     _set_rules(complete)
     _set_floors(complete, selected.get("detect", {}).get("floors", {}))
+    _set_remedied(complete["quantize"], selected.get("quantize", {}).get("remedied"))
     _check_chunks(complete)
     return complete
 
@@ -290,6 +291,17 @@ def _require_directory(key: str, path: Path) -> None:
         if not is_directory:
             raise InputError(f"config: {key} is {str(path)!r}, but {place} is a file, expected a directory")
         return
+
+
+def _set_remedied(quantize: dict[str, Any], asked: list[str] | None) -> None:
+    """Remedies are tried on schemes that are measured: of those of the default, if none is asked for, on these."""
+    others = [scheme for scheme in quantize["remedied"] if scheme not in quantize["schemes"]]
+    if asked is not None and others:
+        raise InputError(
+            f"config: quantize.remedied names {others[0]!r}, expected schemes that quantize.schemes names: "
+            f"{', '.join(quantize['schemes'])}"
+        )
+    quantize["remedied"] = [scheme for scheme in quantize["remedied"] if scheme not in others]
 
 
 def _check_chunks(config: Mapping[str, Any]) -> None:
