@@ -130,7 +130,7 @@ def sealed_bytes(path: Path, whole: bytes, flips: int) -> list[int]:
         first, last = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)
     else:
         first, last = 0, len(whole)
-    return [first + (last - 1 - first) * i // (flips - 1) for i in range(flips)]
+    return [first + (last - 1 - first) * (2 * i + 1) // (2 * flips) for i in range(flips)]
 
 
 def place_of_data(path: Path) -> int:
