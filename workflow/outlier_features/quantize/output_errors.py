@@ -126,35 +126,41 @@ class LayerOutputs:
                 yield what, _squares(value * ~exact[:, None] if treatment.positions else value)
 
 
-def relative_error(
-    errors: Array, squares: Array, rows: KeptRows, population: str
-) -> tuple[float | None, float | None, int]:
-    """`||error|| / ||output||` over a population's tokens, its standard error, and the tokens that it is of.
+class SampledOutputs:
+    """A layer's exact outputs over the tokens of a population, and what rounding makes of them.
 
-    errors, squares   squared norms of each row, (n,)
-
-    Of a sequence's tokens that stay exact and of its others as many are drawn, so both sums are estimated (Horvitz and
-    Thompson), and their ratio's error is that of a linear approximation. The standard error is None where all tokens
-    are there, or one was drawn.
+    tokens   that there are
     """
-    inside = np.isin(rows.parts, POPULATIONS[population])
-    weight, own, output = rows.weight[inside], errors[inside], squares[inside]
-    noise, signal = float((weight * own).sum()), float((weight * output).sum())
-    if not signal or not np.isfinite(noise):
-        return None, None, int(inside.sum())
-    ratio = noise / signal
-    variance, of_exact = 0.0, rows.exact.cpu().numpy()[inside]
-    for drawn in ((weight > 1) & ~of_exact, (weight > 1) & of_exact):
-        if (number := int(drawn.sum())) == 1:
-            return float(np.sqrt(ratio)), None, int(inside.sum())
-        if number:
-            every = float(weight[drawn].sum())
-            spread = (own - ratio * output)[drawn].var(ddof=1)
-            variance += every**2 * (1 - number / every) * spread / number / signal**2
-    deviation = None
-    if (weight > 1).any():
-        deviation = float(np.sqrt(variance) / (2 * np.sqrt(ratio))) if ratio else 0.0
-    return float(np.sqrt(ratio)), deviation, int(inside.sum())
+
+    def __init__(self, squares: Array, rows: KeptRows, population: str):
+        """squares   norms of each row's exact output, (n,)"""
+        self._inside = np.flatnonzero(np.isin(rows.parts, POPULATIONS[population]))
+        self.tokens = len(self._inside)
+        self._weight, self._output = rows.weight[self._inside], squares[self._inside]
+        self._signal = float((self._weight * self._output).sum())
+        exact, drawn = rows.exact.cpu().numpy()[self._inside], self._weight > 1
+        self._strata = [np.flatnonzero(own) for own in (drawn & ~exact, drawn & exact) if own.any()]
+
+    def relative_error(self, errors: Array) -> tuple[float | None, float | None]:
+        """`||error|| / ||output||` of rows whose errors have these squared norms, (n,), and its standard error.
+
+        Of a sequence's tokens that stay exact and of its others as many are drawn, so both sums are estimated (Horvitz
+        and Thompson), and their ratio's error is that of a linear approximation. The standard error is None where all
+        tokens are there, or one was drawn.
+        """
+        own = errors[self._inside]
+        noise = float((self._weight * own).sum())
+        if not self._signal or not np.isfinite(noise):
+            return None, None
+        ratio = noise / self._signal
+        if not self._strata or any(len(drawn) == 1 for drawn in self._strata):
+            return float(np.sqrt(ratio)), None
+        variance = 0.0
+        for drawn in self._strata:
+            every, number = float(self._weight[drawn].sum()), len(drawn)
+            spread = (own[drawn] - ratio * self._output[drawn]).var(ddof=1)
+            variance += every**2 * (1 - number / every) * spread / number / self._signal**2
+        return float(np.sqrt(ratio)), float(np.sqrt(variance) / (2 * np.sqrt(ratio))) if ratio else 0.0
 
 
 def _energy(value: Tensor) -> float:

@@ -9,7 +9,7 @@ import polars as pl
 from outlier_features.channels.linear_layers import LinearLayer
 from outlier_features.files.quantization_columns import INPUT, WEIGHT
 from outlier_features.quantize.input_errors import InputErrors, KeptRows, of_population
-from outlier_features.quantize.output_errors import LayerErrors, relative_error
+from outlier_features.quantize.output_errors import LayerErrors, SampledOutputs
 from outlier_features.quantize.quantization_schema import QUANTIZATION
 from outlier_features.quantize.remedies import Treatment
 from outlier_features.quantize.schemes import EXACT_BITS, Scheme
@@ -39,12 +39,14 @@ def rows_of_layer(
     populations: Sequence[str],
 ) -> Iterator[Row]:
     """squares   of the layer's exact outputs, see `LayerOutputs`"""
+    outputs = {population: SampledOutputs(squares, kept, population) for population in populations}
     for one in found:
         treatment, scheme = errors.treatments[one.treatment], one.scheme
         of_weight = _decibels(one.weight_signal, one.weight_noise)
         for quantized, by_row in one.by_row.items():
             for population in populations:
-                error, deviation, number = relative_error(by_row, squares, kept, population)
+                error, deviation = outputs[population].relative_error(by_row)
+                number = outputs[population].tokens
                 of_input = _of_input(errors, one.treatment, scheme, population) if quantized == INPUT else None
                 bits = [
                     _bits_of_input(errors, treatment, scheme, population),
