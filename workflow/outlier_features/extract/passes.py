@@ -39,7 +39,6 @@ from outlier_features.quantized.quantization import Quantization
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
-_NEURONS, _CHANNELS = "neurons", "channels"
 
 
 class Passes:
@@ -115,11 +114,10 @@ class Passes:
         shape = self._chunk.ids.shape
         self.shapes = found.shapes(shape)
         self._loss_shapes = {LOSSES: ("F32", shape)} if self._recorder else {}
-        self._asked = {RANKING: ranking, RECORDED: recording}
         ranks = partial(self._neuron_recorder, found.blocks, ranking, threads) if ranking else None
         records = partial(self._channel_recorder, found.blocks) if recording else None
-        self._neurons = RecordInPasses("neurons", ranks, log)
-        self._channels = RecordInPasses("channels", records, log)
+        self._neurons = RecordInPasses("neurons", ranks, {RANKING: ranking}, log)
+        self._channels = RecordInPasses("channels", records, {RECORDED: recording}, log)
         self._stepwise = self._one_block_at_a_time(kept)
 
     @classmethod
@@ -188,10 +186,9 @@ class Passes:
 
     def write_beside(self, neurons: Path, channels: Path) -> None:
         """Write what was ranked and recorded, once all have run."""
-        recordings = {_NEURONS: (self._neurons, neurons, RANKING), _CHANNELS: (self._channels, channels, RECORDED)}
-        for name, (recording, path, asked) in recordings.items():
-            kept = self._stepwise.kept_beside(name) if self._stepwise else []
-            recording.write(path, self.provenance | {asked: self._asked[asked]}, kept)
+        for recording, path in ((self._neurons, neurons), (self._channels, channels)):
+            kept = self._stepwise.kept_beside(recording.analysis) if self._stepwise else []
+            recording.write(path, self.provenance, kept)
 
     def finish(self) -> None:
         """Remove what was kept of them, once all else is written."""
@@ -257,7 +254,8 @@ class Passes:
             return None
         batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
         own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
-        job = {**self.provenance, "files": self._request.model["files"], **own, **self._asked}
+        asked = {**self._neurons.asked, **self._channels.asked}
+        job = {**self.provenance, "files": self._request.model["files"], **own, **asked}
         return BlockByBlock(loaded, prefixes, batches, kept, job)
 
     def _run_block_by_block(
@@ -287,7 +285,7 @@ class Passes:
             take,
             losses if self._recorder else None,
             listening=listening,
-            beside={_NEURONS: self._neurons.keep, _CHANNELS: self._channels.keep},
+            beside={one.analysis: one.keep for one in (self._neurons, self._channels)},
         )
         for batch, tensors in passes.by_batch():
             for name, values in tensors.items():

@@ -76,12 +76,13 @@ class Recorder(ABC):
 class RecordInPasses:
     """What a chunk's passes hand to a recorder, and the file that comes of it."""
 
-    def __init__(self, analysis: str, make: Callable[[], Recorder] | None, log: Path):
+    def __init__(self, analysis: str, make: Callable[[], Recorder] | None, asked: Mapping[str, Any], log: Path):
         """analysis   that the recording is for, see `files.missing`
         make       the recorder; None: nothing is recorded
+        asked      what was to be recorded, for the provenance
         log        of the job
         """
-        self._analysis, self._log = analysis, log
+        self.analysis, self.asked, self._log = analysis, asked, log
         self._recorder: Recorder | None = None
         self._why: Missing | None = None
         if make:
@@ -112,7 +113,7 @@ class RecordInPasses:
         reasons = [_record(self._missing()), *(file.provenance[MISSING] for file in files)]
         missing = next((one for one in reasons if one), None)
         arrays: dict[str, Array] = {}
-        facts = {**provenance} | ({MISSING: missing} if missing else {})
+        facts = {**provenance, **self.asked} | ({MISSING: missing} if missing else {})
         if recorder and not missing:
             for file in files:
                 recorder.absent |= file.provenance[_ABSENT]
@@ -124,7 +125,7 @@ class RecordInPasses:
 
     def _missing(self) -> Missing | None:
         if self._recorder and self._recorder.failed and not self._why:
-            self._why = why_missing(self._recorder.failed, self._analysis, self._log)
+            self._why = why_missing(self._recorder.failed, self.analysis, self._log)
         return self._why
 
 
