@@ -88,7 +88,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/detection.py
 	$(BIN)/python benchmarks/count.py
 	$(BIN)/python benchmarks/pipeline.py
-	$(BIN)/python benchmarks/ablations.py
+	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/waiting.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/layerwise.py

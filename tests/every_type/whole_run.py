@@ -18,8 +18,9 @@ from absent_reasons import false_reasons
 from block_lists import block_paths
 from outlier_features.files.artifacts import read_json
 from outlier_features.files.tensorfile import TensorFile
+from outlier_features.model.bases import SITES
 from outlier_features.model.models import load_model
-from outlier_features.model.sites import SITES, find_sites
+from outlier_features.model.sites import find_sites
 from outlier_features.tokens.tokens import Tokens
 from rule_jobs import NAME, Job, Plans, inside
 from tiny_tokenizer import save_tokenizer

@@ -19,8 +19,8 @@ from outlier_features.extract.extract_activations import extract_activations
 from outlier_features.extract.proven_sites import not_finite
 from outlier_features.extract.request import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
+from outlier_features.model.bases import SITES
 from outlier_features.model.loading import Loading
-from outlier_features.model.sites import SITES
 from outlier_features.tokens.tokens import tokens_digest
 from quantizers import mxfp4_experts, quantize
 

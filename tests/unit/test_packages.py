@@ -4,11 +4,15 @@ What a table is like, in a module `<name>_schema.py`, is for all that read it: a
 """
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import outlier_features
+from outlier_features.run.stages import STAGES
+from outlier_features.workflow_files import ROOT
 
 PACKAGE = Path(outlier_features.__file__).parent
 FOLDERS = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
@@ -53,3 +57,15 @@ def test_every_module_is_in_a_package_that_says_what_it_is_for():
 def test_the_library_never_imports_snakemake():
     for module in PACKAGE.rglob("*.py"):
         assert not any(name.split(".")[0] == "snakemake" for name in imported(module)), module
+
+
+def test_only_what_runs_a_model_waits_for_torch():
+    rules = {script.stem for script in (ROOT / "scripts").glob("*.py")}
+    heavy = {stage.rule for stage in STAGES.values() if stage.runs_model}
+    heavy |= {"quantize_dump", "export_quantization"}  # rounds what a dump has; reads the configuration of a model
+    modules = [path for path in PACKAGE.glob("*/*.py") if path.stem in rules - heavy]
+    assert {path.stem for path in modules} >= {"render_report", "draw_figures", "detect_outliers"}
+    names = [f"outlier_features.{path.parent.name}.{path.stem}" for path in modules]
+    code = f"import sys, {', '.join(names)}; sys.exit(', '.join({{'torch', 'transformers'}} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.stderr.strip()

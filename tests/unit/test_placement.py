@@ -14,10 +14,11 @@ from outlier_features.ablate.subject import Subject
 from outlier_features.ablate.super_weights import search_super_weights
 from outlier_features.errors import ConfigError
 from outlier_features.extract.losses import loss_recorder
+from outlier_features.model.bases import SITES
 from outlier_features.model.models import LoadedModel
 from outlier_features.model.placement import Machine, bytes_in, device_map, placed
 from outlier_features.model.prefixes import Prefixes
-from outlier_features.model.sites import SITES, find_sites, hooked
+from outlier_features.model.sites import find_sites, hooked
 from outlier_features.model.verify_sites import prove_sites
 from outlier_features.norms.site_gains import site_gains
 

@@ -7,7 +7,8 @@ from torch import nn
 
 import zoo
 from outlier_features.extract.activations import Activations
-from outlier_features.model.sites import SITES, find_sites, hooked
+from outlier_features.model.bases import SITES
+from outlier_features.model.sites import find_sites, hooked
 from outlier_features.norms.site_gains import site_gains
 from outlier_features.tokens.tokens import Tokens
 from test_extract_activations import Run

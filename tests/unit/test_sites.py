@@ -6,8 +6,9 @@ from torch import nn
 
 import zoo
 from outlier_features.errors import InputError
+from outlier_features.model.bases import SITES
 from outlier_features.model.models import LoadedModel, probe_ids
-from outlier_features.model.sites import SITES, find_sites, hooked
+from outlier_features.model.sites import find_sites, hooked
 
 NEURONS = {"mlp_pre", "mlp_act", "mlp_down"}
 MIXER = {"mixer_norm", "mixer_out"}

@@ -7,8 +7,9 @@ import torch
 
 import zoo
 from outlier_features.errors import InputError
+from outlier_features.model.bases import SITES
 from outlier_features.model.models import LoadedModel, probe_ids
-from outlier_features.model.sites import SITES, Site, find_sites, hooked
+from outlier_features.model.sites import Site, find_sites, hooked
 from outlier_features.model.verify_sites import verify_sites
 
 # A site of llama's block 1 put in another place of the same shape.

@@ -15,10 +15,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from outlier_features.experts.moe_layers import expert_neurons
+from outlier_features.model.bases import SITES
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import LoadedModel, holds_experts, probe_ids
 from outlier_features.model.on_demand import require_weights
-from outlier_features.model.sites import SITES, Block, Site, hooked
+from outlier_features.model.sites import Block, Site, hooked
 from outlier_features.model.tensors import first_tensor, same_values
 
 Tensor = torch.Tensor

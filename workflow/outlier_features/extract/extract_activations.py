@@ -35,7 +35,7 @@ def extract_activations(
 
     source       the model's source.json
     tokens       the run's tokens.safetensors: N sequences of T tokens, padded on the right
-    sites        names of `sites.SITES`; one that the model lacks is named in the provenance (`absent`) and on stderr
+    sites        names of `bases.SITES`; one that the model lacks is named in the provenance (`absent`) and on stderr
     batch_size   sequences in a pass on a GPU; a CPU takes one at a time
     sample       how the tokens must have been sampled, as the config says it; any way will do if None
     ranking      how neurons are ranked: sequences in a list (`examples`) and `high_norm` (see `position_classes`);

@@ -12,7 +12,7 @@ import torch
 from outlier_features.errors import InputError
 from outlier_features.files.artifacts import require_equal
 from outlier_features.files.tensorfile import write_tensors
-from outlier_features.model.sites import SITES
+from outlier_features.model.bases import SITES
 from outlier_features.tokens.tokens import Tokens
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +67,7 @@ class Request:
     ) -> "Request":
         """source       the model's source.json
         tokens       the run's tokens.safetensors: N sequences of T tokens, padded on the right
-        sites        names of `sites.SITES`
+        sites        names of `bases.SITES`
         sample       how the tokens must have been sampled, as the config says it; any way will do if None
 
         Raises `InputError` where these are not of one run, or as they must be.

@@ -25,8 +25,7 @@ from outlier_features.figures.style import (
     of_dims,
     panels,
 )
-from outlier_features.model.bases import RESIDUAL, basis_of
-from outlier_features.model.sites import SITES
+from outlier_features.model.bases import RESIDUAL, SITES, basis_of
 from outlier_features.wording import count, number
 
 MOST_POINTS = 4000

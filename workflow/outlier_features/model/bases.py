@@ -1,4 +1,9 @@
-"""Which dims are the same at which sites: each site's last axis is one of a few bases."""
+"""Which sites there are, and which dims are the same at which: each site's last axis is one of a few bases."""
+
+SITES = (
+    "resid_pre", "resid_mid", "resid_post", "attn_norm", "mixer_norm", "mlp_norm", "attn_heads", "attn_out",
+    "mixer_out", "mlp_out", "mlp_pre", "mlp_act", "mlp_down",
+)  # fmt: skip
 
 RESID_POST = "resid_post"
 RESIDUAL, HEADS, NEURONS = "residual", "attn_heads", "mlp"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from outlier_features.errors import InputError
-from outlier_features.model.bases import NO_OTHER_MIXER
+from outlier_features.model.bases import NO_OTHER_MIXER, RESIDUAL_BASIS, SITES
 from outlier_features.model.block_calls import Call, by_token, recorded_blocks
 from outlier_features.model.hooks import hooks
 from outlier_features.model.models import overflow_hint
@@ -26,16 +26,10 @@ from outlier_features.model.stack import BlockCall
 from outlier_features.model.sublayers import Sublayer, sublayers
 from outlier_features.model.tensors import first_tensor, same_values
 
-SITES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_norm", "mixer_norm", "mlp_norm", "attn_heads", "attn_out",
-    "mixer_out", "mlp_out", "mlp_pre", "mlp_act", "mlp_down",
-)  # fmt: skip
 ATTENTION_SITES = ("attn_norm", "attn_heads", "attn_out")
 MIXER_SITES = ("mixer_norm", "mixer_out")
 MLP_SITES = ("mlp_norm", "mlp_out", "mlp_pre", "mlp_act", "mlp_down")
 NEURON_SITES = ("mlp_pre", "mlp_act", "mlp_down")
-RESIDUAL = {"resid_pre", "resid_mid", "resid_post", "attn_norm", "mixer_norm", "mlp_norm", "attn_out", "mixer_out",
-            "mlp_out", "mlp_down"}  # fmt: skip
 
 Key = TypeVar("Key")
 Side = Literal["in", "out"]
@@ -204,7 +198,7 @@ class _Draft:
         where = call.name or "the block"
         if by_token(value, call.shape) is None:
             self.lack(f"{where} has a tensor of shape {_shape(value)} for {_shape(call.shape)} tokens", name)
-        elif name in RESIDUAL and value.shape[-1] != self.whole.output.shape[-1]:
+        elif name in RESIDUAL_BASIS and value.shape[-1] != self.whole.output.shape[-1]:
             width = self.whole.output.shape[-1]
             self.lack(f"{where} is {value.shape[-1]} wide, the residual stream {width}", name)
         else:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from outlier_features.model.bases import SITES
 from outlier_features.model.hooks import hooks
 from outlier_features.model.probed import Probed
-from outlier_features.model.sites import SITES, Block
+from outlier_features.model.sites import Block
 from outlier_features.model.tensors import first_tensor
 
 Tensor = torch.Tensor

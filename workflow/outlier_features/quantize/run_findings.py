@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from outlier_features.model.bases import HEADS, NEURONS, RESIDUAL, basis_of
-from outlier_features.model.sites import SITES
+from outlier_features.model.bases import HEADS, NEURONS, RESIDUAL, SITES, basis_of
 from outlier_features.populations import EXCLUDED, PADDING
 from outlier_features.quantize.remedies import RunFindings
 from outlier_features.rules.kinds import followed
