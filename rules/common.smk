@@ -3,7 +3,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from outlier_features.channels.kept_channels import was_recorded
+from outlier_features.channels.kept_channels import RECORDED
 from outlier_features.code_version import PACKAGE
 from outlier_features.code_version import code_version as version_of
 from outlier_features.code_version import file_hashes
@@ -12,7 +12,9 @@ from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import DumpRange, dump_files, dump_source
 from outlier_features.errors import InputError
 from outlier_features.former_outputs import FormerJob, keep_outputs, put_back
+from outlier_features.extract.loss_schema import SCORED
 from outlier_features.fetch.split_gguf import parts_of
+from outlier_features.files.tensorfile import was_asked
 from outlier_features.model_name import split_name
 from outlier_features.model.memory import (
     minutes_to_read,
@@ -305,7 +307,13 @@ def ranking(wildcards):
 def recording(wildcards):
     """Whether the pass over a chunk records what linear layers read; where none wants it, as an earlier one did."""
     channels = f"{RUN}/channels/{{chunk}}.safetensors".format(**wildcards)
-    return off("channels") is None or was_recorded(Path(channels))
+    return off("channels") is None or was_asked(Path(channels), RECORDED)
+
+
+def scoring(wildcards):
+    """Whether the pass over a chunk computes the losses of tokens; where none wants it, as an earlier one did."""
+    losses = f"{RUN}/losses/{{chunk}}.safetensors".format(**wildcards)
+    return off("loss") is None or was_asked(Path(losses), SCORED)
 
 
 def located_sites(wildcards):

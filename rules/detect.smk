@@ -59,6 +59,7 @@ rule detect_in_passes:
         sample=sample,
         ranking=ranking,
         recording=recording,
+        scoring=scoring,
         floors=FLOORS,
         max_density=CONFIG["detect"]["max_density"],
         counted=counted,

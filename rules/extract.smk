@@ -27,6 +27,7 @@ rule extract_activations:
         sample=sample,
         ranking=ranking,
         recording=recording,
+        scoring=scoring,
         code=code_version("extract_activations"),
     message:
         "Run {wildcards.model} on sequences {wildcards.chunk} of {wildcards.corpus}"

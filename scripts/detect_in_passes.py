@@ -24,6 +24,7 @@ with stage(snakemake.log[0]):
         sample=params.sample,
         ranking=params.ranking,
         recording=params.recording,
+        scoring=params.scoring,
         log=Path(snakemake.log[0]),
         **loading_of(snakemake),
     )

@@ -21,5 +21,6 @@ with stage(snakemake.log[0]):
         sample=params.sample,
         ranking=params.ranking,
         recording=params.recording,
+        scoring=params.scoring,
         log=Path(snakemake.log[0]),
     )

@@ -16,6 +16,7 @@ import zoo
 from outlier_features import __version__
 from outlier_features.errors import InputError
 from outlier_features.extract.extract_activations import extract_activations
+from outlier_features.extract.losses import LossRecorder
 from outlier_features.extract.proven_sites import not_finite
 from outlier_features.extract.request import Sequences
 from outlier_features.files.tensorfile import TensorFile, write_tensors
@@ -196,6 +197,20 @@ def test_an_encoder_has_no_losses(tmp_path):
     assert losses.provenance["causal"] is False
 
 
+@pytest.mark.parametrize("placement", ["one", "layerwise"])
+def test_losses_that_nobody_wants_are_not_computed(tmp_path, monkeypatch, placement):
+    run = Run(tmp_path, "llama")
+    activations, losses = run.extract()
+    assert losses.provenance["losses_recorded"] and "nll" in losses.entries
+    expected = bits(activations)
+    monkeypatch.setattr(LossRecorder, "token_losses", None)  # a call fails
+    activations, losses = run.extract(scoring=False, placement=placement)
+    assert bits(activations) == expected
+    assert "nll" not in losses.entries and losses.provenance["losses_recorded"] is False
+    # That the model has losses is known all the same: ablations measure them.
+    assert losses.provenance["no_loss"] is None and losses.provenance["causal_head"]
+
+
 def test_absent_sites_are_named_and_not_written(tmp_path, capsys):
     run = Run(tmp_path, "gpt_neox")
     activations, _ = run.extract(sites=["resid_mid", "resid_post"])
@@ -216,7 +231,7 @@ def test_both_files_say_where_they_come_from(tmp_path):
     run = Run(tmp_path, "llama")
     activations, losses = run.extract(1, 4)
     found = activations.provenance
-    assert found == losses.provenance
+    assert {**found, "losses_recorded": True} == losses.provenance
     assert len(found.pop("job")) == 32
     assert found == {
         "model": "tiny", "corpus": "words", "corpus_sha256": "0" * 64,
@@ -325,7 +340,9 @@ def test_the_script_passes_the_rules_values_on(tmp_path):
     rule = SimpleNamespace(
         input=SimpleNamespace(source=str(run.source), tokens=str(run.tokens)),
         output=SimpleNamespace(**outputs),
-        params=SimpleNamespace(start=0, stop=2, sample=None, ranking=None, recording=False, loading=loading, **others),
+        params=SimpleNamespace(
+            start=0, stop=2, sample=None, ranking=None, recording=False, scoring=True, loading=loading, **others
+        ),
         log=[str(tmp_path / "log.txt")],
     )
     script = Path(__file__).parents[2] / "scripts" / "extract_activations.py"

@@ -209,6 +209,10 @@ def test_channels_that_nobody_wants_any_more_need_no_new_pass(project):
     assert project.planned(skip=["channels"]).jobs() == following("merge_channels")
 
 
+def test_losses_that_nobody_wants_any_more_need_no_new_pass(project):
+    assert project.planned(skip=["loss"]).jobs() == following("measure_loss")
+
+
 def test_the_inputs_of_all_linear_layers_are_described(project):
     run = project.folder / "results/tiny/text"
     stats, ids = load_file(run / "channel_stats.safetensors"), load_file(run / "tokens.safetensors")["tokens"]

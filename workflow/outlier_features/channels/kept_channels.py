@@ -8,12 +8,10 @@ part of the positions (see `populations`) that it was read at; and of the neuron
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from outlier_features.errors import InputError
 from outlier_features.files.tensorfile import TensorFile
 
 Array = np.ndarray[Any, Any]
@@ -84,11 +82,3 @@ def merged(files: Iterable[TensorFile], name: str, parts: Iterable[int]) -> Kept
     """What the files have of an input at the positions of these parts together; None where none has any."""
     found = [kept for part in parts for file in files if (kept := KeptChannels.read(file, name, part))]
     return reduce(KeptChannels.__add__, found) if found else None
-
-
-def was_recorded(channels: Path) -> bool:
-    """Whether a chunk's passes were to record, by the file that they left; no where there is none."""
-    try:
-        return bool(TensorFile(channels).provenance[RECORDED])
-    except (OSError, InputError):
-        return False

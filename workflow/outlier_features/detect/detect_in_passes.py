@@ -35,6 +35,7 @@ def detect_in_passes(
     sample: Mapping[str, Any] | None = None,
     ranking: Ranking | None = None,
     recording: bool = False,
+    scoring: bool = True,
     log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
@@ -62,6 +63,7 @@ def detect_in_passes(
         log=log or losses,
         ranking=ranking,
         recording=recording,
+        scoring=scoring,
         **loading,
     )
     at_once = max(passes.most_at_once, min(batch_size, first_stop))

@@ -28,6 +28,7 @@ def extract_activations(
     sample: Mapping[str, Any] | None = None,
     ranking: Ranking | None = None,
     recording: bool = False,
+    scoring: bool = True,
     log: Path | None = None,
     **loading: Unpack[Loading],
 ) -> None:
@@ -41,6 +42,7 @@ def extract_activations(
     ranking      how neurons are ranked: sequences in a list (`examples`) and `high_norm` (see `position_classes`);
                  None: they are not
     recording    whether the inputs of linear layers are recorded
+    scoring      whether the losses of tokens are computed
     log          of the job, for whoever looks into why the norms could not be found
 
     A chunk that begins after the last sequence, of a text shorter than the sample, gets files without tensors and costs
@@ -66,6 +68,7 @@ def extract_activations(
         log=log or losses,
         ranking=ranking,
         recording=recording,
+        scoring=scoring,
         **loading,
     )
     gains = {GAIN + site: values for site, values in passes.gains.items()}

@@ -1,9 +1,11 @@
-"""The table that rule measure_loss writes."""
+"""The table that rule measure_loss writes, and what its input says."""
 
 import polars as pl
 
 from outlier_features.files.columns import SEQUENCE
 from outlier_features.files.tables import Column, Table
+
+SCORED = "losses_recorded"  # in a provenance: whether the passes were to compute the losses of tokens
 
 LOSS = Table(
     "loss",

@@ -20,6 +20,7 @@ from outlier_features.channels.record_channels import ChannelRecorder
 from outlier_features.code_version import code_version
 from outlier_features.errors import InputError
 from outlier_features.extract.block_by_block import LOSSES, Batch, BlockByBlock
+from outlier_features.extract.loss_schema import SCORED
 from outlier_features.extract.losses import LossRecorder, loss_recorder
 from outlier_features.extract.proven_sites import ProvenSites, Write, as_stored, not_finite, require_finite
 from outlier_features.extract.request import Request, Sequences
@@ -61,6 +62,7 @@ class Passes:
         log: Path,
         ranking: Ranking | None = None,
         recording: bool = False,
+        scoring: bool = True,
     ):
         """Find and prove the sites of a model.
 
@@ -71,6 +73,7 @@ class Passes:
         log          of the job, for whoever looks into why the norms could not be found
         ranking      how neurons are ranked on the way, see `record_neurons`; None: they are not
         recording    whether the inputs of linear layers are recorded on the way, see `record_channels`
+        scoring      whether the losses of tokens are computed
 
         A site that the model lacks is named in the provenance (`absent`) and on stderr. Raises `InputError` where the
         model cannot be used, or its vocabulary or positions do not fit the tokens.
@@ -86,7 +89,9 @@ class Passes:
             print(f"weights: dequantized from {Quantization.of(quantized)}", file=sys.stderr)
         found = ProvenSites.of(loaded, request.sites, loaded.model_type)
         self._loaded = loaded
-        self._recorder, no_loss = loss_recorder(loaded)
+        recorder, no_loss = loss_recorder(loaded)
+        self._recorder = recorder if scoring else None
+        self._scoring = {SCORED: scoring}
         if no_loss:
             print(f"no loss: {no_loss}", file=sys.stderr)
         self.provenance: dict[str, Any] = request.run.provenance | {
@@ -94,7 +99,7 @@ class Passes:
             "model_revision": request.model["revision"],
             **_facts(loaded),
             "quantized": quantized,
-            "causal_head": self._recorder is not None,
+            "causal_head": recorder is not None,
             "no_loss": no_loss,
             **request.place,
             **found.facts,
@@ -130,6 +135,7 @@ class Passes:
         log: Path,
         ranking: Ranking | None,
         recording: bool,
+        scoring: bool,
         **loading: Unpack[Loading],
     ) -> "Passes":
         """The passes of the model of the request, which is loaded."""
@@ -144,14 +150,16 @@ class Passes:
             log=log,
             ranking=ranking,
             recording=recording,
+            scoring=scoring,
         )
 
     @contextmanager
     def loss_file(self, path: Path) -> Iterator[TensorFileWriter]:
-        """The file of losses, `nll` float32 (n, T) in nats where the model predicts a next token; it gets the norms of
+        """The file of losses, `nll` float32 (n, T) in nats where the model predicts a next token and
+        losses are asked for; it gets the norms of
         the model too, if the run begins here (see `kept_norms`)."""
         shapes = self._loss_shapes | {name: ("F32", values.shape) for name, values in self._norms.items()}
-        with TensorFileWriter(path, shapes, self.provenance | self._norm_facts) as file:
+        with TensorFileWriter(path, shapes, self.provenance | self._norm_facts | self._scoring) as file:
             for name, values in self._norms.items():
                 file.write(name, 0, values)
             yield file
@@ -254,7 +262,7 @@ class Passes:
             return None
         batches = [Batch(rows, *self._chunk.tensors(rows, loaded.device)) for rows in self._batches(self._chunk)]
         own = {"job": None, "code": code_version(Path(__file__)), "batch_size": self._batch_size}
-        asked = {**self._neurons.asked, **self._channels.asked}
+        asked = {**self._neurons.asked, **self._channels.asked, **self._scoring}
         job = {**self.provenance, "files": self._request.model["files"], **own, **asked}
         return BlockByBlock(loaded, prefixes, batches, kept, job)
 

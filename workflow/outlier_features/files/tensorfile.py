@@ -392,3 +392,11 @@ def write_tensors(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]], 
         for name, array in arrays.items():
             if array.size:
                 writer.write(name, 0, array)
+
+
+def was_asked(path: Path, key: str) -> bool:
+    """Whether the passes that left a file were to do what a key of its provenance names; no where there is no file."""
+    try:
+        return bool(TensorFile(path).provenance.get(key))
+    except (OSError, InputError):
+        return False
