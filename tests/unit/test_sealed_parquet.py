@@ -10,7 +10,8 @@ import pytest
 from outlier_features.errors import InputError
 from outlier_features.extract.loss_schema import LOSS
 from outlier_features.files.sealed_parquet import SEAL, metadata_of, open_parquet, sealing, write_parquet
-from outlier_features.files.tables import read_table, write_table
+from outlier_features.files.table_writer import TableWriter
+from outlier_features.files.tables import Column, Table, read_batches, read_table, write_table
 
 FRAME = pl.DataFrame(
     {"sequence": [0, 1, 2], "tokens": [9, 8, 7], "bytes": [30, 20, 10], "nll": [1.5, None, 2.5]}, schema=LOSS.schema
@@ -76,3 +77,22 @@ def test_a_file_of_another_writer_is_refused(tmp_path):
     FRAME.write_parquet(tmp_path / "x")
     with pytest.raises(InputError, match="not one that this workflow wrote"):
         read_table(tmp_path / "x", LOSS)
+
+
+ROWS = Table(
+    "rows", "something", (Column("parts", pl.List(pl.Int64), "a list"), Column("layer", pl.UInt16, "the block"))
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [[], [0], [2, 3], [1, 4, 9], [7]])
+def test_blocks_that_nobody_wants_are_not_read(tmp_path, layers):
+    groups = [[0, 0], [0, 1], [2], [3, 5, 4], [None]]
+    with TableWriter(tmp_path / "rows.parquet", ROWS) as writer:
+        for group in groups:
+            writer.write(pl.DataFrame({"parts": [[1, 2]] * len(group), "layer": group}, schema=ROWS.schema))
+    read = pl.concat(read_batches(tmp_path / "rows.parquet", ROWS, layers))["layer"].to_list()
+    # A group is read as a whole; of one without values nothing is known.
+    expected = [
+        group for group in groups if None in group or any(min(group) <= layer <= max(group) for layer in layers)
+    ]
+    assert read == [layer for group in expected for layer in group]

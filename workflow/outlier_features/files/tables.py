@@ -5,7 +5,7 @@ and meaning. They go into the files' own field metadata and make `docs/tables.md
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -97,15 +97,29 @@ def read_table(path: str | Path, table: Table) -> tuple[pl.DataFrame, Provenance
     return frame, provenance
 
 
-def read_batches(path: str | Path, table: Table) -> Iterator[pl.DataFrame]:
-    """The rows as `read_table` gives them, some at a time, first none: memory does not grow with the table."""
+def read_batches(path: str | Path, table: Table, layers: Collection[int] | None = None) -> Iterator[pl.DataFrame]:
+    """The rows as `read_table` gives them, some at a time, first none: memory does not grow with the table.
+
+    layers   of a table with a column of this name: what has none of these may be left out, and is not read
+    """
     yield pl.DataFrame(schema=table.schema)
     with _reading(path, table), open_parquet(path) as file:
         _checked(file, path, table)
-        for batch in file.iter_batches(_BATCH):
+        groups = [*range(file.num_row_groups)]
+        if layers is not None:
+            column = file.schema.names.index("layer")
+            groups = [n for n in groups if _may_have(file.metadata.row_group(n).column(column).statistics, layers)]
+        for batch in file.iter_batches(_BATCH, row_groups=groups):
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame
+
+
+def _may_have(statistics: pq.Statistics | None, values: Collection[int]) -> bool:
+    """Whether a part of a column may have one of these values, by its smallest and largest."""
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return any(statistics.min <= value <= statistics.max for value in values)
 
 
 def provenance_of(path: str | Path, table: Table) -> Provenance:

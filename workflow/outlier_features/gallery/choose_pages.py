@@ -60,7 +60,7 @@ def ranked_sequences(neurons: Path, pages: pl.DataFrame) -> list[set[int]]:
     """The sequences that the table of ranked neurons has of each row of `pages`, in any population."""
     wanted = pages.select(THE_NEURON).with_row_index("at")
     found: list[set[int]] = [set() for _ in range(len(pages))]
-    for batch in read_batches(neurons, NEURONS):
+    for batch in read_batches(neurons, NEURONS, pages["layer"].unique().to_list()):
         here = batch.join(wanted, on=THE_NEURON, nulls_equal=True).group_by("at").agg("sequence")
         for at, sequences in here.rows():
             found[at].update(sequences)

@@ -69,10 +69,8 @@ class GalleryRun:
 
     def rows_of(self, table: Table, neurons: Collection[Neuron]) -> pl.DataFrame:
         """Of a table, the rows of these neurons."""
-        wanted = keys_of(neurons)
-        return pl.concat(
-            batch.join(wanted, on=THE_NEURON, how="semi", nulls_equal=True) for batch in self._batches(table)
-        )
+        wanted, batches = keys_of(neurons), self._batches(table, {neuron.layer for neuron in neurons})
+        return pl.concat(batch.join(wanted, on=THE_NEURON, how="semi", nulls_equal=True) for batch in batches)
 
     def values_of(self, neurons: Collection[Neuron]) -> Iterator[tuple[Neuron, dict[int, pl.Series]]]:
         """What was recorded of neurons, one after the other in the table's order: values by sequence."""
@@ -85,13 +83,13 @@ class GalleryRun:
             rest = parts[-1][1] if parts else rest
         yield from ((neuron, _by_sequence(frame)) for neuron, frame in by_neuron(rest))
 
-    def _batches(self, table: Table) -> Iterator[pl.DataFrame]:
+    def _batches(self, table: Table, layers: Collection[int] | None = None) -> Iterator[pl.DataFrame]:
         path = self.path(table)
         if not path.exists():
             yield pl.DataFrame(schema=table.schema)
             return
         self.tokens.files.require(provenance_of(path, table), path)
-        yield from read_batches(path, table)
+        yield from read_batches(path, table, layers)
 
     def require_ranking(self) -> None:
         """Raise `InputError` where the run has no ranking of neurons, with why."""
