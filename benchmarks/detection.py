@@ -94,7 +94,9 @@ def count(path: Path, folder: Path) -> None:
 
 @njit(nogil=True)
 def add_to_histogram(raw, histogram):  # type: ignore[no-untyped-def]
-    scan_kernel._add_to_histogram(raw, histogram)
+    for begin in range(0, raw.size, 1 << 12):
+        some = raw[begin : begin + (1 << 12)]
+        scan_kernel._add_to_histogram(some, some, histogram)
 
 
 def histogram_alone(path: Path, folder: Path) -> None:

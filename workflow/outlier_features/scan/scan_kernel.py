@@ -11,8 +11,10 @@ that fill numba's cache at once inline differently), on every CPU, in every vers
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from outlier_features.populations import REST
 
@@ -169,26 +171,52 @@ def as_float32_overload(raw, kind, scratch):
     return widen
 
 
-def _add_to_histogram(raw, histogram):
+@intrinsic
+def _fetch(context, array, index):
+    """Have the processor read the cache line of array[index], which may lie past the end, while it does other work."""
+
+    def generate(target, builder, signature, arguments):
+        own = target.make_array(signature.args[0])(target, builder, arguments[0])
+        element = cgutils.get_item_pointer(target, builder, signature.args[0], own, [arguments[1]], wraparound=False)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        of = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, of, "llvm.prefetch.p0i8")
+        read, nearest, data = (ir.Constant(number, n) for n in (0, 3, 1))
+        builder.call(prefetch, [builder.bitcast(element, byte), read, nearest, data])
+        return target.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+def _add_to_histogram(raw, following, histogram):
     raise NotImplementedError
 
 
 @overload(_add_to_histogram, inline="always")
-def _add_to_histogram_overload(raw, histogram):
+def _add_to_histogram_overload(raw, following, histogram):
+    """Increments wait for one another, not for memory: meanwhile as much of `following` comes into the cache."""
     if raw.dtype == types.uint32:
 
-        def by_top_bits(raw, histogram):
+        def by_top_bits(raw, following, histogram):
             pairs = raw[: raw.size // 2 * 2].view(np.uint64)  # two values a load
-            for i in range(pairs.size):
-                histogram[(pairs[i] >> np.uint64(16)) & np.uint64(0xFFFF)] += np.uint32(1)
-                histogram[pairs[i] >> np.uint64(48)] += np.uint32(1)
-            if raw.size % 2:
-                histogram[raw[raw.size - 1] >> np.uint32(16)] += np.uint32(1)
+            whole = pairs.size // 8 * 8  # that many to a cache line
+            for begin in range(0, whole, 8):
+                _fetch(following, 2 * begin)
+                for i in range(begin, begin + 8):
+                    histogram[(pairs[i] >> np.uint64(16)) & np.uint64(0xFFFF)] += np.uint32(1)
+                    histogram[pairs[i] >> np.uint64(48)] += np.uint32(1)
+            for i in range(2 * whole, raw.size):
+                histogram[raw[i] >> np.uint32(16)] += np.uint32(1)
 
         return by_top_bits
 
-    def by_bits(raw, histogram):
-        for i in range(raw.size):
+    def by_bits(raw, following, histogram):
+        whole = raw.size // 32 * 32
+        for begin in range(0, whole, 32):
+            _fetch(following, begin)
+            for i in range(begin, begin + 32):
+                histogram[raw[i]] += np.uint32(1)
+        for i in range(whole, raw.size):
             histogram[raw[i]] += np.uint32(1)
 
     return by_bits
@@ -657,7 +685,9 @@ def scan_layer(
                     hits_of[b] += count - count_before + hits
                     count = count_before
                 if histogram:
-                    _add_to_histogram(bits, layers.histogram[layer, part])
+                    last = t + rows == runs[run_starts[b + 1] - 1, 1]
+                    begin = places[min(b + 1, places.size - 1)] if last else base + (t + rows) * dims
+                    _add_to_histogram(bits, raw[begin:], layers.histogram[layer, part])
                 if profile:
                     of_rows, kurtosis = at[b, part, t : t + rows], layers.kurtosis[layer, part]
                     absolute, square = _describe_rows(x, rows, dims, kurtosis, of_rows, scratch.totals, scratch.lanes)
