@@ -289,6 +289,15 @@ def test_a_table_is_sorted_and_searched(reader, results):
     assert meaning == "largest abs(x) among the hits (activation)"
 
 
+def test_a_choice_that_comes_just_after_a_link_does_not_undo_it(reader):
+    """As that of a search does, which waits until its reader has written."""
+    reader.visit("tiny/text/tables/dims")
+    reader.page.evaluate("() => { location.hash = 'tiny/text/ablation'; state.set('chosen', 'late'); }")
+    reader.page.wait_for_function("document.getElementById('tiny/text/ablation').checkVisibility()")
+    assert reader.page.evaluate("location.hash") == "#tiny/text/ablation?chosen=late"
+    reader.page.evaluate("state.set('chosen', null)")
+
+
 def test_short_tables_are_sorted_by_their_headers(reader):
     reader.visit("tiny/text/ablation")
     table = reader.by_id("tiny/text/ablation").locator("table.sortable")

@@ -4,6 +4,7 @@ const state = (() => {
   const listeners = new Map();
   let place = "";
   let chosen = new Map();
+  let known = ""; // the address as it was last read or written
 
   const parsed = () => {
     const [name, choices] = location.hash.slice(1).split(/\?(.*)/s);
@@ -22,6 +23,7 @@ const state = (() => {
   };
   const write = () => {
     if (location.hash !== hash()) history.replaceState(history.state, "", hash() || location.pathname);
+    known = location.hash;
   };
   const tell = (keys) => {
     for (const key of keys) for (const listener of listeners.get(key) ?? []) listener(get(key));
@@ -29,6 +31,7 @@ const state = (() => {
   const get = (key) => (key === "place" ? place : chosen.get(key) ?? null);
   // With null there is no choice any more.
   const set = (key, value) => {
+    follow(); // a link was followed just now, of which the browser is yet to tell
     if (get(key) === value) return;
     if (value === null) chosen.delete(key);
     else chosen.set(key, value);
@@ -46,7 +49,10 @@ const state = (() => {
     const keys = new Set([...before.keys(), ...chosen.keys()]);
     return [...keys].filter((key) => before.get(key) !== chosen.get(key));
   };
-  addEventListener("hashchange", () => tell([...take(), "place"]));
+  const follow = () => {
+    if (location.hash !== known) tell([...take(), "place"]);
+  };
+  addEventListener("hashchange", follow);
   take();
   return { get, set, on, hash };
 })();
