@@ -49,6 +49,8 @@ DENSITY = 0.02
 MULTIPLY_ADD = 0.015e-9  # s in bfloat16, dense 0.014 to 0.015, experts 0.015; float32 0.024 to 0.033
 DETECTION = 8.3e-9  # s a value, the larger of 6.0 and 8.3, with medians and hits against both RMS, all written
 RANKING = 2.5e-9  # s a neuron's value
+ROUNDED_INPUT = 19e-9  # s a value that a linear layer reads, by ten schemes; float32, 2026-11-30
+ROUNDED_WEIGHT = 184e-9  # s a weight of a linear layer, by ten schemes, with every remedy on two
 START = 6.5  # s of a job that runs a model, until it loads it
 PLANNED = 3.8e-3  # s a job of a dry run, of 21 jobs and of 2,017
 # Assumed.
@@ -61,6 +63,7 @@ FOLLOW_UPS = {
     "map_attention": 17 * 64 / (SEQUENCES * TOKENS),  # sequences, those kept again, positions
     "trace_origin": 1 + 3 * 2 / SEQUENCES,  # all sequences where no dim is massive; two passes a dim on its sequence
     "record_examples": 1.0,  # all sequences: of more neurons than a gigabyte holds, some in passes of their own
+    "quantize_sites": 1.0,
 }
 EXAMPLES = min(20, SEQUENCES)  # neurons.examples, one a sequence
 RANK_EXPERTS = 1.0  # experts.sequences
@@ -73,6 +76,7 @@ READS = {
     "ablate_dims": 100,  # at most: counted of its two analyses, each with a load of its own
     "trace_origin": 12,
     "record_examples": 14 + SEQUENCES,
+    "quantize_sites": 13,
     "rank_experts": 14 + SEQUENCES,
 }
 
@@ -167,6 +171,17 @@ class Model:
         heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         scores = 2 * TOKENS * config.num_attention_heads * heads * attention
         return float(SEQUENCES * TOKENS * (self.active - looked_up + scores))
+
+    @property
+    def rounding(self) -> float:
+        """Seconds of a core that rounds what linear layers of blocks read, and their weights."""
+        config = self.config
+        heads = config.num_attention_heads * (
+            getattr(config, "head_dim", None) or self.width // config.num_attention_heads
+        )
+        readers = 1 + (config.num_experts_per_tok if self.has_experts else 1)  # of the stream: attention, and MLPs
+        read = SEQUENCES * TOKENS * self.blocks * (readers * self.width + heads) + self.ranked
+        return read * ROUNDED_INPUT + self._count(lambda name: ".layers." in name) * ROUNDED_WEIGHT
 
     @property
     def weights(self) -> float:
@@ -299,6 +314,7 @@ class Run:
             "passes": self.model.passes * self.model.multiply_adds / self.machine.second,
             "detection": self.model.values * DETECTION / self.machine.cores,
             "ranking": self.model.ranked * RANKING / self.machine.cores,
+            "rounding": 0.0 if self.machine.gpus else self.model.rounding / self.machine.cores,
             "activations": moved * self.model.activations / DISK,
         }
 
@@ -359,7 +375,7 @@ def parts_table() -> str:
     for name, machine in MACHINES.items():
         runs = [Run(model, machine) for model in MODELS]
         parts = [sum(run.parts[part] for run in runs) / 3600 for part in runs[0].parts]
-        rows.append((name, *map(_hours, parts), _hours(sum(parts))))
+        rows.append((name, *(_hours(part) if part else "-" for part in parts), _hours(sum(parts))))
     return _table(("all twelve in turn, h", *runs[0].parts, "together"), rows)
 
 
@@ -391,7 +407,7 @@ def limits_table() -> str:
         "a pass on one GPU, days",
         "detection on 16 cores, days",
         "ranking neurons on 16 cores, days",
-        "a load by each of five jobs, days",
+        "a load by each of six jobs, days",
         "jobs, of 16 sequences a chunk",
         "planning them, min",
     )

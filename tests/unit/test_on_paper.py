@@ -64,10 +64,14 @@ def test_an_hour_is_what_its_parts_take():
     run = on_paper.Run(MODELS["Qwen3-8B"], on_paper.ONE)
     model = run.model
     seconds = (
-        5 * (model.weights / 3e9 + 6.5)
+        6 * (model.weights / 3e9 + 6.5)
         + model.passes * model.multiply_adds * 2 / (0.2 * 312e12)
         + model.values * 8.3e-9 / 16
         + 36 * 12288 * 32768 * 2.5e-9 / 16
         + 2 * model.activations / 3e9
     )
     assert run.hours == pytest.approx(seconds / 3600)
+    of_a_cpu = on_paper.Run(MODELS["Qwen3-0.6B"], on_paper.CPU)
+    read, weights = 28 * (2 * 1024 + 16 * 128 + 3072), 28 * (1024 * (2 * 16 + 2 * 8) * 128 + 3 * 1024 * 3072)
+    rounding = (32768 * read * 19e-9 + weights * 184e-9) / 8
+    assert of_a_cpu.parts["rounding"] == pytest.approx(rounding, rel=1e-3)  # weights of norms are among them
