@@ -11,10 +11,10 @@ from outlier_features.cores import wait_without_spinning
 from outlier_features.dump.dumps import CORPUS as DUMP
 from outlier_features.dump.dumps import DumpRange, dump_files, dump_source
 from outlier_features.errors import InputError
-from outlier_features.former_outputs import FormerJob, keep_outputs, put_back
 from outlier_features.extract.loss_schema import SCORED
 from outlier_features.fetch.split_gguf import parts_of
 from outlier_features.files.tensorfile import was_asked
+from outlier_features.former_outputs import FormerJob, keep_outputs, put_back
 from outlier_features.model_name import split_name
 from outlier_features.model.memory import (
     minutes_to_read,
