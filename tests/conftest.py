@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-# Several processes share the cores, tests and the jobs that they start: threads that wait must not spin, and a test's own
-# small products are quicker with one. Jobs say themselves how many they use.
+# Several processes share the cores, tests and the jobs that they start: threads that wait must not spin, and the small
+# products of a test are quicker with one. Jobs say themselves how many they use.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -155,8 +155,8 @@ class Passes:
 
     @contextmanager
     def loss_file(self, path: Path) -> Iterator[TensorFileWriter]:
-        """The file of losses, `nll` float32 (n, T) in nats where the model predicts a next token and they are asked for;
-        it gets the norms of the model too, if the run begins here (see `kept_norms`)."""
+        """The file of losses, `nll` float32 (n, T) in nats where asked for and the model predicts a next token; it
+        gets the norms of the model too, if the run begins here (see `kept_norms`)."""
         shapes = self._loss_shapes | {name: ("F32", values.shape) for name, values in self._norms.items()}
         with TensorFileWriter(path, shapes, self.provenance | self._norm_facts | self._scoring) as file:
             for name, values in self._norms.items():
