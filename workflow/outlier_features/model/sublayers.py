@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from outlier_features.model.activation import configured_activation
+from outlier_features.model.activation import activation_of
 from outlier_features.model.block_calls import Call, is_linear, multiplies
 from outlier_features.model.models import holds_experts
 from outlier_features.model.tensors import same_values
@@ -133,7 +133,7 @@ def _hands_on(before: Sublayer, after: Sublayer, inner: list[Call], config: Any)
         return True
     if any(call.plain and same_values(call.input, written) and same_values(call.output, read) for call in inner):
         return True
-    function = configured_activation(config)
+    function = activation_of(config)
     if function is None or written.numel() != read.numel():
         return False
     return torch.allclose(function(written).reshape(-1), read.reshape(-1), rtol=1e-3, atol=1e-6)

@@ -428,7 +428,7 @@ def _neurons(loaded: Probed, block: Block, tensors: Tensors) -> Iterator[Identit
 
 
 def _activation(loaded: Probed, block: Block, tensors: Tensors) -> Iterator[Identity]:
-    function = activation_of(block, loaded.config)
+    function = activation_of(loaded.config, block.activation)
     if "mlp_pre" not in block.sites or function is None:
         return
     flat = {name: seen.flat for name, seen in tensors.items()}
@@ -436,7 +436,7 @@ def _activation(loaded: Probed, block: Block, tensors: Tensors) -> Iterator[Iden
     activated = function(pre)
     sites = ("mlp_pre",)
     tried = [Identity("mlp_act == act(mlp_pre)", sites, neurons, activated)]
-    for up in possible_ups(block, flat, activated.shape[-1]):
+    for up in possible_ups(len(block.mlp_linears), flat, activated.shape[-1]):
         tried.append(Identity("mlp_act == act(mlp_pre) * up", sites, neurons, activated * up))
     yield _best(tried)
 

@@ -71,14 +71,14 @@ def _last(chain: Sequence[Checkpoint]) -> str | None:
 
 def _factors(block: Block, tensors: Mapping[str, torch.Tensor], config: Any, source: str) -> Iterator[Checkpoint]:
     """`act_gate` and `mlp_up` where their product is `mlp_act`, else nothing."""
-    function = activation_of(block, config)
+    function = activation_of(config, block.activation)
     if function is None or not tensors.keys() >= {"mlp_pre", "mlp_act"}:
         return
     with torch.inference_mode():
         gate, neurons = function(tensors["mlp_pre"]), tensors["mlp_act"]
     if gate.shape != neurons.shape or _equal(gate, neurons):
         return
-    for up in possible_ups(block, tensors, gate.shape[-1]):
+    for up in possible_ups(len(block.mlp_linears), tensors, gate.shape[-1]):
         if _equal(gate * up, neurons):
             yield Checkpoint("act_gate", _array(gate), "mlp_pre")
             yield Checkpoint("mlp_up", _array(up), source)
