@@ -18,6 +18,17 @@ def test_page_has_the_tables_as_they_are_computed():
     assert on_paper.with_tables(page) == page, "run `make docs`"
 
 
+@pytest.mark.parametrize(
+    ("model", "machine", "said"),
+    [("Qwen3-8B", "ONE", "one GPU of 80 GB"), ("GPT-OSS-120B", "EIGHT", "four GPUs of 80 GB")],
+)
+def test_the_readme_says_the_same(model, machine, said):
+    run = on_paper.Run(MODELS[model], getattr(on_paper, machine))
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [one for one in lines if one.startswith(f"| {model}, bfloat16")]
+    assert said in line and f"{run.memory / 1e9:.0f} GB of weights" in line and f"{run.hours:.2f} hours" in line
+
+
 def test_models_are_those_of_the_published_sweep_and_of_their_size():
     totals: dict[str, float] = {}
     for name in ("moe_sweep", "qwen3_dense"):
