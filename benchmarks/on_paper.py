@@ -118,6 +118,12 @@ class Model:
         return int(self.config.hidden_size)
 
     @property
+    def heads(self) -> int:
+        """Width of all heads of a block together."""
+        width = getattr(self.config, "head_dim", None) or self.width // self.config.num_attention_heads
+        return int(self.config.num_attention_heads * width)
+
+    @property
     def has_experts(self) -> bool:
         return self.experts > 0
 
@@ -168,19 +174,15 @@ class Model:
         looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
         mixers = getattr(config, "layer_types", None) or ["full_attention"] * self.blocks
         attention = sum(kind != "linear_attention" for kind in mixers)
-        heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        scores = 2 * TOKENS * config.num_attention_heads * heads * attention
+        scores = 2 * TOKENS * self.heads * attention
         return float(SEQUENCES * TOKENS * (self.active - looked_up + scores))
 
     @property
     def rounding(self) -> float:
         """Seconds of a core that rounds what linear layers of blocks read, and their weights."""
         config = self.config
-        heads = config.num_attention_heads * (
-            getattr(config, "head_dim", None) or self.width // config.num_attention_heads
-        )
         readers = 1 + (config.num_experts_per_tok if self.has_experts else 1)  # of the stream: attention, and MLPs
-        read = SEQUENCES * TOKENS * self.blocks * (readers * self.width + heads) + self.ranked
+        read = SEQUENCES * TOKENS * self.blocks * (readers * self.width + self.heads) + self.ranked
         return read * ROUNDED_INPUT + self._count(lambda name: ".layers." in name) * ROUNDED_WEIGHT
 
     @property
